@@ -1,0 +1,217 @@
+"""From the command line to a frozen dataclass: `--config FILE.yaml`, dotted overrides, `--help` from the docs.
+
+What a user got wrong is said in one line that names the key, the value and what is allowed, with exit code 2, before
+anything heavy is loaded. `DALLE_DEBUG=1` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+
+def parse(cls: type, prog: str, argv: list[str] | None = None, positional: str | None = None):
+    """The command's settings as an instance of `cls`.
+
+    Args:
+        cls: a dataclass of `dalle.config`
+        prog: the command's name
+        argv: arguments; null means those of the process
+        positional: name of a field that may be given without its `--name`
+
+    Raises:
+        ValueError: one line that says what is wrong
+    """
+    argv = _normalise(cls, list(sys.argv[1:] if argv is None else argv), positional)
+    first_line = (cls.__doc__ or "").strip().splitlines()[0]
+    usage = f"{prog} [--config FILE.yaml] [--key value ...]" + (f" {positional.upper()}" if positional else "")
+    parser = ArgumentParser(prog=prog, description=first_line, usage=usage, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file; options after it on the line override it")
+    parser.add_class_arguments(cls)
+    for path in _config_files(argv):
+        _check_keys(cls, _read_yaml(path), where=f"{path}: ")
+    try:
+        namespace = parser.parse_args(argv)
+    except (ArgumentError, TypeError) as error:
+        raise ValueError(_one_line(cls, str(error))) from None
+    values = parser.instantiate(namespace)
+    return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
+
+
+def parse_model(cls: type, values: dict, where: str):
+    """One section of a configuration, already read, as an instance of its dataclass. Raises ValueError in one line."""
+    _check_keys(cls, values, f"{where}: ")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls)
+    try:
+        instance = parser.instantiate(parser.parse_object(values))
+    except (ArgumentError, TypeError) as error:
+        raise ValueError(f"{where}: {_one_line(cls, str(error))}") from None
+    return cls(**{field.name: instance[field.name] for field in dataclasses.fields(cls)})
+
+
+def run(main: Callable[[], None], prog: str) -> None:
+    """Run a command: user errors become one line and exit code 2, Ctrl-C exit code 130."""
+    try:
+        main()
+    except ValueError as error:
+        if os.environ.get("DALLE_DEBUG"):
+            raise
+        rank = os.environ.get("RANK", "0")
+        who = prog if os.environ.get("WORLD_SIZE", "1") == "1" else f"{prog} (rank {rank})"
+        print(f"{who}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def to_yaml(settings) -> str:
+    """The full resolved configuration as YAML, which `--config` reads back."""
+    return yaml.safe_dump(_plain(dataclasses.asdict(settings)), sort_keys=False)
+
+
+def check_output(folder: str | Path, fresh: bool = False) -> Path:
+    """Make the output folder and see that it can be written to.
+
+    Args:
+        folder: the output folder
+        fresh: refuse a folder that already holds a trained model or checkpoints
+    """
+    folder = Path(folder)
+    if fresh and ((folder / "model.safetensors").exists() or any((folder / "checkpoints").glob("step-*"))):
+        raise ValueError(f"{folder} already holds a run: continue it with --resume, or name another --output")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"output {folder} is not writable: {error.strerror}") from None
+    return folder
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _normalise(cls: type, argv: list[str], positional: str | None) -> list[str]:
+    """Flags without a value get `true`, dashes in names become underscores, the launcher's --local_rank goes, and a bare
+    argument gets its name."""
+    flags = {name for name, kind in _keys(cls).items() if kind is bool}
+    result: list[str] = []
+    i = 0
+    while i < len(argv):
+        token = argv[i]
+        name, equals, value = token[2:].partition("=")
+        name = name.replace("-", "_")
+        following = argv[i + 1] if i + 1 < len(argv) else None
+        if not token.startswith("--"):
+            result += [f"--{positional}", token] if positional else [token]
+        elif name == "local_rank":
+            i += 0 if equals else 1
+        elif name in flags and not equals and following not in ("true", "false"):
+            result += [f"--{name}", "true"]
+        elif equals or following is None or name == "help":
+            result.append(f"--{name}{equals}{value}")
+        else:
+            result += [f"--{name}", following]
+            i += 1
+        i += 1
+    return result
+
+
+def _config_files(argv: list[str]) -> list[str]:
+    return [argv[i + 1] for i, token in enumerate(argv[:-1]) if token == "--config"]
+
+
+def _read_yaml(path: str) -> dict:
+    if not Path(path).is_file():
+        raise ValueError(f"config: no such file: {path}")
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is not a mapping of keys to values")
+    return values
+
+
+def _keys(cls: type, prefix: str = "") -> dict[str, type]:
+    """All dotted keys with their types."""
+    found: dict[str, type] = {}
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        name = prefix + field.name
+        found[name] = hints[field.name]
+        if dataclasses.is_dataclass(hints[field.name]):
+            found.update(_keys(hints[field.name], name + "."))
+    return found
+
+
+def _check_keys(cls: type, values: dict, where: str, prefix: str = "") -> None:
+    keys = _keys(cls)
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if name not in keys:
+            raise ValueError(f"{where}{_unknown(cls, name)}")
+        if isinstance(value, dict) and dataclasses.is_dataclass(keys[name]):
+            _check_keys(cls, value, where, name + ".")
+
+
+def _unknown(cls: type, name: str) -> str:
+    keys = list(_keys(cls))
+    close = difflib.get_close_matches(name, keys, n=1, cutoff=0.5)
+    if not close:
+        close = [k for k in keys if k.rpartition(".")[2] == name.rpartition(".")[2]][:1]
+    return f"unknown key {name}" + (
+        f"; the nearest known one is {close[0]}" if close else f"; known are {', '.join(keys)}"
+    )
+
+
+def _one_line(cls: type, message: str) -> str:
+    """jsonargparse's message in our one-line form."""
+    text = " ".join(message.split())
+    if match := re.match(r"(?i)unrecognized arguments: --?([\w.]+)", text):
+        return _unknown(cls, match[1])
+    if match := re.match(r"Parser key \"([\w.]+)\": (.*)", text):
+        key, problem = match.groups()
+        if key == "config":
+            return f"config: {problem}"
+        got = problem.partition("Got value: ")[2]
+        allowed = _allowed(_keys(cls).get(key))
+        if got and allowed:
+            return f"{key} {got}: must be {allowed}"
+        return f"{key}: {problem}"
+    if match := re.match(r"the following arguments are required: (.*)", text):
+        missing = [name.lstrip("-") for name in match[1].split(", ")]
+        return "missing: " + ", ".join(f"--{name}" for name in missing)
+    return text
+
+
+def _allowed(kind) -> str | None:
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+    if kind in names:
+        return names[kind]
+    if typing.get_origin(kind) is typing.Literal:
+        return "one of " + ", ".join(str(v) for v in typing.get_args(kind))
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        parts = [_allowed(k) for k in typing.get_args(kind)]
+        return " or ".join(parts) if all(parts) else None
+    if typing.get_origin(kind) is tuple:
+        return f"a list of {_allowed(typing.get_args(kind)[0])}s".replace("a list of a whole", "a list of whole")
+    return None

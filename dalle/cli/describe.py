@@ -1,0 +1,103 @@
+"""`dalle-describe CONFIG [--json]`: the parts of a configured model, built on the meta device, so nothing is allocated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+
+from dalle.cli import arguments
+from dalle.config import Describe, DVAEModel, PriorModel
+
+
+def main() -> None:
+    """Console script."""
+    arguments.run(describe, "dalle-describe")
+
+
+def describe(argv: list[str] | None = None) -> None:
+    """Parse, build on the meta device, print."""
+    config = arguments.parse(Describe, "dalle-describe", argv, positional="config_file")
+    description = describe_file(config.config_file)
+    if config.json:
+        print(json.dumps(description, indent=2))
+    else:
+        _print(description)
+
+
+def describe_file(path: str) -> dict:
+    """What a configuration file builds: kind, sizes, parts with shapes and parameter counts, layers with masks.
+
+    Raises:
+        ValueError: no such file, or its `model` is none of ours
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"no such file: {path}")
+    values = yaml.safe_load(Path(path).read_text())
+    model = values.get("model") if isinstance(values, dict) else None
+    if not isinstance(model, dict):
+        raise ValueError(f"{path} has no section `model`")
+    for kind, cls in (("dvae", DVAEModel), ("prior", PriorModel)):
+        if set(model) <= set(cls.__dataclass_fields__) and (model or kind in Path(path).name):
+            return _describe(kind, arguments.parse_model(cls, model, path))
+    raise ValueError(f"{path}: the keys of `model` ({', '.join(model)}) are neither a dVAE's nor a prior's")
+
+
+def _describe(kind: str, config) -> dict:
+    import torch
+
+    from dalle.models.dvae import DVAE
+    from dalle.models.prior import Prior
+
+    with torch.device("meta"):
+        model = {"dvae": DVAE, "prior": Prior}[kind](config)
+    parameters = {name: list(p.shape) for name, p in model.named_parameters()}
+    counts = {name: p.numel() for name, p in model.named_parameters()}
+    parts: dict[str, int] = {}
+    for name, count in counts.items():
+        part = name.split(".")[0]
+        parts[part] = parts.get(part, 0) + count
+    description = {
+        "kind": kind,
+        "sizes": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(config).items()},
+        "parameters": sum(counts.values()),
+        "parts": parts,
+        "shapes": parameters,
+    }
+    if kind == "dvae":
+        description["grid"], description["downsampling"] = config.grid, config.downsampling
+    else:
+        description["slots"] = config.slots
+        description["layers"] = _layers(model.kinds, config)
+    return description
+
+
+def _layers(kinds: list[str], config: PriorModel) -> list[dict]:
+    """Each layer's mask: its kind, the keys that an image slot sees among the image, and the share of the causal
+    triangle that the whole mask keeps."""
+    from dalle.layout import attention_mask, image_mask
+
+    facts = {}
+    for kind in set(kinds):
+        mask = attention_mask(kind, config.text_slots, config.grid, config.conv_kernel)
+        causal = config.slots * (config.slots + 1) // 2
+        seen = int(image_mask(kind, config.grid, config.conv_kernel).sum(dim=1).max())
+        facts[kind] = {"mask": kind, "image_keys": seen, "of_causal": round(int(mask.sum()) / causal, 3)}
+    return [{"layer": i, **facts[kind]} for i, kind in enumerate(kinds, 1)]
+
+
+def _print(description: dict) -> None:
+    print(f"{description['kind']}: {description['parameters']:,} parameters")
+    for name, value in description["sizes"].items():
+        print(f"  {name:22} {value}")
+    print("parts")
+    for name, count in description["parts"].items():
+        print(f"  {name:22} {count:>16,}")
+    if "layers" in description:
+        print("layers: mask, most image keys seen by a slot, share of the causal triangle")
+        for layer in description["layers"]:
+            print(f"  {layer['layer']:>3}  {layer['mask']:7} {layer['image_keys']:>6} {layer['of_causal']:>7.3f}")
+    print("shapes")
+    for name, shape in description["shapes"].items():
+        print(f"  {name:60} {' × '.join(map(str, shape))}")

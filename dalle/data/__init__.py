@@ -1,0 +1,1 @@
+"""Image-text shards, decoded pairs, token shards, and the drawn data set."""

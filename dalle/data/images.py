@@ -1,0 +1,99 @@
+"""Bytes to RGB images, and the crops of the paper (appendices A.2 and B.2)."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff")
+_BOX = Image.Resampling.BOX
+
+
+def decode(data: bytes) -> Image.Image:
+    """An RGB image as a person sees it: rotated by its EXIF tag, transparency over white, 16-bit greys scaled to 8,
+    the first frame of an animation. Raises ValueError when the bytes are no image."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as file:
+                image = ImageOps.exif_transpose(file)
+                image.load()
+    except Exception as error:  # Pillow's decoders raise many kinds; all of them mean the same here
+        raise ValueError(f"image does not decode: {error}") from error
+    return to_rgb(image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB, 8 bits a channel; transparency is laid over white."""
+    if image.mode.startswith("I;16") or image.mode == "I":
+        grey = np.asarray(image, dtype=np.float32) / 65535
+        return Image.fromarray(np.uint8(np.clip(grey, 0, 1) * 255 + 0.5)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def shrink(image: Image.Image, short_side_px: int) -> Image.Image:
+    """The image with its short side reduced to `short_side_px` by area; a smaller image is left as it is."""
+    short = min(image.size)
+    if short <= short_side_px:
+        return image
+    scale = short_side_px / short
+    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), _BOX)
+
+
+def centre_crop(image: Image.Image, size_px: int) -> Image.Image:
+    """The short side to `size_px`, then the central square: what inference uses (A.2)."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return _resize(image.crop((left, top, left + side, top + side)), size_px)
+
+
+def dvae_crop(image: Image.Image, size_px: int, generator: np.random.Generator, flip: bool = True) -> Image.Image:
+    """Stage one's augmentation (A.2): a random square of the short side, a size uniform in
+    [min(s, 1.125 t), min(s, 1.5 t)] (288 and 384 for t = 256), a random crop, a random flip. An image smaller than
+    the crop is enlarged."""
+    side = min(image.size)
+    left = int(generator.integers(image.width - side + 1))
+    top = int(generator.integers(image.height - side + 1))
+    low = max(size_px, min(side, round(1.125 * size_px)))
+    high = max(size_px, min(side, round(1.5 * size_px)))
+    square = _resize(image.crop((left, top, left + side, top + side)), int(generator.integers(low, high + 1)))
+    image = _random_crop(square, size_px, generator)
+    if flip and generator.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return image
+
+
+def prior_crop(image: Image.Image, size_px: int, generator: np.random.Generator) -> Image.Image:
+    """Stage two's augmentation (B.2): a square whose offsets are uniform in the middle quarter of the free range, a
+    size uniform in [t, min(s, 1.125 t)], a random crop; no flip, since images hold text. An image smaller than the
+    crop is enlarged."""
+    side = min(image.size)
+    left, top = (_central_offset(dimension - side, generator) for dimension in image.size)
+    high = max(size_px, min(side, round(1.125 * size_px)))
+    square = _resize(image.crop((left, top, left + side, top + side)), int(generator.integers(size_px, high + 1)))
+    return _random_crop(square, size_px, generator)
+
+
+def _central_offset(free: int, generator: np.random.Generator) -> int:
+    low = 3 * free // 8
+    return int(generator.integers(low, max(low + 1, 5 * free // 8)))
+
+
+def _random_crop(image: Image.Image, size_px: int, generator: np.random.Generator) -> Image.Image:
+    left = int(generator.integers(image.width - size_px + 1))
+    top = int(generator.integers(image.height - size_px + 1))
+    return image.crop((left, top, left + size_px, top + size_px))
+
+
+def _resize(square: Image.Image, size_px: int) -> Image.Image:
+    if square.width == size_px:
+        return square
+    # by area when it shrinks, as published; BOX enlarges in blocks, so the other way is bicubic
+    return square.resize((size_px, size_px), _BOX if square.width > size_px else Image.Resampling.BICUBIC)

@@ -1,0 +1,259 @@
+"""Decoded image-caption pairs: decoding, filtering, augmentation, counting of what cannot be read, batching.
+
+A worker process of the loader runs all of this; the training process receives whole batches. Every random choice is
+seeded by (seed, epoch, sample key), so an image meets the same crop whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from dalle.config import Images
+from dalle.data import images as crops
+from dalle.data.shards import Position, ShardStream, Split, expand, read
+
+_PROMPT_STOP = 20
+"""Unreadable samples in a row at the very start after which waiting for a fraction makes no sense."""
+
+
+@dataclass
+class Pair:
+    """One sample: `image` uint8 [Y, X, C], its captions, its key, and what the drawn data set says it shows."""
+
+    key: str
+    image: np.ndarray
+    captions: list[str]
+    scene: dict | None = None
+
+
+@dataclass
+class Counts:
+    """What happened to the samples so far."""
+
+    read: int = 0
+    filtered: int = 0
+    bad: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def num_bad(self) -> int:
+        return sum(self.bad.values())
+
+
+class BadSample(ValueError):
+    """A sample that cannot be used; the message says why in a few words that do not name the sample."""
+
+
+class Decoder:
+    """Raw samples to pairs.
+
+    Args:
+        config: filters and augmentation
+        size_px: side of the square images
+        seed: of the augmentation
+        cache_bytes: memory for decoded, reduced images; once full, it keeps what it has
+    """
+
+    def __init__(self, config: Images, size_px: int, seed: int, cache_bytes: int = 0):
+        self.config, self.size_px, self.seed = config, size_px, seed
+        self.counts = Counts()
+        self._cache: dict[tuple[str, str], crops.Image.Image] = {}
+        self._cache_bytes_left = cache_bytes
+
+    def __call__(self, sample: dict[str, bytes], epoch: int) -> Pair | None:
+        """The pair, or None when it is filtered out or bad (then it is counted).
+
+        Raises:
+            ValueError: more than `max_bad_fraction` of the samples so far were bad
+        """
+        self.counts.read += 1
+        try:
+            captions, scene = read_captions(sample)
+            captions = [c for c in captions if len(c) >= self.config.min_caption_chars]
+            image = self._image(sample)
+            if not captions or max(image.size) > self.config.max_aspect_ratio * min(image.size):
+                self.counts.filtered += 1
+                return None
+            return Pair(sample["__key__"], np.asarray(self._crop(image, sample, epoch)), captions, scene)
+        except BadSample as error:
+            self.counts.bad[str(error)] = self.counts.bad.get(str(error), 0) + 1
+            self._check_limit(sample)
+            return None
+
+    def _check_limit(self, sample: dict) -> None:
+        counts = self.counts
+        all_bad = counts.num_bad == counts.read >= _PROMPT_STOP
+        many_bad = counts.read >= 100 and counts.num_bad > self.config.max_bad_fraction * counts.read
+        if all_bad or many_bad:
+            reasons = ", ".join(f"{n} × {reason}" for reason, n in counts.bad.items())
+            raise ValueError(
+                f"{counts.num_bad} of {counts.read} samples cannot be used ({reasons}), last {sample['__key__']} of "
+                f"{sample['__url__']}; the limit is images.max_bad_fraction {self.config.max_bad_fraction}"
+            )
+
+    def _image(self, sample: dict[str, bytes]) -> crops.Image.Image:
+        place = (str(sample["__url__"]), sample["__key__"])
+        if place in self._cache:
+            return self._cache[place]
+        data = next((sample[e] for e in crops.EXTENSIONS if e in sample), None)
+        if data is None:
+            raise BadSample("no image")
+        try:
+            image = crops.decode(data)
+        except ValueError:
+            raise BadSample("image does not decode") from None
+        if self._cache_bytes_left > 0:
+            # no crop asks for more than 1.5 times the size, so nothing that augmentation could show is lost
+            image = crops.shrink(image, round(1.5 * self.size_px))
+            self._cache[place] = image
+            self._cache_bytes_left -= 3 * image.width * image.height
+        return image
+
+    def _crop(self, image: crops.Image.Image, sample: dict, epoch: int) -> crops.Image.Image:
+        if self.config.augmentation == "none":
+            return crops.centre_crop(image, self.size_px)
+        generator = _generator(self.seed, epoch, sample)
+        if self.config.augmentation == "dvae":
+            return crops.dvae_crop(image, self.size_px, generator, self.config.flip)
+        return crops.prior_crop(image, self.size_px, generator)
+
+
+def _generator(seed: int, epoch: int, sample: dict) -> np.random.Generator:
+    text = f"{seed} {epoch} {sample['__url__']} {sample['__key__']}"
+    return np.random.default_rng(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big"))
+
+
+def read_captions(sample: dict[str, bytes]) -> tuple[list[str], dict | None]:
+    """The captions of a raw sample, from its json's `captions` where it has them, else from its txt; and its json's
+    `scene`. Raises BadSample when there is none, or it is not text."""
+    try:
+        extra = json.loads(sample["json"]) if "json" in sample else {}
+        captions = extra.get("captions") if isinstance(extra, dict) else None
+        if captions is None:
+            captions = [sample["txt"].decode("utf-8")] if "txt" in sample else []
+    except ValueError:
+        raise BadSample("caption is not text") from None
+    if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
+        raise BadSample("caption is not text")
+    captions = [" ".join(c.split()) for c in captions]
+    captions = [c for c in captions if c]
+    if not captions:
+        raise BadSample("no caption")
+    return captions, extra.get("scene") if isinstance(extra, dict) else None
+
+
+def read_all_captions(spec: str) -> Iterator[str]:
+    """All captions of the shards, in order, undecoded images passed over; bad ones are left out."""
+    for sample in read(expand(spec)):
+        try:
+            yield from read_captions(sample)[0]
+        except BadSample:
+            continue
+
+
+def read_pairs(spec: str, config: Images, size_px: int, seed: int = 0, epoch: int = 0) -> Iterator[Pair]:
+    """One pass over the shards in order."""
+    decoder = Decoder(config, size_px, seed)
+    for sample in read(expand(spec)):
+        if (pair := decoder(sample, epoch)) is not None:
+            yield pair
+
+
+class PairBatches(IterableDataset):
+    """Endless batches of pairs, made inside the loader's workers.
+
+    A batch is a dict: `images_BCYX` uint8 [B, 3, Y, X], `captions` (one of each pair's, chosen at random), and
+    `position` (worker, epoch, sample) for resuming, `num_bad` for the log.
+    """
+
+    def __init__(self, spec: str, config: Images, size_px: int, batch_size: int, seed: int, rank: int, world_size: int):
+        self.shards = expand(spec)
+        self.config, self.size_px, self.batch_size, self.seed = config, size_px, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.first_worker = 0
+        self.positions: dict[int, Position] = {}
+
+    def resume(self, batches_taken: int, positions: dict[int, Position]) -> None:
+        """Continue after `batches_taken` batches, each worker at its position."""
+        self.first_worker, self.positions = batches_taken, positions
+
+    def __iter__(self) -> Iterator[dict]:
+        info = get_worker_info()
+        count = info.num_workers if info else 1
+        # the loader asks its workers in turn, always beginning with number 0: after 5 batches of 2 workers, its
+        # worker 0 has to be the one whose turn it is
+        worker = ((info.id if info else 0) + self.first_worker) % count
+        split = Split(self.rank * count + worker, self.world_size * count)
+        stream = ShardStream(self.shards, self.seed, self.config.shuffle_buffer, split)
+        decoder = Decoder(self.config, self.size_px, self.seed, self.config.cache_bytes // count)
+        pairs: list[Pair] = []
+        chosen: list[str] = []
+        for position, sample in stream.iterate(self.positions.get(worker, Position())):
+            pair = decoder(sample, position.epoch)
+            if pair is None:
+                continue
+            pairs.append(pair)
+            generator = _generator(self.seed + 1, position.epoch, sample)
+            chosen.append(pair.captions[generator.integers(len(pair.captions))])
+            if len(pairs) == self.batch_size:
+                yield {
+                    "images_BCYX": to_tensor([p.image for p in pairs]),
+                    "captions": chosen,
+                    "position": (worker, *asdict(position).values()),
+                    "num_bad": decoder.counts.num_bad,
+                }
+                pairs, chosen = [], []
+
+
+def to_tensor(images: list[np.ndarray]) -> torch.Tensor:
+    """uint8 images [Y, X, C] to one tensor [B, C, Y, X] in channels-last memory."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+
+
+class PairLoader:
+    """Iterates over batches and knows where it stands.
+
+    Args:
+        dataset: the batches of one rank
+        workers: loader processes; 0 loads in this process
+    """
+
+    def __init__(self, dataset: PairBatches, workers: int):
+        self.dataset, self.workers = dataset, workers
+        self.batches_taken = 0
+        self.positions: dict[int, Position] = {}
+
+    def __iter__(self) -> Iterator[dict]:
+        loader = DataLoader(
+            self.dataset, batch_size=None, num_workers=self.workers, prefetch_factor=4 if self.workers else None
+        )
+        for batch in loader:
+            worker, epoch, sample = batch.pop("position")
+            self.positions[int(worker)] = Position(int(epoch), int(sample))
+            self.batches_taken += 1
+            yield batch
+
+    def state_dict(self) -> dict:
+        """The position after the last batch taken; JSON-able."""
+        return {
+            "batches_taken": self.batches_taken,
+            "workers": self.workers,
+            "positions": {str(worker): asdict(position) for worker, position in self.positions.items()},
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from a position. Raises ValueError if the number of workers changed: the order depends on it."""
+        if state["workers"] != self.workers:
+            raise ValueError(
+                f"run.loader_workers {self.workers}: the checkpoint was written with {state['workers']}, and the order "
+                "of the data depends on it"
+            )
+        self.batches_taken = state["batches_taken"]
+        self.positions = {int(worker): Position(**position) for worker, position in state["positions"].items()}
+        self.dataset.resume(self.batches_taken, dict(self.positions))

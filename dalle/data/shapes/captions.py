@@ -1,0 +1,174 @@
+"""The wording of captions: every wording of a claim states the same facts about the objects; only the background may be left out.
+
+Lower-case English, at most 25 words. Patterns hold {A}, {B}, {C} for the objects in the claim's order, {at} for a stated position, and
+may end with the background.
+"""
+
+import numpy as np
+
+from dalle.data.shapes.claim import Claim, ClaimedObject
+from dalle.data.shapes.scene import Scene
+
+SIZE_WORDS = {"small": ("small", "little", "tiny"), "medium": ("medium-sized",), "large": ("large", "big")}
+POSITION_WORDS = {
+    "top left": ("in the top left", "in the top left corner", "at the top left", "in the upper left"),
+    "top right": ("in the top right", "in the top right corner", "at the top right", "in the upper right"),
+    "bottom left": ("in the bottom left", "in the bottom left corner", "at the bottom left", "in the lower left"),
+    "bottom right": ("in the bottom right", "in the bottom right corner", "at the bottom right", "in the lower right"),
+    "centre": ("in the centre", "in the middle", "at the centre"),
+}
+BACKGROUND_WORDS = (" on a {} background", " against a {} background", ", {} background", " over a {} background")
+OPENINGS = ("", "", "", "a picture of ", "an image of ", "a drawing of ", "there is ")
+
+# Phrases follow any opening; sentences stand as they are.
+PHRASES = {
+    "alone": (
+        "{A}{at}",
+        "just {A}{at}",
+        "only {A}{at}",
+        "{A} alone{at}",
+        "{A} by itself{at}",
+        "{A}{at} and nothing else",
+    ),
+    "left of": (
+        "{A} to the left of {B}",
+        "{B} to the right of {A}",
+        "{A} left of {B}",
+        "{B} right of {A}",
+        "{A} with {B} to its right",
+        "{B} with {A} to its left",
+        "{A} on the left and {B} on the right",
+        "{B} on the right and {A} on the left",
+    ),
+    "above": (
+        "{A} above {B}",
+        "{B} below {A}",
+        "{A} over {B}",
+        "{B} under {A}",
+        "{B} underneath {A}",
+        "{A} with {B} below it",
+        "{B} with {A} above it",
+        "{A} at the top and {B} at the bottom",
+        "{B} at the bottom and {A} at the top",
+    ),
+    "row": (
+        "{A}, {B} and {C} from left to right",
+        "{C}, {B} and {A} from right to left",
+        "{A} on the left, {B} in the middle and {C} on the right",
+        "{C} on the right, {B} in the middle and {A} on the left",
+        "{B} between {A} on the left and {C} on the right",
+        "{B} with {A} to its left and {C} to its right",
+        "{A} left of {B} left of {C}",
+    ),
+    "column": (
+        "{A}, {B} and {C} from top to bottom",
+        "{C}, {B} and {A} from bottom to top",
+        "{A} at the top, {B} in the middle and {C} at the bottom",
+        "{C} at the bottom, {B} in the middle and {A} at the top",
+        "{B} between {A} above and {C} below",
+        "{B} with {A} above it and {C} below it",
+        "{A} above {B} above {C}",
+    ),
+    "one above two": (
+        "{A} above {B} and {C}",
+        "{A} over {B} and {C}",
+        "{B} and {C} below {A}",
+        "{B} and {C} under {A}",
+        "{A} with {B} and {C} below it",
+        "{B} and {C} with {A} above them",
+        "{A} at the top and {B} and {C} at the bottom",
+        "{A} on top, {B} and {C} underneath",
+    ),
+}
+SENTENCES = {
+    "alone": (
+        "{at:}{A}",
+        "this is {A}{at}",
+        "we see {A}{at}",
+        "the picture shows {A}{at}",
+        "one shape: {A}{at}",
+        "nothing but {A}{at}",
+    ),
+    "left of": (
+        "from left to right: {A}, {B}",
+        "on the left {A}, on the right {B}",
+        "on the right {B}, on the left {A}",
+        "left: {A}, right: {B}",
+        "to the left of {B} there is {A}",
+        "to the right of {A} there is {B}",
+    ),
+    "above": (
+        "from top to bottom: {A}, {B}",
+        "at the top {A}, at the bottom {B}",
+        "at the bottom {B}, at the top {A}",
+        "top: {A}, bottom: {B}",
+        "above {B} there is {A}",
+        "below {A} there is {B}",
+    ),
+    "row": (
+        "from left to right: {A}, {B}, {C}",
+        "from right to left: {C}, {B}, {A}",
+        "a row, left to right: {A}, {B}, {C}",
+        "three shapes from left to right: {A}, {B} and {C}",
+        "on the left {A}, in the middle {B}, on the right {C}",
+        "left: {A}, middle: {B}, right: {C}",
+    ),
+    "column": (
+        "from top to bottom: {A}, {B}, {C}",
+        "from bottom to top: {C}, {B}, {A}",
+        "a column, top to bottom: {A}, {B}, {C}",
+        "three shapes from top to bottom: {A}, {B} and {C}",
+        "at the top {A}, in the middle {B}, at the bottom {C}",
+        "top: {A}, middle: {B}, bottom: {C}",
+    ),
+    "one above two": (
+        "above {B} and {C} there is {A}",
+        "below {A}: {B} and {C}",
+        "top: {A}, bottom: {B} and {C}",
+        "at the top {A}, at the bottom {B} and {C}",
+        "at the bottom {B} and {C}, at the top {A}",
+        "two shapes, {B} and {C}, under {A}",
+    ),
+}
+
+
+def captions(scene: Scene, rng: np.random.Generator, num: int = 3) -> list[str]:
+    """`num` different captions of one scene. The first may name the background or not, like the others."""
+    claim, texts = Claim.of(scene), []
+    while len(texts) < num:
+        text = word(claim, rng, scene.background if rng.random() < 0.4 else None)
+        if text not in texts:
+            texts.append(text)
+    return texts
+
+
+def word(claim: Claim, rng: np.random.Generator, background: str | None = None) -> str:
+    """One caption for a claim, which may be one that no scene was drawn for; `background` names the tone to mention, None mentions none."""
+    names = [_name(thing, rng) for thing in claim.objects]
+    if claim.arrangement == "one above two" and rng.random() < 0.5:
+        names[1:] = names[:0:-1]  # which of the lower two stands left is not claimed
+    phrases, sentences = PHRASES[claim.arrangement], SENTENCES[claim.arrangement]
+    index = int(rng.integers(len(phrases) + len(sentences)))
+    if index < len(phrases):
+        pattern = phrases[index]
+        # "there is just a ..." is no caption anyone writes
+        pattern = pattern if pattern.startswith(("just", "only")) else _pick(rng, OPENINGS) + pattern
+    else:
+        pattern = sentences[index - len(phrases)]
+    at = _pick(rng, POSITION_WORDS[claim.position]) if claim.position else ""
+    if "{at:}" in pattern and not at:
+        pattern = "a shape, namely {A}" if rng.random() < 0.5 else "{A} and no other shape"
+    text = pattern.replace("{at:}", f"{at} ").replace("{at}", f" {at}" if at else "")
+    for letter, name in zip("ABC", names, strict=False):
+        text = text.replace(f"{{{letter}}}", name)
+    return text + (_pick(rng, BACKGROUND_WORDS).format(background) if background else "")
+
+
+def _name(thing: ClaimedObject, rng: np.random.Generator) -> str:
+    words = f"{_pick(rng, SIZE_WORDS[thing.size])} " if thing.size else ""
+    words += f"{thing.colour} {thing.shape}"
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def _pick(rng: np.random.Generator, choices: tuple[str, ...]) -> str:
+    return choices[int(rng.integers(len(choices)))]

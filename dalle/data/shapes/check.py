@@ -1,0 +1,283 @@
+"""The checker: reads which objects an image shows, and tells whether it shows what a caption claims.
+
+It knows nothing of how the image was made, and is meant for images drawn by a small model: it forgives blur, ringing and slightly
+wrong colours, but names neither a shape nor a colour it is not sure of, so that a blob earns nothing. The steps: fit the background
+with a smooth surface, find the connected pieces that differ from it, turn each into a soft mask by its own colour, and compare the mask
+with every shape at equal area. A blur keeps area and centroid, so both mask and shape are put in a frame where area is 1 and
+the centroid is 0: no bounding box (whose edges a blur moves) is ever measured.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import permutations
+
+import numpy as np
+from PIL import Image
+
+from dalle.data.shapes.claim import Claim, ClaimedObject
+from dalle.data.shapes.outline import MAX_TILT_DEG, coverage
+from dalle.data.shapes.scene import COLOURS, POSITIONS, SHAPES
+
+FOREGROUND = (
+    60  # RGB distance from the background; the palest object is 130 from its background, ringing stays under 40
+)
+SPECK_AREA = 0.004  # share of the image; the smallest object (a small star) has 0.0145
+COLOUR_RADIUS = 55  # RGB distance; the palette's colours are at least 90 apart, so at most one is well inside
+# Measured on drawings under a blur of 1 px with noise, and on shapes half way between two (see tests/data/test_shapes.py).
+MIN_CONFIDENCE = 0.86
+MIN_LEAD = 0.03
+MAX_PATCHINESS = 0.22
+# Cuts between the size classes: the middle of the gaps the drawings leave.
+SMALL_BELOW, LARGE_FROM = 0.26, 0.36
+
+_FRAME_CELLS = 40
+_FRAME_HALF = (
+    1.15  # half the frame's side in units of the square root of the area; the longest point of a star is at 0.95
+)
+_BLURS_PX = (0.0, 0.7, 1.2)
+
+
+@dataclass(frozen=True)
+class SeenObject:
+    """One object in an image. `shape` and `colour` are None where the checker will not commit itself.
+
+    diameter: wider side of the upright bounding box; x, y: its centre; fractions of the image's side. confidence: overlap with the shape, 0..1.
+    """
+
+    shape: str | None
+    colour: str | None
+    diameter: float
+    x: float
+    y: float
+    confidence: float
+
+    @property
+    def size(self) -> str:
+        """The size class the diameter falls in."""
+        return "small" if self.diameter < SMALL_BELOW else "medium" if self.diameter < LARGE_FROM else "large"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """All objects an image shows, the largest area first; pieces too small to be one are left out."""
+
+    objects: tuple[SeenObject, ...]
+
+
+def shows(image: Image.Image | np.ndarray, claim: Claim) -> bool:
+    """Whether the image shows exactly what the caption claims: these objects, no others, so related and so placed."""
+    return holds(read(image), claim)
+
+
+def holds(reading: Reading, claim: Claim) -> bool:
+    """Whether what was read satisfies the claim under some matching of seen to claimed objects."""
+    if len(reading.objects) != len(claim.objects):
+        return False
+    return any(
+        all(_is(seen, claimed) for seen, claimed in zip(matching, claim.objects, strict=True))
+        and all(_stands(matching[i], relation, matching[j]) for relation, i, j in claim.relations)
+        and (claim.position is None or _is_at(matching[0], claim.position))
+        for matching in permutations(reading.objects)
+    )
+
+
+def _is(seen: SeenObject, claimed: ClaimedObject) -> bool:
+    return (seen.shape, seen.colour) == (claimed.shape, claimed.colour) and claimed.size in (None, seen.size)
+
+
+def _stands(first: SeenObject, relation: str, second: SeenObject) -> bool:
+    right, down = second.x - first.x, second.y - first.y
+    along, across = (right, down) if relation == "left of" else (down, right)
+    # Clear of each other along the stated axis up to a quarter of their radii, and more along it than across it.
+    return along >= 0.75 * (first.diameter + second.diameter) / 2 and along >= abs(across)
+
+
+def _is_at(seen: SeenObject, position: str) -> bool:
+    x, y = POSITIONS[position]
+    # Drawn within 0.05 of the centre, or 0.36 of the corner; a medium object pushed into a corner has its centre at 0.2.
+    reach = 0.09 if position == "centre" else 0.40
+    return abs(seen.x - x) <= reach and abs(seen.y - y) <= reach
+
+
+def read(image: Image.Image | np.ndarray) -> Reading:
+    """Read an RGB image: a PIL image or uint8 [Y,X,3], at least 32 pixels each way. ValueError for anything else."""
+    if isinstance(image, Image.Image):
+        image = np.asarray(image.convert("RGB"))
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or min(image.shape[:2]) < 32:
+        raise ValueError(f"an image must be uint8 [Y,X,3] of at least 32 x 32, not {image.dtype} {list(image.shape)}")
+    pixels_YXC = image.astype(np.float32)
+    background_YXC = _background(pixels_YXC)
+    away_YXC = pixels_YXC - background_YXC
+    labels_YX, num_pieces = _pieces(np.square(away_YXC).sum(axis=2) > FOREGROUND**2)
+    areas = np.bincount(labels_YX.ravel(), minlength=num_pieces + 1)
+    whole = [label for label in range(1, num_pieces + 1) if areas[label] >= SPECK_AREA * labels_YX.size]
+    whole.sort(key=lambda label: (-areas[label], label))
+    # Noise breaks into hundreds of pieces. Eight are already more than any claim has, and reading them all would only cost time.
+    return Reading(tuple(_read_piece(away_YXC, background_YXC, labels_YX, label) for label in whole[:8]))
+
+
+def _background(pixels_YXC: np.ndarray) -> np.ndarray:
+    """A quadratic surface per channel: first a plane through the frame of the image, where objects hardly reach, then all that is near it."""
+    num_rows, num_columns, _ = pixels_YXC.shape
+    y, x = np.meshgrid(np.linspace(-1, 1, num_rows), np.linspace(-1, 1, num_columns), indexing="ij")
+    terms = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], axis=-1).reshape(-1, 6).astype(np.float32)
+    flat = pixels_YXC.reshape(-1, 3)
+    width = 2 / min(num_rows, num_columns)
+    frame = (np.maximum(np.abs(x), np.abs(y)) > 1 - 2 * width).ravel()
+    # The median start ignores an object at the edge; each refit then drops what is far from the surface so far.
+    surface = np.broadcast_to(np.median(flat[frame], axis=0), flat.shape)
+    for where, num_terms in ((frame, 3), (frame, 3), (None, 6), (None, 6)):
+        near = np.square(flat - surface).sum(axis=1) < FOREGROUND**2
+        near = near & where if where is not None else near
+        if near.sum() < 0.05 * frame.sum():
+            break
+        basis = terms[near, :num_terms]
+        # The ridge only matters where too few pixels are left to fix all six terms.
+        gram = basis.T @ basis + 1e-2 * np.eye(num_terms, dtype=np.float32)
+        surface = terms[:, :num_terms] @ np.linalg.solve(gram, basis.T @ flat[near])
+    return surface.reshape(pixels_YXC.shape)
+
+
+def _pieces(mask_YX: np.ndarray) -> tuple[np.ndarray, int]:
+    """Connected pieces (the eight neighbours count) of a mask: labels from 1, 0 for the rest, and their number; union-find over runs of each row."""
+    padded = np.zeros((mask_YX.shape[0], mask_YX.shape[1] + 2), dtype=np.int8)
+    padded[:, 1:-1] = mask_YX
+    change = np.diff(padded, axis=1)
+    rows, starts = np.nonzero(change == 1)
+    _, ends = np.nonzero(change == -1)
+    parent = list(range(len(rows)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    runs = list(zip(rows.tolist(), starts.tolist(), ends.tolist(), strict=True))
+    above = 0
+    for i, (row, start, end) in enumerate(runs):
+        # Runs come row by row and left to right, so the first run that can still touch this one only moves forward.
+        while runs[above][0] < row - 1 or (runs[above][0] == row - 1 and runs[above][2] < start):
+            above += 1
+        j = above
+        while runs[j][0] == row - 1 and runs[j][1] <= end:
+            parent[root(j)] = root(i)
+            j += 1
+    number = {}
+    labels_YX = np.zeros(mask_YX.shape, dtype=np.int32)
+    for i, (row, start, end) in enumerate(runs):
+        labels_YX[row, start:end] = number.setdefault(root(i), len(number) + 1)
+    return labels_YX, len(number)
+
+
+def _read_piece(away_YXC: np.ndarray, background_YXC: np.ndarray, labels_YX: np.ndarray, label: int) -> SeenObject:
+    side_px = min(labels_YX.shape)
+    rows, columns = np.nonzero(labels_YX == label)
+    # The mask stops half way down the blurred edge; its foot is worth another two pixels or so.
+    foot = max(2, round(0.03 * side_px))
+    top, left = max(0, rows.min() - foot), max(0, columns.min() - foot)
+    window = (slice(top, rows.max() + foot + 1), slice(left, columns.max() + foot + 1))
+    away, labels = away_YXC[window], labels_YX[window]
+    mine = labels == label
+    distance = np.sqrt(np.square(away[mine]).sum(axis=1))
+    # The pixels farthest from the background are the ones least mixed with it.
+    core = distance >= np.quantile(distance, 0.6)
+    core_away = np.median(away[mine][core], axis=0)
+    core_background = background_YXC[window][mine].mean(axis=0)
+
+    others = _grown((labels != label) & (labels != 0), foot // 2)
+    alpha = np.clip(away @ core_away / np.square(core_away).sum(), 0, 1)
+    alpha = np.where(others & ~mine | ~_grown(mine, foot) | (alpha < 0.1), 0, alpha)
+    mass = float(alpha.sum())
+    unexplained = np.sqrt(np.square(away - alpha[:, :, None] * core_away).sum(axis=2))
+    patchiness = float((unexplained * alpha).sum()) / mass / float(np.sqrt(np.square(core_away).sum()))
+
+    y_px = float(alpha.sum(axis=1) @ np.arange(alpha.shape[0])) / mass
+    x_px = float(alpha.sum(axis=0) @ np.arange(alpha.shape[1])) / mass
+    unit_px = float(np.sqrt(mass))
+    cells = np.linspace(-_FRAME_HALF, _FRAME_HALF, _FRAME_CELLS)
+    framed = _sampled(alpha, y_px + cells * unit_px, x_px + cells * unit_px).ravel()
+    # Templates for a few blurs, rounded to steps of 0.02 of the unit so that they can be kept.
+    best: dict[str, tuple[float, float]] = {}
+    for blur_px in _BLURS_PX:
+        templates, owners, tilts = _templates(round(50 * np.hypot(blur_px, 0.4) / unit_px))
+        overlap = np.minimum(templates, framed).sum(axis=1) / np.maximum(templates, framed).sum(axis=1)
+        for value, shape, tilt in zip(overlap.tolist(), owners, tilts, strict=True):
+            if value > best.get(shape, (0.0, 0.0))[0]:
+                best[shape] = (value, tilt)
+    (confidence, shape), (second, _) = sorted(((best.get(s, (0.0, 0.0))[0], s) for s in SHAPES), reverse=True)[:2]
+    sure = confidence >= MIN_CONFIDENCE and confidence - second >= MIN_LEAD
+
+    area, centroid_y = _area_and_centroid(shape)
+    diameter_px = unit_px / np.sqrt(area)
+    return SeenObject(
+        shape=shape if sure else None,
+        colour=_colour(core_away, core_background) if patchiness <= MAX_PATCHINESS else None,
+        diameter=float(diameter_px / side_px),
+        # The tilt moves the centroid of a triangle sideways by less than 0.02 diameters: not worth undoing.
+        x=(left + x_px + 0.5) / labels_YX.shape[1],
+        y=float((top + y_px + 0.5 - centroid_y * diameter_px) / labels_YX.shape[0]),
+        confidence=confidence,
+    )
+
+
+def _colour(away: np.ndarray, background: np.ndarray) -> str | None:
+    """The nearest colour of the palette, letting up to a fifth of the background shine through (a thin, blurred shape); None where none is near."""
+    best, name = float(COLOUR_RADIUS), None
+    for colour, rgb in COLOURS.items():
+        for opacity in (1.0, 0.9, 0.8):
+            distance = float(np.linalg.norm(away - opacity * (np.asarray(rgb) - background)))
+            if distance < best:
+                best, name = distance, colour
+    return name
+
+
+def _grown(mask: np.ndarray, num_steps: int) -> np.ndarray:
+    """The mask and all pixels within num_steps of it along x, y and the diagonals."""
+    padded = np.pad(mask, num_steps)
+    rows = np.logical_or.reduce([padded[i : i + mask.shape[0]] for i in range(2 * num_steps + 1)])
+    return np.logical_or.reduce([rows[:, i : i + mask.shape[1]] for i in range(2 * num_steps + 1)])
+
+
+def _sampled(alpha: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """alpha at the grid of rows y and columns x, bilinear, 0 outside."""
+
+    def weights(at: np.ndarray, length: int) -> np.ndarray:
+        return np.clip(1 - np.abs(at[:, None] - np.arange(length)), 0, 1)
+
+    return weights(y, alpha.shape[0]) @ alpha @ weights(x, alpha.shape[1]).T
+
+
+@cache
+def _area_and_centroid(shape: str) -> tuple[float, float]:
+    """Area and height of the centroid of the upright shape of diameter 1; every shape is symmetric left to right."""
+    centres = np.arange(-150, 150) + 0.5
+    alpha = coverage(shape, centres, centres, 256).astype(np.float64)
+    return float(alpha.sum()) / 256**2, float(alpha.sum(axis=1) @ centres / alpha.sum()) / 256
+
+
+@cache
+def _templates(blur_step: int) -> tuple[np.ndarray, tuple[str, ...], tuple[float, ...]]:
+    """Every shape at a few tilts in the frame of unit area, blurred by 0.02 * blur_step: masks [template, cell], their shapes, their tilts."""
+    fine = 4
+    cell = 2 * _FRAME_HALF / (_FRAME_CELLS - 1)
+    span = np.arange(-_FRAME_CELLS * fine // 2, _FRAME_CELLS * fine // 2) + 0.5
+    sigma = max(0.02 * blur_step / cell * fine, 1e-3)
+    kernel = np.exp(-0.5 * np.square((span[:, None] - span[None, :]) / sigma))
+    kernel /= kernel.sum(axis=1, keepdims=True)
+    masks, owners, tilts = [], [], []
+    for shape in SHAPES:
+        area, centroid_y = _area_and_centroid(shape)
+        diameter = fine / cell / np.sqrt(area)
+        for tilt in (
+            (0.0,)
+            if shape in ("circle", "ring")
+            else (-MAX_TILT_DEG, -MAX_TILT_DEG / 2, 0.0, MAX_TILT_DEG / 2, MAX_TILT_DEG)
+        ):
+            turn = np.radians(tilt)
+            shift_x, shift_y = -np.sin(turn) * centroid_y * diameter, np.cos(turn) * centroid_y * diameter
+            mask = kernel @ coverage(shape, span + shift_x, span + shift_y, diameter, tilt) @ kernel.T
+            masks.append(mask.reshape(_FRAME_CELLS, fine, _FRAME_CELLS, fine).mean(axis=(1, 3)).ravel())
+            owners.append(shape)
+            tilts.append(tilt)
+    return np.stack(masks).astype(np.float32), tuple(owners), tuple(tilts)

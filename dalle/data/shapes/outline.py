@@ -1,0 +1,88 @@
+"""The outlines of the shapes: signed distances give antialiased coverage at any place, size and tilt, without supersampling.
+
+Drawing and checking both stand on this file, so there is one definition of what a star is.
+"""
+
+import math
+from functools import cache
+
+import numpy as np
+
+MAX_TILT_DEG = 8.0
+RING_HOLE = 0.5  # the hole's share of a ring's diameter: the band stays 3 px thick in the smallest ring at 64 px
+CROSS_ARM = 0.36
+STAR_WAIST = 0.45  # inner over outer radius; a little plumper than a pentagram (0.38) so that its points survive a blur
+
+
+@cache
+def outline(shape: str) -> np.ndarray:
+    """Corners [corner, (x, y)] of a shape whose bounding box is centred on 0 and 1 wide at its wider side; circle and ring have none."""
+    if shape == "square":
+        corners = [(-1, -1), (1, -1), (1, 1), (-1, 1)]
+    elif shape == "triangle":
+        corners = [(0, -math.sqrt(3)), (1, 0), (-1, 0)]
+    elif shape == "cross":
+        a = CROSS_ARM
+        corners = [
+            (-a, -1),
+            (a, -1),
+            (a, -a),
+            (1, -a),
+            (1, a),
+            (a, a),
+            (a, 1),
+            (-a, 1),
+            (-a, a),
+            (-1, a),
+            (-1, -a),
+            (-a, -a),
+        ]
+    elif shape == "star":
+        turns = [(math.pi * k / 5, STAR_WAIST if k % 2 else 1.0) for k in range(10)]
+        corners = [(r * math.sin(t), -r * math.cos(t)) for t, r in turns]
+    else:
+        raise ValueError(f"shape {shape!r} has no corners")
+    points = np.array(corners, dtype=np.float64)
+    low, high = points.min(axis=0), points.max(axis=0)
+    return (points - (low + high) / 2) / (high - low).max()
+
+
+@cache
+def reach(shape: str) -> float:
+    """How far the shape gets from its centre along x or y, in diameters, at the worst allowed tilt."""
+    if shape in ("circle", "ring"):
+        return 0.5
+    tilts = np.radians(np.linspace(-MAX_TILT_DEG, MAX_TILT_DEG, 17))
+    turns = np.stack([np.cos(tilts), np.sin(tilts)])
+    return float(np.abs(outline(shape) @ np.concatenate([turns, [[-1], [1]] * turns[::-1]], axis=1)).max())
+
+
+def coverage(shape: str, x_px: np.ndarray, y_px: np.ndarray, diameter_px: float, tilt_deg: float = 0.0) -> np.ndarray:
+    """How much of each pixel the shape covers, 0..1, float32 [Y,X].
+
+    x_px [X], y_px [Y]: pixel centres relative to the shape's centre. diameter_px: the wider side of the upright bounding box.
+    """
+    x, y = np.broadcast_arrays(x_px[None, :].astype(np.float32), y_px[:, None].astype(np.float32))
+    if shape in ("circle", "ring"):
+        radius = np.hypot(x, y)
+        distance = radius - diameter_px / 2
+        if shape == "ring":
+            distance = np.maximum(distance, diameter_px * RING_HOLE / 2 - radius)
+    else:
+        cos, sin = math.cos(math.radians(tilt_deg)), math.sin(math.radians(tilt_deg))
+        corners = (outline(shape) * diameter_px) @ np.array([[cos, sin], [-sin, cos]])
+        distance = _distance_to_polygon(x, y, corners.astype(np.float32))
+    return np.clip(0.5 - distance, 0, 1)
+
+
+def _distance_to_polygon(x: np.ndarray, y: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """Signed distance, negative inside: the nearest edge gives the size, the parity of edges crossed on the way left gives the sign."""
+    from_x, from_y = corners.T[:, :, None, None]
+    edge_x, edge_y = (np.roll(corners, -1, axis=0) - corners).T[:, :, None, None]
+    to_x, to_y = x - from_x, y - from_y
+    share = np.clip((to_x * edge_x + to_y * edge_y) / (edge_x**2 + edge_y**2), 0, 1)
+    squared = ((to_x - share * edge_x) ** 2 + (to_y - share * edge_y) ** 2).min(axis=0)
+    starts_above, ends_above = to_y < 0, to_y < edge_y
+    right_of_edge = (to_x * edge_y > to_y * edge_x) == (edge_y > 0)
+    inside = np.logical_xor.reduce((starts_above != ends_above) & right_of_edge, axis=0)
+    return np.where(inside, -1, 1) * np.sqrt(squared)

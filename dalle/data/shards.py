@@ -1,0 +1,146 @@
+"""Streams of raw samples from webdataset tars, as img2dataset writes them: split over ranks and loader workers,
+shuffled by a seed, and resumable at an exact position.
+
+A stream never ends: epoch after epoch it goes through its part of the shards in a new order. The order depends on the
+seed, the epoch, and the split alone, so a position is just (epoch, samples taken in it).
+"""
+
+from __future__ import annotations
+
+import glob
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import braceexpand
+from webdataset import tariterators
+
+_TAR_END_BYTES = 1024
+"""A complete tar ends with two zero blocks of 512 bytes."""
+
+
+def expand(spec: str) -> list[str]:
+    """The shards that a specification names: paths, globs and `{000..006}` ranges separated by spaces, or URLs that
+    webdataset opens (`pipe:…`, which may hold spaces and so stands alone).
+
+    Raises:
+        ValueError: a local shard does not exist, is empty or is cut off. Checked by size and last bytes, not read.
+    """
+    patterns = [spec] if spec.startswith("pipe:") else spec.split()
+    shards: list[str] = []
+    for pattern in patterns:
+        for name in braceexpand.braceexpand(pattern):
+            if ":" in name.split("/")[0] or not glob.has_magic(name):
+                shards.append(name)
+            else:
+                found = sorted(glob.glob(name))
+                if not found:
+                    raise ValueError(f"no shard matches {name!r}")
+                shards.extend(found)
+    if not shards:
+        raise ValueError("no shards were named")
+    for shard in shards:
+        if ":" not in shard.split("/")[0]:
+            _check(Path(shard))
+    return shards
+
+
+def _check(shard: Path) -> None:
+    if shard.is_dir():
+        raise ValueError(f"{shard} is a folder; name the .tar files in it, for example '{shard}/*.tar'")
+    if not shard.is_file():
+        raise ValueError(f"no such shard: {shard}")
+    with shard.open("rb") as file:
+        start = file.read(512)
+        if not start.strip(b"\0"):
+            raise ValueError(f"{shard} is an empty tar: it holds no samples")
+        if start[257:262] != b"ustar" and start[:2] != b"\x1f\x8b":
+            raise ValueError(f"{shard} is not a tar file")
+        if start[:2] != b"\x1f\x8b":  # the end of a compressed tar cannot be told from its last bytes
+            file.seek(max(0, shard.stat().st_size - _TAR_END_BYTES))
+            if file.read().strip(b"\0"):
+                raise ValueError(f"{shard} is cut off: it does not end as a tar does (write it again, or leave it out)")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which part of the data a reader takes: number `index` of `count` readers (ranks times loader workers)."""
+
+    index: int = 0
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a stream stands: the epoch, and how many samples of it were taken."""
+
+    epoch: int = 0
+    sample: int = 0
+
+
+def read(shards: list[str]) -> Iterator[dict[str, bytes]]:
+    """Samples of the shards in order: `__key__`, `__url__`, and each file's bytes under its extension."""
+    try:
+        yield from tariterators.tarfile_samples({"url": url} for url in shards)
+    except OSError as error:
+        raise ValueError(f"a shard cannot be read: {error}") from error
+    except Exception as error:
+        if "ReadError" in type(error).__name__ or "HeaderError" in type(error).__name__:
+            raise ValueError(f"a shard is damaged: {error}") from error
+        raise
+
+
+class ShardStream:
+    """An endless shuffled stream of raw samples.
+
+    Args:
+        shards: from `expand`
+        seed: of the order
+        shuffle_buffer: samples among which the order is shuffled; 0 keeps the order of the shards
+        split: the part to read. Where there are at least as many shards as readers each reader takes whole shards;
+            otherwise all read all shards and take every count-th sample.
+    """
+
+    def __init__(self, shards: list[str], seed: int, shuffle_buffer: int, split: Split = Split()):
+        self.shards, self.seed, self.shuffle_buffer, self.split = shards, seed, shuffle_buffer, split
+
+    def iterate(self, start: Position = Position()) -> Iterator[tuple[Position, dict[str, bytes]]]:
+        """Samples from a position on, each with the position that follows it.
+
+        Samples before the position are read and thrown away undecoded, at most one epoch of them.
+        """
+        epoch, skip = start.epoch, start.sample
+        while True:
+            count = 0
+            for count, sample in enumerate(self._epoch(epoch), 1):
+                if count > skip:
+                    yield Position(epoch, count), sample
+            if count == 0:
+                raise ValueError(f"reader {self.split.index} of {self.split.count} finds no sample in its shards")
+            epoch, skip = epoch + 1, 0
+
+    def _epoch(self, epoch: int) -> Iterator[dict[str, bytes]]:
+        order = list(self.shards)
+        if self.shuffle_buffer:
+            random.Random(f"{self.seed} {epoch} shards").shuffle(order)
+        if len(order) >= self.split.count:
+            samples = read(order[self.split.index :: self.split.count])
+        else:
+            samples = (s for i, s in enumerate(read(order)) if i % self.split.count == self.split.index)
+        if not self.shuffle_buffer:
+            return samples
+        return _shuffled(samples, self.shuffle_buffer, random.Random(f"{self.seed} {epoch} {self.split.index}"))
+
+
+def _shuffled(samples: Iterator[dict], size: int, generator: random.Random) -> Iterator[dict]:
+    buffer: list[dict] = []
+    for sample in samples:
+        if len(buffer) < size:
+            buffer.append(sample)
+            continue
+        at = generator.randrange(size)
+        yield buffer[at]
+        buffer[at] = sample
+    generator.shuffle(buffer)
+    yield from buffer

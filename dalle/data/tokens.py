@@ -1,0 +1,234 @@
+"""Token shards: what the prior trains on. Image codes of the dVAE with their captions, so that stage two never touches
+pixels again.
+
+A folder holds `meta.json` (grid, codebook size, hash of the dVAE, counts) and `tokens-00000.safetensors`, …, each with
+`codes_NI` uint16 [N, I], `captions_utf8` uint8 (a JSON list of captions for each pair, one after the other) and
+`caption_ends_N` int64. The files are memory-mapped. About 2 kB a pair at 32×32 codes.
+
+Batches are a pure function of (seed, number of the batch): they can be resumed anywhere at no cost, and the global
+batch is the same for any number of ranks.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from torch.utils.data import DataLoader, Dataset
+
+from dalle.text import Tokenizer, pad
+
+_SHARDS_TOGETHER = 32
+"""Shards that are shuffled as one: few enough that a batch reads from few files, many enough to mix."""
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What the codes mean. `dvae_hash` is the content hash of the dVAE's weights."""
+
+    grid: int
+    codebook_size: int
+    dvae_hash: str
+    shard_sizes: tuple[int, ...] = ()
+
+
+class TokenWriter:
+    """Writes a folder of token shards; complete once `close` wrote its meta.json.
+
+    Args:
+        folder: the output folder, made if missing
+        meta: without shard sizes
+        pairs_per_shard: pairs in each file
+    """
+
+    def __init__(self, folder: Path, meta: Meta, pairs_per_shard: int):
+        self.folder, self.meta, self.pairs_per_shard = folder, meta, pairs_per_shard
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in [folder / "meta.json", *folder.glob("tokens-*.safetensors")]:
+            old.unlink(missing_ok=True)
+        self._codes: list[np.ndarray] = []
+        self._captions: list[bytes] = []
+        self._sizes: list[int] = []
+
+    def add(self, codes_I: np.ndarray, captions: list[str]) -> None:
+        """One pair: codes in raster order, and its captions."""
+        self._codes.append(codes_I.astype(np.uint16))
+        self._captions.append(json.dumps(captions, ensure_ascii=False).encode())
+        if len(self._codes) == self.pairs_per_shard:
+            self._write()
+
+    def _write(self) -> None:
+        path = self.folder / f"tokens-{len(self._sizes):05d}.safetensors"
+        tensors = {
+            "codes_NI": np.stack(self._codes),
+            "captions_utf8": np.frombuffer(b"".join(self._captions), dtype=np.uint8),
+            "caption_ends_N": np.cumsum([len(c) for c in self._captions], dtype=np.int64),
+        }
+        temporary = path.with_suffix(".partial")
+        save_file(tensors, temporary)
+        os.replace(temporary, path)
+        self._sizes.append(len(self._codes))
+        self._codes, self._captions = [], []
+
+    def close(self) -> Meta:
+        """Write what is left and the meta.json. Raises ValueError if there was nothing to write."""
+        if self._codes:
+            self._write()
+        if not self._sizes:
+            raise ValueError("no pair could be tokenized")
+        meta = Meta(self.meta.grid, self.meta.codebook_size, self.meta.dvae_hash, tuple(self._sizes))
+        temporary = self.folder / "meta.json.partial"
+        temporary.write_text(json.dumps(asdict(meta), indent=2))
+        os.replace(temporary, self.folder / "meta.json")
+        return meta
+
+
+class TokenShards:
+    """Random access to a folder of token shards.
+
+    Args:
+        folder: written by `TokenWriter`
+
+    Raises:
+        ValueError: the folder is missing or incomplete
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        path = self.folder / "meta.json"
+        if not path.is_file():
+            raise ValueError(f"{folder} holds no token shards (no meta.json): run dalle-tokenize to its end first")
+        values = json.loads(path.read_text())
+        self.meta = Meta(**{**values, "shard_sizes": tuple(values["shard_sizes"])})
+        for shard in range(len(self.meta.shard_sizes)):
+            if not self._path(shard).is_file():
+                raise ValueError(f"token shard {self._path(shard)} is missing")
+        self._open = lru_cache(maxsize=_SHARDS_TOGETHER)(self._load)
+        self._group_sizes = lru_cache(maxsize=4)(self._compute_group_sizes)
+        self._group = lru_cache(maxsize=2)(self._compute_group)
+
+    def __len__(self) -> int:
+        return sum(self.meta.shard_sizes)
+
+    def _path(self, shard: int) -> Path:
+        return self.folder / f"tokens-{shard:05d}.safetensors"
+
+    def _load(self, shard: int):
+        file = safe_open(self._path(shard), framework="numpy")
+        return file.get_slice("codes_NI"), file.get_tensor("captions_utf8"), file.get_tensor("caption_ends_N")
+
+    def pair(self, shard: int, row: int) -> tuple[np.ndarray, list[str]]:
+        """Codes uint16 [I] and captions of one pair."""
+        codes_NI, text, ends = self._open(shard)
+        start = int(ends[row - 1]) if row else 0
+        return codes_NI[row : row + 1][0], json.loads(text[start : int(ends[row])].tobytes())
+
+    def place(self, number: int, seed: int) -> tuple[int, int, int]:
+        """(epoch, shard, row) of the pair that comes at `number` (from 0) in the endless shuffled order.
+
+        In each epoch the shards are shuffled, then the pairs of a few shards together, so that a batch reads from few
+        files and the memory needed is that of the indices of those few shards.
+        """
+        epoch, index = divmod(number, len(self))
+        for group, size in enumerate(self._group_sizes(epoch, seed)):
+            if index < size:
+                shard, row = self._group(epoch, seed, group)[index]
+                return epoch, int(shard), int(row)
+            index -= size
+        raise AssertionError("the groups hold all pairs")
+
+    def _shard_order(self, epoch: int, seed: int) -> np.ndarray:
+        return np.random.default_rng([seed, epoch]).permutation(len(self.meta.shard_sizes))
+
+    def _compute_group_sizes(self, epoch: int, seed: int) -> list[int]:
+        sizes = np.array(self.meta.shard_sizes)[self._shard_order(epoch, seed)]
+        return [int(sizes[i : i + _SHARDS_TOGETHER].sum()) for i in range(0, len(sizes), _SHARDS_TOGETHER)]
+
+    def _compute_group(self, epoch: int, seed: int, group: int) -> np.ndarray:
+        shards = self._shard_order(epoch, seed)[group * _SHARDS_TOGETHER : (group + 1) * _SHARDS_TOGETHER]
+        sizes = self.meta.shard_sizes
+        places = np.concatenate([np.stack([np.full(n, s), np.arange(n)], 1) for s in shards if (n := sizes[s])])
+        np.random.default_rng([seed, epoch, group]).shuffle(places)
+        return places
+
+
+class TokenBatches(Dataset):
+    """Batch number n of one rank, a pure function of (seed, n).
+
+    A batch is a dict: `text_BU` int64 [B, T − 1] padded with PAD, `codes_BI` int64 [B, I].
+
+    Args:
+        shards: the data
+        tokenizer: encodes the captions
+        text_slots: T
+        batch_size: micro-batch of this rank; the global one is `batch_size * world_size`
+        seed: of the order, the choice among captions, and the BPE dropout
+        bpe_dropout: probability of skipping a merge
+        rank, world_size: rank r takes rows r·B … (r+1)·B − 1 of each global micro-batch
+    """
+
+    def __init__(
+        self,
+        shards: TokenShards,
+        tokenizer: Tokenizer,
+        text_slots: int,
+        batch_size: int,
+        seed: int,
+        bpe_dropout: float = 0.0,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.shards, self.tokenizer, self.text_slots = shards, tokenizer, text_slots
+        self.batch_size, self.seed, self.bpe_dropout = batch_size, seed, bpe_dropout
+        self.rank, self.world_size = rank, world_size
+
+    def __getitem__(self, number: int) -> dict:
+        first = (number * self.world_size + self.rank) * self.batch_size
+        codes, texts = [], []
+        for place in range(first, first + self.batch_size):
+            epoch, shard, row = self.shards.place(place, self.seed)
+            codes_I, captions = self.shards.pair(shard, row)
+            generator = np.random.default_rng([self.seed, epoch, shard, row])
+            caption = captions[generator.integers(len(captions))]
+            codes.append(codes_I)
+            texts.append(self.tokenizer.encode_with_dropout(caption, self.bpe_dropout, generator))
+        return {
+            "text_BU": torch.from_numpy(pad(texts, self.text_slots - 1)),
+            "codes_BI": torch.from_numpy(np.stack(codes).astype(np.int64)),
+        }
+
+
+class TokenLoader:
+    """Iterates over batches and knows where it stands.
+
+    Args:
+        dataset: the batches of one rank
+        workers: loader processes; 0 loads in this process
+    """
+
+    def __init__(self, dataset: TokenBatches, workers: int = 0):
+        self.dataset, self.workers = dataset, workers
+        self.batches_taken = 0
+
+    def __iter__(self) -> Iterator[dict]:
+        numbers = itertools.count(self.batches_taken)
+        for batch in DataLoader(self.dataset, sampler=numbers, batch_size=None, num_workers=self.workers):
+            self.batches_taken += 1
+            yield batch
+
+    def state_dict(self) -> dict:
+        """How many pairs were taken, over all ranks and micro-batches; JSON-able."""
+        return {"pairs_taken": self.batches_taken * self.dataset.batch_size * self.dataset.world_size}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from a position, also with another micro-batch or number of ranks."""
+        self.batches_taken = state["pairs_taken"] // (self.dataset.batch_size * self.dataset.world_size)

@@ -1,0 +1,1 @@
+"""Plain torch models for one device. None of them knows about optimisers, processes or files."""

@@ -1,0 +1,146 @@
+"""The contrastive reranker: any open_clip model, or a small one of ours on our own tokenizer.
+
+Images are [0, 1] or uint8 of any size: they are brought to the model's own size and normalised here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dalle.config import CLIPModel
+from dalle.models import folder
+from dalle.text import Tokenizer
+
+
+def _open_clip():
+    """open_clip, imported late: it takes seconds and only CLIP needs it."""
+    if not torch.cuda.is_available() and not hasattr(torch.ops.torchvision, "nms"):
+        # a torchvision built for CUDA cannot load its operators beside a CPU-only torch, and then fails at import for
+        # want of these two schemas; CLIP calls neither. With a matching torchvision the schemas come a moment later.
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        try:
+            import torchvision  # noqa: F401
+        except RuntimeError:
+            library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            _open_clip.library = library  # the schemas live as long as this object
+    import open_clip
+
+    return open_clip
+
+
+class CLIP(nn.Module):
+    """Scores how well images and captions fit.
+
+    Args:
+        config: sizes, or the name of an open_clip architecture
+        tokenizer: ours; null uses open_clip's for the named architecture
+        pretrained: an open_clip tag or a checkpoint file; null starts at random
+    """
+
+    def __init__(self, config: CLIPModel, tokenizer: Tokenizer | None = None, pretrained: str | None = None):
+        super().__init__()
+        open_clip = _open_clip()
+        self.config, self.tokenizer = config, tokenizer
+        if config.architecture is None:
+            if tokenizer is None:
+                raise ValueError("a CLIP without a named architecture needs a tokenizer")
+            self.net = open_clip.CLIP(**_small(config, tokenizer))
+        else:
+            if tokenizer is not None:
+                raise ValueError(f"architecture {config.architecture} brings its own tokenizer; leave tokenizer out")
+            try:
+                self.net = open_clip.create_model(config.architecture, pretrained=pretrained)
+            except RuntimeError as error:
+                raise ValueError(f"open_clip cannot make {config.architecture}: {error}") from error
+            self._open_clip_tokenizer = open_clip.get_tokenizer(config.architecture)
+        # one axis more than open_clip's: DeepSpeed cannot broadcast a parameter that has none
+        self.net.logit_scale = nn.Parameter(self.net.logit_scale.detach().reshape(1))
+        for name, values in (("mean", open_clip.OPENAI_DATASET_MEAN), ("std", open_clip.OPENAI_DATASET_STD)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def image_size_px(self) -> int:
+        size = self.net.visual.image_size
+        return size[0] if isinstance(size, tuple) else size
+
+    @property
+    def logit_scale(self) -> torch.Tensor:
+        """The learned inverse temperature, a scalar."""
+        return self.net.logit_scale.exp()[0]
+
+    def tokens(self, captions: Sequence[str]) -> torch.Tensor:
+        """Token ids int64 [B, text slots], on the CPU; captions that are too long are cut."""
+        if self.tokenizer is None:
+            return self._open_clip_tokenizer(list(captions))
+        vocabulary, slots = self.tokenizer.vocabulary, self.config.text_slots
+        rows = torch.full((len(captions), slots), vocabulary)
+        for row, caption in zip(rows, captions, strict=True):
+            # the end token is the greatest id, which is how open_clip finds the slot to read from
+            ids = [vocabulary + 1, *self.tokenizer.encode(caption)[: slots - 2], vocabulary + 2]
+            row[: len(ids)] = torch.tensor(ids)
+        return rows
+
+    def embed_images(self, images_BCYX: torch.Tensor) -> torch.Tensor:
+        """Unit vectors [B, E], fp32, of images in [0, 1] or uint8."""
+        if images_BCYX.dtype == torch.uint8:
+            images_BCYX = images_BCYX.float() / 255
+        size = self.image_size_px
+        if images_BCYX.shape[-2:] != (size, size):
+            images_BCYX = F.interpolate(images_BCYX, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+        features = self.net.encode_image(((images_BCYX - self.mean) / self.std).contiguous())
+        return F.normalize(features.float(), dim=-1)
+
+    def embed_texts(self, tokens_BU: torch.Tensor) -> torch.Tensor:
+        """Unit vectors [B, E], fp32, of token ids."""
+        return F.normalize(self.net.encode_text(tokens_BU).float(), dim=-1)
+
+
+def _small(config: CLIPModel, tokenizer: Tokenizer) -> dict:
+    return {
+        "embed_dim": config.embedding_width,
+        "vision_cfg": {
+            "image_size": config.image_size_px,
+            "patch_size": config.patch_px,
+            "width": config.vision_width,
+            "layers": config.vision_layers,
+            "head_width": 64,
+        },
+        "text_cfg": {
+            "context_length": config.text_slots,
+            "vocab_size": tokenizer.vocabulary + 3,
+            "width": config.text_width,
+            "layers": config.text_layers,
+            "heads": config.text_width // 64,
+        },
+    }
+
+
+def load_clip(source: str | Path, device: str | torch.device = "cpu") -> CLIP:
+    """A reranker, in evaluation mode.
+
+    Args:
+        source: a folder of `dalle-train-clip`, or `ARCHITECTURE:PRETRAINED` of open_clip, where the second is a tag
+            such as `laion2b_s34b_b79k` (fetched from the network) or a local checkpoint file
+    """
+    if Path(source).is_dir():
+        config = folder.read_config(source, "clip")
+        tokenizer = Tokenizer.load(Path(source) / "tokenizer.json") if config.architecture is None else None
+        if tokenizer is not None:
+            expected = folder.read_header(source)["tokenizer_hash"]
+            folder.check_link(
+                f"the tokenizer.json in {source} is not the one it was trained with", expected, tokenizer.hash
+            )
+        return folder.load_into(CLIP(config, tokenizer), source, device)
+    architecture, colon, pretrained = str(source).partition(":")
+    if not colon:
+        raise ValueError(
+            f"no such reranker: {source!r} is neither a folder of dalle-train-clip nor ARCHITECTURE:PRETRAINED of open_clip"
+        )
+    model = CLIP(CLIPModel(architecture=architecture), pretrained=pretrained)
+    return model.to(device).eval().requires_grad_(False)

@@ -1,0 +1,37 @@
+"""The logit-Laplace likelihood of pixels (appendix A.3)."""
+
+from __future__ import annotations
+
+import torch
+
+EPSILON = 0.1
+"""`map_pixels` keeps pixels this far from 0 and 1, where the logit is infinite (A.3)."""
+
+
+def map_pixels(images: torch.Tensor) -> torch.Tensor:
+    """φ(x) = (1 − 2ε)·x + ε: pixels in [0, 1] to [ε, 1 − ε]. Any shape; uint8 is divided by 255 first."""
+    if images.dtype == torch.uint8:
+        images = images.float() / 255
+    return (1 - 2 * EPSILON) * images + EPSILON
+
+
+def unmap_pixels(mapped: torch.Tensor) -> torch.Tensor:
+    """φ⁻¹, clamped to [0, 1]."""
+    return ((mapped - EPSILON) / (1 - 2 * EPSILON)).clamp(0, 1)
+
+
+def log_likelihood(x: torch.Tensor, mu: torch.Tensor, ln_b: torch.Tensor) -> torch.Tensor:
+    """ln f(x | μ, b) of f = exp(−|logit x − μ| / b) / (2 b x (1 − x)), elementwise, in fp32.
+
+    Args:
+        x: mapped pixels in (0, 1)
+        mu: location in logit space
+        ln_b: logarithm of the scale
+    """
+    x, mu, ln_b = x.float(), mu.float(), ln_b.float()
+    return -(torch.logit(x) - mu).abs() * torch.exp(-ln_b) - ln_b - torch.log(2 * x * (1 - x))
+
+
+def reconstruction(mu: torch.Tensor) -> torch.Tensor:
+    """The image that a decoder output stands for: φ⁻¹(sigmoid μ) in [0, 1]; ln b is ignored (A.3)."""
+    return unmap_pixels(torch.sigmoid(mu.float()))

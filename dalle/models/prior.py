@@ -1,0 +1,154 @@
+"""The sparse transformer over text and image tokens (appendix B.1).
+
+Pre-layer-norm resblocks with the identity path in fp32; text and image slots have their own embeddings and their own
+heads: text slots are scored over the text vocabulary, image slots over the codes. The paper leaves open, and we chose:
+GELU, weights from N(0, 0.02) with residual projections scaled by 1/√(2L), a final layer norm.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from einops import rearrange
+from torch import nn
+from torch.nn import functional as F
+
+from dalle.config import PriorModel
+from dalle.layout import attention_mask, layer_kinds
+from dalle.models.attention import attention
+
+
+class Attention(nn.Module):
+    """The attention resblock without its identity path: layer norm, fused q·k·v, attention, projection."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.project = nn.Linear(width, width)
+
+    def split(self, x_BSD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """q, k and v of each slot, each [B, H, S, K]."""
+        return rearrange(self.qkv(self.norm(x_BSD)), "B S (three H K) -> three B H S K", three=3, H=self.heads).unbind(
+            0
+        )
+
+    def merge(self, values_BHSK: torch.Tensor) -> torch.Tensor:
+        return self.project(rearrange(values_BHSK, "B H S K -> B S (H K)"))
+
+    def forward(self, x_BSD: torch.Tensor, mask_SS: torch.Tensor) -> torch.Tensor:
+        return self.merge(attention(*self.split(x_BSD), mask_SS))
+
+
+class MLP(nn.Module):
+    """The MLP resblock without its identity path: layer norm, widen by four, GELU, narrow."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.widen = nn.Linear(width, 4 * width)
+        self.project = nn.Linear(4 * width, width)
+
+    def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
+        return self.project(F.gelu(self.widen(self.norm(x_BSD))))
+
+
+class Layer(nn.Module):
+    """Two resblocks."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.attention = Attention(width, heads)
+        self.mlp = MLP(width)
+
+    def forward(self, x_BSD: torch.Tensor, mask_SS: torch.Tensor) -> torch.Tensor:
+        x_BSD = x_BSD + self.attention(x_BSD, mask_SS).float()
+        return x_BSD + self.mlp(x_BSD).float()
+
+
+class Prior(nn.Module):
+    """The transformer of stage two.
+
+    Args:
+        config: sizes
+    """
+
+    def __init__(self, config: PriorModel):
+        super().__init__()
+        self.config = config
+        width = config.width
+        # the last row of each token table is the start token
+        self.text_tokens = nn.Embedding(config.text_vocabulary + 1, width)
+        self.text_positions = nn.Embedding(config.text_slots, width)
+        self.text_pads = nn.Embedding(config.text_slots, width)
+        self.image_tokens = nn.Embedding(config.codebook_size + 1, width)
+        self.image_rows = nn.Embedding(config.grid, width)
+        self.image_columns = nn.Embedding(config.grid, width)
+        self.layers = nn.ModuleList(Layer(width, config.heads) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width)
+        self.text_head = nn.Linear(width, config.text_vocabulary)
+        self.image_head = nn.Linear(width, config.codebook_size)
+        self.kinds = layer_kinds(config)
+        for kind in sorted(set(self.kinds)):
+            mask_SS = attention_mask(kind, config.text_slots, config.grid, config.conv_kernel)
+            self.register_buffer(f"mask_{kind}", mask_SS, persistent=False)
+        self.apply(self._init)
+        residual_std = 0.02 / math.sqrt(2 * config.depth)
+        for layer in self.layers:
+            nn.init.normal_(layer.attention.project.weight, std=residual_std)
+            nn.init.normal_(layer.mlp.project.weight, std=residual_std)
+
+    @staticmethod
+    def _init(module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+    def mask(self, kind: str) -> torch.Tensor:
+        """The mask of a layer kind: bool [S, S]."""
+        return getattr(self, f"mask_{kind}")
+
+    def embed_text(self, text_BU: torch.Tensor) -> torch.Tensor:
+        """The T text slots' embeddings [B, T, D], fp32: start-of-text, then the caption with PAD where it has ended."""
+        start_B1 = text_BU.new_full((text_BU.shape[0], 1), self.config.text_vocabulary)
+        held_BT = torch.cat([start_B1, text_BU], dim=1)
+        tokens_BTD = self.text_tokens(held_BT.clamp(min=0)) + self.text_positions.weight
+        return torch.where((held_BT >= 0)[..., None], tokens_BTD, self.text_pads.weight)
+
+    def embed_image(self, held_BN: torch.Tensor, first: int = 0) -> torch.Tensor:
+        """Embeddings [B, N, D], fp32, of the image slots number `first` … `first` + N − 1.
+
+        Args:
+            held_BN: what those slots hold: a code, or `codebook_size` for the start-of-image token
+            first: number of the first of these slots within the image
+        """
+        predicted_N = torch.arange(first, first + held_BN.shape[1], device=held_BN.device)
+        rows_ND = self.image_rows(predicted_N // self.config.grid)
+        columns_ND = self.image_columns(predicted_N % self.config.grid)
+        return self.image_tokens(held_BN) + rows_ND + columns_ND
+
+    def start_of_image(self, batch: int) -> torch.Tensor:
+        """What image slot 0 holds: int64 [B, 1]."""
+        return torch.full((batch, 1), self.config.codebook_size, device=self.image_tokens.weight.device)
+
+    def states(self, text_BU: torch.Tensor, codes_BI: torch.Tensor) -> torch.Tensor:
+        """The final states of all slots [B, S, D], fp32. The last code is predicted, never seen."""
+        held_BI = torch.cat([self.start_of_image(len(codes_BI)), codes_BI[:, :-1]], dim=1)
+        x_BSD = torch.cat([self.embed_text(text_BU), self.embed_image(held_BI)], dim=1)
+        for kind, layer in zip(self.kinds, self.layers, strict=True):
+            x_BSD = layer(x_BSD, self.mask(kind))
+        return self.norm(x_BSD)
+
+    def forward(self, text_BU: torch.Tensor, codes_BI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of every caption token and every code, fp32: [B, T − 1, text vocabulary] and [B, I, K].
+
+        Args:
+            text_BU: caption tokens int64 [B, T − 1], PAD after the end
+            codes_BI: image codes int64 [B, I] in raster order
+        """
+        x_BSD = self.states(text_BU, codes_BI)
+        text_slots = self.config.text_slots
+        return self.text_head(x_BSD[:, : text_slots - 1]).float(), self.image_head(x_BSD[:, text_slots:]).float()

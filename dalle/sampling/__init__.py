@@ -1,0 +1,1 @@
+"""Sampling: the token loop, candidates over many devices, reranking, and the gallery."""

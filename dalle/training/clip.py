@@ -1,0 +1,97 @@
+"""What training the reranker consists of: pairs, the dVAE's blur as augmentation, validation."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from dalle.config import TrainCLIP
+from dalle.data.pairs import PairBatches, PairLoader, read_pairs, to_tensor
+from dalle.models.clip import CLIP
+from dalle.models.dvae import DVAE
+from dalle.models.folder import load_dvae, read_header
+from dalle.objectives.clip import CLIPObjective
+from dalle.text import Tokenizer
+from dalle.training.loop import Stage
+from dalle.training.topology import World
+
+
+def stage(config: TrainCLIP, world: World) -> Stage:
+    """The reranker's training, ready for the loop."""
+    tokenizer = Tokenizer.load(config.tokenizer) if config.tokenizer else None
+    torch.manual_seed(config.run.seed)
+    model = CLIP(config.model, tokenizer)
+    dvae = load_dvae(config.dvae, world.device) if config.dvae else None
+    links = {}
+    if tokenizer is not None:
+        links["tokenizer_hash"] = tokenizer.hash
+        if world.is_main:
+            tokenizer.save(Path(config.output) / "tokenizer.json")
+    if dvae is not None:
+        links["dvae_hash"] = read_header(config.dvae)["hash"]
+    batch_size = config.run.micro_batch_size(world.size)
+    size_px = model.image_size_px
+    batches = PairBatches(config.data, config.images, size_px, batch_size, config.run.seed, world.rank, world.size)
+    validation = _Validation(config, model, dvae, world.device) if config.valid_data else None
+    return Stage(
+        kind="clip",
+        objective=CLIPObjective(model, world.rank, world.size),
+        loader=PairLoader(batches, config.run.loader_workers),
+        unit="images",
+        units_per_sample=1,
+        model_config=config.model,
+        prepare=_prepare(model, dvae),
+        validate=validation.figures if validation else None,
+        links=links,
+    )
+
+
+def _prepare(model: CLIP, dvae: DVAE | None) -> Callable[[list[dict], int, World], None]:
+    def prepare(micro_batches: list[dict], step: int, world: World) -> None:
+        for batch in micro_batches:
+            batch["clip_tokens_BU"] = model.tokens(batch["captions"]).to(world.device)
+            if dvae is not None:
+                half = len(batch["images_BCYX"]) // 2
+                batch["images_BCYX"][:half] = reconstruct(dvae, batch["images_BCYX"][:half])
+
+    return prepare
+
+
+@torch.inference_mode()
+def reconstruct(dvae: DVAE, images_BCYX: torch.Tensor) -> torch.Tensor:
+    """uint8 images after encoding and decoding: what a perfect prior's samples look like."""
+    with torch.autocast(images_BCYX.device.type, torch.bfloat16):
+        return (dvae.decode(dvae.encode(images_BCYX)) * 255).round().to(torch.uint8)
+
+
+class _Validation:
+    """How often a held-out caption finds its image among a batch of others, and the other way round."""
+
+    def __init__(self, config: TrainCLIP, model: CLIP, dvae: DVAE | None, device: torch.device):
+        self.model, self.device = model, device
+        count = config.run.validation_batches * config.run.batch_size
+        images = replace(config.images, augmentation="none", cache_bytes=0)
+        pairs = list(itertools.islice(read_pairs(config.valid_data, images, model.image_size_px), count))
+        if not pairs:
+            raise ValueError(f"valid_data {config.valid_data}: no sample can be used")
+        size = min(config.run.batch_size, len(pairs))
+        self.batches = []
+        for first in range(0, len(pairs) - size + 1, size):
+            batch = to_tensor([p.image for p in pairs[first : first + size]]).to(device)
+            batch = reconstruct(dvae, batch) if dvae is not None else batch
+            self.batches.append((batch, [p.captions[0] for p in pairs[first : first + size]]))
+
+    def figures(self) -> dict[str, float]:
+        image_found = caption_found = 0.0
+        for images_BCYX, captions in self.batches:
+            images_BE = self.model.embed_images(images_BCYX)
+            texts_BE = self.model.embed_texts(self.model.tokens(captions).to(self.device))
+            scores_BB = texts_BE @ images_BE.T
+            right = torch.arange(len(captions), device=self.device)
+            image_found += (scores_BB.argmax(dim=1) == right).float().mean().item() / len(self.batches)
+            caption_found += (scores_BB.argmax(dim=0) == right).float().mean().item() / len(self.batches)
+        return {"caption_accuracy": image_found, "image_accuracy": caption_found}

@@ -1,0 +1,227 @@
+"""The one training loop, for every stage.
+
+A stage brings its objective, its data and what it shows; the loop brings updates, averages, logging, validation,
+pictures, checkpoints and stopping. Metrics stay on the device between two log lines: nothing in a step waits for them.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from dalle.config import Optimizer, Run
+from dalle.models.folder import save_weights
+from dalle.training import checkpoint
+from dalle.training.ema import EMA
+from dalle.training.engine import Engine
+from dalle.training.telemetry import Telemetry
+from dalle.training.topology import World
+
+
+@dataclass
+class Stage:
+    """What is trained, and on what.
+
+    Args:
+        kind: "dvae", "prior" or "clip"
+        objective: module with a `model`; called with a batch it returns (loss, metrics)
+        loader: endless batches of this rank, with `state_dict` and `load_state_dict`
+        unit: what is counted, "images" or "tokens"
+        units_per_sample: how many of them a sample has
+        model_config: sizes, written beside the weights
+        prepare: makes an update's micro-batches ready: schedules, tokens, counts over all ranks
+        validate: figures of the (averaged) model on held-out data; null where there is none
+        draw: pictures of what the (averaged) model does
+        check: from the logged figures to plain warnings
+        links: hashes of what it is trained with
+    """
+
+    kind: str
+    objective: nn.Module
+    loader: Any
+    unit: str
+    units_per_sample: int
+    model_config: Any
+    prepare: Callable[[list[dict], int, World], None] = lambda micro_batches, step, world: None
+    validate: Callable[[], dict[str, float]] | None = None
+    draw: Callable[[], dict[str, Image.Image]] | None = None
+    check: Callable[[int, dict[str, float]], list[str]] = lambda step, values: []
+    links: dict[str, str] = field(default_factory=dict)
+
+
+class NotFinite(ValueError):
+    """The loss became infinite or not a number."""
+
+
+def train(stage: Stage, optimizer: Optimizer, run: Run, folder: Path, world: World, resume: bool = False) -> str | None:
+    """Train to `run.steps` updates, or until Ctrl-C, and write the model's folder.
+
+    Returns:
+        the content hash of the weights (main rank), or None when it was interrupted
+    """
+    return _Training(stage, optimizer, run, folder, world, resume).run_all()
+
+
+class _Training:
+    def __init__(self, stage: Stage, optimizer: Optimizer, run: Run, folder: Path, world: World, resume: bool):
+        self.stage, self.run, self.folder, self.world = stage, run, folder, world
+        self.step = 0
+        self.engine = Engine(stage.objective, optimizer, run, world)
+        self.ema = EMA(self.engine.model, run.ema_decay) if run.ema_decay is not None else None
+        if resume:
+            self._resume()
+        self.telemetry = Telemetry(
+            folder, folder.name, run.steps, stage.unit, world.is_main, run.wandb, start_step=self.step
+        )
+        self.saved_at = time.monotonic()
+
+    def run_all(self) -> str | None:
+        with _stop_requests() as stop:
+            try:
+                interrupted = self._updates(stop)
+            except BaseException:
+                self.telemetry.close("failed")
+                raise
+            if interrupted:
+                self._save_checkpoint()
+                self.telemetry.close(f"stopped after {self.step} updates; continue with --resume")
+                return None
+        self._show()
+        self._save_checkpoint()
+        digest = self._save_model()
+        self.telemetry.close("finished")
+        return digest
+
+    def _updates(self, stop: Callable[[], bool]) -> bool:
+        """Updates up to the last; True when stopped before."""
+        run, stage = self.run, self.stage
+        batches = iter(stage.loader)
+        totals: dict[str, torch.Tensor] = {}
+        counted = 0
+        while self.step < run.steps:
+            micro_batches = [self._to_device(next(batches)) for _ in range(run.accumulation_steps)]
+            stage.prepare(micro_batches, self.step, self.world)
+            metrics = self.engine.update(micro_batches, self.step)
+            if self.ema:
+                self.ema.update(self.step)
+            self.step += 1
+            counted += 1
+            for name, value in metrics.items():
+                totals[name] = totals[name] + value if name in totals else value
+            # several processes have to agree on stopping, so they ask one another, but only when they meet anyway
+            logging = self.step % run.log_every_steps == 0 or self.step == run.steps
+            if (logging or self.world.size == 1) and self.world.any(stop()):
+                return True
+            if logging:
+                self._log(totals, counted)
+                totals, counted = {}, 0
+            if run.validate_every_steps and self.step % run.validate_every_steps == 0 and self.step < run.steps:
+                self._show()
+            if run.checkpoint_every_minutes and logging and self.world.any(self._is_due()):
+                self._save_checkpoint()
+        return False
+
+    def _to_device(self, batch: dict) -> dict:
+        return {k: v.to(self.world.device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
+
+    def _log(self, totals: dict[str, torch.Tensor], counted: int) -> None:
+        names = sorted(totals)
+        means = self.world.mean(torch.stack([totals[n].float() for n in names]) / counted).tolist()
+        values = dict(zip(names, means, strict=True))
+        values = {
+            "loss": values.pop("loss"),
+            "step_size": self.engine.optimizer_config.step_size(self.step - 1),
+            **values,
+        }
+        if not math.isfinite(values["loss"]):
+            self.telemetry.log(self.step, values, 0)
+            raise NotFinite(
+                f"the loss is not finite at update {self.step}: continue from the latest checkpoint with --resume and a "
+                "smaller optimizer.step_size, or set optimizer.clip_norm"
+            )
+        self.telemetry.log(self.step, values, counted * self.run.batch_size * self.stage.units_per_sample)
+        for warning in self.stage.check(self.step, values):
+            self.telemetry.warn(warning)
+
+    def _show(self) -> None:
+        """Validation figures and pictures, with the averaged weights."""
+        if not self.world.is_main:
+            self.world.barrier()
+            return
+        model = self.engine.model
+        averaged = self.ema.swapped_in() if self.ema else nullcontext()
+        with self.telemetry.paused(), averaged, torch.no_grad(), self.engine.autocast():
+            model.eval()
+            torch.manual_seed(self.run.seed)
+            if self.stage.validate:
+                self.telemetry.log_validation(self.step, self.stage.validate())
+            for name, image in (self.stage.draw() if self.stage.draw else {}).items():
+                self.telemetry.pictures(name, self.step, image)
+            model.train()
+        self.world.barrier()
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self.saved_at > 60 * self.run.checkpoint_every_minutes
+
+    def _save_checkpoint(self) -> None:
+        tensors = self.engine.state()
+        if self.ema:
+            tensors |= {f"ema/{name}": tensor for name, tensor in self.ema.averages.items()}
+        if self.world.is_main:
+            values = {"loader": self.stage.loader.state_dict(), "links": self.stage.links}
+            with self.telemetry.paused():
+                checkpoint.save(self.folder, self.step, tensors, values, self.run.keep_checkpoints)
+        self.saved_at = time.monotonic()
+        self.world.barrier()
+
+    def _resume(self) -> None:
+        found = checkpoint.latest(self.folder)
+        if found is None:
+            raise ValueError(f"--resume: {self.folder} holds no checkpoint")
+        tensors, values = checkpoint.load(found)
+        if values["links"] != self.stage.links:
+            raise ValueError(
+                f"--resume: {found} was trained with other inputs: {values['links']}, not {self.stage.links}"
+            )
+        self.step = values["step"]
+        self.engine.load_state(tensors, self.step)
+        if self.ema:
+            for name, average in self.ema.averages.items():
+                average.copy_(tensors[f"ema/{name}"])
+        self.stage.loader.load_state_dict(values["loader"])
+
+    def _save_model(self) -> str | None:
+        if not self.world.is_main:
+            return None
+        weights = self.ema.averages if self.ema else self.engine.model.state_dict()
+        return save_weights(self.folder, self.stage.kind, weights, self.stage.model_config, self.stage.links)
+
+
+@contextmanager
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """Within the block Ctrl-C and SIGTERM do not end the process but set the flag that the given function reads; a
+    second Ctrl-C ends it at once."""
+    asked = False
+
+    def ask(signum, frame) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    previous = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for s, handler in previous.items():
+            signal.signal(s, handler)

@@ -1,0 +1,135 @@
+"""What training a prior consists of: token shards, the count of text targets over all ranks, validation, samples."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dalle.config import Sampling, TrainPrior
+from dalle.data.tokens import TokenBatches, TokenLoader, TokenShards
+from dalle.models.folder import check_link, load_dvae, read_header
+from dalle.models.prior import Prior
+from dalle.objectives.prior import PriorObjective
+from dalle.sampling.gallery import Drawing, make_grid
+from dalle.sampling.pipeline import Pipeline, to_pixels
+from dalle.text import Tokenizer
+from dalle.training.loop import Stage
+from dalle.training.topology import World
+
+_DRAWN_CAPTIONS = 4
+_DRAWN_PER_CAPTION = 4
+
+
+def stage(config: TrainPrior, world: World) -> Stage:
+    """Stage two, ready for the loop."""
+    tokenizer = Tokenizer.load(config.tokenizer)
+    shards = TokenShards(config.data)
+    _check(config, shards, tokenizer)
+    torch.manual_seed(config.run.seed)
+    model = Prior(config.model)
+    objective = PriorObjective(model, config.objective)
+    batch_size = config.run.micro_batch_size(world.size)
+    batches = TokenBatches(
+        shards,
+        tokenizer,
+        config.model.text_slots,
+        batch_size,
+        config.run.seed,
+        config.bpe_dropout,
+        world.rank,
+        world.size,
+    )
+    if world.is_main:
+        shutil.copyfile(config.tokenizer, Path(config.output) / "tokenizer.json")
+    validation = _Validation(config, objective, tokenizer, world.device) if config.valid_data else None
+    return Stage(
+        kind="prior",
+        objective=objective,
+        loader=TokenLoader(batches, config.run.loader_workers),
+        unit="tokens",
+        units_per_sample=config.model.slots,
+        model_config=config.model,
+        prepare=count_text_targets,
+        validate=validation.figures if validation else None,
+        draw=validation.pictures if validation else None,
+        links={"dvae_hash": shards.meta.dvae_hash, "tokenizer_hash": tokenizer.hash},
+    )
+
+
+def count_text_targets(micro_batches: list[dict], step: int, world: World) -> None:
+    """Put into each micro-batch what its text loss is divided by: the mean number of caption tokens over all ranks and
+    micro-batches of the update. So the update's text loss is the average over all caption tokens of the global batch."""
+    counts = [(batch["text_BU"] >= 0).sum().float() for batch in micro_batches]
+    mean = world.mean(torch.stack(counts).mean())
+    for batch in micro_batches:
+        batch["text_targets"] = mean
+
+
+def _check(config: TrainPrior, shards: TokenShards, tokenizer: Tokenizer) -> None:
+    dvae_hash = read_header(config.dvae)["hash"]
+    check_link(
+        f"the tokens in {config.data} were made by another dVAE than {config.dvae}", shards.meta.dvae_hash, dvae_hash
+    )
+    if config.valid_data:
+        found = TokenShards(config.valid_data).meta.dvae_hash
+        check_link(f"the tokens in {config.valid_data} were made by another dVAE than {config.dvae}", found, dvae_hash)
+    for name, expected in (("grid", shards.meta.grid), ("codebook_size", shards.meta.codebook_size)):
+        if getattr(config.model, name) != expected:
+            raise ValueError(f"model.{name} {getattr(config.model, name)}: the tokens in {config.data} have {expected}")
+    if config.model.text_vocabulary < tokenizer.vocabulary:
+        raise ValueError(
+            f"model.text_vocabulary {config.model.text_vocabulary}: the tokenizer {config.tokenizer} has "
+            f"{tokenizer.vocabulary} tokens"
+        )
+
+
+class _Validation:
+    """Losses on held-out pairs, and samples for a few of their captions."""
+
+    def __init__(self, config: TrainPrior, objective: PriorObjective, tokenizer: Tokenizer, device: torch.device):
+        self.objective, self.tokenizer, self.device = objective, tokenizer, device
+        self.shards = TokenShards(config.valid_data)
+        self.dvae = load_dvae(config.dvae, device)
+        # the micro-batch of one process with no accumulation would be the whole batch; a part is enough at a time
+        size = min(config.run.batch_size // config.run.accumulation_steps, len(self.shards))
+        self.batches = TokenBatches(self.shards, tokenizer, config.model.text_slots, size, seed=0)
+        self.count = min(config.run.validation_batches, len(self.shards) // size)
+        self.seed = config.run.seed
+        self.precision = config.run.precision
+
+    def figures(self) -> dict[str, float]:
+        totals: dict[str, float] = {}
+        for number in range(self.count):
+            batch = {name: tensor.to(self.device) for name, tensor in self.batches[number].items()}
+            batch["text_targets"] = (batch["text_BU"] >= 0).sum().float()
+            _, metrics = self.objective(batch)
+            for name, value in metrics.items():
+                totals[name] = totals.get(name, 0.0) + value.item() / self.count
+        return totals
+
+    def pictures(self) -> dict[str, Image.Image]:
+        """Samples for held-out captions, and what the dVAE makes of the true codes."""
+        places = [self.shards.place(number, seed=0)[1:] for number in range(min(_DRAWN_CAPTIONS, len(self.shards)))]
+        codes, captions = zip(*(self.shards.pair(*place) for place in places), strict=True)
+        captions = [c[0] for c in captions]
+        pipeline = Pipeline(self.objective.model, self.dvae, self.tokenizer)
+        sampling = Sampling(chunk=_DRAWN_PER_CAPTION, precision=self.precision)
+        (drawn,) = pipeline.candidates(captions, _DRAWN_PER_CAPTION, self.seed, sampling)
+        true_codes = torch.from_numpy(np.stack(codes).astype(np.int64)).to(self.device)
+        true = (
+            (pipeline.decode(true_codes, self.precision) * 255)
+            .round()
+            .to(torch.uint8)
+            .permute(0, 2, 3, 1)
+            .cpu()
+            .numpy()
+        )
+        drawings = []
+        for row, caption in enumerate(captions):
+            images = [true[row], *drawn.images_CNYX3[row]]
+            drawings += [Drawing(Image.fromarray(im), caption, None, -1, i, {}) for i, im in enumerate(images)]
+        return {"samples": make_grid(drawings, columns=1 + _DRAWN_PER_CAPTION)}

@@ -1,0 +1,261 @@
+"""The page of a training run, `report.html`: curves, warnings, pictures and configuration, drawn from the run's folder.
+
+It opens from disk and asks nothing of the network: curves are inline SVG, pictures are relative links. Any part of the
+folder may be missing or half written, for the page is also drawn while the run goes on.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import os
+import re
+import time
+from collections import defaultdict
+from io import StringIO
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MAX_POINTS = 500
+MAX_WARNINGS = 100
+# Colours that matplotlib writes and the page's style sheet then decides, so that curves follow light and dark.
+INK, FAINT, TRAIN, VALID = "#010101", "#020202", "#030303", "#040404"
+CSS_COLOURS = {INK: "var(--ink)", FAINT: "var(--line)", TRAIN: "var(--train)", VALID: "var(--valid)"}
+
+STYLE = """
+:root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1c2330; --soft: #5d6778; --line: #dfe3ea;
+  --train: #2563c9; --valid: #d9641a; --warn: #a35a00; }
+@media (prefers-color-scheme: dark) { :root { --page: #12151b; --card: #1b2029; --ink: #e6e9ef; --soft: #98a2b3;
+  --line: #313846; --train: #6ea8ff; --valid: #ff9d5c; --warn: #ffb454; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1400px; padding: 2rem 1.5rem 4rem; background: var(--page); color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+h1 { margin: 0; font-size: 1.7rem; overflow-wrap: anywhere; }
+h2 { margin: 2.2rem 0 .8rem; font-size: 1.15rem; } h3 { margin: 1rem 0 .4rem; font-size: 1rem; font-weight: 600; }
+.status { display: inline-block; vertical-align: middle; margin-left: .6rem; padding: .1rem .7rem; border-radius: 1rem;
+  font-size: .85rem; font-weight: 600; background: var(--train); color: var(--card); }
+.status.bad { background: var(--warn); }
+.facts { display: flex; flex-wrap: wrap; gap: .8rem; margin-top: 1.2rem; }
+.facts div, figure, .warnings, pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
+.facts div { flex: 1 1 9rem; padding: .7rem 1rem; } .facts b { font-size: 1.25rem; font-weight: 600; }
+.facts span, .soft, figcaption i { display: block; color: var(--soft); font-size: .85rem; font-style: normal; }
+.curves { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr)); }
+figure { margin: 0; padding: .8rem 1rem .4rem; } figcaption b { overflow-wrap: anywhere; }
+.train { color: var(--train); } .valid { color: var(--valid); }
+figure svg { display: block; width: 100%; height: auto; } figure svg text { font-family: inherit !important; }
+.warnings { margin: 0; padding: .7rem 1rem .7rem 2rem; border-left: 4px solid var(--warn); overflow-wrap: anywhere; }
+.row { display: flex; gap: .8rem; overflow-x: auto; padding-bottom: .6rem; }
+.row a { flex: none; color: var(--soft); font-size: .85rem; text-decoration: none; }
+.row img { display: block; height: 200px; max-width: 640px; object-fit: contain; border-radius: 6px; }
+pre { margin: 0; padding: 1rem; overflow-x: auto; font-size: .85rem; }
+"""
+
+
+def write_report(folder: Path) -> None:
+    """Writes `folder/report.html` from metrics.jsonl, run.json, config.yaml and pictures/, whichever are there."""
+    folder = Path(folder)
+    records = read_lines(folder / "metrics.jsonl")
+    try:
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        run = {}
+    series = _collect_series(records)
+    title = run.get("title") or folder.resolve().name
+    parts = [
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<style>{STYLE}</style></head><body>",
+        _headline(title, run, records, series),
+        _curves(series),
+        _warnings(records),
+        _pictures(folder),
+    ]
+    config = folder / "config.yaml"
+    if config.exists():
+        text = html.escape(config.read_text(encoding="utf-8", errors="replace"))
+        parts.append(f"<h2>Configuration</h2><pre>{text}</pre>")
+    parts.append("</body></html>\n")
+    replace_text(folder / "report.html", "\n".join(part for part in parts if part))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics file in order. Lines that are half written or name no step are left out."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
+    return records
+
+
+def list_pictures(folder: Path) -> dict[str, list[tuple[int, Path]]]:
+    """The pictures of a run by name, each with its step, in the order of steps."""
+    pictures = defaultdict(list)
+    for path in (folder / "pictures").glob("*.png"):
+        if match := re.fullmatch(r"(.+)-(\d{7,})\.png", path.name):
+            pictures[match[1]].append((int(match[2]), path))
+    return {name: sorted(pictures[name]) for name in sorted(pictures)}
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes `text` to `path` so that a reader, or a crash, sees the old file or the new one and nothing between."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8", errors="replace") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: "42 s", "3 min 20 s", "5 h 12 min", "3 d 4 h"."""
+    seconds = round(seconds)
+    for size, name, small, small_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if seconds >= size:
+            return f"{seconds // size} {name} {seconds % size // small} {small_name}"
+    return f"{seconds} s"
+
+
+def _collect_series(records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Per metric an array of (step, value) rows, NaN where the file has null, in the order of first appearance."""
+    points = defaultdict(list)
+    for record in records:
+        for key, value in record.items():
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if key not in ("step", "time_s", "warning") and (is_number or value is None):
+                points[key].append((record["step"], math.nan if value is None else value))
+    return {key: np.array(rows, dtype=float) for key, rows in points.items()}
+
+
+def _headline(title: str, run: dict[str, Any], records: list[dict[str, Any]], series: dict[str, np.ndarray]) -> str:
+    status = str(run.get("status", "unknown"))
+    step = max((record["step"] for record in records), default=0)
+    total_steps = run.get("total_steps")
+    facts = {"Steps": f"{step:,} / {total_steps:,}" if total_steps else f"{step:,}"}
+    facts["Time"] = duration(max((record.get("time_s") or 0.0 for record in records), default=0.0))
+    for unit in ("images", "tokens"):
+        rates = _finite(series.get(f"{unit}_per_s"))
+        if len(rates):
+            facts[f"{unit.capitalize()} per second"] = f"{np.median(rates[-20:, 1]):,.4g}"
+    for key, name in (("loss", "Loss"), ("valid/loss", "Validation loss")):
+        rows = _finite(series.get(key))
+        if len(rows):
+            facts[name] = f"{rows[-1, 1]:.4g}"
+    tiles = "".join(f"<div><span>{name}</span><b>{value}</b></div>" for name, value in facts.items())
+    style = "status" if status in ("running", "finished") else "status bad"
+    written = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+    return (
+        f'<h1>{html.escape(title)} <span class="{style}">{html.escape(status)}</span></h1>'
+        f'<span class="soft">as of {written}</span><div class="facts">{tiles}</div>'
+    )
+
+
+def _finite(rows: np.ndarray | None) -> np.ndarray:
+    return np.empty((0, 2)) if rows is None else rows[np.isfinite(rows[:, 1])]
+
+
+def _curves(series: dict[str, np.ndarray]) -> str:
+    names = list(dict.fromkeys(key.removeprefix("valid/") for key in series))
+    names.sort(key=lambda name: name != "loss")  # stable: the loss first, the rest as they came
+    figures = []
+    for name in names:
+        train, valid = series.get(name), series.get(f"valid/{name}")
+        notes = []
+        for rows, kind in ((train, "train"), (valid, "valid")):
+            if len(_finite(rows)):
+                notes.append(f'<span class="{kind}">●</span> {kind} {_finite(rows)[-1, 1]:.4g}')
+            if rows is not None and len(_finite(rows)) < len(rows):
+                notes.append(f"{len(rows) - len(_finite(rows))} {kind} values not finite")
+        curve = _draw(name, _finite(train), _finite(valid))
+        caption = f"<figcaption><b>{html.escape(name)}</b><i>{' &nbsp; '.join(notes)}</i></figcaption>"
+        figures.append(f"<figure>{caption}{curve}</figure>")
+    if not figures:
+        return '<h2>Curves</h2><p class="soft">Nothing has been logged yet.</p>'
+    return f'<h2>Curves</h2><div class="curves">{"".join(figures)}</div>'
+
+
+def _draw(name: str, train: np.ndarray, valid: np.ndarray) -> str:
+    """One plot as an SVG element that takes its colours from the page."""
+    if not len(train) and not len(valid):
+        return ""
+    # Imported here: it takes most of a second, and a run that draws no report should not pay for it.
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    # Text stays text; the salt keeps the ids of several inline plots apart.
+    settings = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9.0, "axes.formatter.useoffset": False}
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(4.4, 2.5), facecolor="none")
+        FigureCanvasSVG(figure)
+        axes = figure.add_axes((0.13, 0.11, 0.85, 0.84), facecolor="none")
+        if len(train) > 50:
+            _plot(axes, _thin(train), TRAIN, linewidth=0.8, alpha=0.3)
+            _plot(axes, _thin(_smooth(train)), TRAIN, linewidth=1.6)
+        elif len(train):
+            _plot(axes, train, TRAIN, linewidth=1.6)
+        if len(valid):
+            _plot(axes, _thin(valid), VALID, linewidth=1.6, marker="o" if len(valid) <= 40 else None, markersize=3)
+        axes.grid(color=FAINT, linewidth=0.6)
+        axes.tick_params(colors=INK, length=0)
+        axes.locator_params(nbins=6)
+        axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
+        buffer = StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = buffer.getvalue()
+    svg = re.sub("|".join(CSS_COLOURS), lambda match: CSS_COLOURS[match[0]], svg[svg.index("<svg") :])
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(name)} over steps" ', 1)
+
+
+def _plot(axes: Any, rows: np.ndarray, colour: str, **style: Any) -> None:
+    if len(rows) == 1:
+        style = {"marker": "o", "markersize": 4}
+    axes.plot(rows[:, 0], rows[:, 1], color=colour, solid_joinstyle="round", **style)
+
+
+def _smooth(rows: np.ndarray) -> np.ndarray:
+    """A centred mean over a fiftieth of the run, narrower at the ends: it neither lags nor starts from nothing."""
+    half = max(1, len(rows) // 100)
+    sums = np.concatenate([[0.0], np.cumsum(rows[:, 1])])
+    index = np.arange(len(rows))
+    reach = np.minimum(half, np.minimum(index, len(rows) - 1 - index))
+    means = (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
+    return np.stack([rows[:, 0], means], axis=1)
+
+
+def _thin(rows: np.ndarray) -> np.ndarray:
+    """At most MAX_POINTS rows: the lowest and the highest of each stretch, so that no spike is lost."""
+    if len(rows) <= MAX_POINTS:
+        return rows
+    edges = np.linspace(0, len(rows), MAX_POINTS // 2 + 1).astype(int)
+    stretches = [(first, rows[first:last, 1]) for first, last in pairwise(edges)]
+    return rows[sorted({first + pick(part) for first, part in stretches for pick in (np.argmin, np.argmax)})]
+
+
+def _warnings(records: list[dict[str, Any]]) -> str:
+    warnings = [(record["step"], str(record["warning"])) for record in records if "warning" in record]
+    if not warnings:
+        return ""
+    items = "".join(f"<li>step {step:,}: {html.escape(text)}</li>" for step, text in warnings[-MAX_WARNINGS:])
+    shown = f", the last {MAX_WARNINGS} shown" if len(warnings) > MAX_WARNINGS else ""
+    return f'<h2>Warnings ({len(warnings)}{shown})</h2><ul class="warnings">{items}</ul>'
+
+
+def _pictures(folder: Path) -> str:
+    rows = []
+    for name, pictures in list_pictures(folder).items():
+        cells = []
+        for step, path in pictures:
+            link, note = f"pictures/{html.escape(path.name)}", f"step {step:,}"
+            cells.append(f'<a href="{link}"><img src="{link}" alt="{note}" loading="lazy">{note}</a>')
+        rows.append(f'<h3>{html.escape(name)}</h3><div class="row">{"".join(cells)}</div>')
+    return f"<h2>Pictures</h2>{''.join(rows)}" if rows else ""
