@@ -15,7 +15,7 @@ from dalle.models.folder import check_link, load_dvae, read_header
 from dalle.models.prior import Prior
 from dalle.objectives.prior import PriorObjective
 from dalle.sampling.gallery import Drawing, make_grid
-from dalle.sampling.pipeline import Pipeline, to_pixels
+from dalle.sampling.pipeline import Pipeline
 from dalle.text import Tokenizer
 from dalle.training.loop import Stage
 from dalle.training.topology import World

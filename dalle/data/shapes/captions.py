@@ -1,6 +1,6 @@
 """The wording of captions: every wording of a claim states the same facts about the objects; only the background may be left out.
 
-Lower-case English, at most 25 words. Patterns hold {A}, {B}, {C} for the objects in the claim's order, {at} for a stated position, and
+Lower-case English, at most 17 words. Patterns hold {A}, {B}, {C} for the objects in the claim's order, {at} for a stated position, and
 may end with the background.
 """
 
@@ -19,6 +19,8 @@ POSITION_WORDS = {
 }
 BACKGROUND_WORDS = (" on a {} background", " against a {} background", ", {} background", " over a {} background")
 OPENINGS = ("", "", "", "a picture of ", "an image of ", "a drawing of ", "there is ")
+
+MAX_WORDS = 17  # a caption then has at most 40 tokens, spaces and commas counted
 
 # Phrases follow any opening; sentences stand as they are.
 PHRASES = {
@@ -51,24 +53,6 @@ PHRASES = {
         "{A} at the top and {B} at the bottom",
         "{B} at the bottom and {A} at the top",
     ),
-    "row": (
-        "{A}, {B} and {C} from left to right",
-        "{C}, {B} and {A} from right to left",
-        "{A} on the left, {B} in the middle and {C} on the right",
-        "{C} on the right, {B} in the middle and {A} on the left",
-        "{B} between {A} on the left and {C} on the right",
-        "{B} with {A} to its left and {C} to its right",
-        "{A} left of {B} left of {C}",
-    ),
-    "column": (
-        "{A}, {B} and {C} from top to bottom",
-        "{C}, {B} and {A} from bottom to top",
-        "{A} at the top, {B} in the middle and {C} at the bottom",
-        "{C} at the bottom, {B} in the middle and {A} at the top",
-        "{B} between {A} above and {C} below",
-        "{B} with {A} above it and {C} below it",
-        "{A} above {B} above {C}",
-    ),
     "one above two": (
         "{A} above {B} and {C}",
         "{A} over {B} and {C}",
@@ -78,6 +62,16 @@ PHRASES = {
         "{B} and {C} with {A} above them",
         "{A} at the top and {B} and {C} at the bottom",
         "{A} on top, {B} and {C} underneath",
+    ),
+    "one below two": (
+        "{A} below {B} and {C}",
+        "{A} under {B} and {C}",
+        "{B} and {C} above {A}",
+        "{B} and {C} over {A}",
+        "{A} with {B} and {C} above it",
+        "{B} and {C} with {A} below them",
+        "{B} and {C} at the top and {A} at the bottom",
+        "{B} and {C} on top, {A} underneath",
     ),
 }
 SENTENCES = {
@@ -105,22 +99,6 @@ SENTENCES = {
         "above {B} there is {A}",
         "below {A} there is {B}",
     ),
-    "row": (
-        "from left to right: {A}, {B}, {C}",
-        "from right to left: {C}, {B}, {A}",
-        "a row, left to right: {A}, {B}, {C}",
-        "three shapes from left to right: {A}, {B} and {C}",
-        "on the left {A}, in the middle {B}, on the right {C}",
-        "left: {A}, middle: {B}, right: {C}",
-    ),
-    "column": (
-        "from top to bottom: {A}, {B}, {C}",
-        "from bottom to top: {C}, {B}, {A}",
-        "a column, top to bottom: {A}, {B}, {C}",
-        "three shapes from top to bottom: {A}, {B} and {C}",
-        "at the top {A}, in the middle {B}, at the bottom {C}",
-        "top: {A}, middle: {B}, bottom: {C}",
-    ),
     "one above two": (
         "above {B} and {C} there is {A}",
         "below {A}: {B} and {C}",
@@ -128,6 +106,14 @@ SENTENCES = {
         "at the top {A}, at the bottom {B} and {C}",
         "at the bottom {B} and {C}, at the top {A}",
         "two shapes, {B} and {C}, under {A}",
+    ),
+    "one below two": (
+        "below {B} and {C} there is {A}",
+        "above {A}: {B} and {C}",
+        "top: {B} and {C}, bottom: {A}",
+        "at the top {B} and {C}, at the bottom {A}",
+        "at the bottom {A}, at the top {B} and {C}",
+        "two shapes, {B} and {C}, over {A}",
     ),
 }
 
@@ -137,7 +123,7 @@ def captions(scene: Scene, rng: np.random.Generator, num: int = 3) -> list[str]:
     claim, texts = Claim.of(scene), []
     while len(texts) < num:
         text = word(claim, rng, scene.background if rng.random() < 0.4 else None)
-        if text not in texts:
+        if text not in texts and len(text.split()) <= MAX_WORDS:
             texts.append(text)
     return texts
 
@@ -145,7 +131,7 @@ def captions(scene: Scene, rng: np.random.Generator, num: int = 3) -> list[str]:
 def word(claim: Claim, rng: np.random.Generator, background: str | None = None) -> str:
     """One caption for a claim, which may be one that no scene was drawn for; `background` names the tone to mention, None mentions none."""
     names = [_name(thing, rng) for thing in claim.objects]
-    if claim.arrangement == "one above two" and rng.random() < 0.5:
+    if claim.arrangement in ("one above two", "one below two") and rng.random() < 0.5:
         names[1:] = names[:0:-1]  # which of the lower two stands left is not claimed
     phrases, sentences = PHRASES[claim.arrangement], SENTENCES[claim.arrangement]
     index = int(rng.integers(len(phrases) + len(sentences)))

@@ -28,7 +28,7 @@ MIN_CONFIDENCE = 0.86
 MIN_LEAD = 0.03
 MAX_PATCHINESS = 0.22
 # Cuts between the size classes: the middle of the gaps the drawings leave.
-SMALL_BELOW, LARGE_FROM = 0.26, 0.36
+SMALL_BELOW, LARGE_FROM = 5 / 16, 7 / 16
 
 _FRAME_CELLS = 40
 _FRAME_HALF = (

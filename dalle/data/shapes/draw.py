@@ -6,7 +6,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from dalle.data.shapes.outline import coverage, reach
+from dalle.data.shapes.outline import coverage
 from dalle.data.shapes.scene import BACKGROUNDS, COLOURS, Scene
 
 
@@ -26,12 +26,10 @@ def draw(scene: Scene, size_px: int) -> Image.Image:
     image_YXC = np.asarray(BACKGROUNDS[scene.background], dtype=np.float32) - shade[:, :, None]
     for thing in scene.objects:
         x_px, y_px, diameter_px = thing.x * size_px, thing.y * size_px, thing.diameter * size_px
-        half_px = reach(thing.shape) * diameter_px + 1
+        half_px = diameter_px / 2 + 1
         rows = slice(max(0, math.floor(y_px - half_px)), min(size_px, math.ceil(y_px + half_px)))
         columns = slice(max(0, math.floor(x_px - half_px)), min(size_px, math.ceil(x_px + half_px)))
-        alpha = coverage(thing.shape, centres_px[columns] - x_px, centres_px[rows] - y_px, diameter_px, thing.tilt_deg)[
-            :, :, None
-        ]
+        alpha = coverage(thing.shape, centres_px[columns] - x_px, centres_px[rows] - y_px, diameter_px)[:, :, None]
         window = image_YXC[rows, columns]
         window += alpha * (np.asarray(COLOURS[thing.colour], dtype=np.float32) - window)
     return Image.fromarray(np.rint(image_YXC).astype(np.uint8))

@@ -1,6 +1,6 @@
 """The outlines of the shapes: signed distances give antialiased coverage at any place, size and tilt, without supersampling.
 
-Drawing and checking both stand on this file, so there is one definition of what a star is.
+Drawing and checking both stand on this file, so there is one definition of what a cross is.
 """
 
 import math
@@ -8,10 +8,9 @@ from functools import cache
 
 import numpy as np
 
-MAX_TILT_DEG = 8.0
-RING_HOLE = 0.5  # the hole's share of a ring's diameter: the band stays 3 px thick in the smallest ring at 64 px
+MAX_TILT_DEG = 4.0
+RING_HOLE = 0.5  # the hole's share of a ring's diameter: the band stays 2 px thick in the smallest ring at 32 px
 CROSS_ARM = 0.36
-STAR_WAIST = 0.45  # inner over outer radius; a little plumper than a pentagram (0.38) so that its points survive a blur
 
 
 @cache
@@ -37,24 +36,11 @@ def outline(shape: str) -> np.ndarray:
             (-1, -a),
             (-a, -a),
         ]
-    elif shape == "star":
-        turns = [(math.pi * k / 5, STAR_WAIST if k % 2 else 1.0) for k in range(10)]
-        corners = [(r * math.sin(t), -r * math.cos(t)) for t, r in turns]
     else:
         raise ValueError(f"shape {shape!r} has no corners")
     points = np.array(corners, dtype=np.float64)
     low, high = points.min(axis=0), points.max(axis=0)
     return (points - (low + high) / 2) / (high - low).max()
-
-
-@cache
-def reach(shape: str) -> float:
-    """How far the shape gets from its centre along x or y, in diameters, at the worst allowed tilt."""
-    if shape in ("circle", "ring"):
-        return 0.5
-    tilts = np.radians(np.linspace(-MAX_TILT_DEG, MAX_TILT_DEG, 17))
-    turns = np.stack([np.cos(tilts), np.sin(tilts)])
-    return float(np.abs(outline(shape) @ np.concatenate([turns, [[-1], [1]] * turns[::-1]], axis=1)).max())
 
 
 def coverage(shape: str, x_px: np.ndarray, y_px: np.ndarray, diameter_px: float, tilt_deg: float = 0.0) -> np.ndarray:

@@ -12,26 +12,23 @@ from itertools import combinations, product
 
 import numpy as np
 
-from dalle.data.shapes.outline import MAX_TILT_DEG, reach
-
-SHAPES = ("circle", "square", "triangle", "cross", "star", "ring")
+SHAPES = ("circle", "square", "triangle", "cross", "ring")
 # Every two of these are at least 90 apart in RGB, and none lies on the line from another to a light background for more than a
 # quarter of its length: blurring a red ring must not make it pink.
 COLOURS = {
     "red": (205, 25, 35),
-    "orange": (240, 120, 10),
     "yellow": (240, 208, 20),
     "green": (25, 145, 60),
     "blue": (30, 85, 220),
     "purple": (115, 35, 155),
-    "pink": (240, 85, 175),
     "black": (25, 25, 30),
 }
-# Bounding-box diameter, smallest and largest. The gaps between the classes let a checker tell them apart from a blurred image.
-SIZES = {"small": (0.20, 0.24), "medium": (0.28, 0.32), "large": (0.40, 0.46)}
+# Scenes are laid out on a grid of cells, so that a small codebook can learn in minutes what there is to see.
+CELLS = 8
+# Bounding-box diameters in cells. The gaps between the classes let a checker tell them apart from a blurred image.
+SIZES = {"small": 2, "medium": 3, "large": 4}
 BACKGROUNDS = {
     "white": (253, 253, 253),
-    "grey": (216, 216, 220),
     "cream": (253, 243, 214),
     "mint": (212, 244, 224),
     "sky blue": (206, 230, 252),
@@ -49,21 +46,19 @@ ARRANGEMENTS = {
     "alone": (),
     "left of": (("left of", 0, 1),),
     "above": (("above", 0, 1),),
-    "row": (("left of", 0, 1), ("left of", 1, 2)),
-    "column": (("above", 0, 1), ("above", 1, 2)),
     "one above two": (("above", 0, 1), ("above", 0, 2)),
+    "one below two": (("above", 1, 0), ("above", 2, 0)),
 }
-ARRANGEMENTS_BY_COUNT = {1: ("alone",), 2: ("left of", "above"), 3: ("row", "column", "one above two")}
+ARRANGEMENTS_BY_COUNT = {1: ("alone",), 2: ("left of", "above"), 3: ("one above two", "one below two")}
 
-BORDER = 0.05
-GAP = 0.065  # about 4 px at 64 px: two objects blurred by 1 px still do not run together
-JITTER = 0.06
+GAP = 1  # cells between objects side by side, so that a blur does not run them together
+MAX_FROM_CORNER = 2.5  # cells from a corner to the centre of an object that a caption puts there
 HELD_OUT_ONE_IN = 8
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object: names of its shape, colour and size class; diameter and centre as fractions of the side; tilt in degrees."""
+    """One object: names of its shape, colour and size class; diameter and centre as fractions of the side."""
 
     shape: str
     colour: str
@@ -72,7 +67,6 @@ class SceneObject:
     diameter: float
     x: float
     y: float
-    tilt_deg: float
 
 
 @dataclass(frozen=True)
@@ -144,54 +138,56 @@ def _sample_triples(rng: np.random.Generator, num_objects: int, held_out: bool) 
             return triples
 
 
-def _along(rng: np.random.Generator, half_widths: list[float]) -> list[float] | None:
-    """Centres of objects side by side in 0..1, the free room dealt out at random; None where they do not fit."""
-    free = 1 - 2 * BORDER - 2 * sum(half_widths) - GAP * (len(half_widths) - 1)
+def _along(rng: np.random.Generator, halves: list[float]) -> list[float] | None:
+    """Centres of objects side by side, in cells, the free room dealt out at random; None where they do not fit."""
+    free = round(CELLS - 2 * sum(halves) - GAP * (len(halves) - 1))
     if free < 0:
         return None
     # Sorted uniform cuts share the free room among the gaps evenly in distribution.
-    cuts = sorted(_uniform(rng, 0, free) for _ in half_widths)
-    centres, edge = [], BORDER
-    for i, (half, cut) in enumerate(zip(half_widths, cuts, strict=True)):
+    cuts = sorted(int(rng.integers(free + 1)) for _ in halves)
+    centres, edge = [], 0.0
+    for half, cut in zip(halves, cuts, strict=True):
         centres.append(edge + half + cut)
-        edge += 2 * half + (GAP if i + 1 < len(half_widths) else 0)
+        edge += 2 * half + GAP
     return centres
 
 
-def _across(rng: np.random.Generator, half_widths: list[float]) -> list[float]:
-    """Centres on the other axis: one line, each object a little off it, all inside the border."""
-    margin = BORDER + max(half_widths)
-    line = _uniform(rng, margin, 1 - margin)
-    return [min(max(line + _uniform(rng, -JITTER, JITTER), BORDER + r), 1 - BORDER - r) for r in half_widths]
+def _anywhere(rng: np.random.Generator, half: float) -> float:
+    """A centre, in cells, from which the object stays inside the image."""
+    return half + int(rng.integers(round(CELLS - 2 * half) + 1))
 
 
-def _place(rng: np.random.Generator, arrangement: str, position: str | None, reaches: list[float]):
-    """Centres [(x, y), ...] for objects that reach that far from their centre, or None where they do not fit."""
+def _across(rng: np.random.Generator, halves: list[float]) -> list[float]:
+    """Centres on the other axis: one line, each object up to a cell off it, all inside the image."""
+    line = _anywhere(rng, max(halves))
+    places = [min(max(round(line - r) + int(rng.integers(-1, 2)), 0), CELLS - 2 * r) + r for r in halves]
+    return places
+
+
+def _place(rng: np.random.Generator, arrangement: str, position: str | None, halves: list[float]):
+    """Centres [(x, y), ...], in cells, for objects of those half widths, or None where they do not fit."""
     if arrangement == "alone":
-        low, high = BORDER + reaches[0], 1 - BORDER - reaches[0]
         if position is None:
-            return [(_uniform(rng, low, high), _uniform(rng, low, high))]
+            return [(_anywhere(rng, halves[0]), _anywhere(rng, halves[0]))]
         if position == "centre":
-            return [(_uniform(rng, 0.45, 0.55), _uniform(rng, 0.45, 0.55))]
-        offsets = [_uniform(rng, low, max(low, 0.36)) for _ in range(2)]
-        return [tuple(abs(side - offset) for side, offset in zip(POSITIONS[position], offsets, strict=True))]
-    if arrangement in ("left of", "row", "above", "column"):
-        along = _along(rng, reaches)
+            return [tuple(CELLS / 2 + (halves[0] % 1) * int(rng.choice((-1, 1))) for _ in range(2))]
+        nearest = halves[0]
+        offsets = [nearest + int(rng.integers(max(0, int(MAX_FROM_CORNER - nearest)) + 1)) for _ in range(2)]
+        return [tuple(abs(CELLS * side - offset) for side, offset in zip(POSITIONS[position], offsets, strict=True))]
+    if arrangement in ("left of", "above"):
+        along, across = _along(rng, halves), _across(rng, halves)
         if along is None:
             return None
-        across = _across(rng, reaches)
-        return list(zip(*((along, across) if arrangement in ("left of", "row") else (across, along)), strict=True))
-    lower = max(reaches[1:])
-    rows, columns = _along(rng, [reaches[0], lower]), _along(rng, reaches[1:])
+        return list(zip(*((along, across) if arrangement == "left of" else (across, along)), strict=True))
+    rows, columns = _along(rng, [halves[0], max(halves[1:])]), _along(rng, halves[1:])
     if rows is None or columns is None:
         return None
-    top_x = _uniform(rng, *columns)
+    top_x = _anywhere(rng, halves[0])
     # "Above" must be the plainest word for how the first stands to each of the others.
     if rows[1] - rows[0] < 1.15 * max(top_x - columns[0], columns[1] - top_x):
         return None
-    if not BORDER + reaches[0] <= top_x <= 1 - BORDER - reaches[0]:
-        return None
-    return [(top_x, rows[0]), (columns[0], rows[1]), (columns[1], rows[1])]
+    places = [(top_x, rows[0]), (columns[0], rows[1]), (columns[1], rows[1])]
+    return places if arrangement == "one above two" else [(x, CELLS - y) for x, y in places]
 
 
 def sample_scene(
@@ -213,12 +209,10 @@ def sample_scene(
     position = _pick(rng, POSITIONS) if num_objects == 1 and rng.random() < 0.5 else None
     while True:  # until the sizes fit; the attributes are drawn anew, so nothing held out can creep in
         triples = _sample_triples(rng, num_objects, held_out)
-        diameters = [_uniform(rng, *SIZES[size]) for size, _, _ in triples]
-        reaches = [reach(shape) * d for (_, _, shape), d in zip(triples, diameters, strict=True)]
-        centres = _place(rng, arrangement, position, reaches)
+        centres = _place(rng, arrangement, position, [SIZES[size] / 2 for size, _, _ in triples])
         if centres is not None:
             break
-    # Fewer stated sizes where there are more objects keeps captions within 25 words.
+    # Fewer stated sizes where there are more objects keeps captions short.
     always, chance = held_out and num_objects == 1, (0.6, 0.5, 0.35)[num_objects - 1]
     objects = tuple(
         SceneObject(
@@ -226,12 +220,11 @@ def sample_scene(
             colour=colour,
             size=size,
             size_stated=size != "medium" and (always or bool(rng.random() < chance)),
-            diameter=diameter,
-            x=x,
-            y=y,
-            tilt_deg=0.0 if shape in ("circle", "ring") else _uniform(rng, -MAX_TILT_DEG, MAX_TILT_DEG),
+            diameter=SIZES[size] / CELLS,
+            x=x / CELLS,
+            y=y / CELLS,
         )
-        for (size, colour, shape), diameter, (x, y) in zip(triples, diameters, centres, strict=True)
+        for (size, colour, shape), (x, y) in zip(triples, centres, strict=True)
     )
     return Scene(
         objects=objects,
@@ -239,5 +232,5 @@ def sample_scene(
         position=position,
         background=_pick(rng, BACKGROUNDS),
         gradient_deg=_uniform(rng, 0, 360),
-        gradient_depth=_uniform(rng, 14, 30),
+        gradient_depth=_uniform(rng, 3, 7),
     )

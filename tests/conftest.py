@@ -1,0 +1,76 @@
+"""Small data and small models, made once a session."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("WANDB_MODE", "offline")
+
+ROOT = Path(__file__).parents[1]
+
+TINY_DVAE = [
+    *("--model.image_size_px", "32", "--model.codebook_size", "16", "--model.encoder_width", "8"),
+    *("--model.width_multipliers", "[1,2,2,2]", "--model.blocks_per_group", "1", "--model.decoder_input_width", "8"),
+    *("--model.init", "he", "--model.logit_norm_gain", "3", "--model.min_ln_b", "-1", "--model.post_gain", "0.5"),
+    *("--optimizer.step_size.start", "1e-3", "--optimizer.step_size.end", "1e-3"),
+    *("--run.batch_size", "8", "--run.precision", "fp32", "--run.loader_workers", "0", "--run.log_every_steps", "1"),
+    *("--run.checkpoint_every_minutes", "0", "--images.augmentation", "none"),
+]
+TINY_PRIOR = [
+    *("--model.text_slots", "24", "--model.grid", "4", "--model.text_vocabulary", "300", "--model.codebook_size", "16"),
+    *("--model.width", "32", "--model.depth", "4", "--model.heads", "2", "--model.conv_kernel", "3"),
+    *("--optimizer.step_size.start", "1e-3", "--optimizer.step_size.end", "1e-3", "--optimizer.clip_norm", "4"),
+    *("--run.batch_size", "8", "--run.precision", "fp32", "--run.loader_workers", "0", "--run.log_every_steps", "1"),
+    *("--run.checkpoint_every_minutes", "0"),
+]
+TINY_CLIP = [
+    *("--model.image_size_px", "32", "--model.patch_px", "8", "--model.vision_width", "64", "--model.vision_layers", "1"),
+    *("--model.text_width", "64", "--model.text_layers", "1", "--model.text_slots", "24", "--model.embedding_width", "16"),
+    *("--optimizer.step_size.start", "1e-3", "--optimizer.step_size.end", "1e-3"),
+    *("--run.batch_size", "8", "--run.precision", "fp32", "--run.loader_workers", "0", "--run.log_every_steps", "1"),
+    *("--run.checkpoint_every_minutes", "0", "--images.augmentation", "none"),
+]
+
+
+@pytest.fixture(scope="session")
+def shapes_folder(tmp_path_factory) -> Path:
+    """Drawn shards: 64 for training in two tars, 24 for validation, 32 px."""
+    from dalle.data.shapes import write_shards
+
+    folder = tmp_path_factory.mktemp("shapes")
+    write_shards(folder, num_train=64, num_valid=24, size_px=32, seed=0, num_workers=1, shard_size=32)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer_file(shapes_folder, tmp_path_factory) -> Path:
+    """A BPE vocabulary of the drawn captions, at most 300 tokens."""
+    from dalle.cli.train_tokenizer import train_tokenizer
+
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    train_tokenizer(["--data", f"{shapes_folder}/train-*.tar", "--output", str(path), "--vocabulary", "300"])
+    return path
+
+
+@pytest.fixture(scope="session")
+def models(shapes_folder, tokenizer_file, tmp_path_factory) -> Path:
+    """A folder with a dVAE, a prior and a CLIP, each trained for a few updates by its command; tokens beside them."""
+    from dalle.cli.tokenize import tokenize
+    from dalle.cli.train import train
+    from dalle.config import TrainCLIP, TrainDVAE, TrainPrior
+    from dalle.training.topology import joined
+
+    folder = tmp_path_factory.mktemp("models")
+    data, valid = f"{shapes_folder}/train-*.tar", f"{shapes_folder}/valid-000.tar"
+    with joined():
+        train("dvae", TrainDVAE, [*TINY_DVAE, "--run.steps", "6", "--data", data, "--output", f"{folder}/dvae"])
+        for name, shards in (("train", data), ("valid", valid)):
+            tokenize(["--data", shards, "--dvae", f"{folder}/dvae", "--output", f"{folder}/tokens/{name}"])
+        inputs = ["--dvae", f"{folder}/dvae", "--tokenizer", str(tokenizer_file)]
+        tokens = ["--data", f"{folder}/tokens/train"]
+        train("prior", TrainPrior, [*TINY_PRIOR, "--run.steps", "6", *tokens, *inputs, "--output", f"{folder}/prior"])
+        train("clip", TrainCLIP, [*TINY_CLIP, "--run.steps", "4", "--data", data, *inputs, "--output", f"{folder}/clip"])
+    return folder

@@ -1,0 +1,81 @@
+"""Token shards: round trip, a complete and reproducible order, one global batch for any number of ranks."""
+
+import numpy as np
+import pytest
+
+from dalle.data.tokens import Meta, TokenBatches, TokenLoader, TokenShards, TokenWriter
+from dalle.text import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> TokenShards:
+    folder = tmp_path_factory.mktemp("tokens")
+    writer = TokenWriter(folder, Meta(grid=2, codebook_size=1000, dvae_hash="abc"), pairs_per_shard=7)
+    for i in range(40):
+        writer.add(np.arange(4) + 20 * i, [f"caption {i}", f"ünïcode {i}"])
+    writer.close()
+    return TokenShards(folder)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(["caption unicode"], vocabulary=270)
+
+
+def test_round_trip(shards):
+    assert shards.meta == Meta(2, 1000, "abc", (7, 7, 7, 7, 7, 5))
+    assert len(shards) == 40
+    codes, captions = shards.pair(3, 2)
+    assert codes.tolist() == [460, 461, 462, 463]
+    assert captions == ["caption 23", "ünïcode 23"]
+
+
+def test_an_epoch_shows_every_pair_once_in_an_order_of_its_own(shards):
+    epochs = [[shards.place(number, seed=5) for number in range(40 * e, 40 * e + 40)] for e in range(2)]
+    for epoch, places in enumerate(epochs):
+        assert {place[0] for place in places} == {epoch}
+        assert {place[1:] for place in places} == {(s, r) for s, n in enumerate(shards.meta.shard_sizes) for r in range(n)}
+    assert [p[1:] for p in epochs[0]] != [p[1:] for p in epochs[1]]
+
+
+def test_groups_of_shards_cover_everything(shards, monkeypatch):
+    monkeypatch.setattr("dalle.data.tokens._SHARDS_TOGETHER", 2)
+    fresh = TokenShards(shards.folder)
+    places = [fresh.place(number, seed=1)[1:] for number in range(40)]
+    assert len(set(places)) == 40
+    assert len({shard for shard, _ in places[:12]}) == 2, "the first pairs come from two shards"
+
+
+def _batches(shards, tokenizer, size, rank=0, world_size=1):
+    return TokenBatches(shards, tokenizer, 16, size, seed=3, bpe_dropout=0.2, rank=rank, world_size=world_size)
+
+
+def test_the_global_batch_is_the_same_for_any_number_of_ranks(shards, tokenizer):
+    whole = _batches(shards, tokenizer, 12)
+    parts = [_batches(shards, tokenizer, 4, rank, 3) for rank in range(3)]
+    for number in (0, 1, 5):
+        for name in ("text_BU", "codes_BI"):
+            joined = np.concatenate([part[number][name] for part in parts])
+            assert np.array_equal(whole[number][name], joined)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loader_resumes_also_with_another_batch_size(shards, tokenizer, workers):
+    first = TokenLoader(_batches(shards, tokenizer, 8), workers)
+    stream = iter(first)
+    seen = [next(stream) for _ in range(5)]
+    resumed = TokenLoader(_batches(shards, tokenizer, 4), workers)
+    resumed.load_state_dict(first.state_dict())
+    later = iter(resumed)
+    following = next(stream)
+    halves = [next(later) for _ in range(2)]
+    assert np.array_equal(following["codes_BI"], np.concatenate([h["codes_BI"] for h in halves]))
+    assert not np.array_equal(seen[0]["codes_BI"], following["codes_BI"])
+
+
+def test_an_incomplete_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no token shards"):
+        TokenShards(tmp_path)
+    writer = TokenWriter(tmp_path, Meta(2, 10, "x"), 7)
+    with pytest.raises(ValueError, match="no pair"):
+        writer.close()

@@ -1,0 +1,48 @@
+"""Schedules and the combinations that a configuration refuses."""
+
+import math
+
+import pytest
+
+from dalle.config import DVAEModel, PriorModel, Run, Schedule
+
+
+def test_cosine_schedule_of_the_paper():
+    kl_weight = Schedule(0.0, 6.6, end_step=5000)
+    assert kl_weight(0) == 0
+    assert kl_weight(2500) == pytest.approx(3.3)
+    assert kl_weight(1250) == pytest.approx(6.6 * 0.5 * (1 - math.cos(math.pi / 4)))
+    assert kl_weight(5000) == kl_weight(10**9) == pytest.approx(6.6)
+
+
+def test_linear_schedule_with_a_start_and_warmup():
+    schedule = Schedule(1.0, 0.0, begin_step=10, end_step=20, shape="linear", warmup_steps=4)
+    assert [schedule(step) for step in (0, 3, 10, 15, 20)] == [0.25, 1.0, 1.0, 0.5, 0.0]
+
+
+def test_constant_schedule_ignores_its_end():
+    assert Schedule(1.0, 1.0)(10**6) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "key"),
+    [
+        (DVAEModel, {"image_size_px": 100}, "image_size_px"),
+        (DVAEModel, {"encoder_width": 6}, "encoder_width"),
+        (DVAEModel, {"codebook_size": 1}, "codebook_size"),
+        (PriorModel, {"heads": 7}, "heads"),
+        (PriorModel, {"conv_kernel": 4}, "conv_kernel"),
+        (Run, {"steps": 0, "batch_size": 8}, "steps"),
+        (Run, {"steps": 1, "batch_size": 8, "accumulation_steps": 3}, "accumulation_steps"),
+    ],
+)
+def test_impossible_values_are_named(cls, values, key):
+    with pytest.raises(ValueError, match=key):
+        cls(**values)
+
+
+def test_batch_has_to_divide():
+    run = Run(steps=1, batch_size=12, accumulation_steps=2)
+    assert run.micro_batch_size(3) == 2
+    with pytest.raises(ValueError, match="batch_size 12"):
+        run.micro_batch_size(4)

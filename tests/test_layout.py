@@ -1,0 +1,55 @@
+"""Masks against a brute-force reading of the paper's sentences, and the published layer order."""
+
+import pytest
+import torch
+
+from dalle.config import PriorModel
+from dalle.layout import attention_mask, image_mask, layer_kinds
+
+
+def _sees(kind: str, p: int, q: int, grid: int, kernel: int) -> bool:
+    if q > p:
+        return False
+    if kind == "dense":
+        return True
+    if kind == "row":
+        return p - grid <= q
+    if kind == "column":
+        return p % grid == q % grid
+    half = kernel // 2
+    return any(q == p - (grid * dr + dc) for dr in range(half + 1) for dc in range(-half, half + 1))
+
+
+@pytest.mark.parametrize("kind", ["row", "column", "conv", "dense"])
+@pytest.mark.parametrize(("grid", "kernel"), [(4, 3), (5, 11), (8, 5)])
+def test_image_mask_is_the_definition(kind, grid, kernel):
+    mask = image_mask(kind, grid, kernel)
+    expected = torch.tensor([[_sees(kind, p, q, grid, kernel) for q in range(grid**2)] for p in range(grid**2)])
+    assert torch.equal(mask, expected)
+
+
+@pytest.mark.parametrize("kind", ["row", "column", "conv", "dense"])
+def test_whole_mask(kind):
+    text_slots, grid = 7, 4
+    mask = attention_mask(kind, text_slots, grid, 3)
+    assert torch.equal(mask[:text_slots, :text_slots], torch.ones(7, 7, dtype=torch.bool).tril())
+    assert mask[text_slots:, :text_slots].all()
+    assert not mask[:text_slots, text_slots:].any()
+    assert not mask.triu(1).any()
+    assert mask.diagonal().all()
+
+
+def test_fractions_of_the_causal_triangle():
+    """The shares that the specification states for 256 + 32² slots, to its two digits."""
+    causal = 1280 * 1281 / 2
+    shares = {kind: attention_mask(kind, 256, 32).sum().item() / causal for kind in ("row", "column", "conv")}
+    assert {kind: f"{share:.2f}" for kind, share in shares.items()} == {"row": "0.40", "column": "0.38", "conv": "0.42"}
+
+
+def test_published_layer_order():
+    kinds = layer_kinds(PriorModel())
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"row": 47, "column": 16, "conv": 1}
+    assert kinds[:8] == ["row", "column", "row", "row", "row", "column", "row", "row"]
+    assert kinds[-1] == "conv"
+    assert layer_kinds(PriorModel(depth=1)) == ["conv"]
+    assert set(layer_kinds(PriorModel(attention="dense"))) == {"dense"}
