@@ -9,6 +9,7 @@ the library's draws from a generator that cannot be seeded, and a resumed traini
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -121,7 +122,7 @@ class Tokenizer:
     def _merge(self, word: str, dropout: float, generator: np.random.Generator) -> list[str]:
         symbols = list(word)
         while len(symbols) > 1:
-            ranks = [self._ranks.get(pair) for pair in zip(symbols, symbols[1:], strict=False)]
+            ranks = [self._ranks.get(pair) for pair in itertools.pairwise(symbols)]
             draws = generator.random(len(ranks))
             kept = [(r, i) for i, r in enumerate(ranks) if r is not None and draws[i] >= dropout]
             if not kept:

@@ -27,8 +27,26 @@ TINY_PRIOR = [
     *("--run.checkpoint_every_minutes", "0"),
 ]
 TINY_CLIP = [
-    *("--model.image_size_px", "32", "--model.patch_px", "8", "--model.vision_width", "64", "--model.vision_layers", "1"),
-    *("--model.text_width", "64", "--model.text_layers", "1", "--model.text_slots", "24", "--model.embedding_width", "16"),
+    *(
+        "--model.image_size_px",
+        "32",
+        "--model.patch_px",
+        "8",
+        "--model.vision_width",
+        "64",
+        "--model.vision_layers",
+        "1",
+    ),
+    *(
+        "--model.text_width",
+        "64",
+        "--model.text_layers",
+        "1",
+        "--model.text_slots",
+        "24",
+        "--model.embedding_width",
+        "16",
+    ),
     *("--optimizer.step_size.start", "1e-3", "--optimizer.step_size.end", "1e-3"),
     *("--run.batch_size", "8", "--run.precision", "fp32", "--run.loader_workers", "0", "--run.log_every_steps", "1"),
     *("--run.checkpoint_every_minutes", "0", "--images.augmentation", "none"),
@@ -72,5 +90,7 @@ def models(shapes_folder, tokenizer_file, tmp_path_factory) -> Path:
         inputs = ["--dvae", f"{folder}/dvae", "--tokenizer", str(tokenizer_file)]
         tokens = ["--data", f"{folder}/tokens/train"]
         train("prior", TrainPrior, [*TINY_PRIOR, "--run.steps", "6", *tokens, *inputs, "--output", f"{folder}/prior"])
-        train("clip", TrainCLIP, [*TINY_CLIP, "--run.steps", "4", "--data", data, *inputs, "--output", f"{folder}/clip"])
+        train(
+            "clip", TrainCLIP, [*TINY_CLIP, "--run.steps", "4", "--data", data, *inputs, "--output", f"{folder}/clip"]
+        )
     return folder

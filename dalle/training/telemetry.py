@@ -17,13 +17,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from dalle.config import Wandb
 from dalle.training.report import duration, list_pictures, read_lines, replace_text, write_report
 
 if TYPE_CHECKING:
@@ -34,24 +34,6 @@ MAX_PICTURES_PER_NAME = 12
 REPORT_INTERVAL_S = 60.0
 # Every rank waits while the main one draws, so drawing may take this share of the run and no more.
 REPORT_SHARE = 0.01
-
-
-@dataclass(frozen=True)
-class WandbSettings:
-    """Whether and where a run is also sent to Weights & Biases.
-
-    enabled: send to wandb. project: the wandb project. name: the run's name there; the run's title when absent.
-    mode: "online", or "offline" (written under the run's folder, to be sent later with `wandb sync`).
-    """
-
-    enabled: bool = False
-    project: str = "dalle"
-    name: str | None = None
-    mode: str = "online"
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("online", "offline"):
-            raise ValueError(f'wandb mode is {self.mode!r}; allowed: "online", "offline"')
 
 
 class Telemetry:
@@ -72,7 +54,7 @@ class Telemetry:
         total_steps: int,
         unit: str,
         is_main: bool = True,
-        wandb_settings: WandbSettings | None = None,
+        wandb_settings: Wandb | None = None,
         show_progress: bool = True,
         start_step: int = 0,
     ) -> None:
@@ -294,7 +276,7 @@ def _set_aside(folder: Path) -> float:
     return 0.0
 
 
-def _start_wandb(settings: WandbSettings, title: str, folder: Path, run_id: str | None) -> Any:
+def _start_wandb(settings: Wandb, title: str, folder: Path, run_id: str | None) -> Any:
     try:
         import wandb
 

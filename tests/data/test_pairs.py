@@ -142,9 +142,7 @@ def test_the_cache_changes_nothing_when_images_are_small(shapes_folder):
     config = Images(augmentation="dvae", shuffle_buffer=8)
     streams = []
     for cache_bytes in (0, 10**9):
-        dataset = PairBatches(
-            f"{shapes_folder}/train-*.tar", replace(config, cache_bytes=cache_bytes), 32, 16, 0, 0, 1
-        )
+        dataset = PairBatches(f"{shapes_folder}/train-*.tar", replace(config, cache_bytes=cache_bytes), 32, 16, 0, 0, 1)
         loader = iter(PairLoader(dataset, workers=0))
         streams.append([next(loader)["images_BCYX"].numpy() for _ in range(10)])
     assert np.array_equal(*streams)

@@ -34,7 +34,9 @@ def test_an_epoch_shows_every_pair_once_in_an_order_of_its_own(shards):
     epochs = [[shards.place(number, seed=5) for number in range(40 * e, 40 * e + 40)] for e in range(2)]
     for epoch, places in enumerate(epochs):
         assert {place[0] for place in places} == {epoch}
-        assert {place[1:] for place in places} == {(s, r) for s, n in enumerate(shards.meta.shard_sizes) for r in range(n)}
+        assert {place[1:] for place in places} == {
+            (s, r) for s, n in enumerate(shards.meta.shard_sizes) for r in range(n)
+        }
     assert [p[1:] for p in epochs[0]] != [p[1:] for p in epochs[1]]
 
 

@@ -90,9 +90,7 @@ def test_image_positions_are_those_that_a_slot_predicts():
         assert torch.equal(embedded[0, slot], expected)
 
 
-@pytest.mark.parametrize(
-    ("width", "heads", "billions"), [(3968, 62, 12.1), (2688, 42, 5.6), (1920, 30, 2.8)]
-)
+@pytest.mark.parametrize(("width", "heads", "billions"), [(3968, 62, 12.1), (2688, 42, 5.6), (1920, 30, 2.8)])
 def test_published_sizes(width, heads, billions):
     """64·12·D² weights in the resblocks' matrices (appendix B.1); nothing is allocated."""
     with torch.device("meta"):

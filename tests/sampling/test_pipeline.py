@@ -85,8 +85,8 @@ def test_sample_command_writes_grid_and_gallery(models, tmp_path, capsys):
 
 
 def test_another_dvae_or_tokenizer_is_refused_with_both_hashes(models, tmp_path):
-    from dalle.models.folder import read_config, read_header, save_weights
     from dalle.models.dvae import DVAE
+    from dalle.models.folder import read_config, read_header, save_weights
 
     config = read_config(models / "dvae", "dvae")
     other = save_weights(tmp_path / "dvae", "dvae", DVAE(config).state_dict(), config, {})

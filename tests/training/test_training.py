@@ -23,7 +23,14 @@ def _metrics(folder: Path, name: str = "loss") -> list[float]:
 
 
 def _prior_arguments(models: Path, output: Path, *more: str) -> list[str]:
-    inputs = ["--data", f"{models}/tokens/train", "--dvae", f"{models}/dvae", "--tokenizer", f"{models}/prior/tokenizer.json"]
+    inputs = [
+        "--data",
+        f"{models}/tokens/train",
+        "--dvae",
+        f"{models}/dvae",
+        "--tokenizer",
+        f"{models}/prior/tokenizer.json",
+    ]
     return [*TINY_PRIOR, *inputs, "--output", str(output), *more]
 
 
@@ -70,7 +77,13 @@ def test_two_processes_are_one(models, tmp_path, zero_stage):
     train("prior", TrainPrior, _prior_arguments(models, tmp_path / "one", "--run.steps", "8"))
     more = ["--run.steps", "8", "--run.zero_stage", zero_stage]
     command = [
-        *(str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", str(29500 + int(zero_stage))),
+        *(
+            str(Path(sys.executable).parent / "deepspeed"),
+            "--num_gpus",
+            "2",
+            "--master_port",
+            str(29500 + int(zero_stage)),
+        ),
         *(str(ROOT / "launch/train_prior.py"), *_prior_arguments(models, tmp_path / "two", *more)),
     ]
     done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=300)

@@ -9,7 +9,7 @@ import numpy as np
 from dalle.data.shapes.claim import Claim, ClaimedObject
 from dalle.data.shapes.scene import Scene
 
-SIZE_WORDS = {"small": ("small", "little", "tiny"), "medium": ("medium-sized",), "large": ("large", "big")}
+SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big")}
 POSITION_WORDS = {
     "top left": ("in the top left", "in the top left corner", "at the top left", "in the upper left"),
     "top right": ("in the top right", "in the top right corner", "at the top right", "in the upper right"),

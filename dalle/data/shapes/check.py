@@ -27,8 +27,8 @@ COLOUR_RADIUS = 55  # RGB distance; the palette's colours are at least 90 apart,
 MIN_CONFIDENCE = 0.86
 MIN_LEAD = 0.03
 MAX_PATCHINESS = 0.22
-# Cuts between the size classes: the middle of the gaps the drawings leave.
-SMALL_BELOW, LARGE_FROM = 5 / 16, 7 / 16
+# The cut between the size classes: the middle of the gap that the drawings leave.
+LARGE_FROM = 7 / 16
 
 _FRAME_CELLS = 40
 _FRAME_HALF = (
@@ -54,7 +54,7 @@ class SeenObject:
     @property
     def size(self) -> str:
         """The size class the diameter falls in."""
-        return "small" if self.diameter < SMALL_BELOW else "medium" if self.diameter < LARGE_FROM else "large"
+        return "small" if self.diameter < LARGE_FROM else "large"
 
 
 @dataclass(frozen=True)

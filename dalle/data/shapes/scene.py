@@ -26,7 +26,7 @@ COLOURS = {
 # Scenes are laid out on a grid of cells, so that a small codebook can learn in minutes what there is to see.
 CELLS = 8
 # Bounding-box diameters in cells. The gaps between the classes let a checker tell them apart from a blurred image.
-SIZES = {"small": 2, "medium": 3, "large": 4}
+SIZES = {"small": 3, "large": 4}
 BACKGROUNDS = {
     "white": (253, 253, 253),
     "cream": (253, 243, 214),
@@ -111,7 +111,7 @@ def is_held_out(scene: Scene) -> bool:
 
 @cache
 def _held_out_stated_triples() -> tuple[tuple[str, str, str], ...]:
-    return tuple(t for t in product(("small", "large"), COLOURS, SHAPES) if is_triple_held_out(*t))
+    return tuple(t for t in product(SIZES, COLOURS, SHAPES) if is_triple_held_out(*t))
 
 
 def _pick(rng: np.random.Generator, names):
@@ -126,7 +126,7 @@ def _sample_triples(rng: np.random.Generator, num_objects: int, held_out: bool) 
     """(size, colour, shape) of each object, obeying the hold-out; no two objects share both colour and shape."""
     if held_out and num_objects == 1:
         return [_pick(rng, _held_out_stated_triples())]
-    sizes = ("small", "medium") if num_objects == 3 else tuple(SIZES)
+    sizes = ("small",) if num_objects == 3 else tuple(SIZES)
     while True:
         triples = [(_pick(rng, sizes), _pick(rng, COLOURS), _pick(rng, SHAPES)) for _ in range(num_objects)]
         if len({triple[1:] for triple in triples}) < num_objects:
@@ -219,7 +219,7 @@ def sample_scene(
             shape=shape,
             colour=colour,
             size=size,
-            size_stated=size != "medium" and (always or bool(rng.random() < chance)),
+            size_stated=always or bool(rng.random() < chance),
             diameter=SIZES[size] / CELLS,
             x=x / CELLS,
             y=y / CELLS,

@@ -1,0 +1,175 @@
+"""The drawn data set: its captions say what is drawn, its hold-out holds, and its checker is right and strict."""
+
+import json
+import tarfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from dalle.data.shapes import (
+    COLOURS,
+    SHAPES,
+    SIZES,
+    Claim,
+    captions,
+    draw,
+    is_held_out,
+    is_pair_held_out,
+    is_triple_held_out,
+    read,
+    sample_scene,
+    shows,
+    write_shards,
+)
+
+
+def _scenes(count, seed, held_out=False):
+    rng = np.random.default_rng(seed)
+    return [sample_scene(rng, held_out) for _ in range(count)]
+
+
+def _blurred(image, rng, radius=0.5, noise=4):
+    soft = np.asarray(image.filter(ImageFilter.GaussianBlur(radius))).astype(float)
+    return Image.fromarray(np.clip(soft + rng.normal(0, noise, soft.shape), 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(("size_px", "count"), [(32, 600), (64, 400), (128, 60)])
+def test_checker_is_right_on_drawings(size_px, count):
+    scenes = _scenes(count // 2, 1) + _scenes(count // 2, 2, held_out=True)
+    right = [shows(draw(scene, size_px), Claim.of(scene)) for scene in scenes]
+    assert np.mean(right) >= 0.99
+
+
+def test_checker_forgives_the_blur_of_a_good_reconstruction():
+    rng = np.random.default_rng(0)
+    scenes = _scenes(300, 3)
+    right = [shows(_blurred(draw(scene, 32), rng), Claim.of(scene)) for scene in scenes]
+    assert np.mean(right) >= 0.97
+
+
+def test_checker_refuses_drawings_of_another_caption():
+    scenes = _scenes(400, 4)
+    wrong = accepted = 0
+    for scene, other in zip(scenes, scenes[1:] + scenes[:1], strict=True):
+        claim = Claim.of(other)
+        # a caption that leaves sizes open may be true of another drawing with the same objects
+        if sorted((o.shape, o.colour) for o in claim.objects) != sorted((o.shape, o.colour) for o in scene.objects):
+            wrong += 1
+            accepted += shows(draw(scene, 32), claim)
+    assert wrong > 380
+    assert accepted == 0
+
+
+def _edits(claim: Claim):
+    """Claims that differ from this one in a single fact, with what was changed."""
+    objects = claim.objects
+    for i, thing in enumerate(objects):
+        colour = next(c for c in COLOURS if c not in {o.colour for o in objects})
+        shape = next(s for s in SHAPES if s not in {o.shape for o in objects})
+        for name, new in (("colour", replace(thing, colour=colour)), ("shape", replace(thing, shape=shape))):
+            yield name, replace(claim, objects=(*objects[:i], new, *objects[i + 1 :]))
+        if thing.size:
+            other = next(s for s in SIZES if s != thing.size)
+            yield "size", replace(claim, objects=(*objects[:i], replace(thing, size=other), *objects[i + 1 :]))
+    if claim.arrangement in ("left of", "above"):
+        yield "order", replace(claim, objects=objects[::-1])
+        yield "relation", replace(claim, arrangement={"left of": "above", "above": "left of"}[claim.arrangement])
+        yield "number", Claim(objects[:1])
+    if claim.arrangement == "one above two":
+        yield "relation", replace(claim, arrangement="one below two")
+    if claim.position:
+        opposite = {"top left": "bottom right", "centre": "top left"}.get(claim.position, "centre")
+        yield "position", replace(claim, position=opposite)
+
+
+def test_one_wrong_fact_is_enough():
+    refused: dict[str, list[bool]] = {}
+    for scene in _scenes(200, 5):
+        image = draw(scene, 32)
+        for name, claim in _edits(Claim.of(scene)):
+            refused.setdefault(name, []).append(not shows(image, claim))
+    assert set(refused) == {"colour", "shape", "size", "order", "relation", "number", "position"}
+    for name, results in refused.items():
+        assert np.mean(results) >= 0.99, name
+
+
+def test_nothing_is_seen_where_nothing_is():
+    rng = np.random.default_rng(0)
+    blank = np.full((32, 32, 3), 240, np.uint8)
+    noise = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    assert not read(blank).objects
+    assert not any(seen.shape and seen.colour for seen in read(noise).objects)
+    with pytest.raises(ValueError, match="uint8"):
+        read(blank.astype(float))
+
+
+def test_hold_out():
+    train, valid = _scenes(3000, 6), _scenes(1500, 7, held_out=True)
+    for scene in train:
+        assert not is_held_out(scene)
+        things = [(o.colour, o.shape) for o in scene.objects]
+        assert not any(is_pair_held_out(a, b) for i, a in enumerate(things) for b in things[:i])
+        assert not any(is_triple_held_out(o.size, o.colour, o.shape) for o in scene.objects)
+    for scene in valid:
+        assert is_held_out(scene)
+        if len(scene.objects) == 1:
+            (thing,) = scene.objects
+            assert thing.size_stated and is_triple_held_out(thing.size, thing.colour, thing.shape)
+        else:
+            things = [(o.colour, o.shape) for o in scene.objects]
+            assert any(is_pair_held_out(a, b) for i, a in enumerate(things) for b in things[:i])
+    seen = {(o.colour, o.shape) for scene in train for o in scene.objects}
+    assert seen == {(c, s) for c in COLOURS for s in SHAPES}, "every coloured shape is met in training"
+
+
+VERTICAL = {"above", "over", "below", "under", "underneath", "top", "bottom"}
+RELATION_WORDS = {
+    "alone": set(),
+    "left of": {"left", "right"},
+    "above": VERTICAL,
+    "one above two": VERTICAL,
+    "one below two": VERTICAL,
+}
+
+
+def test_captions_say_what_is_drawn():
+    rng = np.random.default_rng(0)
+    for scene in _scenes(400, 8):
+        claim = Claim.of(scene)
+        for text in captions(scene, rng):
+            words = text.replace(",", " ").replace(":", " ").split()
+            assert text == text.lower() and len(words) <= 17
+            assert sorted(w for w in words if w in SHAPES) == sorted(o.shape for o in claim.objects)
+            assert sorted(w for w in words if w in COLOURS) == sorted(o.colour for o in claim.objects)
+            for thing in claim.objects:
+                before = words[words.index(thing.colour) - 1] if words.count(thing.colour) == 1 else None
+                if before is not None:
+                    small, large = before in ("small", "little", "tiny"), before in ("large", "big")
+                    assert (small, large) == (thing.size == "small", thing.size == "large")
+            assert RELATION_WORDS[claim.arrangement] & set(words) or claim.arrangement == "alone"
+
+
+def test_shards_are_the_same_bytes_for_any_number_of_workers(tmp_path):
+    one = write_shards(tmp_path / "one", 30, 10, size_px=32, num_workers=1, shard_size=10)
+    two = write_shards(tmp_path / "two", 30, 10, size_px=32, num_workers=2, shard_size=10)
+    assert [p.name for p in one] == ["train-000.tar", "train-001.tar", "train-002.tar", "valid-000.tar"]
+    for a, b in zip(one, two, strict=True):
+        assert a.read_bytes() == b.read_bytes()
+    other = write_shards(tmp_path / "other", 30, 10, size_px=32, seed=1, shard_size=10)
+    assert other[0].read_bytes() != one[0].read_bytes()
+
+
+def test_a_caption_can_be_judged_from_the_shard_alone(tmp_path):
+    (path,) = write_shards(tmp_path, 0, 20, size_px=32)
+    with tarfile.open(path) as tar:
+        files = {m.name: tar.extractfile(m) for m in tar.getmembers()}
+        assert len(files) == 60
+        for name in [n for n in files if n.endswith(".json")]:
+            about = json.load(files[name])
+            assert about["captions"][0] == files[name.replace(".json", ".txt")].read().decode()
+            image = Image.open(files[name.replace(".json", ".png")])
+            assert shows(image, Claim.from_json(about["scene"]))
+    with pytest.raises(ValueError, match="not a claim"):
+        Claim.from_json({"objects": 3})

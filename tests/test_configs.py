@@ -1,0 +1,76 @@
+"""Every configuration in the repository is read, and its model is built on the meta device; every command that the
+README shows parses."""
+
+import re
+import shlex
+
+import pytest
+import torch
+import yaml
+
+from dalle import config as configs
+from dalle.cli import arguments
+from tests.conftest import ROOT
+
+COMMANDS = {
+    "dalle-train-dvae": configs.TrainDVAE,
+    "dalle-train-prior": configs.TrainPrior,
+    "dalle-train-clip": configs.TrainCLIP,
+    "dalle-train-tokenizer": configs.TrainTokenizer,
+    "dalle-tokenize": configs.Tokenize,
+    "dalle-sample": configs.Sample,
+    "dalle-describe": configs.Describe,
+    "dalle-draw-shapes": configs.DrawShapes,
+    "dalle-demo": configs.Demo,
+}
+POSITIONAL = {"dalle-sample": "caption", "dalle-describe": "config_file"}
+FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+def _stage(path) -> str:
+    keys = set(yaml.safe_load(path.read_text())["model"])
+    return next(s for s, key in (("dvae", "encoder_width"), ("prior", "depth"), ("clip", "patch_px")) if key in keys)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT / "configs")))
+def test_configuration_is_sound(path):
+    assert path.read_text().startswith("# What: "), "a configuration opens with what it is and how it is run"
+    stage = _stage(path)
+    cls = COMMANDS[f"dalle-train-{stage}"]
+    extra = {"prior": ["--dvae", "x", "--tokenizer", "x"]}.get(stage, [])
+    parsed = arguments.parse(cls, "test", ["--config", str(path), "--data", "x", "--output", "x", *extra])
+    if stage != "clip":
+        from dalle.models.dvae import DVAE
+        from dalle.models.prior import Prior
+
+        with torch.device("meta"):
+            {"dvae": DVAE, "prior": Prior}[stage](parsed.model)
+
+
+def _shown_commands():
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = page.read_text().replace("\\\n", " ")
+        for block in re.findall(r"```(?:bash|sh)\n(.*?)```", text, flags=re.S):
+            for line in block.splitlines():
+                if line.strip() and not line.strip().startswith("#"):
+                    yield pytest.param(line.strip(), id=f"{page.name}: {line.strip()[:50]}")
+
+
+@pytest.mark.parametrize("line", list(_shown_commands()))
+def test_shown_commands_parse(line, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(line.split("#")[0].split(" > ")[0])
+    while words and "=" in words[0]:
+        words = words[1:]
+    launched = [i for i, word in enumerate(words) if word.startswith("launch/train_")]
+    if launched:
+        name, rest = f"dalle-train-{words[launched[0]][13:-3]}", words[launched[0] + 1 :]
+        assert (ROOT / words[launched[0]]).is_file()
+    else:
+        name, rest = words[0], words[1:]
+    if name == "bash":
+        assert (ROOT / rest[0]).is_file()
+    elif name in COMMANDS:
+        arguments.parse(COMMANDS[name], name, rest, POSITIONAL.get(name))
+    else:
+        assert name in ("git", "cd", "pip", "python", "ruff", "wandb"), f"no such command: {name}"

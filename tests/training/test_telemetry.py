@@ -1,0 +1,97 @@
+"""What a person sees of a run: valid JSON whatever the numbers, a report from whatever there is, resuming, pruning."""
+
+import json
+import math
+
+import pytest
+from PIL import Image
+
+from dalle.config import Wandb
+from dalle.training.report import write_report
+from dalle.training.telemetry import MAX_PICTURES_PER_NAME, Telemetry
+
+
+def _lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def _telemetry(folder, **options):
+    return Telemetry(folder, "a run", 100, "images", show_progress=False, **options)
+
+
+def test_a_run_leaves_metrics_pictures_and_a_report(tmp_path):
+    telemetry = _telemetry(tmp_path)
+    for step in (10, 20):
+        telemetry.log(step, {"loss": 1 / step, "step_size": 1e-3}, num_units=320)
+    telemetry.log_validation(20, {"loss": 0.5})
+    telemetry.warn("the codebook\nhas collapsed <b>")
+    telemetry.pictures("samples", 20, Image.new("RGB", (8, 8)))
+    telemetry.close("finished")
+    lines = _lines(tmp_path)
+    assert [line["step"] for line in lines] == [10, 20, 20, 20]
+    assert lines[0]["loss"] == 0.1 and lines[0]["images_per_s"] > 0
+    assert lines[2]["valid/loss"] == 0.5
+    assert lines[3]["warning"] == "the codebook has collapsed <b>"
+    page = (tmp_path / "report.html").read_text()
+    for word in ("a run", "finished", "<svg", "pictures/samples-0000020.png", "has collapsed &lt;b&gt;"):
+        assert word in page
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+
+
+def test_numbers_that_json_lacks_become_null(tmp_path):
+    telemetry = _telemetry(tmp_path)
+    telemetry.log(1, {"loss": math.nan, "scale": math.inf}, 1)
+    telemetry.close("failed")
+    assert _lines(tmp_path)[0]["loss"] is None and _lines(tmp_path)[0]["scale"] is None
+
+
+def test_resuming_drops_what_will_be_measured_again(tmp_path):
+    telemetry = _telemetry(tmp_path)
+    for step in (10, 20, 30):
+        telemetry.log(step, {"loss": step}, 1)
+        telemetry.pictures("samples", step, Image.new("RGB", (4, 4)))
+    telemetry.close("stopped")
+    resumed = _telemetry(tmp_path, start_step=20)
+    resumed.log(30, {"loss": 7.0}, 1)
+    resumed.close("finished")
+    assert [(line["step"], line["loss"]) for line in _lines(tmp_path)] == [(10, 10), (20, 20), (30, 7)]
+    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == ["samples-0000010.png", "samples-0000020.png"]
+
+
+def test_few_pictures_are_kept_among_them_the_first_and_the_last(tmp_path):
+    telemetry = _telemetry(tmp_path)
+    for step in range(1, 41):
+        telemetry.pictures("samples", step, Image.new("RGB", (4, 4)))
+    telemetry.close("finished")
+    kept = sorted(p.name for p in (tmp_path / "pictures").iterdir())
+    assert len(kept) == MAX_PICTURES_PER_NAME
+    assert (kept[0], kept[-1]) == ("samples-0000001.png", "samples-0000040.png")
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", '{"step": 1, "loss": 2.0}\n{"step": 2, "lo', '{"step": 1, "loss": null}\n']
+)
+def test_a_report_can_be_made_of_anything(tmp_path, content):
+    if content is not None:
+        (tmp_path / "metrics.jsonl").write_text(content)
+    write_report(tmp_path)
+    assert "</html>" in (tmp_path / "report.html").read_text()
+
+
+def test_other_ranks_leave_nothing(tmp_path):
+    telemetry = _telemetry(tmp_path / "none", is_main=False)
+    telemetry.log(1, {"loss": 1.0}, 1)
+    with telemetry.paused():
+        telemetry.close("finished")
+    assert not (tmp_path / "none").exists()
+
+
+def test_wandb_logs_offline_when_switched_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    telemetry = _telemetry(tmp_path, wandb_settings=Wandb(enabled=True, mode="offline"))
+    telemetry.log(1, {"loss": 1.0}, 1)
+    telemetry.close("finished")
+    assert list(tmp_path.rglob("*.wandb"))
