@@ -87,8 +87,12 @@ class Tokenizer:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".partial")
-        temporary.write_text(self._backend.to_str(pretty=True), encoding="utf-8")
+        temporary.write_text(self.to_json(), encoding="utf-8")
         os.replace(temporary, path)
+
+    def to_json(self) -> str:
+        """The content of the tokenizer file."""
+        return self._backend.to_str(pretty=True)
 
     @property
     def vocabulary(self) -> int:

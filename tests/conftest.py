@@ -53,6 +53,21 @@ TINY_CLIP = [
 ]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_process_group():
+    """DeepSpeed remembers the first process group of a process, so all trainings of the session share one."""
+    from dalle.training.topology import joined
+
+    with joined():
+        yield
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without this process's place in its process group, for commands run as users run them."""
+    taken = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    return {name: value for name, value in os.environ.items() if name not in taken}
+
+
 @pytest.fixture(scope="session")
 def shapes_folder(tmp_path_factory) -> Path:
     """Drawn shards: 64 for training in two tars, 24 for validation, 32 px."""
@@ -79,18 +94,14 @@ def models(shapes_folder, tokenizer_file, tmp_path_factory) -> Path:
     from dalle.cli.tokenize import tokenize
     from dalle.cli.train import train
     from dalle.config import TrainCLIP, TrainDVAE, TrainPrior
-    from dalle.training.topology import joined
 
     folder = tmp_path_factory.mktemp("models")
     data, valid = f"{shapes_folder}/train-*.tar", f"{shapes_folder}/valid-000.tar"
-    with joined():
-        train("dvae", TrainDVAE, [*TINY_DVAE, "--run.steps", "6", "--data", data, "--output", f"{folder}/dvae"])
-        for name, shards in (("train", data), ("valid", valid)):
-            tokenize(["--data", shards, "--dvae", f"{folder}/dvae", "--output", f"{folder}/tokens/{name}"])
-        inputs = ["--dvae", f"{folder}/dvae", "--tokenizer", str(tokenizer_file)]
-        tokens = ["--data", f"{folder}/tokens/train"]
-        train("prior", TrainPrior, [*TINY_PRIOR, "--run.steps", "6", *tokens, *inputs, "--output", f"{folder}/prior"])
-        train(
-            "clip", TrainCLIP, [*TINY_CLIP, "--run.steps", "4", "--data", data, *inputs, "--output", f"{folder}/clip"]
-        )
+    train("dvae", TrainDVAE, [*TINY_DVAE, "--run.steps", "6", "--data", data, "--output", f"{folder}/dvae"])
+    for name, shards in (("train", data), ("valid", valid)):
+        tokenize(["--data", shards, "--dvae", f"{folder}/dvae", "--output", f"{folder}/tokens/{name}"])
+    inputs = ["--dvae", f"{folder}/dvae", "--tokenizer", str(tokenizer_file)]
+    tokens = ["--data", f"{folder}/tokens/train"]
+    train("prior", TrainPrior, [*TINY_PRIOR, "--run.steps", "6", *tokens, *inputs, "--output", f"{folder}/prior"])
+    train("clip", TrainCLIP, [*TINY_CLIP, "--run.steps", "4", "--data", data, *inputs, "--output", f"{folder}/clip"])
     return folder

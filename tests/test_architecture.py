@@ -52,9 +52,10 @@ def test_imports_point_one_way(path):
 
 
 def test_config_needs_no_torch():
-    assert not [n for n in _imports(ROOT / "dalle/config.py") if n.startswith("torch")]
+    for path in (ROOT / "dalle/config").glob("*.py"):
+        assert not [n for n in _imports(path) if n.startswith("torch")]
 
 
 def test_no_file_grows_past_what_one_can_read():
-    long = {str(p.relative_to(ROOT)): n for p in FILES if (n := len(p.read_text().splitlines())) > 620}
+    long = {str(p.relative_to(ROOT)): n for p in FILES if (n := len(p.read_text().splitlines())) > 320}
     assert not long

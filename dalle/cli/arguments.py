@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 import os
 import re
 import sys
+import tempfile
 import types
 import typing
 from collections.abc import Callable
@@ -39,7 +41,7 @@ def parse(cls: type, prog: str, argv: list[str] | None = None, positional: str |
     parser.add_argument("--config", action="config", help="YAML file; options after it on the line override it")
     parser.add_class_arguments(cls)
     for path in _config_files(argv):
-        _check_keys(cls, _read_yaml(path), where=f"{path}: ")
+        _check_keys(cls, read_yaml(path), where=f"{path}: ")
     try:
         namespace = parser.parse_args(argv)
     except (ArgumentError, TypeError) as error:
@@ -50,13 +52,13 @@ def parse(cls: type, prog: str, argv: list[str] | None = None, positional: str |
 
 def parse_model(cls: type, values: dict, where: str):
     """One section of a configuration, already read, as an instance of its dataclass. Raises ValueError in one line."""
-    _check_keys(cls, values, f"{where}: ")
+    _check_keys(cls, values, where)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls)
     try:
         instance = parser.instantiate(parser.parse_object(values))
     except (ArgumentError, TypeError) as error:
-        raise ValueError(f"{where}: {_one_line(cls, str(error))}") from None
+        raise ValueError(where + _one_line(cls, str(error))) from None
     return cls(**{field.name: instance[field.name] for field in dataclasses.fields(cls)})
 
 
@@ -76,6 +78,11 @@ def run(main: Callable[[], None], prog: str) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if os.environ.get("DALLE_DEBUG") or error.strerror is None:
+            raise
+        print(f"{prog}: {error.filename or 'file system'}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
 
 
 def to_yaml(settings) -> str:
@@ -84,7 +91,7 @@ def to_yaml(settings) -> str:
 
 
 def check_output(folder: str | Path, fresh: bool = False) -> Path:
-    """Make the output folder and see that it can be written to.
+    """See that the output folder can be made and written to, without making it.
 
     Args:
         folder: the output folder
@@ -93,11 +100,12 @@ def check_output(folder: str | Path, fresh: bool = False) -> Path:
     folder = Path(folder)
     if fresh and ((folder / "model.safetensors").exists() or any((folder / "checkpoints").glob("step-*"))):
         raise ValueError(f"{folder} already holds a run: continue it with --resume, or name another --output")
+    nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        if not nearest.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
     except OSError as error:
         raise ValueError(f"output {folder} is not writable: {error.strerror}") from None
     return folder
@@ -136,10 +144,11 @@ def _normalise(cls: type, argv: list[str], positional: str | None) -> list[str]:
 
 
 def _config_files(argv: list[str]) -> list[str]:
-    return [argv[i + 1] for i, token in enumerate(argv[:-1]) if token == "--config"]
+    separate = [argv[i + 1] for i, token in enumerate(argv[:-1]) if token == "--config"]
+    return separate + [token.removeprefix("--config=") for token in argv if token.startswith("--config=")]
 
 
-def _read_yaml(path: str) -> dict:
+def read_yaml(path: str) -> dict:
     if not Path(path).is_file():
         raise ValueError(f"config: no such file: {path}")
     try:
@@ -192,7 +201,7 @@ def _one_line(cls: type, message: str) -> str:
         key, problem = match.groups()
         if key == "config":
             return f"config: {problem}"
-        got = problem.partition("Got value: ")[2]
+        got = re.split(r"(?:Got|Given) value: ", problem)[-1] if "value: " in problem else ""
         allowed = _allowed(_keys(cls).get(key))
         if got and allowed:
             return f"{key} {got}: must be {allowed}"

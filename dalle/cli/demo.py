@@ -40,25 +40,39 @@ def demo(argv: list[str] | None = None) -> None:
     from dalle.cli.train_tokenizer import train_tokenizer
     from dalle.config import TrainCLIP, TrainDVAE, TrainPrior
 
-    train_shards, valid_shards = f"{folder}/data/train-*.tar", f"{folder}/data/valid-000.tar"
+    train_shards, valid_shards = f"{folder}/data/train-*.tar", f"{folder}/data/valid-*.tar"
     num_valid = str(4 * config.captions)
     seed = str(config.seed)
     dvae, prior, clip, tokenizer = (str(folder / name) for name in ("dvae", "prior", "clip", "tokenizer.json"))
     tokens, valid_tokens = str(folder / "tokens/train"), str(folder / "tokens/valid")
 
+    # what the configurations say of the data is asked of them, so that no two files have to agree
+    size_px = arguments.parse(
+        TrainDVAE, "dvae", [*_config(configs, "dvae"), "--data", "", "--output", ""]
+    ).model.image_size_px
+    vocabulary = arguments.parse(TrainPrior, "prior", _prior(configs, "", "", "", "", "")).model.text_vocabulary
+
     _say("1/7", f"drawing {config.num_train:,} captioned scenes")
-    drawings = ["--num_train", str(config.num_train), "--num_valid", num_valid, "--seed", seed]
+    drawings = [
+        "--num_train",
+        str(config.num_train),
+        "--num_valid",
+        num_valid,
+        "--seed",
+        seed,
+        "--size_px",
+        str(size_px),
+    ]
     draw_shapes(["--output", str(folder / "data"), *drawings])
     _say("2/7", "learning the captions' tokens")
-    vocabulary = str(arguments.parse(TrainPrior, "prior", _prior(configs, "", "", "", "", "")).model.text_vocabulary)
-    train_tokenizer(["--data", train_shards, "--output", tokenizer, "--vocabulary", vocabulary])
+    train_tokenizer(["--data", train_shards, "--output", tokenizer, "--vocabulary", str(vocabulary)])
 
     from dalle.training.topology import joined
 
     with joined():
         data = ["--data", train_shards, "--valid_data", valid_shards]
         _say("3/7", "stage one: a discrete VAE turns pixels into tokens")
-        _must(train("dvae", TrainDVAE, ["--config", str(configs / "dvae.yaml"), *data, "--output", dvae]))
+        _must(train("dvae", TrainDVAE, [*_config(configs, "dvae"), *data, "--output", dvae]))
         _say("4/7", "turning all images into tokens")
         tokenize(["--data", train_shards, "--dvae", dvae, "--output", tokens])
         tokenize(["--data", valid_shards, "--dvae", dvae, "--output", valid_tokens])
@@ -66,7 +80,7 @@ def demo(argv: list[str] | None = None) -> None:
         _must(train("prior", TrainPrior, _prior(configs, tokens, valid_tokens, dvae, tokenizer, prior)))
         _say("6/7", "the reranker: CLIP learns which image belongs to which caption")
         names = ["--tokenizer", tokenizer, "--dvae", dvae, "--output", clip]
-        _must(train("clip", TrainCLIP, ["--config", str(configs / "clip.yaml"), *data, *names]))
+        _must(train("clip", TrainCLIP, [*_config(configs, "clip"), *data, *names]))
 
     _say("7/7", f"drawing {config.candidates} candidates for each of {config.captions} captions of unseen combinations")
     _judge(config, folder, valid_shards, began_s)
@@ -109,9 +123,13 @@ def _judge(config: Demo, folder: Path, valid_shards: str, began_s: float) -> Non
     print(json.dumps(result))
 
 
+def _config(configs: Path, stage: str) -> list[str]:
+    return ["--config", str(configs / f"{stage}.yaml")]
+
+
 def _prior(configs: Path, data: str, valid_data: str, dvae: str, tokenizer: str, output: str) -> list[str]:
     options = {"data": data, "valid_data": valid_data, "dvae": dvae, "tokenizer": tokenizer, "output": output}
-    return ["--config", str(configs / "prior.yaml"), *(text for k, v in options.items() for text in (f"--{k}", v))]
+    return [*_config(configs, "prior"), *(text for k, v in options.items() for text in (f"--{k}", v))]
 
 
 def _clean(folder: Path) -> None:
@@ -126,6 +144,6 @@ def _say(number: str, text: str) -> None:
     print(f"\n[{number}] {text}", flush=True)
 
 
-def _must(digest: str | None) -> None:
-    if digest is None:
+def _must(finished: bool) -> None:
+    if not finished:
         raise KeyboardInterrupt

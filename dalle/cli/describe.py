@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-
-import yaml
 
 from dalle.cli import arguments
-from dalle.config import Describe, DVAEModel, PriorModel
+from dalle.config import CLIPModel, Describe, DVAEModel, PriorModel
 
 
 def main() -> None:
@@ -19,39 +16,41 @@ def main() -> None:
 def describe(argv: list[str] | None = None) -> None:
     """Parse, build on the meta device, print."""
     config = arguments.parse(Describe, "dalle-describe", argv, positional="config_file")
-    description = describe_file(config.config_file)
+    description = describe_file(config.config_file, config.tokenizer)
     if config.json:
         print(json.dumps(description, indent=2))
     else:
         _print(description)
 
 
-def describe_file(path: str) -> dict:
+def describe_file(path: str, tokenizer: str | None = None) -> dict:
     """What a configuration file builds: kind, sizes, parts with shapes and parameter counts, layers with masks.
 
     Raises:
         ValueError: no such file, or its `model` is none of ours
     """
-    if not Path(path).is_file():
-        raise ValueError(f"no such file: {path}")
-    values = yaml.safe_load(Path(path).read_text())
-    model = values.get("model") if isinstance(values, dict) else None
+    model = arguments.read_yaml(path).get("model")
     if not isinstance(model, dict):
         raise ValueError(f"{path} has no section `model`")
-    for kind, cls in (("dvae", DVAEModel), ("prior", PriorModel)):
-        if set(model) <= set(cls.__dataclass_fields__) and (model or kind in Path(path).name):
-            return _describe(kind, arguments.parse_model(cls, model, path))
-    raise ValueError(f"{path}: the keys of `model` ({', '.join(model)}) are neither a dVAE's nor a prior's")
+    classes = {"dvae": DVAEModel, "prior": PriorModel, "clip": CLIPModel}
+    # the kind whose keys these are, or most of them, so that a misspelt one is answered with its nearest
+    kind = max(classes, key=lambda k: len(set(model) & set(classes[k].__dataclass_fields__)))
+    return _describe(kind, arguments.parse_model(classes[kind], model, "model."), tokenizer)
 
 
-def _describe(kind: str, config) -> dict:
+def _describe(kind: str, config, tokenizer_file: str | None) -> dict:
     import torch
 
+    from dalle.models.clip import CLIP
     from dalle.models.dvae import DVAE
     from dalle.models.prior import Prior
+    from dalle.text import Tokenizer
 
+    if kind == "clip" and config.architecture is None and tokenizer_file is None:
+        raise ValueError("a CLIP's text embedding has the size of its vocabulary: name its tokenizer with --tokenizer")
+    tokenizer = Tokenizer.load(tokenizer_file) if tokenizer_file else None
     with torch.device("meta"):
-        model = {"dvae": DVAE, "prior": Prior}[kind](config)
+        model = CLIP(config, tokenizer) if kind == "clip" else {"dvae": DVAE, "prior": Prior}[kind](config)
     parameters = {name: list(p.shape) for name, p in model.named_parameters()}
     counts = {name: p.numel() for name, p in model.named_parameters()}
     parts: dict[str, int] = {}
@@ -67,7 +66,7 @@ def _describe(kind: str, config) -> dict:
     }
     if kind == "dvae":
         description["grid"], description["downsampling"] = config.grid, config.downsampling
-    else:
+    if kind == "prior":
         description["slots"] = config.slots
         description["layers"] = _layers(model.kinds, config)
     return description

@@ -31,7 +31,9 @@ def sample(argv: list[str] | None = None) -> None:
                 prompt = decode(file.read())
         except OSError as error:
             raise ValueError(f"prompt_image {config.prompt_image}: {error.strerror}") from None
-    pipeline = load(config.model, config.dvae, config.prior, config.clip, rerank=config.rerank)
+    pipeline = load(
+        config.model, config.dvae, config.prior, config.clip, rerank=config.rerank or config.clip is not None
+    )
     with tqdm(total=config.n, unit=" images", disable=not sys.stderr.isatty()) as bar:
         drawings = pipeline.generate(
             config.caption, config.n, config.keep, config.seed, config.sampling, prompt, config.rows, bar.update

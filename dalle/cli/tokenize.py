@@ -28,15 +28,16 @@ def tokenize(argv: list[str] | None = None) -> None:
     import torch
     from tqdm import tqdm
 
-    from dalle.data.pairs import to_tensor
+    from dalle.data.pairs import Counts, to_tensor
     from dalle.data.tokens import Meta, TokenWriter
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dvae = load_dvae(config.dvae, device).to(memory_format=torch.channels_last)
     meta = Meta(dvae.config.grid, dvae.config.codebook_size, header["hash"])
     writer = TokenWriter(folder, meta, config.pairs_per_shard)
+    counts = Counts()
     with tqdm(unit=" images", disable=not sys.stderr.isatty()) as bar:
-        for pairs in _batches(config, dvae.config.image_size_px):
+        for pairs in _batches(config, dvae.config.image_size_px, counts):
             images_BCYX = to_tensor([pair.image for pair in pairs]).to(device)
             with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16"):
                 codes_BYX = dvae.encode(images_BCYX)
@@ -44,17 +45,20 @@ def tokenize(argv: list[str] | None = None) -> None:
                 writer.add(codes_I, pair.captions)
             bar.update(len(pairs))
     sizes = writer.close().shard_sizes
-    print(f"{sum(sizes):,} pairs in {len(sizes)} token shards: {folder}")
+    skipped = (
+        f"; of {counts.read:,} samples {counts.filtered:,} were filtered out, {counts.num_bad:,} could not be read"
+    )
+    print(f"{sum(sizes):,} pairs in {len(sizes)} token shards: {folder}" + (skipped if len(counts.bad) else ""))
 
 
-def _batches(config: Tokenize, size_px: int) -> Iterator[list]:
+def _batches(config: Tokenize, size_px: int, counts) -> Iterator[list]:
     from dalle.data.pairs import read_pairs
 
     augmentation = config.images.augmentation if config.crops > 1 else "none"
     images = replace(config.images, augmentation=augmentation)
     pairs: list = []
     for crop in range(config.crops):
-        for pair in read_pairs(config.data, images, size_px, config.seed, epoch=crop):
+        for pair in read_pairs(config.data, images, size_px, config.seed, epoch=crop, counts=counts):
             pairs.append(pair)
             if len(pairs) == config.batch_size:
                 yield pairs

@@ -14,24 +14,29 @@ from dalle.config import TrainCLIP, TrainDVAE, TrainPrior
 
 def train_dvae() -> None:
     """Console script `dalle-train-dvae`."""
-    arguments.run(lambda: train("dvae", TrainDVAE), "dalle-train-dvae")
+    arguments.run(lambda: _finish(train("dvae", TrainDVAE)), "dalle-train-dvae")
 
 
 def train_prior() -> None:
     """Console script `dalle-train-prior`, and `launch/train_prior.py`."""
-    arguments.run(lambda: train("prior", TrainPrior), "dalle-train-prior")
+    arguments.run(lambda: _finish(train("prior", TrainPrior)), "dalle-train-prior")
 
 
 def train_clip() -> None:
     """Console script `dalle-train-clip`."""
-    arguments.run(lambda: train("clip", TrainCLIP), "dalle-train-clip")
+    arguments.run(lambda: _finish(train("clip", TrainCLIP)), "dalle-train-clip")
 
 
-def train(kind: str, cls: type, argv: list[str] | None = None) -> str | None:
+def _finish(finished: bool) -> None:
+    if not finished:
+        raise KeyboardInterrupt
+
+
+def train(kind: str, cls: type, argv: list[str] | None = None) -> bool:
     """Parse, check, and train one stage.
 
     Returns:
-        the content hash of the trained weights; null on other ranks than the first, and when it was interrupted
+        whether it came to its end; False when it was interrupted and left a checkpoint
     """
     config = arguments.parse(cls, f"dalle-train-{kind}", argv)
     config.run.micro_batch_size(int(os.environ.get("WORLD_SIZE", "1")))
@@ -43,6 +48,5 @@ def train(kind: str, cls: type, argv: list[str] | None = None) -> str | None:
 
     with joined() as world:
         stage = importlib.import_module(f"dalle.training.{kind}").stage(config, world)
-        if world.is_main:
-            (folder / "config.yaml").write_text(arguments.to_yaml(config))
+        stage.files["config.yaml"] = arguments.to_yaml(config)
         return run_loop(stage, config.optimizer, config.run, folder, world, config.resume)

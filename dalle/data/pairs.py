@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from dalle.config import Images
 from dalle.data import images as crops
+from dalle.data.loading import load
 from dalle.data.shards import Position, ShardStream, Split, expand, read
 
-_PROMPT_STOP = 20
+_HOPELESS = 20
 """Unreadable samples in a row at the very start after which waiting for a fraction makes no sense."""
 
 
@@ -83,13 +84,15 @@ class Decoder:
             return Pair(sample["__key__"], np.asarray(self._crop(image, sample, epoch)), captions, scene)
         except BadSample as error:
             self.counts.bad[str(error)] = self.counts.bad.get(str(error), 0) + 1
-            self._check_limit(sample)
+            self.check_limit(sample)
             return None
 
-    def _check_limit(self, sample: dict) -> None:
+    def check_limit(self, sample: dict, at_end: bool = False) -> None:
+        """Raises ValueError when too many samples were bad; early on, only when all were."""
         counts = self.counts
-        all_bad = counts.num_bad == counts.read >= _PROMPT_STOP
-        many_bad = counts.read >= 100 and counts.num_bad > self.config.max_bad_fraction * counts.read
+        all_bad = counts.num_bad == counts.read >= (1 if at_end else _HOPELESS)
+        enough = _HOPELESS if at_end else 5 * _HOPELESS
+        many_bad = counts.read >= enough and counts.num_bad > self.config.max_bad_fraction * counts.read
         if all_bad or many_bad:
             reasons = ", ".join(f"{n} × {reason}" for reason, n in counts.bad.items())
             raise ValueError(
@@ -108,9 +111,11 @@ class Decoder:
             image = crops.decode(data)
         except ValueError:
             raise BadSample("image does not decode") from None
-        if self._cache_bytes_left > 0:
-            # no crop asks for more than 1.5 times the size, so nothing that augmentation could show is lost
+        if self.config.cache_bytes > 0:
+            # no crop asks for more than 1.5 times the size; all images, cached or not, or what is trained on would
+            # depend on which were met first
             image = crops.shrink(image, round(1.5 * self.size_px))
+        if self._cache_bytes_left > 0:
             self._cache[place] = image
             self._cache_bytes_left -= 3 * image.width * image.height
         return image
@@ -149,20 +154,47 @@ def read_captions(sample: dict[str, bytes]) -> tuple[list[str], dict | None]:
 
 
 def read_all_captions(spec: str) -> Iterator[str]:
-    """All captions of the shards, in order, undecoded images passed over; bad ones are left out."""
+    """All captions of the shards, in order; samples without one are left out. Raises ValueError when all are."""
+    found = False
     for sample in read(expand(spec)):
         try:
-            yield from read_captions(sample)[0]
+            captions = read_captions(sample)[0]
         except BadSample:
             continue
+        found = True
+        yield from captions
+    if not found:
+        raise ValueError(f"{spec}: no sample has a caption")
 
 
-def read_pairs(spec: str, config: Images, size_px: int, seed: int = 0, epoch: int = 0) -> Iterator[Pair]:
-    """One pass over the shards in order."""
+def read_pairs(
+    spec: str, config: Images, size_px: int, seed: int = 0, epoch: int = 0, counts: Counts | None = None
+) -> Iterator[Pair]:
+    """One pass over the shards in order; what happened to the samples is added to `counts`."""
     decoder = Decoder(config, size_px, seed)
+    if counts is not None:
+        decoder.counts = counts
+    sample = None
     for sample in read(expand(spec)):
         if (pair := decoder(sample, epoch)) is not None:
             yield pair
+    if sample is not None:
+        decoder.check_limit(sample, at_end=True)
+
+
+def warn_of_bad_samples(loader: PairLoader) -> Callable[[int, dict], list[str]]:
+    """A check for the training loop: says how many samples could not be read, whenever there are more."""
+    told = 0
+
+    def check(step: int, values: dict) -> list[str]:
+        nonlocal told
+        count = sum(loader.num_bad.values())
+        if count <= told:
+            return []
+        told = count
+        return [f"{count} samples could not be read so far and were skipped"]
+
+    return check
 
 
 class PairBatches(IterableDataset):
@@ -194,10 +226,15 @@ class PairBatches(IterableDataset):
         decoder = Decoder(self.config, self.size_px, self.seed, self.config.cache_bytes // count)
         pairs: list[Pair] = []
         chosen: list[str] = []
-        for position, sample in stream.iterate(self.positions.get(worker, Position())):
+        start = self.positions.get(worker, Position())
+        usable_until = start.epoch  # the last epoch known to have a usable sample
+        for position, sample in stream.iterate(start):
             pair = decoder(sample, position.epoch)
             if pair is None:
+                if position.epoch > usable_until + 1:
+                    raise ValueError(f"every sample of {self.shards[0]} … is filtered out (see `images`)")
                 continue
+            usable_until = position.epoch
             pairs.append(pair)
             generator = _generator(self.seed + 1, position.epoch, sample)
             chosen.append(pair.captions[generator.integers(len(pair.captions))])
@@ -228,14 +265,13 @@ class PairLoader:
         self.dataset, self.workers = dataset, workers
         self.batches_taken = 0
         self.positions: dict[int, Position] = {}
+        self.num_bad: dict[int, int] = {}
 
     def __iter__(self) -> Iterator[dict]:
-        loader = DataLoader(
-            self.dataset, batch_size=None, num_workers=self.workers, prefetch_factor=4 if self.workers else None
-        )
-        for batch in loader:
+        for batch in load(self.dataset, self.workers):
             worker, epoch, sample = batch.pop("position")
             self.positions[int(worker)] = Position(int(epoch), int(sample))
+            self.num_bad[int(worker)] = batch.pop("num_bad")
             self.batches_taken += 1
             yield batch
 

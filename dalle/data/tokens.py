@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -23,8 +24,9 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from dalle.data.loading import load
 from dalle.text import Tokenizer, pad
 
 _SHARDS_TOGETHER = 32
@@ -42,7 +44,7 @@ class Meta:
 
 
 class TokenWriter:
-    """Writes a folder of token shards; complete once `close` wrote its meta.json.
+    """Writes a folder of token shards beside its place, and moves it there, over an older one, when it is complete.
 
     Args:
         folder: the output folder, made if missing
@@ -51,10 +53,14 @@ class TokenWriter:
     """
 
     def __init__(self, folder: Path, meta: Meta, pairs_per_shard: int):
-        self.folder, self.meta, self.pairs_per_shard = folder, meta, pairs_per_shard
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in [folder / "meta.json", *folder.glob("tokens-*.safetensors")]:
-            old.unlink(missing_ok=True)
+        if folder.exists() and any(folder.iterdir()) and not (folder / "meta.json").is_file():
+            raise ValueError(f"{folder} holds something else than token shards; name another folder")
+        if meta.codebook_size > 1 << 16:
+            raise ValueError(f"codebook_size {meta.codebook_size}: token shards hold codes in 16 bits")
+        self.target, self.meta, self.pairs_per_shard = folder, meta, pairs_per_shard
+        self.folder = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
         self._codes: list[np.ndarray] = []
         self._captions: list[bytes] = []
         self._sizes: list[int] = []
@@ -73,22 +79,21 @@ class TokenWriter:
             "captions_utf8": np.frombuffer(b"".join(self._captions), dtype=np.uint8),
             "caption_ends_N": np.cumsum([len(c) for c in self._captions], dtype=np.int64),
         }
-        temporary = path.with_suffix(".partial")
-        save_file(tensors, temporary)
-        os.replace(temporary, path)
+        save_file(tensors, path)
         self._sizes.append(len(self._codes))
         self._codes, self._captions = [], []
 
     def close(self) -> Meta:
-        """Write what is left and the meta.json. Raises ValueError if there was nothing to write."""
+        """Write what is left and move everything into place. Raises ValueError if there was nothing to write."""
         if self._codes:
             self._write()
         if not self._sizes:
+            shutil.rmtree(self.folder)
             raise ValueError("no pair could be tokenized")
         meta = Meta(self.meta.grid, self.meta.codebook_size, self.meta.dvae_hash, tuple(self._sizes))
-        temporary = self.folder / "meta.json.partial"
-        temporary.write_text(json.dumps(asdict(meta), indent=2))
-        os.replace(temporary, self.folder / "meta.json")
+        (self.folder / "meta.json").write_text(json.dumps(asdict(meta), indent=2))
+        shutil.rmtree(self.target, ignore_errors=True)
+        os.replace(self.folder, self.target)
         return meta
 
 
@@ -221,7 +226,7 @@ class TokenLoader:
 
     def __iter__(self) -> Iterator[dict]:
         numbers = itertools.count(self.batches_taken)
-        for batch in DataLoader(self.dataset, sampler=numbers, batch_size=None, num_workers=self.workers):
+        for batch in load(self.dataset, self.workers, sampler=numbers):
             self.batches_taken += 1
             yield batch
 

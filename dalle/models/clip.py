@@ -56,12 +56,15 @@ class CLIP(nn.Module):
                 raise ValueError(f"architecture {config.architecture} brings its own tokenizer; leave tokenizer out")
             try:
                 self.net = open_clip.create_model(config.architecture, pretrained=pretrained)
-            except RuntimeError as error:
+            except Exception as error:  # open_clip raises many kinds for a bad name, tag or file
                 raise ValueError(f"open_clip cannot make {config.architecture}: {error}") from error
             self._open_clip_tokenizer = open_clip.get_tokenizer(config.architecture)
         # one axis more than open_clip's: DeepSpeed cannot broadcast a parameter that has none
         self.net.logit_scale = nn.Parameter(self.net.logit_scale.detach().reshape(1))
-        for name, values in (("mean", open_clip.OPENAI_DATASET_MEAN), ("std", open_clip.OPENAI_DATASET_STD)):
+        visual = self.net.visual  # a named architecture says how its images are normalised
+        mean = open_clip.OPENAI_DATASET_MEAN if config.architecture is None else visual.image_mean
+        std = open_clip.OPENAI_DATASET_STD if config.architecture is None else visual.image_std
+        for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
     @property

@@ -21,7 +21,7 @@ from dalle.config import Sampling
 from dalle.data.images import centre_crop, to_rgb
 from dalle.models.clip import CLIP, load_clip
 from dalle.models.dvae import DVAE
-from dalle.models.folder import check_links, load_dvae, load_prior, read_header
+from dalle.models.folder import check_links, load_dvae, load_prior, read_config, read_header
 from dalle.models.prior import Prior
 from dalle.sampling.decode import TokenLoop
 from dalle.sampling.gallery import Drawing
@@ -130,16 +130,21 @@ class Pipeline:
         for first in range(0, n, sampling.chunk):
             seeds = torch.arange(seed + first, seed + first + sampling.chunk).expand(len(captions), -1)
             wanted = min(sampling.chunk, n - first)
-            codes_CNI = loop.codes(text_CU, seeds, sampling, given_CG)[:, :wanted]
+            codes_CNI = loop.codes(text_CU, seeds, sampling, given_CG)
             images_RCYX = self.decode(codes_CNI.flatten(0, 1), sampling.precision)
             scores_CN = None
             if text_embeddings is not None:
                 images_RE = self._embed_images(images_RCYX, sampling.precision)
-                images_CNE = images_RE.view(len(captions), wanted, -1)
+                images_CNE = images_RE.view(*seeds.shape, -1)
                 scores_CN = torch.einsum("CNE,CE->CN", images_CNE, text_embeddings).cpu().numpy()
             pixels = to_pixels(images_RCYX)
-            shape = (len(captions), wanted, *pixels.shape[1:])
-            yield Candidates(pixels.reshape(shape), codes_CNI.cpu().numpy(), seeds[:, :wanted].numpy(), scores_CN)
+            # only now is what is over thrown away: decoder and reranker round by the shape of their batch as well
+            yield Candidates(
+                pixels.reshape(*seeds.shape, *pixels.shape[1:])[:, :wanted],
+                codes_CNI[:, :wanted].cpu().numpy(),
+                seeds[:, :wanted].numpy(),
+                None if scores_CN is None else scores_CN[:, :wanted],
+            )
 
     def tokens(self, captions: Sequence[str]) -> torch.Tensor:
         """Caption tokens int64 [C, T − 1]; a caption that is too long is cut, with a warning that shows what was lost.
@@ -227,7 +232,8 @@ def load(
     folder = Path(folder)
     prior, dvae = Path(prior or folder / "prior"), Path(dvae or folder / "dvae")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = Tokenizer.load(prior / "tokenizer.json") if read_header(prior) else None
+    read_config(prior, "prior")  # names what is wrong with the folder before anything else does
+    tokenizer = Tokenizer.load(prior / "tokenizer.json")
     check_links(prior, dvae, tokenizer)
     hashes = {"prior": read_header(prior)["hash"], "dvae": read_header(dvae)["hash"], "tokenizer": tokenizer.hash}
     reranker = load_clip(clip or folder / "clip", device) if rerank else None

@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 from dalle.config import TrainCLIP
-from dalle.data.pairs import PairBatches, PairLoader, read_pairs, to_tensor
+from dalle.data.pairs import PairBatches, PairLoader, read_pairs, to_tensor, warn_of_bad_samples
 from dalle.models.clip import CLIP
 from dalle.models.dvae import DVAE
 from dalle.models.folder import load_dvae, read_header
@@ -26,27 +25,30 @@ def stage(config: TrainCLIP, world: World) -> Stage:
     torch.manual_seed(config.run.seed)
     model = CLIP(config.model, tokenizer)
     dvae = load_dvae(config.dvae, world.device) if config.dvae else None
-    links = {}
+    links: dict[str, str] = {}
+    files: dict[str, str] = {}
     if tokenizer is not None:
         links["tokenizer_hash"] = tokenizer.hash
-        if world.is_main:
-            tokenizer.save(Path(config.output) / "tokenizer.json")
+        files["tokenizer.json"] = tokenizer.to_json()
     if dvae is not None:
         links["dvae_hash"] = read_header(config.dvae)["hash"]
     batch_size = config.run.micro_batch_size(world.size)
     size_px = model.image_size_px
     batches = PairBatches(config.data, config.images, size_px, batch_size, config.run.seed, world.rank, world.size)
+    loader = PairLoader(batches, config.run.loader_workers)
     validation = _Validation(config, model, dvae, world.device) if config.valid_data else None
     return Stage(
         kind="clip",
         objective=CLIPObjective(model, world.rank, world.size),
-        loader=PairLoader(batches, config.run.loader_workers),
+        loader=loader,
         unit="images",
         units_per_sample=1,
         model_config=config.model,
         prepare=_prepare(model, dvae),
         validate=validation.figures if validation else None,
         links=links,
+        files=files,
+        check=warn_of_bad_samples(loader),
     )
 
 

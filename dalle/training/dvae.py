@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from dalle.config import TrainDVAE
-from dalle.data.pairs import PairBatches, PairLoader, read_pairs, to_tensor
+from dalle.data.pairs import PairBatches, PairLoader, read_pairs, to_tensor, warn_of_bad_samples
 from dalle.models.dvae import DVAE
 from dalle.objectives.dvae import DVAEObjective, gumbel_softmax, negative_elb, perplexity, true_elb
 from dalle.training.loop import Stage
@@ -28,18 +28,20 @@ def stage(config: TrainDVAE, world: World) -> Stage:
     size_px = config.model.image_size_px
     batch_size = config.run.micro_batch_size(world.size)
     batches = PairBatches(config.data, config.images, size_px, batch_size, config.run.seed, world.rank, world.size)
+    loader = PairLoader(batches, config.run.loader_workers)
+    bad_samples = warn_of_bad_samples(loader)
     validation = _Validation(config, model, world.device) if config.valid_data else None
     return Stage(
         kind="dvae",
         objective=DVAEObjective(model),
-        loader=PairLoader(batches, config.run.loader_workers),
+        loader=loader,
         unit="images",
         units_per_sample=1,
         model_config=config.model,
         prepare=_schedules(config),
         validate=validation.figures if validation else None,
         draw=validation.pictures if validation else None,
-        check=_check_codebook,
+        check=lambda step, values: bad_samples(step, values) + _check_codebook(step, values),
     )
 
 

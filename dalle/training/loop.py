@@ -6,12 +6,13 @@ pictures, checkpoints and stopping. Metrics stay on the device between two log l
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from dalle.training.ema import EMA
 from dalle.training.engine import Engine
 from dalle.training.telemetry import Telemetry
 from dalle.training.topology import World
+
+_POLL_STEPS = 5
+"""Updates between two rounds of asking all processes whether one was told to stop."""
 
 
 @dataclass
@@ -44,6 +48,7 @@ class Stage:
         draw: pictures of what the (averaged) model does
         check: from the logged figures to plain warnings
         links: hashes of what it is trained with
+        files: text files that belong into the model's folder, by name
     """
 
     kind: str
@@ -57,17 +62,18 @@ class Stage:
     draw: Callable[[], dict[str, Image.Image]] | None = None
     check: Callable[[int, dict[str, float]], list[str]] = lambda step, values: []
     links: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
 
 
 class NotFinite(ValueError):
     """The loss became infinite or not a number."""
 
 
-def train(stage: Stage, optimizer: Optimizer, run: Run, folder: Path, world: World, resume: bool = False) -> str | None:
+def train(stage: Stage, optimizer: Optimizer, run: Run, folder: Path, world: World, resume: bool = False) -> bool:
     """Train to `run.steps` updates, or until Ctrl-C, and write the model's folder.
 
     Returns:
-        the content hash of the weights (main rank), or None when it was interrupted
+        whether it came to its end, the same on every rank; False when it was interrupted
     """
     return _Training(stage, optimizer, run, folder, world, resume).run_all()
 
@@ -80,30 +86,32 @@ class _Training:
         self.ema = EMA(self.engine.model, run.ema_decay) if run.ema_decay is not None else None
         if resume:
             self._resume()
+        if world.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, text in stage.files.items():
+                (folder / name).write_text(text, encoding="utf-8")
         self.telemetry = Telemetry(
             folder, folder.name, run.steps, stage.unit, world.is_main, run.wandb, start_step=self.step
         )
         self.saved_at = time.monotonic()
 
-    def run_all(self) -> str | None:
+    def run_all(self) -> bool:
         with _stop_requests() as stop:
             try:
-                interrupted = self._updates(stop)
+                finished = self._updates(stop)
+                self._save_checkpoint()
+                if finished:
+                    # what is worth most first: pictures may fail, or be interrupted
+                    self._save_model()
+                    self._show()
             except BaseException:
                 self.telemetry.close("failed")
                 raise
-            if interrupted:
-                self._save_checkpoint()
-                self.telemetry.close(f"stopped after {self.step} updates; continue with --resume")
-                return None
-        self._show()
-        self._save_checkpoint()
-        digest = self._save_model()
-        self.telemetry.close("finished")
-        return digest
+        self.telemetry.close("finished" if finished else "stopped, continue with --resume,")
+        return finished
 
     def _updates(self, stop: Callable[[], bool]) -> bool:
-        """Updates up to the last; True when stopped before."""
+        """Updates up to the last; False when stopped before."""
         run, stage = self.run, self.stage
         batches = iter(stage.loader)
         totals: dict[str, torch.Tensor] = {}
@@ -118,18 +126,20 @@ class _Training:
             counted += 1
             for name, value in metrics.items():
                 totals[name] = totals[name] + value if name in totals else value
-            # several processes have to agree on stopping, so they ask one another, but only when they meet anyway
+            # several processes have to agree on stopping, and asking one another makes them wait
+            polling = self.world.size == 1 or self.step % _POLL_STEPS == 0
+            stopping = polling and self.world.any(stop())
             logging = self.step % run.log_every_steps == 0 or self.step == run.steps
-            if (logging or self.world.size == 1) and self.world.any(stop()):
-                return True
-            if logging:
+            if logging or stopping:
                 self._log(totals, counted)
                 totals, counted = {}, 0
+            if stopping and self.step < run.steps:
+                return False
             if run.validate_every_steps and self.step % run.validate_every_steps == 0 and self.step < run.steps:
                 self._show()
             if run.checkpoint_every_minutes and logging and self.world.any(self._is_due()):
                 self._save_checkpoint()
-        return False
+        return True
 
     def _to_device(self, batch: dict) -> dict:
         return {k: v.to(self.world.device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
@@ -175,10 +185,11 @@ class _Training:
 
     def _save_checkpoint(self) -> None:
         tensors = self.engine.state()
+        loaders = self.world.gather(self.stage.loader.state_dict())
         if self.ema:
             tensors |= {f"ema/{name}": tensor for name, tensor in self.ema.averages.items()}
         if self.world.is_main:
-            values = {"loader": self.stage.loader.state_dict(), "links": self.stage.links}
+            values = {"loaders": loaders, "identity": self._identity()}
             with self.telemetry.paused():
                 checkpoint.save(self.folder, self.step, tensors, values, self.run.keep_checkpoints)
         self.saved_at = time.monotonic()
@@ -189,39 +200,50 @@ class _Training:
         if found is None:
             raise ValueError(f"--resume: {self.folder} holds no checkpoint")
         tensors, values = checkpoint.load(found)
-        if values["links"] != self.stage.links:
-            raise ValueError(
-                f"--resume: {found} was trained with other inputs: {values['links']}, not {self.stage.links}"
-            )
+        for name, now in self._identity().items():
+            if values["identity"][name] != now:
+                raise ValueError(f"--resume: {found} has {name} {values['identity'][name]}, not {now}")
         self.step = values["step"]
         self.engine.load_state(tensors, self.step)
         if self.ema:
             for name, average in self.ema.averages.items():
                 average.copy_(tensors[f"ema/{name}"])
-        self.stage.loader.load_state_dict(values["loader"])
+        loaders = values["loaders"]
+        if len(loaders) != self.world.size and any(loader != loaders[0] for loader in loaders):
+            raise ValueError(
+                f"--resume: {found} was written by {len(loaders)} processes, each at its own place in the data"
+            )
+        self.stage.loader.load_state_dict(loaders[self.world.rank % len(loaders)])
 
-    def _save_model(self) -> str | None:
+    def _identity(self) -> dict[str, Any]:
+        """What has to stay the same when a run is continued; JSON-able."""
+        model = json.loads(json.dumps(asdict(self.stage.model_config)))
+        run = {name: getattr(self.run, name) for name in ("seed", "batch_size", "ema_decay")}
+        return {"kind": self.stage.kind, "model": model, **run, **self.stage.links}
+
+    def _save_model(self) -> None:
         if not self.world.is_main:
-            return None
+            return
         weights = self.ema.averages if self.ema else self.engine.model.state_dict()
-        return save_weights(self.folder, self.stage.kind, weights, self.stage.model_config, self.stage.links)
+        save_weights(self.folder, self.stage.kind, weights, self.stage.model_config, self.stage.links)
 
 
 @contextmanager
 def _stop_requests() -> Iterator[Callable[[], bool]]:
     """Within the block Ctrl-C and SIGTERM do not end the process but set the flag that the given function reads; a
-    second Ctrl-C ends it at once."""
-    asked = False
+    second Ctrl-C ends it at once. One from the terminal reaches launcher and processes alike, and the launcher then sends
+    SIGTERM too: neither that nor a quick repetition is a second wish."""
+    asked_at: float | None = None
 
     def ask(signum, frame) -> None:
-        nonlocal asked
-        if asked:
+        nonlocal asked_at
+        if signum == signal.SIGINT and asked_at is not None and time.monotonic() - asked_at > 1:
             raise KeyboardInterrupt
-        asked = True
+        asked_at = asked_at or time.monotonic()
 
     previous = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: asked
+        yield lambda: asked_at is not None
     finally:
         for s, handler in previous.items():
             signal.signal(s, handler)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
 import numpy as np
 import torch
 from PIL import Image
@@ -43,9 +40,7 @@ def stage(config: TrainPrior, world: World) -> Stage:
         world.rank,
         world.size,
     )
-    if world.is_main:
-        shutil.copyfile(config.tokenizer, Path(config.output) / "tokenizer.json")
-    validation = _Validation(config, objective, tokenizer, world.device) if config.valid_data else None
+    validation = _Validation(config, objective, tokenizer, world) if config.valid_data else None
     return Stage(
         kind="prior",
         objective=objective,
@@ -57,6 +52,7 @@ def stage(config: TrainPrior, world: World) -> Stage:
         validate=validation.figures if validation else None,
         draw=validation.pictures if validation else None,
         links={"dvae_hash": shards.meta.dvae_hash, "tokenizer_hash": tokenizer.hash},
+        files={"tokenizer.json": tokenizer.to_json()},
     )
 
 
@@ -90,12 +86,11 @@ def _check(config: TrainPrior, shards: TokenShards, tokenizer: Tokenizer) -> Non
 class _Validation:
     """Losses on held-out pairs, and samples for a few of their captions."""
 
-    def __init__(self, config: TrainPrior, objective: PriorObjective, tokenizer: Tokenizer, device: torch.device):
-        self.objective, self.tokenizer, self.device = objective, tokenizer, device
+    def __init__(self, config: TrainPrior, objective: PriorObjective, tokenizer: Tokenizer, world: World):
+        self.objective, self.tokenizer, self.device = objective, tokenizer, world.device
         self.shards = TokenShards(config.valid_data)
-        self.dvae = load_dvae(config.dvae, device)
-        # the micro-batch of one process with no accumulation would be the whole batch; a part is enough at a time
-        size = min(config.run.batch_size // config.run.accumulation_steps, len(self.shards))
+        self.dvae = load_dvae(config.dvae, world.device)
+        size = min(config.run.micro_batch_size(world.size), len(self.shards))
         self.batches = TokenBatches(self.shards, tokenizer, config.model.text_slots, size, seed=0)
         self.count = min(config.run.validation_batches, len(self.shards) // size)
         self.seed = config.run.seed

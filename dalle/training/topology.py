@@ -1,6 +1,6 @@
 """The processes of a training run: who am I, what device is mine, and sums over all of us.
 
-A process started by the DeepSpeed launcher, torchrun or Slurm finds its place in the environment; one started by hand
+A process started by the DeepSpeed launcher or torchrun finds its place in the environment; one started by hand
 is the only one.
 """
 
@@ -11,6 +11,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -42,6 +43,14 @@ class World:
             return flag
         return self.mean(torch.tensor(float(flag), device=self.device)).item() > 0
 
+    def gather(self, value: Any) -> list[Any]:
+        """Each process's value, by rank, on every process."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
     def barrier(self) -> None:
         """Wait for all."""
         if self.size > 1:
@@ -54,9 +63,11 @@ def joined() -> Iterator[World]:
 
     Blocks may nest: the outermost one ends the process group, without which some runs abort at exit.
     """
+    alone: dict[str, str] = {}
     if "WORLD_SIZE" not in os.environ:
         alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update(alone, MASTER_PORT=str(_free_port()))
+        alone["MASTER_PORT"] = str(_free_port())
+        os.environ.update(alone)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
@@ -70,6 +81,8 @@ def joined() -> Iterator[World]:
     finally:
         if is_outermost:
             dist.destroy_process_group()
+            for name in alone:
+                os.environ.pop(name, None)
 
 
 def _free_port() -> int:

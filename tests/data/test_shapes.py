@@ -139,7 +139,7 @@ def test_captions_say_what_is_drawn():
     for scene in _scenes(400, 8):
         claim = Claim.of(scene)
         for text in captions(scene, rng):
-            words = text.replace(",", " ").replace(":", " ").split()
+            words = text.replace("sky blue", "sky").replace(",", " ").replace(":", " ").split()
             assert text == text.lower() and len(words) <= 17
             assert sorted(w for w in words if w in SHAPES) == sorted(o.shape for o in claim.objects)
             assert sorted(w for w in words if w in COLOURS) == sorted(o.colour for o in claim.objects)

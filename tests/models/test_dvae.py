@@ -83,7 +83,7 @@ def test_boundary_convolutions_stay_fp32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         logits = model.logits(torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8))
         codebook = model.decoder.blocks.input(torch.rand(1, 10, 4, 4))
-        inner = model.encoder.blocks.group_1(torch.rand(1, 8, 8, 8))
+        inner = model.encoder.blocks.input(torch.rand(1, 3, 8, 8))
     assert logits.dtype == codebook.dtype == torch.float32
     assert inner.dtype == torch.bfloat16
 

@@ -16,8 +16,9 @@ def _prior(attention="paper", grid=4, depth=6):
         attention=attention, conv_kernel=3,
     )  # fmt: skip
     model = Prior(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+    for name, parameter in model.named_parameters():  # large enough that what a slot sees shows in its logits
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=1.0 if "tokens" in name else 0.3)
     return model.eval()
 
 
@@ -33,7 +34,7 @@ def test_cached_logits_are_those_of_the_full_forward(attention, grid, depth):
         for candidate in range(2):
             _, expected = prior(TEXT, codes[:, candidate])
             # fp32; sums of at most 96 terms in another order, through six layers
-            torch.testing.assert_close(cached[:, candidate], expected, atol=2e-4, rtol=1e-4)
+            torch.testing.assert_close(cached[:, candidate], expected, atol=5e-4, rtol=1e-4)
 
 
 def test_greedy_decoding_is_that_of_the_full_forward():
@@ -60,9 +61,9 @@ def test_given_codes_are_kept_and_matter():
     loop = TokenLoop(_prior(), "fp32")
     seeds = torch.tensor([[1, 2]])
     given = torch.tensor([[3, 1, 4, 1, 5]])
-    codes = loop.codes(TEXT[:1], seeds, Sampling(), given)
+    codes = loop.codes(TEXT[:1], seeds, Sampling(temperature=0.5), given)
     assert codes[0, :, :5].tolist() == [[3, 1, 4, 1, 5]] * 2
-    other = loop.codes(TEXT[:1], seeds, Sampling(), torch.tensor([[9, 9, 9, 9, 9]]))
+    other = loop.codes(TEXT[:1], seeds, Sampling(temperature=0.5), torch.tensor([[9, 9, 9, 9, 9]]))
     assert not torch.equal(codes[..., 5:], other[..., 5:])
 
 

@@ -1,4 +1,4 @@
-"""Drawing scenes: a shaded background, antialiased shapes on top, and the PNG of it."""
+"""Drawing scenes: a plain background, antialiased shapes on top, and the PNG of it."""
 
 import math
 from io import BytesIO
@@ -15,15 +15,8 @@ def draw(scene: Scene, size_px: int) -> Image.Image:
     if size_px % 8 or not 32 <= size_px <= 256:
         raise ValueError(f"size_px {size_px}: must be a multiple of 8 from 32 to 256")
     centres_px = np.arange(size_px, dtype=np.float32) + 0.5
-    # A flat colour is a pathological case for the logit-Laplace likelihood (its scale runs to zero), so the background always shades off.
-    angle = math.radians(scene.gradient_deg)
-    along = (centres_px / size_px - 0.5) * np.float32(math.cos(angle))
-    down = (centres_px / size_px - 0.5) * np.float32(math.sin(angle))
-    span = abs(math.cos(angle)) + abs(math.sin(angle))
-    shade = (along[None, :] + down[:, None]) * np.float32(scene.gradient_depth / span) + np.float32(
-        scene.gradient_depth / 2
-    )
-    image_YXC = np.asarray(BACKGROUNDS[scene.background], dtype=np.float32) - shade[:, :, None]
+    image_YXC = np.empty((size_px, size_px, 3), dtype=np.float32)
+    image_YXC[:] = BACKGROUNDS[scene.background]
     for thing in scene.objects:
         x_px, y_px, diameter_px = thing.x * size_px, thing.y * size_px, thing.diameter * size_px
         half_px = diameter_px / 2 + 1

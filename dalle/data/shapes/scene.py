@@ -77,8 +77,6 @@ class Scene:
     arrangement: str
     position: str | None
     background: str
-    gradient_deg: float
-    gradient_depth: float  # brightness lost from one end of the background to the other, in 8-bit levels
 
 
 @cache
@@ -231,6 +229,4 @@ def sample_scene(
         arrangement=arrangement,
         position=position,
         background=_pick(rng, BACKGROUNDS),
-        gradient_deg=_uniform(rng, 0, 360),
-        gradient_depth=_uniform(rng, 3, 7),
     )

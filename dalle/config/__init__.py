@@ -1,0 +1,46 @@
+"""One frozen dataclass for each thing that is configured. No torch here: a configuration is read and refused before
+anything heavy is imported.
+
+Defaults are the paper's values ("Zero-Shot Text-to-Image Generation", 2021) wherever it gives one; a field that the
+paper does not have says so and its default leaves it off. `dalle.cli.arguments` turns these classes into `--help`,
+YAML and dotted overrides.
+"""
+
+from dalle.config.commands import (
+    Demo,
+    Describe,
+    DrawShapes,
+    Sample,
+    Tokenize,
+    TrainCLIP,
+    TrainDVAE,
+    TrainPrior,
+    TrainTokenizer,
+)
+from dalle.config.models import CLIPModel, DVAEModel, PriorModel
+from dalle.config.sampling import Sampling
+from dalle.config.training import DVAEObjective, Images, Optimizer, Precision, PriorObjective, Run, Schedule, Wandb
+
+__all__ = [
+    "CLIPModel",
+    "DVAEModel",
+    "DVAEObjective",
+    "Demo",
+    "Describe",
+    "DrawShapes",
+    "Images",
+    "Optimizer",
+    "Precision",
+    "PriorModel",
+    "PriorObjective",
+    "Run",
+    "Sample",
+    "Sampling",
+    "Schedule",
+    "Tokenize",
+    "TrainCLIP",
+    "TrainDVAE",
+    "TrainPrior",
+    "TrainTokenizer",
+    "Wandb",
+]

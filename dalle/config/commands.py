@@ -1,0 +1,240 @@
+"""One dataclass for each command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dalle.config.checks import at_least, require
+from dalle.config.models import CLIPModel, DVAEModel, PriorModel
+from dalle.config.sampling import Sampling
+from dalle.config.training import DVAEObjective, Images, Optimizer, Precision, PriorObjective, Run
+
+
+@dataclass(frozen=True)
+class DrawShapes:
+    """Write the drawn data set: captioned scenes of coloured shapes, as webdataset shards.
+
+    Args:
+        output: folder of the shards
+        num_train: training drawings
+        num_valid: validation drawings, of attribute combinations that training never shows
+        size_px: side of a drawing, a multiple of 8
+        seed: the same seed draws the same bytes
+        workers: processes
+    """
+
+    output: str
+    num_train: int = 20_000
+    num_valid: int = 1_000
+    size_px: int = 64
+    seed: int = 0
+    workers: int = 2
+
+
+@dataclass(frozen=True)
+class TrainTokenizer:
+    """Train the BPE tokenizer on the captions of the shards, or on a text file with one caption a line.
+
+    Args:
+        data: shards (.tar) or text files (.txt)
+        output: the tokenizer file to write
+        vocabulary: largest number of tokens
+        min_count: pairs of symbols seen less often are not merged
+    """
+
+    data: str
+    output: str
+    vocabulary: int = 16384
+    min_count: int = 2
+
+
+@dataclass(frozen=True)
+class TrainDVAE:
+    """Train the discrete VAE (stage one).
+
+    Args:
+        data: training shards: paths, globs or {000..006} ranges, separated by spaces
+        output: folder of the trained model
+        valid_data: held-out shards; null means no validation
+        resume: continue from the latest checkpoint in the output folder
+    """
+
+    data: str
+    output: str
+    optimizer: Optimizer
+    run: Run
+    valid_data: str | None = None
+    resume: bool = False
+    model: DVAEModel = field(default_factory=DVAEModel)
+    objective: DVAEObjective = field(default_factory=DVAEObjective)
+    images: Images = field(default_factory=Images)
+
+
+@dataclass(frozen=True)
+class Tokenize:
+    """Run the dVAE's encoder over image-text shards once and write token shards.
+
+    Args:
+        data: image-text shards
+        dvae: folder of the trained dVAE
+        output: folder of the token shards
+        batch_size: images per encoder batch
+        precision: of the encoder's matrix products
+        crops: how many times each image is encoded, each time with another crop; 1 takes the centre
+        images: which pairs are kept, and the augmentation when crops > 1
+        pairs_per_shard: pairs in one token shard
+        seed: of the crops
+    """
+
+    data: str
+    dvae: str
+    output: str
+    batch_size: int = 64
+    precision: Precision = "bf16"
+    crops: int = 1
+    images: Images = field(default_factory=lambda: Images(augmentation="prior"))
+    pairs_per_shard: int = 16384
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "batch_size", "crops", "pairs_per_shard")
+
+
+@dataclass(frozen=True)
+class TrainPrior:
+    """Train the sparse transformer (stage two) on token shards.
+
+    Args:
+        data: folder of token shards
+        dvae: folder of the dVAE that made them
+        tokenizer: tokenizer file
+        output: folder of the trained model
+        valid_data: folder of held-out token shards; null means no validation
+        resume: continue from the latest checkpoint in the output folder
+        bpe_dropout: probability of skipping a merge while training (Provilkov et al., 2019)
+    """
+
+    data: str
+    dvae: str
+    tokenizer: str
+    output: str
+    optimizer: Optimizer
+    run: Run
+    valid_data: str | None = None
+    resume: bool = False
+    bpe_dropout: float = 0.1
+    model: PriorModel = field(default_factory=PriorModel)
+    objective: PriorObjective = field(default_factory=PriorObjective)
+
+    def __post_init__(self) -> None:
+        require(0 <= self.bpe_dropout < 1, f"bpe_dropout {self.bpe_dropout}: must lie in [0, 1)")
+
+
+@dataclass(frozen=True)
+class TrainCLIP:
+    """Train the contrastive reranker on the same image-text shards.
+
+    Args:
+        data: training shards
+        output: folder of the trained model
+        tokenizer: tokenizer file; null uses open_clip's own
+        dvae: train half on what this dVAE reconstructs, so that its blur is no surprise in reranking; null trains on
+            the images alone
+        valid_data: held-out shards; null means no validation
+        resume: continue from the latest checkpoint in the output folder
+    """
+
+    data: str
+    output: str
+    optimizer: Optimizer
+    run: Run
+    tokenizer: str | None = None
+    dvae: str | None = None
+    valid_data: str | None = None
+    resume: bool = False
+    model: CLIPModel = field(default_factory=CLIPModel)
+    images: Images = field(default_factory=lambda: Images(augmentation="prior"))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw candidates for a caption, rank them, and write the best as a grid and a gallery.
+
+    Args:
+        caption: what to draw
+        model: folder with `prior/`, `dvae/` and, for reranking, `clip/` in it
+        output: folder of the gallery
+        n: candidates
+        keep: how many of the best are kept
+        seed: of the first candidate; candidate i has seed + i
+        rerank: rank by CLIP
+        clip: reranker in place of the model's: a folder, or ARCHITECTURE:PRETRAINED of open_clip
+        dvae: dVAE folder in place of the model's
+        prior: prior folder in place of the model's
+        prompt_image: an image whose top rows are kept
+        rows: token rows kept of the prompt image
+        sampling: temperature, filters, chunk, precision
+    """
+
+    caption: str
+    model: str = "demo"
+    output: str = "samples"
+    n: int = 32
+    keep: int = 16
+    seed: int = 0
+    rerank: bool = False
+    clip: str | None = None
+    dvae: str | None = None
+    prior: str | None = None
+    prompt_image: str | None = None
+    rows: int = 0
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        require(self.n >= 1, f"n {self.n}: must be at least 1")
+        require(self.keep >= 1, f"keep {self.keep}: must be at least 1")
+        require(bool(self.caption.strip()), "caption: is empty")
+        require(
+            (self.prompt_image is None) == (self.rows == 0),
+            "prompt_image and rows: an image prompt needs both, the file and how many token rows to keep",
+        )
+
+
+@dataclass(frozen=True)
+class Describe:
+    """Tell the parts of a configured model: shapes, parameter counts, and for a prior the mask of every layer.
+
+    Args:
+        config_file: a training configuration of a dVAE, prior or CLIP
+        json: print JSON in place of tables
+        tokenizer: for a CLIP on our own tokenizer, the tokenizer file
+    """
+
+    config_file: str
+    json: bool = False
+    tokenizer: str | None = None
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The whole road on drawings: data, tokenizer, dVAE, tokens, prior, reranker, gallery, and how often the pictures
+    show what the caption says.
+
+    Args:
+        output: folder of everything the demo makes
+        captions: held-out captions that are drawn and judged
+        candidates: drawn for each caption
+        num_train: training drawings
+        configs: folder of the demo's configurations
+        seed: of data and sampling
+    """
+
+    output: str = "demo"
+    captions: int = 128
+    candidates: int = 32
+    num_train: int = 20_000
+    configs: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "captions", "candidates", "num_train")

@@ -1,0 +1,153 @@
+"""The sizes of the models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dalle.config.checks import require
+
+
+@dataclass(frozen=True)
+class DVAEModel:
+    """The discrete VAE (appendix A.1). The defaults are the published model: 53,786,240 + 43,829,766 parameters.
+
+    Args:
+        image_size_px: side of the square training images
+        codebook_size: K, the number of codes
+        encoder_width: width of the encoder's first group; group g has `width_multipliers[g]` times as many channels,
+            and the decoder's groups have the same widths in reverse
+        width_multipliers: one per group; the encoder halves the resolution after each group but the last
+        blocks_per_group: resblocks in each group
+        decoder_input_width: channels that the decoder's 1×1 input conv maps a code to
+        post_gain: factor on the residual path; null means 1 / (number of resblocks)²
+        init: "paper" (std 1/√fan-in) or "he" (std √(2/fan-in)); "he" is ours
+        logit_norm_gain: batch-normalise the encoder's logits and multiply them by this; null (the paper) leaves them
+            alone. Ours: it prevents the collapse to one code in short trainings on plain backgrounds
+        min_ln_b: floor under ln b of the logit-Laplace likelihood; null (the paper) means none. Ours: without it a
+            constant colour, whose likelihood has no upper bound, drowns everything else
+    """
+
+    image_size_px: int = 256
+    codebook_size: int = 8192
+    encoder_width: int = 256
+    width_multipliers: tuple[int, ...] = (1, 2, 4, 8)
+    blocks_per_group: int = 2
+    decoder_input_width: int = 128
+    post_gain: float | None = None
+    init: Literal["paper", "he"] = "paper"
+    logit_norm_gain: float | None = None
+    min_ln_b: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self.codebook_size >= 2, f"codebook_size {self.codebook_size}: must be at least 2")
+        require(self.blocks_per_group >= 1, f"blocks_per_group {self.blocks_per_group}: must be at least 1")
+        require(len(self.width_multipliers) >= 1, "width_multipliers: needs at least one group")
+        widths = [self.encoder_width * m for m in self.width_multipliers]
+        require(
+            all(w >= 4 and w % 4 == 0 for w in widths),
+            f"encoder_width {self.encoder_width} × width_multipliers {self.width_multipliers}: "
+            "every width must be a positive multiple of 4 (the hidden width is a quarter)",
+        )
+        require(
+            self.image_size_px > 0 and self.image_size_px % self.downsampling == 0,
+            f"image_size_px {self.image_size_px}: must be a multiple of {self.downsampling}, the downsampling of "
+            f"{len(self.width_multipliers)} groups",
+        )
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per token along one side: 2 to the number of poolings."""
+        return 2 ** (len(self.width_multipliers) - 1)
+
+    @property
+    def grid(self) -> int:
+        """G, tokens along one side of an image."""
+        return self.image_size_px // self.downsampling
+
+
+@dataclass(frozen=True)
+class PriorModel:
+    """The sparse transformer over text and image tokens (appendix B.1). The defaults are the 12 B model.
+
+    Args:
+        text_slots: T, slots for the start-of-text token and up to T − 1 caption tokens
+        grid: G, image tokens along one side
+        text_vocabulary: size of the BPE vocabulary
+        codebook_size: K of the dVAE
+        width: D, the model width
+        depth: L, the number of layers; each has an attention and an MLP resblock
+        heads: H; the head width is D / H (64 in the paper)
+        attention: "paper" (row, column, row, row, …, the last convolutional) or "dense", causal everywhere (ours,
+            to compare with)
+        conv_kernel: side of the convolutional mask's kernel, odd
+    """
+
+    text_slots: int = 256
+    grid: int = 32
+    text_vocabulary: int = 16384
+    codebook_size: int = 8192
+    width: int = 3968
+    depth: int = 64
+    heads: int = 62
+    attention: Literal["paper", "dense"] = "paper"
+    conv_kernel: int = 11
+
+    def __post_init__(self) -> None:
+        require(self.text_slots >= 2, f"text_slots {self.text_slots}: must be at least 2")
+        require(self.grid >= 1, f"grid {self.grid}: must be at least 1")
+        require(self.depth >= 1, f"depth {self.depth}: must be at least 1")
+        require(
+            self.heads >= 1 and self.width % self.heads == 0,
+            f"heads {self.heads}: must divide width {self.width}",
+        )
+        require(
+            self.conv_kernel >= 1 and self.conv_kernel % 2 == 1,
+            f"conv_kernel {self.conv_kernel}: must be odd and positive",
+        )
+
+    @property
+    def image_slots(self) -> int:
+        return self.grid**2
+
+    @property
+    def slots(self) -> int:
+        """S, the length of a sequence: T + G²."""
+        return self.text_slots + self.image_slots
+
+
+@dataclass(frozen=True)
+class CLIPModel:
+    """The contrastive reranker: an open_clip architecture by name, or a small one by its dials.
+
+    Args:
+        architecture: name of an open_clip architecture (such as "ViT-B-32"); null builds one from the dials below
+        image_size_px: side of the images that it reads
+        patch_px: side of a vision-transformer patch
+        vision_width: width of the image transformer
+        vision_layers: depth of the image transformer
+        text_width: width of the text transformer
+        text_layers: depth of the text transformer
+        text_slots: longest caption in tokens, start and end included
+        embedding_width: width of the joint space
+    """
+
+    architecture: str | None = None
+    image_size_px: int = 64
+    patch_px: int = 8
+    vision_width: int = 256
+    vision_layers: int = 6
+    text_width: int = 256
+    text_layers: int = 4
+    text_slots: int = 64
+    embedding_width: int = 256
+
+    def __post_init__(self) -> None:
+        require(
+            self.image_size_px % self.patch_px == 0,
+            f"image_size_px {self.image_size_px}: must be a multiple of patch_px {self.patch_px}",
+        )
+        for name in ("vision_width", "text_width"):
+            require(
+                getattr(self, name) % 64 == 0, f"{name} {getattr(self, name)}: must be a multiple of 64, the head width"
+            )

@@ -1,0 +1,34 @@
+"""How candidates are drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dalle.config.checks import require
+from dalle.config.training import Precision
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How candidates are drawn.
+
+    Args:
+        temperature: divides the logits; 1 in the paper
+        top_k: keep the k likeliest codes at each step; null keeps all
+        top_p: keep the likeliest codes that together have this probability; null keeps all
+        chunk: candidates decoded together. Matrix products of another shape round differently, so the chunk has one
+            width whatever n is, and is part of what an image can be made again from
+        precision: of the matrix products
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    chunk: int = 32
+    precision: Precision = "bf16"
+
+    def __post_init__(self) -> None:
+        require(self.temperature > 0, f"temperature {self.temperature}: must be positive")
+        require(self.top_k is None or self.top_k >= 1, f"top_k {self.top_k}: must be at least 1")
+        require(self.top_p is None or 0 < self.top_p <= 1, f"top_p {self.top_p}: must lie in (0, 1]")
+        require(self.chunk >= 1, f"chunk {self.chunk}: must be at least 1")

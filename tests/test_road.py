@@ -1,0 +1,67 @@
+"""The whole road in little: `dalle-demo` with tiny configurations, from drawing to the last line of JSON."""
+
+import json
+import re
+
+import pytest
+
+from dalle.cli.demo import demo
+from tests.conftest import ROOT, TINY_CLIP, TINY_DVAE, TINY_PRIOR
+
+
+def _write(path, options, steps):
+    """Dotted options as a YAML file."""
+    values: dict = {}
+    for name, value in zip(options[::2], options[1::2], strict=True):
+        section = values
+        *parents, key = name.removeprefix("--").split(".")
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[key] = json.loads(value) if re.match(r"[\[\d.-]|null|true|false", value) else value
+    values["run"]["steps"] = steps
+    path.write_text("# What: a test.\n" + json.dumps(values))
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("road")
+    (folder / "configs").mkdir()
+    for name, options, steps in (("dvae", TINY_DVAE, 20), ("prior", TINY_PRIOR, 20), ("clip", TINY_CLIP, 6)):
+        _write(folder / "configs" / f"{name}.yaml", options, steps)
+    import contextlib
+    import io
+
+    printed = io.StringIO()
+    arguments = ["--output", str(folder / "demo"), "--configs", str(folder / "configs"), "--num_train", "64"]
+    with contextlib.redirect_stdout(printed):
+        demo([*arguments, "--captions", "5", "--candidates", "3"])
+    return folder / "demo", printed.getvalue().splitlines()
+
+
+def test_last_line_is_the_promised_json(result):
+    folder, lines = result
+    last = json.loads(lines[-1])
+    assert {"seconds", "caption_accuracy", "captions", "gallery"} == set(last)
+    assert {"reranked", "unranked", "real"} <= set(last["caption_accuracy"])
+    assert last["captions"] == 5
+    assert last["caption_accuracy"]["real"] == 1.0
+    assert all(0 <= share <= 1 for share in last["caption_accuracy"].values())
+    assert last["gallery"] == str(folder / "gallery" / "index.html")
+
+
+def test_everything_is_where_it_belongs(result):
+    folder, _ = result
+    for model in ("dvae", "prior", "clip"):
+        for name in ("config.yaml", "model.safetensors", "metrics.jsonl", "report.html"):
+            assert (folder / model / name).is_file(), f"{model}/{name}"
+    for name in ("prior/tokenizer.json", "clip/tokenizer.json", "tokens/train/meta.json", "gallery/sheet.png"):
+        assert (folder / name).is_file(), name
+    assert list((folder / "dvae/pictures").glob("reconstructions-*.png"))
+    assert list((folder / "prior/pictures").glob("samples-*.png"))
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_documents_link_to_what_exists():
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name} links to {target}"
