@@ -16,6 +16,8 @@ from dalle.config import Optimizer, Run
 from dalle.training import optimizer as optimizers
 from dalle.training.topology import World
 
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
 
 class Engine:
     """Updates the weights of an objective's model.
@@ -74,39 +76,52 @@ class Engine:
         All ranks have to call it."""
         tensors = {f"model/{name}": t.detach() for name, t in self.model.state_dict().items()}
         for name, parameter in self.model.named_parameters():
-            for moment in ("exp_avg", "exp_avg_sq"):
-                value = self._moment(parameter, moment)
-                if value is not None:
-                    tensors[f"{moment}/{name}"] = value
+            for moment in _MOMENTS:
+                if self._zero:
+                    tensors[f"{moment}/{name}"] = self._gathered(parameter, moment)
+                elif moment in self._adam.state.get(parameter, {}):
+                    tensors[f"{moment}/{name}"] = self._adam.state[parameter][moment]
         return tensors
 
     @torch.no_grad()
     def load_state(self, tensors: dict[str, torch.Tensor], step: int) -> None:
-        """Restore what `state` gave, after `step` updates."""
-        self.model.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model/")})
+        """Restore what `state` gave, after `step` updates. Nothing is restored of a run that had made none."""
+        self.model.load_state_dict({n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")})
         if self._zero:
             self._engine.optimizer.refresh_fp32_params()
+        if step == 0:
+            return
+        if self._zero:
+            for flat in self._engine.optimizer.single_partition_of_fp32_groups:
+                moments = {moment: torch.zeros_like(flat) for moment in _MOMENTS}
+                self._adam.state[flat] = {"step": torch.tensor(float(step), device=flat.device), **moments}
         for name, parameter in self.model.named_parameters():
-            moments = {m: tensors[f"{m}/{name}"] for m in ("exp_avg", "exp_avg_sq")}
-            if self._zero:
-                from deepspeed.utils import safe_set_full_optimizer_state
-
-                for moment, value in moments.items():
-                    safe_set_full_optimizer_state(parameter, value.to(parameter.device), moment)
-            else:
+            moments = {moment: tensors[f"{moment}/{name}"].to(parameter.device) for moment in _MOMENTS}
+            if not self._zero:
                 # in the parameter's own memory format, which the fused optimiser takes for granted
-                on_device = {m: torch.empty_like(parameter).copy_(v) for m, v in moments.items()}
-                self._adam.state[parameter] = {"step": torch.tensor(float(step), device=parameter.device), **on_device}
-        if self._zero:
-            for state in self._adam.state.values():
-                state["step"].fill_(step)
+                moments = {moment: torch.empty_like(parameter).copy_(value) for moment, value in moments.items()}
+                self._adam.state[parameter] = {"step": torch.tensor(float(step), device=parameter.device), **moments}
+                continue
+            for moment, value in moments.items():
+                for here, within in self._shards(parameter, moment):
+                    here.copy_(value.flatten()[within])
 
-    def _moment(self, parameter: nn.Parameter, moment: str) -> torch.Tensor | None:
-        if self._zero:
-            from deepspeed.utils import safe_get_full_optimizer_state
+    def _gathered(self, parameter: nn.Parameter, moment: str) -> torch.Tensor:
+        """A moment of a sharded optimiser, whole."""
+        whole = torch.zeros_like(parameter, dtype=torch.float32).flatten()
+        for here, within in self._shards(parameter, moment):
+            whole[within] = here
+        return self.world.sum(whole).view_as(parameter)
 
-            return safe_get_full_optimizer_state(parameter, moment)
-        return self._adam.state.get(parameter, {}).get(moment)
+    def _shards(self, parameter: nn.Parameter, moment: str) -> list[tuple[torch.Tensor, slice]]:
+        """This rank's part of a parameter's moment, and where in the flattened parameter it lies; none or one."""
+        link = parameter._hp_mapping
+        if link is None:
+            return []
+        flat = self._engine.optimizer.single_partition_of_fp32_groups[link.param_group_index]
+        held, place = link.hp_fragment_address, link.lp_fragment_address
+        here = self._adam.state[flat][moment].narrow(0, held.start, held.numel)
+        return [(here, slice(place.start, place.start + place.numel))]
 
 
 def _settings(optimizer: Optimizer, run: Run, world: World) -> dict:

@@ -29,13 +29,17 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def mean(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The mean over all processes, the same on each; costs nothing with one."""
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over all processes, the same on each; costs nothing with one."""
         if self.size == 1:
             return tensor
         total = tensor.detach().clone()
         dist.all_reduce(total)
-        return total / self.size
+        return total
+
+    def mean(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The mean over all processes, the same on each."""
+        return self.sum(tensor) / self.size
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""
