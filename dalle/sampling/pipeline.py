@@ -194,7 +194,7 @@ class Pipeline:
             return None
         if not 0 < rows < grid:
             raise ValueError(f"rows {rows}: must lie between 1 and {grid - 1}, for the image has {grid} rows of tokens")
-        pixels = np.asarray(centre_crop(to_rgb(prompt_image), self.dvae.config.image_size_px))
+        pixels = np.array(centre_crop(to_rgb(prompt_image), self.dvae.config.image_size_px))
         codes_YX = self.dvae.encode(torch.from_numpy(pixels).permute(2, 0, 1)[None].to(self.device))[0]
         return codes_YX[:rows].flatten().expand(num_captions, -1)
 
