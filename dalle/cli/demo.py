@@ -101,6 +101,7 @@ def _judge(config: Demo, folder: Path, valid_shards: str, began_s: float) -> Non
             config.captions,
             config.candidates,
             config.seed,
+            config.sampling,
             progress=lambda done: bar.update(done - bar.n),
         )
     figures = {name: round(share, 4) for name, share in found.figures().items()}

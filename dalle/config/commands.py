@@ -31,6 +31,14 @@ class DrawShapes:
     workers: int = 2
 
 
+def _check_sharding(optimizer: Optimizer, run: Run) -> None:
+    require(
+        optimizer.muon_step_size_factor is None or run.zero_stage == 0,
+        f"optimizer.muon_step_size_factor {optimizer.muon_step_size_factor} with run.zero_stage {run.zero_stage}: Muon "
+        "needs whole matrices; set run.zero_stage to 0, or the factor to null",
+    )
+
+
 @dataclass(frozen=True)
 class TrainTokenizer:
     """Train the BPE tokenizer on the captions of the shards, or on a text file with one caption a line.
@@ -68,6 +76,9 @@ class TrainDVAE:
     model: DVAEModel = field(default_factory=DVAEModel)
     objective: DVAEObjective = field(default_factory=DVAEObjective)
     images: Images = field(default_factory=Images)
+
+    def __post_init__(self) -> None:
+        _check_sharding(self.optimizer, self.run)
 
 
 @dataclass(frozen=True)
@@ -127,6 +138,7 @@ class TrainPrior:
     objective: PriorObjective = field(default_factory=PriorObjective)
 
     def __post_init__(self) -> None:
+        _check_sharding(self.optimizer, self.run)
         require(0 <= self.bpe_dropout < 1, f"bpe_dropout {self.bpe_dropout}: must lie in [0, 1)")
 
 
@@ -154,6 +166,9 @@ class TrainCLIP:
     resume: bool = False
     model: CLIPModel = field(default_factory=CLIPModel)
     images: Images = field(default_factory=lambda: Images(augmentation="prior"))
+
+    def __post_init__(self) -> None:
+        _check_sharding(self.optimizer, self.run)
 
 
 @dataclass(frozen=True)
@@ -227,14 +242,16 @@ class Demo:
         num_train: training drawings
         configs: folder of the demo's configurations
         seed: of data and sampling
+        sampling: how candidates are drawn; a prior of minutes draws cleaner below temperature 1
     """
 
     output: str = "demo"
     captions: int = 128
     candidates: int = 32
-    num_train: int = 20_000
+    num_train: int = 32_000
     configs: str | None = None
     seed: int = 0
+    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.7))
 
     def __post_init__(self) -> None:
         at_least(self, 1, "captions", "candidates", "num_train")

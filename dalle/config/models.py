@@ -24,6 +24,9 @@ class DVAEModel:
         init: "paper" (std 1/√fan-in) or "he" (std √(2/fan-in)); "he" is ours
         logit_norm_gain: batch-normalise the encoder's logits and multiply them by this; null (the paper) leaves them
             alone. Ours: it prevents the collapse to one code in short trainings on plain backgrounds
+        code_prior: what the KL compares the codes with: "uniform" (the paper), or "learned" (ours), a trained
+            distribution over codes, with a trained scale and shift of the normalised logits. What is common then
+            gets one cheap code instead of many, so a small prior has less to learn; rare codes may die
         min_ln_b: floor under ln b of the logit-Laplace likelihood; null (the paper) means none. Ours: without it a
             constant colour, whose likelihood has no upper bound, drowns everything else
     """
@@ -37,6 +40,7 @@ class DVAEModel:
     post_gain: float | None = None
     init: Literal["paper", "he"] = "paper"
     logit_norm_gain: float | None = None
+    code_prior: Literal["uniform", "learned"] = "uniform"
     min_ln_b: float | None = None
 
     def __post_init__(self) -> None:

@@ -2,7 +2,8 @@
 
 Parameter names are those of the released model (`blocks.group_1.block_1.res_path.conv_1`, …) with `weight` and `bias`
 for its `w` and `b`. The two 1×1 convolutions at the boundary, the logits and the codebook, stay in fp32 under autocast.
-Options that the paper does not have (`init: he`, `logit_norm_gain`, `min_ln_b`, another `post_gain`) are off by default.
+Options that the paper does not have (`init: he`, `logit_norm_gain`, `code_prior: learned`, `min_ln_b`, another
+`post_gain`) are off by default.
 """
 
 from __future__ import annotations
@@ -125,9 +126,12 @@ class DVAE(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
+        learned = config.code_prior == "learned"
         self.logit_norm = None
         if config.logit_norm_gain is not None:
-            self.logit_norm = nn.BatchNorm2d(config.codebook_size, affine=False)
+            # zero mean and unit variance alone would make every code about equally common
+            self.logit_norm = nn.BatchNorm2d(config.codebook_size, affine=learned)
+        self.code_prior_K = nn.Parameter(torch.zeros(config.codebook_size)) if learned else None
         self.apply(self._init)
 
     def _init(self, module: nn.Module) -> None:
@@ -147,6 +151,13 @@ class DVAE(nn.Module):
         if self.logit_norm is not None:
             logits_BKYX = self.config.logit_norm_gain * self.logit_norm(logits_BKYX)
         return logits_BKYX
+
+    def log_code_prior_K(self) -> torch.Tensor:
+        """ln p of every code, [K] fp32: what the codes' KL is taken against."""
+        if self.code_prior_K is None:
+            K = self.config.codebook_size
+            return torch.full((K,), -math.log(K), device=self.encoder.blocks.input.weight.device)
+        return self.code_prior_K.float().log_softmax(dim=0)
 
     def likelihood_maps(self, z_BKYX: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """μ and ln b, each [B, 3, Y, X] in fp32, of (relaxed) one-hot codes."""

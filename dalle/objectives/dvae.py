@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -33,7 +31,7 @@ class DVAEObjective(nn.Module):
         logits_BKYX = self.model.logits(images)
         z_BKYX = gumbel_softmax(logits_BKYX, batch["temperature"], batch["noise_scale"])
         mu, ln_b = self.model.likelihood_maps(z_BKYX)
-        loss, metrics = negative_elb(images, logits_BKYX, mu, ln_b, batch["kl_weight"])
+        loss, metrics = negative_elb(images, logits_BKYX, self.model.log_code_prior_K(), mu, ln_b, batch["kl_weight"])
         with torch.no_grad():
             codes = logits_BKYX.argmax(dim=1).flatten()
             metrics["perplexity"] = perplexity(torch.bincount(codes, minlength=logits_BKYX.shape[1]))
@@ -50,18 +48,23 @@ def gumbel_softmax(logits_BKYX: torch.Tensor, temperature: torch.Tensor, noise_s
 
 
 def negative_elb(
-    images: torch.Tensor, logits_BKYX: torch.Tensor, mu: torch.Tensor, ln_b: torch.Tensor, kl_weight: torch.Tensor
+    images: torch.Tensor,
+    logits_BKYX: torch.Tensor,
+    log_prior_K: torch.Tensor,
+    mu: torch.Tensor,
+    ln_b: torch.Tensor,
+    kl_weight: torch.Tensor,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """(Reconstruction + β·KL) / subpixels, meaned over images, and its parts.
 
-    The KL is that of the plain softmax of the logits against the uniform distribution, summed over positions, even
+    The KL is that of the plain softmax of the logits against the prior (the paper's is uniform), summed over positions, even
     while τ > 0; dividing by the 3·Y·X subpixels turns its weight into β/192 per position for 8× downsampling.
     """
     x = map_pixels(images)
     num_subpixels = x[0].numel()
     reconstruction_nats = -log_likelihood(x, mu, ln_b).mean()
     log_q = logits_BKYX.float().log_softmax(dim=1)
-    kl_BYX = (log_q.exp() * log_q).sum(dim=1) + math.log(logits_BKYX.shape[1])
+    kl_BYX = (log_q.exp() * (log_q - log_prior_K[:, None, None])).sum(dim=1)
     kl_per_subpixel = kl_BYX.sum(dim=(1, 2)).mean() / num_subpixels
     loss = reconstruction_nats + kl_weight * kl_per_subpixel
     metrics = {
@@ -90,7 +93,7 @@ def true_elb(
     logits_BKYX = model.logits(images)
     codes_BYX = logits_BKYX.argmax(dim=1)
     mu, ln_b = model.likelihood_maps(model.one_hot(codes_BYX))
-    _, metrics = negative_elb(images, logits_BKYX, mu, ln_b, kl_weight)
+    _, metrics = negative_elb(images, logits_BKYX, model.log_code_prior_K(), mu, ln_b, kl_weight)
     return metrics, torch.bincount(codes_BYX.flatten(), minlength=model.config.codebook_size)
 
 

@@ -95,7 +95,9 @@ class _Validation:
         logits = self.model.logits(batch)
         z = gumbel_softmax(logits, temperature, torch.ones_like(temperature))
         mu, ln_b = self.model.likelihood_maps(z)
-        return negative_elb(batch, logits, mu, ln_b, torch.ones_like(temperature))[1]["elb"]
+        return negative_elb(batch, logits, self.model.log_code_prior_K(), mu, ln_b, torch.ones_like(temperature))[1][
+            "elb"
+        ]
 
     def pictures(self) -> dict[str, Image.Image]:
         """Images above their reconstructions."""

@@ -24,7 +24,7 @@ class Engine:
 
     Args:
         objective: module with a `model`; called with a batch it returns (loss, metrics)
-        optimizer: settings of AdamW
+        optimizer: settings of AdamW or Muon
         run: batch size, precision, sharding
         world: the processes
     """
@@ -96,7 +96,8 @@ class Engine:
                 moments = {moment: torch.zeros_like(flat) for moment in _MOMENTS}
                 self._adam.state[flat] = {"step": torch.tensor(float(step), device=flat.device), **moments}
         for name, parameter in self.model.named_parameters():
-            moments = {moment: tensors[f"{moment}/{name}"].to(parameter.device) for moment in _MOMENTS}
+            held = [moment for moment in _MOMENTS if f"{moment}/{name}" in tensors]  # Muon has but the first
+            moments = {moment: tensors[f"{moment}/{name}"].to(parameter.device) for moment in held}
             if not self._zero:
                 # in the parameter's own memory format, which the fused optimiser takes for granted
                 moments = {moment: torch.empty_like(parameter).copy_(value) for moment, value in moments.items()}

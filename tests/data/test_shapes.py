@@ -10,6 +10,7 @@ from PIL import Image, ImageFilter
 
 from dalle.data.shapes import (
     COLOURS,
+    POSITIONS,
     SHAPES,
     SIZES,
     Claim,
@@ -17,7 +18,7 @@ from dalle.data.shapes import (
     draw,
     is_held_out,
     is_pair_held_out,
-    is_triple_held_out,
+    is_place_held_out,
     read,
     sample_scene,
     shows,
@@ -28,6 +29,10 @@ from dalle.data.shapes import (
 def _scenes(count, seed, held_out=False):
     rng = np.random.default_rng(seed)
     return [sample_scene(rng, held_out) for _ in range(count)]
+
+
+def _look(scene):
+    return scene.objects[0].colour, scene.objects[0].shape
 
 
 def _blurred(image, rng, radius=0.5, noise=4):
@@ -111,17 +116,22 @@ def test_hold_out():
         assert not is_held_out(scene)
         things = [(o.colour, o.shape) for o in scene.objects]
         assert not any(is_pair_held_out(a, b) for i, a in enumerate(things) for b in things[:i])
-        assert not any(is_triple_held_out(o.size, o.colour, o.shape) for o in scene.objects)
+        assert len(things) > 1 or not is_place_held_out(*things[0], scene.position)
     for scene in valid:
         assert is_held_out(scene)
         if len(scene.objects) == 1:
             (thing,) = scene.objects
-            assert thing.size_stated and is_triple_held_out(thing.size, thing.colour, thing.shape)
+            assert scene.position_stated and is_place_held_out(thing.colour, thing.shape, scene.position)
         else:
             things = [(o.colour, o.shape) for o in scene.objects]
             assert any(is_pair_held_out(a, b) for i, a in enumerate(things) for b in things[:i])
     seen = {(o.colour, o.shape) for scene in train for o in scene.objects}
     assert seen == {(c, s) for c in COLOURS for s in SHAPES}, "every coloured shape is met in training"
+    alone = {(*_look(scene), scene.position) for scene in train if scene.position}
+    assert {place[:2] for place in alone} == seen, "and met alone"
+    assert {place[1:] for place in alone} == {(s, p) for s in SHAPES for p in POSITIONS}, (
+        "every shape at every position"
+    )
 
 
 VERTICAL = {"above", "over", "below", "under", "underneath", "top", "bottom"}
@@ -140,13 +150,13 @@ def test_captions_say_what_is_drawn():
         claim = Claim.of(scene)
         for text in captions(scene, rng):
             words = text.replace("sky blue", "sky").replace(",", " ").replace(":", " ").split()
-            assert text == text.lower() and len(words) <= 17
+            assert text == text.lower() and len(words) <= 14
             assert sorted(w for w in words if w in SHAPES) == sorted(o.shape for o in claim.objects)
             assert sorted(w for w in words if w in COLOURS) == sorted(o.colour for o in claim.objects)
             for thing in claim.objects:
                 before = words[words.index(thing.colour) - 1] if words.count(thing.colour) == 1 else None
                 if before is not None:
-                    small, large = before in ("small", "little", "tiny"), before in ("large", "big")
+                    small, large = before in ("small", "little"), before in ("large", "big")
                     assert (small, large) == (thing.size == "small", thing.size == "large")
             assert RELATION_WORDS[claim.arrangement] & set(words) or claim.arrangement == "alone"
 

@@ -53,9 +53,17 @@ def test_dvae_resumed_is_uninterrupted(shapes_folder, tmp_path):
     assert _same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
-@pytest.mark.parametrize("zero_stage", ["0", "1", "2"])
-def test_prior_resumed_is_uninterrupted(models, tmp_path, zero_stage):
-    more = ["--run.zero_stage", zero_stage]
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--run.zero_stage", "0"],
+        ["--run.zero_stage", "1"],
+        ["--run.zero_stage", "2"],
+        ["--optimizer.muon_step_size_factor", "10"],
+    ],
+    ids=" ".join,
+)
+def test_prior_resumed_is_uninterrupted(models, tmp_path, more):
     train("prior", TrainPrior, _prior_arguments(models, tmp_path / "whole", "--run.steps", "9", *more))
     train("prior", TrainPrior, _prior_arguments(models, tmp_path / "parts", "--run.steps", "4", *more))
     train("prior", TrainPrior, _prior_arguments(models, tmp_path / "parts", "--run.steps", "9", *more, "--resume"))

@@ -18,7 +18,7 @@ from dalle.data.shapes.scene import (
     SceneObject,
     is_held_out,
     is_pair_held_out,
-    is_triple_held_out,
+    is_place_held_out,
     sample_scene,
 )
 from dalle.data.shapes.shards import write_shards
@@ -40,7 +40,7 @@ __all__ = [
     "holds",
     "is_held_out",
     "is_pair_held_out",
-    "is_triple_held_out",
+    "is_place_held_out",
     "png_bytes",
     "read",
     "sample_scene",

@@ -1,6 +1,6 @@
 """The wording of captions: every wording of a claim states the same facts about the objects; only the background may be left out.
 
-Lower-case English, at most 17 words. Patterns hold {A}, {B}, {C} for the objects in the claim's order, {at} for a stated position, and
+Lower-case English, at most 14 words. Patterns hold {A}, {B}, {C} for the objects in the claim's order, {at} for a stated position, and
 may end with the background.
 """
 
@@ -9,36 +9,27 @@ import numpy as np
 from dalle.data.shapes.claim import Claim, ClaimedObject
 from dalle.data.shapes.scene import Scene
 
-SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big")}
+SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
 POSITION_WORDS = {
-    "top left": ("in the top left", "in the top left corner", "at the top left", "in the upper left"),
-    "top right": ("in the top right", "in the top right corner", "at the top right", "in the upper right"),
-    "bottom left": ("in the bottom left", "in the bottom left corner", "at the bottom left", "in the lower left"),
-    "bottom right": ("in the bottom right", "in the bottom right corner", "at the bottom right", "in the lower right"),
+    "top left": ("in the top left", "at the top left", "in the upper left"),
+    "top right": ("in the top right", "at the top right", "in the upper right"),
+    "bottom left": ("in the bottom left", "at the bottom left", "in the lower left"),
+    "bottom right": ("in the bottom right", "at the bottom right", "in the lower right"),
     "centre": ("in the centre", "in the middle", "at the centre"),
 }
-BACKGROUND_WORDS = (" on a {} background", " against a {} background", ", {} background", " over a {} background")
-OPENINGS = ("", "", "", "a picture of ", "an image of ", "a drawing of ", "there is ")
+BACKGROUND_WORDS = (" on a {} background", ", {} background")
+OPENINGS = ("", "", "", "a picture of ", "a drawing of ")
 
-MAX_WORDS = 17  # a caption then has at most 40 tokens, spaces and commas counted
+MAX_WORDS = 14  # a caption then has at most 29 tokens, spaces and commas counted
 
 # Phrases follow any opening; sentences stand as they are.
 PHRASES = {
-    "alone": (
-        "{A}{at}",
-        "just {A}{at}",
-        "only {A}{at}",
-        "{A} alone{at}",
-        "{A} by itself{at}",
-        "{A}{at} and nothing else",
-    ),
+    "alone": ("{A}{at}", "just {A}{at}", "only {A}{at}", "{A} alone{at}"),
     "left of": (
         "{A} to the left of {B}",
         "{B} to the right of {A}",
         "{A} left of {B}",
         "{B} right of {A}",
-        "{A} with {B} to its right",
-        "{B} with {A} to its left",
         "{A} on the left and {B} on the right",
         "{B} on the right and {A} on the left",
     ),
@@ -47,9 +38,6 @@ PHRASES = {
         "{B} below {A}",
         "{A} over {B}",
         "{B} under {A}",
-        "{B} underneath {A}",
-        "{A} with {B} below it",
-        "{B} with {A} above it",
         "{A} at the top and {B} at the bottom",
         "{B} at the bottom and {A} at the top",
     ),
@@ -58,63 +46,20 @@ PHRASES = {
         "{A} over {B} and {C}",
         "{B} and {C} below {A}",
         "{B} and {C} under {A}",
-        "{A} with {B} and {C} below it",
-        "{B} and {C} with {A} above them",
-        "{A} at the top and {B} and {C} at the bottom",
-        "{A} on top, {B} and {C} underneath",
     ),
     "one below two": (
         "{A} below {B} and {C}",
         "{A} under {B} and {C}",
         "{B} and {C} above {A}",
         "{B} and {C} over {A}",
-        "{A} with {B} and {C} above it",
-        "{B} and {C} with {A} below them",
-        "{B} and {C} at the top and {A} at the bottom",
-        "{B} and {C} on top, {A} underneath",
     ),
 }
 SENTENCES = {
-    "alone": (
-        "{at:}{A}",
-        "this is {A}{at}",
-        "we see {A}{at}",
-        "the picture shows {A}{at}",
-        "one shape: {A}{at}",
-        "nothing but {A}{at}",
-    ),
-    "left of": (
-        "from left to right: {A}, {B}",
-        "on the left {A}, on the right {B}",
-        "on the right {B}, on the left {A}",
-        "left: {A}, right: {B}",
-        "to the left of {B} there is {A}",
-        "to the right of {A} there is {B}",
-    ),
-    "above": (
-        "from top to bottom: {A}, {B}",
-        "at the top {A}, at the bottom {B}",
-        "at the bottom {B}, at the top {A}",
-        "top: {A}, bottom: {B}",
-        "above {B} there is {A}",
-        "below {A} there is {B}",
-    ),
-    "one above two": (
-        "above {B} and {C} there is {A}",
-        "below {A}: {B} and {C}",
-        "top: {A}, bottom: {B} and {C}",
-        "at the top {A}, at the bottom {B} and {C}",
-        "at the bottom {B} and {C}, at the top {A}",
-        "two shapes, {B} and {C}, under {A}",
-    ),
-    "one below two": (
-        "below {B} and {C} there is {A}",
-        "above {A}: {B} and {C}",
-        "top: {B} and {C}, bottom: {A}",
-        "at the top {B} and {C}, at the bottom {A}",
-        "at the bottom {A}, at the top {B} and {C}",
-        "two shapes, {B} and {C}, over {A}",
-    ),
+    "alone": ("{at:}{A}", "this is {A}{at}", "nothing but {A}{at}"),
+    "left of": ("on the left {A}, on the right {B}", "left: {A}, right: {B}"),
+    "above": ("at the top {A}, at the bottom {B}", "top: {A}, bottom: {B}"),
+    "one above two": ("top: {A}, bottom: {B} and {C}", "at the bottom {B} and {C}, at the top {A}"),
+    "one below two": ("top: {B} and {C}, bottom: {A}", "at the bottom {A}, at the top {B} and {C}"),
 }
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from dalle.data.shapes.claim import Claim, ClaimedObject
 from dalle.data.shapes.outline import MAX_TILT_DEG, coverage
-from dalle.data.shapes.scene import COLOURS, POSITIONS, SHAPES
+from dalle.data.shapes.scene import CELLS, COLOURS, POSITIONS, SHAPES, SIZES
 
 FOREGROUND = (
     60  # RGB distance from the background; the palest object is 130 from its background, ringing stays under 40
@@ -28,7 +28,7 @@ MIN_CONFIDENCE = 0.86
 MIN_LEAD = 0.03
 MAX_PATCHINESS = 0.22
 # The cut between the size classes: the middle of the gap that the drawings leave.
-LARGE_FROM = 7 / 16
+LARGE_FROM = (SIZES["small"] + SIZES["large"]) / 2 / CELLS
 
 _FRAME_CELLS = 40
 _FRAME_HALF = (
@@ -270,9 +270,7 @@ def _templates(blur_step: int) -> tuple[np.ndarray, tuple[str, ...], tuple[float
         area, centroid_y = _area_and_centroid(shape)
         diameter = fine / cell / np.sqrt(area)
         for tilt in (
-            (0.0,)
-            if shape in ("circle", "ring")
-            else (-MAX_TILT_DEG, -MAX_TILT_DEG / 2, 0.0, MAX_TILT_DEG / 2, MAX_TILT_DEG)
+            (0.0,) if shape == "circle" else (-MAX_TILT_DEG, -MAX_TILT_DEG / 2, 0.0, MAX_TILT_DEG / 2, MAX_TILT_DEG)
         ):
             turn = np.radians(tilt)
             shift_x, shift_y = -np.sin(turn) * centroid_y * diameter, np.cos(turn) * centroid_y * diameter

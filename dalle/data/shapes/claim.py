@@ -45,7 +45,7 @@ class Claim:
     def of(cls, scene: Scene) -> "Claim":
         """What the captions of this scene claim."""
         objects = tuple(ClaimedObject(o.shape, o.colour, o.size if o.size_stated else None) for o in scene.objects)
-        return cls(objects, scene.arrangement, scene.position)
+        return cls(objects, scene.arrangement, scene.position if scene.position_stated else None)
 
     def to_json(self) -> dict:
         """Plain dicts, lists and strings; `relations` is there for readers of the shard and is not read back."""

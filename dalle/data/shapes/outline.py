@@ -9,13 +9,12 @@ from functools import cache
 import numpy as np
 
 MAX_TILT_DEG = 4.0
-RING_HOLE = 0.5  # the hole's share of a ring's diameter: the band stays 2 px thick in the smallest ring at 32 px
-CROSS_ARM = 0.36
+CROSS_ARM = 1 / 3  # an arm's share of the diameter
 
 
 @cache
 def outline(shape: str) -> np.ndarray:
-    """Corners [corner, (x, y)] of a shape whose bounding box is centred on 0 and 1 wide at its wider side; circle and ring have none."""
+    """Corners [corner, (x, y)] of a shape whose bounding box is centred on 0 and 1 wide at its wider side; a circle has none."""
     if shape == "square":
         corners = [(-1, -1), (1, -1), (1, 1), (-1, 1)]
     elif shape == "triangle":
@@ -49,11 +48,8 @@ def coverage(shape: str, x_px: np.ndarray, y_px: np.ndarray, diameter_px: float,
     x_px [X], y_px [Y]: pixel centres relative to the shape's centre. diameter_px: the wider side of the upright bounding box.
     """
     x, y = np.broadcast_arrays(x_px[None, :].astype(np.float32), y_px[:, None].astype(np.float32))
-    if shape in ("circle", "ring"):
-        radius = np.hypot(x, y)
-        distance = radius - diameter_px / 2
-        if shape == "ring":
-            distance = np.maximum(distance, diameter_px * RING_HOLE / 2 - radius)
+    if shape == "circle":
+        distance = np.hypot(x, y) - diameter_px / 2
     else:
         cos, sin = math.cos(math.radians(tilt_deg)), math.sin(math.radians(tilt_deg))
         corners = (outline(shape) * diameter_px) @ np.array([[cos, sin], [-sin, cos]])

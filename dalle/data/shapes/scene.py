@@ -12,9 +12,9 @@ from itertools import combinations, product
 
 import numpy as np
 
-SHAPES = ("circle", "square", "triangle", "cross", "ring")
+SHAPES = ("circle", "square", "triangle", "cross")
 # Every two of these are at least 90 apart in RGB, and none lies on the line from another to a light background for more than a
-# quarter of its length: blurring a red ring must not make it pink.
+# quarter of its length: blurring a red cross must not make it pink.
 COLOURS = {
     "red": (205, 25, 35),
     "yellow": (240, 208, 20),
@@ -25,15 +25,15 @@ COLOURS = {
 }
 # Scenes are laid out on a grid of cells, so that a small codebook can learn in minutes what there is to see.
 CELLS = 8
-# Bounding-box diameters in cells. The gaps between the classes let a checker tell them apart from a blurred image.
+# Bounding-box diameters in cells. The gap between the classes lets a checker tell them apart in a blurred image.
 SIZES = {"small": 3, "large": 4}
+GAP_CELLS = 1  # at least so much lies between two objects, so that a blur does not run them together
 BACKGROUNDS = {
     "white": (253, 253, 253),
     "cream": (253, 243, 214),
-    "mint": (212, 244, 224),
     "sky blue": (206, 230, 252),
 }
-# The place of a lone object's centre when the caption states it: (x, y) of the region's middle.
+# Where a lone object stands: (x, y) of the corner that it touches, or of the middle.
 POSITIONS = {
     "top left": (0.0, 0.0),
     "top right": (1.0, 0.0),
@@ -51,8 +51,6 @@ ARRANGEMENTS = {
 }
 ARRANGEMENTS_BY_COUNT = {1: ("alone",), 2: ("left of", "above"), 3: ("one above two", "one below two")}
 
-GAP = 1  # cells between objects side by side, so that a blur does not run them together
-MAX_FROM_CORNER = 2.5  # cells from a corner to the centre of an object that a caption puts there
 HELD_OUT_ONE_IN = 8
 
 
@@ -71,11 +69,12 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A scene ready to draw. `position` is named only where the captions state it (a lone object)."""
+    """A scene ready to draw. `position` is that of a lone object, None for several."""
 
     objects: tuple[SceneObject, ...]
     arrangement: str
     position: str | None
+    position_stated: bool
     background: str
 
 
@@ -86,9 +85,9 @@ def _one_in_eight(words: str) -> bool:
     return int.from_bytes(digest, "big") % HELD_OUT_ONE_IN == 0
 
 
-def is_triple_held_out(size: str, colour: str, shape: str) -> bool:
-    """Whether training never shows an object of this size class, colour and shape."""
-    return _one_in_eight(f"{size} {colour} {shape}")
+def is_place_held_out(colour: str, shape: str, position: str) -> bool:
+    """Whether training never shows this colour and shape alone at this position."""
+    return _one_in_eight(f"{colour} {shape} {position}")
 
 
 def is_pair_held_out(first: tuple[str, str], second: tuple[str, str]) -> bool:
@@ -97,19 +96,18 @@ def is_pair_held_out(first: tuple[str, str], second: tuple[str, str]) -> bool:
     return _one_in_eight(" ".join((*low, "with", *high)))
 
 
-def _has_held_out_pair(objects) -> bool:
-    return any(is_pair_held_out((a[1], a[2]), (b[1], b[2])) for a, b in combinations(objects, 2))
-
-
 def is_held_out(scene: Scene) -> bool:
-    """Whether the scene has any held-out triple or pair; False for every training scene, True for every validation scene."""
-    triples = [(o.size, o.colour, o.shape) for o in scene.objects]
-    return any(is_triple_held_out(*triple) for triple in triples) or _has_held_out_pair(triples)
+    """Whether the scene shows a held-out combination; False for every training scene, True for every validation scene."""
+    looks = [(o.colour, o.shape) for o in scene.objects]
+    if scene.position:
+        return is_place_held_out(*looks[0], scene.position)
+    return any(is_pair_held_out(a, b) for a, b in combinations(looks, 2))
 
 
 @cache
-def _held_out_stated_triples() -> tuple[tuple[str, str, str], ...]:
-    return tuple(t for t in product(SIZES, COLOURS, SHAPES) if is_triple_held_out(*t))
+def _places(held_out: bool) -> tuple[tuple[str, str, str], ...]:
+    """(colour, shape, position) of the lone objects of one split."""
+    return tuple(place for place in product(COLOURS, SHAPES, POSITIONS) if is_place_held_out(*place) == held_out)
 
 
 def _pick(rng: np.random.Generator, names):
@@ -120,72 +118,47 @@ def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return low + (high - low) * float(rng.random())
 
 
-def _sample_triples(rng: np.random.Generator, num_objects: int, held_out: bool) -> list[tuple[str, str, str]]:
-    """(size, colour, shape) of each object, obeying the hold-out; no two objects share both colour and shape."""
-    if held_out and num_objects == 1:
-        return [_pick(rng, _held_out_stated_triples())]
-    sizes = ("small",) if num_objects == 3 else tuple(SIZES)
+def _sample_looks(rng: np.random.Generator, num_objects: int, held_out: bool) -> list[tuple[str, str]]:
+    """(colour, shape) of each of several objects, all different, obeying the hold-out."""
     while True:
-        triples = [(_pick(rng, sizes), _pick(rng, COLOURS), _pick(rng, SHAPES)) for _ in range(num_objects)]
-        if len({triple[1:] for triple in triples}) < num_objects:
-            continue
-        if held_out:
-            if _has_held_out_pair(triples):
-                return triples
-        elif not _has_held_out_pair(triples) and not any(is_triple_held_out(*triple) for triple in triples):
-            return triples
+        looks = [(_pick(rng, COLOURS), _pick(rng, SHAPES)) for _ in range(num_objects)]
+        if len(set(looks)) == num_objects and held_out == any(
+            is_pair_held_out(a, b) for a, b in combinations(looks, 2)
+        ):
+            return looks
 
 
-def _along(rng: np.random.Generator, halves: list[float]) -> list[float] | None:
-    """Centres of objects side by side, in cells, the free room dealt out at random; None where they do not fit."""
-    free = round(CELLS - 2 * sum(halves) - GAP * (len(halves) - 1))
-    if free < 0:
-        return None
-    # Sorted uniform cuts share the free room among the gaps evenly in distribution.
-    cuts = sorted(int(rng.integers(free + 1)) for _ in halves)
-    centres, edge = [], 0.0
-    for half, cut in zip(halves, cuts, strict=True):
-        centres.append(edge + half + cut)
-        edge += 2 * half + GAP
-    return centres
+def _sample_sizes(rng: np.random.Generator, num_objects: int) -> list[str]:
+    """Two objects are not both large and three are all small: they have to fit side by side."""
+    pairs = (("small", "small"), ("small", "large"), ("large", "small"))
+    return list({1: (_pick(rng, SIZES),), 2: _pick(rng, pairs), 3: ("small",) * 3}[num_objects])
 
 
-def _anywhere(rng: np.random.Generator, half: float) -> float:
-    """A centre, in cells, from which the object stays inside the image."""
-    return half + int(rng.integers(round(CELLS - 2 * half) + 1))
+def _along(rng: np.random.Generator, first: int, second: int) -> tuple[int, int]:
+    """First cells of two objects side by side, of those widths, the free cells dealt out at random."""
+    free = CELLS - first - second - GAP_CELLS
+    cuts = sorted(int(rng.integers(free + 1)) for _ in range(2))
+    return cuts[0], cuts[1] + first + GAP_CELLS
 
 
-def _across(rng: np.random.Generator, halves: list[float]) -> list[float]:
-    """Centres on the other axis: one line, each object up to a cell off it, all inside the image."""
-    line = _anywhere(rng, max(halves))
-    places = [min(max(round(line - r) + int(rng.integers(-1, 2)), 0), CELLS - 2 * r) + r for r in halves]
-    return places
+def _middle(rng: np.random.Generator, width: int) -> int:
+    """The first cell of an object in the middle of the image, half a cell to either side where it cannot be just there."""
+    return (CELLS - width + int(rng.integers((CELLS - width) % 2 + 1))) // 2
 
 
-def _place(rng: np.random.Generator, arrangement: str, position: str | None, halves: list[float]):
-    """Centres [(x, y), ...], in cells, for objects of those half widths, or None where they do not fit."""
+def _place(rng: np.random.Generator, arrangement: str, position: str | None, widths: list[int]) -> list[tuple]:
+    """First cells (x, y) of objects of those widths."""
     if arrangement == "alone":
-        if position is None:
-            return [(_anywhere(rng, halves[0]), _anywhere(rng, halves[0]))]
-        if position == "centre":
-            return [tuple(CELLS / 2 + (halves[0] % 1) * int(rng.choice((-1, 1))) for _ in range(2))]
-        nearest = halves[0]
-        offsets = [nearest + int(rng.integers(max(0, int(MAX_FROM_CORNER - nearest)) + 1)) for _ in range(2)]
-        return [tuple(abs(CELLS * side - offset) for side, offset in zip(POSITIONS[position], offsets, strict=True))]
+        starts = {0.0: 0, 0.5: _middle(rng, widths[0]), 1.0: CELLS - widths[0]}
+        return [tuple(starts[side] for side in POSITIONS[position])]
     if arrangement in ("left of", "above"):
-        along, across = _along(rng, halves), _across(rng, halves)
-        if along is None:
-            return None
-        return list(zip(*((along, across) if arrangement == "left of" else (across, along)), strict=True))
-    rows, columns = _along(rng, [halves[0], max(halves[1:])]), _along(rng, halves[1:])
-    if rows is None or columns is None:
-        return None
-    top_x = _anywhere(rng, halves[0])
-    # "Above" must be the plainest word for how the first stands to each of the others.
-    if rows[1] - rows[0] < 1.15 * max(top_x - columns[0], columns[1] - top_x):
-        return None
-    places = [(top_x, rows[0]), (columns[0], rows[1]), (columns[1], rows[1])]
-    return places if arrangement == "one above two" else [(x, CELLS - y) for x, y in places]
+        pairs = [(along, _middle(rng, width)) for along, width in zip(_along(rng, *widths), widths, strict=True)]
+        return pairs if arrangement == "left of" else [(x, y) for y, x in pairs]
+    one, *two = widths
+    (top, bottom), (left, right) = _along(rng, one, two[0]), _along(rng, *two)
+    if arrangement == "one below two":
+        top, bottom = CELLS - one - top, CELLS - two[0] - bottom
+    return [(_middle(rng, one), top), (left, bottom), (right, bottom)]
 
 
 def sample_scene(
@@ -193,8 +166,8 @@ def sample_scene(
 ) -> Scene:
     """Draw one scene's contents at random.
 
-    held_out: False gives a training scene (no held-out triple or pair), True a validation scene: one object has a held-out triple
-    and its size is stated; two or three objects have at least one held-out pair.
+    held_out: False gives a training scene (nothing held out), True a validation scene: a lone object stands, as stated, where training
+    never shows its colour and shape; of two or three objects training never shows some two together.
     count_weights: the shares of scenes with one, two and three objects, in any scale. ValueError unless three, none negative, some positive.
     """
     if len(count_weights) != 3 or min(count_weights) < 0 or sum(count_weights) <= 0:
@@ -204,29 +177,31 @@ def sample_scene(
     draw = _uniform(rng, 0, sum(count_weights))
     num_objects = 1 if draw < count_weights[0] else 2 if draw < count_weights[0] + count_weights[1] else 3
     arrangement = _pick(rng, ARRANGEMENTS_BY_COUNT[num_objects])
-    position = _pick(rng, POSITIONS) if num_objects == 1 and rng.random() < 0.5 else None
-    while True:  # until the sizes fit; the attributes are drawn anew, so nothing held out can creep in
-        triples = _sample_triples(rng, num_objects, held_out)
-        centres = _place(rng, arrangement, position, [SIZES[size] / 2 for size, _, _ in triples])
-        if centres is not None:
-            break
+    if num_objects == 1:
+        *look, position = _pick(rng, _places(held_out))
+        looks = [look]
+    else:
+        looks, position = _sample_looks(rng, num_objects, held_out), None
+    sizes = _sample_sizes(rng, num_objects)
+    places = _place(rng, arrangement, position, [SIZES[size] for size in sizes])
     # Fewer stated sizes where there are more objects keeps captions short.
-    always, chance = held_out and num_objects == 1, (0.6, 0.5, 0.35)[num_objects - 1]
+    chance = (0.6, 0.5, 0.35)[num_objects - 1]
     objects = tuple(
         SceneObject(
             shape=shape,
             colour=colour,
             size=size,
-            size_stated=always or bool(rng.random() < chance),
+            size_stated=bool(rng.random() < chance),
             diameter=SIZES[size] / CELLS,
-            x=x / CELLS,
-            y=y / CELLS,
+            x=(x + SIZES[size] / 2) / CELLS,
+            y=(y + SIZES[size] / 2) / CELLS,
         )
-        for (size, colour, shape), (x, y) in zip(triples, centres, strict=True)
+        for (colour, shape), size, (x, y) in zip(looks, sizes, places, strict=True)
     )
     return Scene(
         objects=objects,
         arrangement=arrangement,
         position=position,
+        position_stated=num_objects == 1 and (held_out or bool(rng.random() < 0.5)),
         background=_pick(rng, BACKGROUNDS),
     )
