@@ -248,10 +248,10 @@ class Demo:
     output: str = "demo"
     captions: int = 128
     candidates: int = 32
-    num_train: int = 32_000
+    num_train: int = 30_000
     configs: str | None = None
     seed: int = 0
-    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.7))
+    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.45))
 
     def __post_init__(self) -> None:
         at_least(self, 1, "captions", "candidates", "num_train")

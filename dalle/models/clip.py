@@ -6,11 +6,13 @@ Images are [0, 1] or uint8 of any size: they are brought to the model's own size
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dalle.config import CLIPModel
 from dalle.models import folder
@@ -96,12 +98,20 @@ class CLIP(nn.Module):
         size = self.image_size_px
         if images_BCYX.shape[-2:] != (size, size):
             images_BCYX = F.interpolate(images_BCYX, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
-        features = self.net.encode_image(((images_BCYX - self.mean) / self.std).contiguous())
+        with _attention_kernel(images_BCYX):
+            features = self.net.encode_image(((images_BCYX - self.mean) / self.std).contiguous())
         return F.normalize(features.float(), dim=-1)
 
     def embed_texts(self, tokens_BU: torch.Tensor) -> torch.Tensor:
         """Unit vectors [B, E], fp32, of token ids."""
-        return F.normalize(self.net.encode_text(tokens_BU).float(), dim=-1)
+        with _attention_kernel(tokens_BU):
+            features = self.net.encode_text(tokens_BU)
+        return F.normalize(features.float(), dim=-1)
+
+
+def _attention_kernel(inputs: torch.Tensor) -> AbstractContextManager:
+    """Plain matrix products on a CPU, where the fused kernel's backward pass takes several times as long for short sequences."""
+    return nullcontext() if inputs.is_cuda else sdpa_kernel(SDPBackend.MATH)
 
 
 def _small(config: CLIPModel, tokenizer: Tokenizer) -> dict:

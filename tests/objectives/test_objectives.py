@@ -34,10 +34,33 @@ def test_kl_weight_per_position_is_beta_over_192():
     images = torch.rand(2, 3, 16, 16)
     logits = torch.randn(2, 10, 2, 2)
     mu = ln_b = torch.zeros(2, 3, 16, 16)
-    zero, beta = (negative_elb(images, logits, mu, ln_b, torch.tensor(b))[0] for b in (0.0, 6.6))
+    uniform = torch.full((10,), -math.log(10))
+    zero, beta = (negative_elb(images, logits, uniform, mu, ln_b, torch.tensor(b))[0] for b in (0.0, 6.6))
     p = logits.softmax(1)
     kl = (p * (p * 10).log()).sum(1).mean()
     assert (beta - zero).item() == pytest.approx(6.6 / 192 * kl.item(), rel=1e-4)
+
+
+def test_a_learned_code_prior_becomes_the_use_of_the_codes():
+    """KL(q‖p) over p alone is least where p is the mean of q: its gradient vanishes there."""
+    config = DVAEModel(
+        image_size_px=8, codebook_size=6, encoder_width=8, width_multipliers=(1, 2), blocks_per_group=1,
+        logit_norm_gain=3.0, code_prior="learned",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = DVAE(config)
+    images = torch.randint(0, 256, (16, 3, 8, 8), dtype=torch.uint8)
+    model.logit_norm.bias.data = torch.tensor([3.0, 1.0, 0.0, 0.0, -1.0, -2.0])
+    use_K = model.logits(images).softmax(1).mean((0, 2, 3)).detach()
+    assert use_K.max() > 3 * use_K.min()
+    gradients = []
+    for prior_K in (torch.zeros(6), use_K.log()):
+        model.code_prior_K.data = prior_K
+        batch = {"images_BCYX": images} | {n: torch.tensor(1.0) for n in ("kl_weight", "temperature", "noise_scale")}
+        model.zero_grad()
+        DVAEObjective(model)(batch)[0].backward()
+        gradients.append(model.code_prior_K.grad.abs().max())
+    assert gradients[1] < 1e-5 < 1e-3 < gradients[0]
 
 
 def test_gumbel_softmax_draws_the_categorical():
