@@ -18,10 +18,9 @@ from dalle.data.shapes.claim import Claim, ClaimedObject
 from dalle.data.shapes.outline import MAX_TILT_DEG, coverage
 from dalle.data.shapes.scene import CELLS, COLOURS, POSITIONS, SHAPES, SIZES
 
-FOREGROUND = (
-    60  # RGB distance from the background; the palest object is 130 from its background, ringing stays under 40
-)
-SPECK_AREA = 0.004  # share of the image; the smallest object (a small star) has 0.0145
+# RGB distance from the background; the palest object, yellow on cream, is 197 from it, ringing stays under 40
+FOREGROUND = 60
+SPECK_AREA = 0.004  # share of the image; the smallest object, a small triangle, has 0.06
 COLOUR_RADIUS = 55  # RGB distance; the palette's colours are at least 90 apart, so at most one is well inside
 # Measured on drawings under a blur of 1 px with noise, and on shapes half way between two (see tests/data/test_shapes.py).
 MIN_CONFIDENCE = 0.86
@@ -31,9 +30,8 @@ MAX_PATCHINESS = 0.22
 LARGE_FROM = (SIZES["small"] + SIZES["large"]) / 2 / CELLS
 
 _FRAME_CELLS = 40
-_FRAME_HALF = (
-    1.15  # half the frame's side in units of the square root of the area; the longest point of a star is at 0.95
-)
+# half the frame's side in units of the square root of the area; the farthest point, a triangle's top, is at 0.88
+_FRAME_HALF = 1.15
 _BLURS_PX = (0.0, 0.7, 1.2)
 
 
@@ -94,7 +92,7 @@ def _stands(first: SeenObject, relation: str, second: SeenObject) -> bool:
 
 def _is_at(seen: SeenObject, position: str) -> bool:
     x, y = POSITIONS[position]
-    # Drawn within 0.05 of the centre, or 0.36 of the corner; a medium object pushed into a corner has its centre at 0.2.
+    # Drawn within 0.07 of the centre; a large object in a corner has its centre 0.25 from both edges.
     reach = 0.09 if position == "centre" else 0.40
     return abs(seen.x - x) <= reach and abs(seen.y - y) <= reach
 
