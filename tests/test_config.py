@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from dalle.config import DVAEModel, PriorModel, Run, Schedule
+from dalle.config import DVAEModel, Optimizer, PriorModel, Run, Schedule, TrainPrior
 
 
 def test_cosine_schedule_of_the_paper():
@@ -33,6 +33,7 @@ def test_constant_schedule_ignores_its_end():
         (PriorModel, {"heads": 7}, "heads"),
         (PriorModel, {"conv_kernel": 4}, "conv_kernel"),
         (Run, {"steps": 0, "batch_size": 8}, "steps"),
+        (Optimizer, {"step_size": Schedule(1.0, 1.0), "muon_step_size_factor": -1.0}, "muon_step_size_factor"),
         (Run, {"steps": 1, "batch_size": 8, "accumulation_steps": 3}, "accumulation_steps"),
     ],
 )
@@ -46,3 +47,9 @@ def test_batch_has_to_divide():
     assert run.micro_batch_size(3) == 2
     with pytest.raises(ValueError, match="batch_size 12"):
         run.micro_batch_size(4)
+
+
+def test_muon_is_refused_with_sharding():
+    muon, run = Optimizer(Schedule(1.0, 1.0), muon_step_size_factor=10.0), Run(steps=1, batch_size=8, zero_stage=1)
+    with pytest.raises(ValueError, match=r"run\.zero_stage 1"):
+        TrainPrior("data", "dvae", "tokenizer", "output", muon, run)

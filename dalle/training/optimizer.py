@@ -15,11 +15,15 @@ _RESBLOCKS = ("layers.", "resblocks.")  # where the prior and CLIP keep them
 def build(model: nn.Module, config: Optimizer) -> torch.optim.AdamW:
     """Fused AdamW, or Muon with AdamW where the configuration asks for it. Weight decay is for matrices and kernels, not
     for gains and biases (our choice: the paper is silent)."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    muon = [p for name, p in named if config.muon_step_size_factor and _is_resblock_matrix(name, p)]
-    rest = [p for name, p in named if not (config.muon_step_size_factor and _is_resblock_matrix(name, p))]
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    muon = {n: p for n, p in parameters.items() if config.muon_step_size_factor and _is_resblock_matrix(n, p)}
+    rest = [p for name, p in parameters.items() if name not in muon]
     groups = [
-        {"params": muon, "weight_decay": config.weight_decay, "muon_factor": config.muon_step_size_factor},
+        {
+            "params": list(muon.values()),
+            "weight_decay": config.weight_decay,
+            "muon_factor": config.muon_step_size_factor,
+        },
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
@@ -70,8 +74,8 @@ class MuonAdamW(torch.optim.AdamW):
             for weight, part in zip(p.chunk(num_matrices), direction.chunk(num_matrices), strict=True):
                 same_shape[tuple(weight.shape)].append((weight, part))
             p.grad = None
+        step = group["lr"] * group["muon_factor"]
         for (rows, columns), pairs in same_shape.items():
-            step = group["lr"] * group["muon_factor"]
             directions = orthogonalized(torch.stack([part for _, part in pairs]))
             for (weight, _), direction in zip(pairs, directions, strict=True):
                 weight.mul_(1 - step * group["weight_decay"])

@@ -20,7 +20,7 @@ POSITION_WORDS = {
 BACKGROUND_WORDS = (" on a {} background", ", {} background")
 OPENINGS = ("", "", "", "a picture of ", "a drawing of ")
 
-MAX_WORDS = 14  # a caption then has at most 29 tokens, spaces and commas counted
+MAX_WORDS = 14  # a caption then has at most 31 tokens, spaces and commas counted
 
 # Phrases follow any opening; sentences stand as they are.
 PHRASES = {

@@ -96,12 +96,16 @@ def is_pair_held_out(first: tuple[str, str], second: tuple[str, str]) -> bool:
     return _one_in_eight(" ".join((*low, "with", *high)))
 
 
+def _has_held_out_pair(looks: list[tuple[str, str]]) -> bool:
+    return any(is_pair_held_out(a, b) for a, b in combinations(looks, 2))
+
+
 def is_held_out(scene: Scene) -> bool:
     """Whether the scene shows a held-out combination; False for every training scene, True for every validation scene."""
     looks = [(o.colour, o.shape) for o in scene.objects]
     if scene.position:
         return is_place_held_out(*looks[0], scene.position)
-    return any(is_pair_held_out(a, b) for a, b in combinations(looks, 2))
+    return _has_held_out_pair(looks)
 
 
 @cache
@@ -114,17 +118,11 @@ def _pick(rng: np.random.Generator, names):
     return tuple(names)[int(rng.integers(len(names)))]
 
 
-def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    return low + (high - low) * float(rng.random())
-
-
 def _sample_looks(rng: np.random.Generator, num_objects: int, held_out: bool) -> list[tuple[str, str]]:
     """(colour, shape) of each of several objects, all different, obeying the hold-out."""
     while True:
         looks = [(_pick(rng, COLOURS), _pick(rng, SHAPES)) for _ in range(num_objects)]
-        if len(set(looks)) == num_objects and held_out == any(
-            is_pair_held_out(a, b) for a, b in combinations(looks, 2)
-        ):
+        if len(set(looks)) == num_objects and held_out == _has_held_out_pair(looks):
             return looks
 
 
@@ -174,7 +172,7 @@ def sample_scene(
         raise ValueError(
             f"count_weights {count_weights!r}: give three shares, for one, two and three objects, not all zero"
         )
-    draw = _uniform(rng, 0, sum(count_weights))
+    draw = sum(count_weights) * float(rng.random())
     num_objects = 1 if draw < count_weights[0] else 2 if draw < count_weights[0] + count_weights[1] else 3
     arrangement = _pick(rng, ARRANGEMENTS_BY_COUNT[num_objects])
     if num_objects == 1:
