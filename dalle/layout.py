@@ -20,6 +20,16 @@ from dalle.config import PriorModel
 Kind = Literal["row", "column", "conv", "dense"]
 
 
+def predicting(x_BSD: torch.Tensor, text_slots: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of all slots those that predict caption tokens [B, T − 1, D] and those that predict codes [B, I, D]."""
+    return x_BSD[:, : text_slots - 1], x_BSD[:, text_slots:]
+
+
+def row_and_column(image_slots: torch.Tensor, grid: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row and column of the code that each of the image slots predicts."""
+    return image_slots // grid, image_slots % grid
+
+
 def layer_kinds(config: PriorModel) -> list[Kind]:
     """The kind of each layer, first to last: the last is convolutional; otherwise layer i (from 1) is column where
     (i − 2) mod 4 = 0, else row (appendix B.1)."""

@@ -4,7 +4,17 @@ import math
 
 import pytest
 
-from dalle.config import DVAEModel, Optimizer, PriorModel, Run, Schedule, TrainPrior
+from dalle.config import (
+    CLIPModel,
+    DVAEModel,
+    DVAEObjective,
+    Optimizer,
+    PriorModel,
+    Run,
+    Schedule,
+    TrainDVAE,
+    TrainPrior,
+)
 
 
 def test_cosine_schedule_of_the_paper():
@@ -20,8 +30,10 @@ def test_linear_schedule_with_a_start_and_warmup():
     assert [schedule(step) for step in (0, 3, 10, 15, 20)] == [0.25, 1.0, 1.0, 0.5, 0.0]
 
 
-def test_constant_schedule_ignores_its_end():
+def test_a_schedule_that_would_never_reach_its_end_is_refused():
     assert Schedule(1.0, 1.0)(10**6) == 1.0
+    with pytest.raises(ValueError, match=r"end 6\.6"):
+        Schedule(0.0, 6.6)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +44,12 @@ def test_constant_schedule_ignores_its_end():
         (DVAEModel, {"codebook_size": 1}, "codebook_size"),
         (PriorModel, {"heads": 7}, "heads"),
         (PriorModel, {"conv_kernel": 4}, "conv_kernel"),
+        (PriorModel, {"width": -64}, "width"),
+        (CLIPModel, {"patch_px": 0}, "patch_px"),
+        (CLIPModel, {"text_width": 0}, "text_width"),
+        (Optimizer, {"step_size": Schedule(1.0, 1.0), "beta1": 2.0}, "beta1"),
+        (Optimizer, {"step_size": Schedule(1.0, 1.0), "clip_norm": -1.0}, "clip_norm"),
+        (DVAEObjective, {"temperature": Schedule(1.0, 0.0, end_step=10)}, "temperature"),
         (Run, {"steps": 0, "batch_size": 8}, "steps"),
         (Optimizer, {"step_size": Schedule(1.0, 1.0), "muon_step_size_factor": -1.0}, "muon_step_size_factor"),
         (Run, {"steps": 1, "batch_size": 8, "accumulation_steps": 3}, "accumulation_steps"),
@@ -53,3 +71,8 @@ def test_muon_is_refused_with_sharding():
     muon, run = Optimizer(Schedule(1.0, 1.0), muon_step_size_factor=10.0), Run(steps=1, batch_size=8, zero_stage=1)
     with pytest.raises(ValueError, match=r"run\.zero_stage 1"):
         TrainPrior("data", "dvae", "tokenizer", "output", muon, run)
+
+
+def test_muon_is_refused_for_a_dvae():
+    with pytest.raises(ValueError, match=r"optimizer\.muon_step_size_factor 10\.0"):
+        TrainDVAE("data", "output", Optimizer(Schedule(1.0, 1.0), muon_step_size_factor=10.0), Run(1, 8))

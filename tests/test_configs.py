@@ -47,18 +47,18 @@ def test_configuration_is_sound(path):
             {"dvae": DVAE, "prior": Prior}[stage](parsed.model)
 
 
-def _shown_commands():
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        text = page.read_text().replace("\\\n", " ")
-        for block in re.findall(r"```(?:bash|sh)\n(.*?)```", text, flags=re.S):
-            for line in block.splitlines():
-                if line.strip() and not line.strip().startswith("#"):
-                    yield pytest.param(line.strip(), id=f"{page.name}: {line.strip()[:50]}")
+def _shown_lines(page):
+    text = page.read_text().replace("\\\n", " ")
+    for block in re.findall(r"```(?:bash|sh)\n(.*?)```", text, flags=re.S):
+        yield from (line.strip() for line in block.splitlines() if line.strip() and not line.strip().startswith("#"))
 
 
-@pytest.mark.parametrize("line", list(_shown_commands()))
-def test_shown_commands_parse(line, monkeypatch):
-    monkeypatch.chdir(ROOT)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINES = [pytest.param(line, id=f"{page.name}: {line[:50]}") for page in PAGES for line in _shown_lines(page)]
+
+
+def _parsed(line):
+    """The name of the command and its parsed settings; None for those of others."""
     words = shlex.split(line.split("#")[0].split(" > ")[0])
     while words and "=" in words[0]:
         words = words[1:]
@@ -68,9 +68,32 @@ def test_shown_commands_parse(line, monkeypatch):
         assert (ROOT / words[launched[0]]).is_file()
     else:
         name, rest = words[0], words[1:]
+    if name in COMMANDS:
+        return name, arguments.parse(COMMANDS[name], name, rest, POSITIONAL.get(name))
     if name == "bash":
         assert (ROOT / rest[0]).is_file()
-    elif name in COMMANDS:
-        arguments.parse(COMMANDS[name], name, rest, POSITIONAL.get(name))
     else:
         assert name in ("git", "cd", "pip", "python", "ruff", "wandb"), f"no such command: {name}"
+    return name, None
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_shown_commands_parse(line, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    _parsed(line)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/emoji.md", "docs/training.md"])
+def test_shown_commands_fit_together(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    road = dict(_parsed(line) for line in _shown_lines(ROOT / page))
+    prior, dvae = road["dalle-train-prior"], road["dalle-train-dvae"]
+    assert road["dalle-train-tokenizer"].vocabulary <= prior.model.text_vocabulary
+    assert (dvae.model.grid, dvae.model.codebook_size) == (prior.model.grid, prior.model.codebook_size)
+    assert dvae.output == road["dalle-tokenize"].dvae == prior.dvae
+    assert road["dalle-tokenize"].output == prior.data
+    assert road["dalle-train-tokenizer"].output == prior.tokenizer == road["dalle-train-clip"].tokenizer
+    if "dalle-sample" in road:
+        assert {f"{road['dalle-sample'].model}/{name}" for name in ("dvae", "prior", "clip")} == {
+            road[f"dalle-train-{name}"].output for name in ("dvae", "prior", "clip")
+        }

@@ -61,6 +61,14 @@ def test_everything_is_where_it_belongs(result):
     assert not list(folder.rglob("*.partial"))
 
 
+def test_the_demo_removes_nothing_that_it_did_not_make(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/precious.txt").write_text("mine")
+    with pytest.raises(ValueError, match="did not make"):
+        demo(["--output", str(tmp_path), "--num_train", "64"])
+    assert (tmp_path / "data/precious.txt").read_text() == "mine"
+
+
 def test_documents_link_to_what_exists():
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):

@@ -3,5 +3,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/venv.sh
-install demo
+install
 exec .venv/bin/dalle-demo "$@"

@@ -1,8 +1,8 @@
-# Sourced by the other scripts: makes .venv and installs the project with an extra. Quick when nothing has changed, and
+# Sourced by the other scripts: makes .venv and installs the project, with an extra where one is named. Quick when nothing has changed, and
 # safe when two of them start at once.
-#   install EXTRA
+#   install [EXTRA]
 install() {
-    extra=$1
+    extra=${1:-}
     exec 9>.venv.lock
     if command -v flock >/dev/null; then flock 9; fi
     python=${PYTHON:-python3}
@@ -17,7 +17,7 @@ install() {
         # torch first: DeepSpeed looks at it while it is being built
         .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel torch numpy
         .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-            --no-build-isolation -e ".[$extra]"
+            --no-build-isolation -e ".${extra:+[$extra]}"
         echo "$wanted" >"$stamp"
     fi
     exec 9>&-

@@ -119,7 +119,7 @@ def _plain(value):
 
 def _normalise(cls: type, argv: list[str], positional: str | None) -> list[str]:
     """Flags without a value get `true`, dashes in names become underscores, the launcher's --local_rank goes, and a bare
-    argument gets its name."""
+    argument gets its name. Raises ValueError for more bare arguments, and for keys with one dash."""
     flags = {name for name, kind in _keys(cls).items() if kind is bool}
     result: list[str] = []
     i = 0
@@ -128,13 +128,19 @@ def _normalise(cls: type, argv: list[str], positional: str | None) -> list[str]:
         name, equals, value = token[2:].partition("=")
         name = name.replace("-", "_")
         following = argv[i + 1] if i + 1 < len(argv) else None
-        if not token.startswith("--"):
-            result += [f"--{positional}", token] if positional else [token]
+        if token == "-h":
+            result.append(token)
+        elif not token.startswith("-"):
+            if positional is None or any(part.split("=")[0] == f"--{positional}" for part in result):
+                raise ValueError(f"unexpected {token!r}: put quotes around a value with spaces or a * in it")
+            result += [f"--{positional}", token]
+        elif not token.startswith("--"):
+            raise ValueError(f"{_unknown(cls, token.split('=')[0])} (with two dashes)")
         elif name == "local_rank":
             i += 0 if equals else 1
         elif name in flags and not equals and following not in ("true", "false"):
             result += [f"--{name}", "true"]
-        elif equals or following is None or name == "help":
+        elif equals or following is None or following.startswith("--") or name == "help":
             result.append(f"--{name}{equals}{value}")
         else:
             result += [f"--{name}", following]

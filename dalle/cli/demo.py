@@ -10,9 +10,10 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from dalle.cli import arguments
-from dalle.config import Demo
+from dalle.config import Demo, TrainCLIP, TrainDVAE, TrainPrior
 
 _GALLERY_CAPTIONS = 32
 _GRID_CAPTIONS = 24
@@ -25,62 +26,50 @@ def main() -> None:
 
 def demo(argv: list[str] | None = None) -> None:
     """Parse, check, run the road, judge."""
-    config = arguments.parse(Demo, "dalle-demo", argv)
-    configs = Path(config.configs) if config.configs else Path(__file__).parents[2] / "configs" / "demo"
-    for stage in ("dvae", "prior", "clip"):
-        if not (configs / f"{stage}.yaml").is_file():
-            raise ValueError(f"configs {configs}: no {stage}.yaml there; name the folder with --configs")
-    folder = arguments.check_output(config.output)
     began_s = time.monotonic()
-    _clean(folder)
+    config = arguments.parse(Demo, "dalle-demo", argv)
+    from dalle.data.shards import escape
+
+    folder = Path(config.output)
+    train_shards, valid_shards = (f"{escape(folder)}/data/{split}-*.tar" for split in ("train", "valid"))
+    dvae, prior, clip, tokenizer = (str(folder / name) for name in ("dvae", "prior", "clip", "tokenizer.json"))
+    tokens, valid_tokens = str(folder / "tokens/train"), str(folder / "tokens/valid")
+    images = {"data": train_shards, "valid_data": valid_shards}
+    prior_options = {"data": tokens, "valid_data": valid_tokens, "dvae": dvae, "tokenizer": tokenizer, "output": prior}
+    stages = {
+        "dvae": _stage(config, "dvae", images | {"output": dvae}),
+        "prior": _stage(config, "prior", prior_options),
+        "clip": _stage(config, "clip", images | {"tokenizer": tokenizer, "dvae": dvae, "output": clip}),
+    }
+    # read before anything is removed or drawn; what they say of the data no other file has to repeat
+    size_px = arguments.parse(TrainDVAE, "dvae", stages["dvae"]).model.image_size_px
+    vocabulary = arguments.parse(TrainPrior, "prior", stages["prior"]).model.text_vocabulary
+    arguments.parse(TrainCLIP, "clip", stages["clip"])
+    _clear(arguments.check_output(config.output))
 
     from dalle.cli.draw_shapes import draw_shapes
     from dalle.cli.tokenize import tokenize
     from dalle.cli.train import train
     from dalle.cli.train_tokenizer import train_tokenizer
-    from dalle.config import TrainCLIP, TrainDVAE, TrainPrior
-
-    train_shards, valid_shards = f"{folder}/data/train-*.tar", f"{folder}/data/valid-*.tar"
-    num_valid = str(4 * config.captions)
-    seed = str(config.seed)
-    dvae, prior, clip, tokenizer = (str(folder / name) for name in ("dvae", "prior", "clip", "tokenizer.json"))
-    tokens, valid_tokens = str(folder / "tokens/train"), str(folder / "tokens/valid")
-
-    # what the configurations say of the data is asked of them, so that no two files have to agree
-    size_px = arguments.parse(
-        TrainDVAE, "dvae", [*_config(configs, "dvae"), "--data", "", "--output", ""]
-    ).model.image_size_px
-    vocabulary = arguments.parse(TrainPrior, "prior", _prior(configs, "", "", "", "", "")).model.text_vocabulary
 
     _say("1/7", f"drawing {config.num_train:,} captioned scenes")
-    drawings = [
-        "--num_train",
-        str(config.num_train),
-        "--num_valid",
-        num_valid,
-        "--seed",
-        seed,
-        "--size_px",
-        str(size_px),
-    ]
-    draw_shapes(["--output", str(folder / "data"), *drawings])
+    numbers = {"num_train": config.num_train, "num_valid": 4 * config.captions, "seed": config.seed}
+    draw_shapes(_options({"output": folder / "data", "size_px": size_px} | numbers))
     _say("2/7", "learning the captions' tokens")
-    train_tokenizer(["--data", train_shards, "--output", tokenizer, "--vocabulary", str(vocabulary)])
+    train_tokenizer(_options({"data": train_shards, "output": tokenizer, "vocabulary": vocabulary}))
 
     from dalle.training.topology import joined
 
     with joined():
-        data = ["--data", train_shards, "--valid_data", valid_shards]
         _say("3/7", "stage one: a discrete VAE turns pixels into tokens")
-        _must(train("dvae", TrainDVAE, [*_config(configs, "dvae"), *data, "--output", dvae]))
+        _must(train("dvae", TrainDVAE, stages["dvae"]))
         _say("4/7", "turning all images into tokens")
-        tokenize(["--data", train_shards, "--dvae", dvae, "--output", tokens])
-        tokenize(["--data", valid_shards, "--dvae", dvae, "--output", valid_tokens])
+        for shards, output in ((train_shards, tokens), (valid_shards, valid_tokens)):
+            tokenize(_options({"data": shards, "dvae": dvae, "output": output}))
         _say("5/7", "stage two: a sparse transformer learns to continue captions with image tokens")
-        _must(train("prior", TrainPrior, _prior(configs, tokens, valid_tokens, dvae, tokenizer, prior)))
+        _must(train("prior", TrainPrior, stages["prior"]))
         _say("6/7", "the reranker: CLIP learns which image belongs to which caption")
-        names = ["--tokenizer", tokenizer, "--dvae", dvae, "--output", clip]
-        _must(train("clip", TrainCLIP, [*_config(configs, "clip"), *data, *names]))
+        _must(train("clip", TrainCLIP, stages["clip"]))
 
     _say("7/7", f"drawing {config.candidates} candidates for each of {config.captions} captions of unseen combinations")
     _judge(config, folder, valid_shards, began_s)
@@ -94,19 +83,11 @@ def _judge(config: Demo, folder: Path, valid_shards: str, began_s: float) -> Non
     from dalle.sampling.pipeline import load
 
     pipeline = load(folder)
-    with tqdm(total=config.captions, unit=" captions", disable=not sys.stderr.isatty()) as bar:
-        found = accuracy.run(
-            pipeline,
-            valid_shards,
-            config.captions,
-            config.candidates,
-            config.seed,
-            config.sampling,
-            progress=lambda done: bar.update(done - bar.n),
-        )
-    figures = {name: round(share, 4) for name, share in found.figures().items()}
-    shown = dict(list(found.drawings.items())[:_GALLERY_CAPTIONS])
-    seconds = round(time.monotonic() - began_s, 1)
+    pairs = accuracy.distinct(valid_shards, pipeline.dvae.config.image_size_px, config.captions)
+    judged = accuracy.judge(pipeline, pairs, config.candidates, config.seed, config.sampling)
+    judgements = list(tqdm(judged, total=len(pairs), unit=" captions", disable=not sys.stderr.isatty()))
+    figures = {name: round(share, 4) for name, share in accuracy.figures(judgements)}
+    shown = {judgement.caption: judgement.drawings for judgement in judgements[:_GALLERY_CAPTIONS]}
     facts = {f"caption accuracy, {name.replace('_', ' ')}": f"{share:.1%}" for name, share in figures.items()}
     write_gallery(shown, folder / "gallery", f"Captions of unseen combinations, best of {config.candidates}", facts)
     best = [drawings[0] for drawings in list(shown.values())[:_GRID_CAPTIONS]]
@@ -115,7 +96,7 @@ def _judge(config: Demo, folder: Path, valid_shards: str, began_s: float) -> Non
         print(f"{name}: {share}")
     print(f"gallery: {folder / 'gallery' / 'index.html'}")
     result = {
-        "seconds": seconds,
+        "seconds": round(time.monotonic() - began_s, 1),
         "caption_accuracy": figures,
         "captions": config.captions,
         "gallery": str(folder / "gallery" / "index.html"),
@@ -124,21 +105,30 @@ def _judge(config: Demo, folder: Path, valid_shards: str, began_s: float) -> Non
     print(json.dumps(result))
 
 
-def _config(configs: Path, stage: str) -> list[str]:
-    return ["--config", str(configs / f"{stage}.yaml")]
+def _stage(config: Demo, stage: str, options: dict[str, str]) -> list[str]:
+    """The arguments of a stage's command."""
+    configs = Path(config.configs) if config.configs else Path(__file__).parents[2] / "configs" / "demo"
+    file = configs / f"{stage}.yaml"
+    if not file.is_file():
+        raise ValueError(f"configs {configs}: no {stage}.yaml there; name the folder with --configs")
+    return ["--config", str(file), *_options(options)]
 
 
-def _prior(configs: Path, data: str, valid_data: str, dvae: str, tokenizer: str, output: str) -> list[str]:
-    options = {"data": data, "valid_data": valid_data, "dvae": dvae, "tokenizer": tokenizer, "output": output}
-    return [*_config(configs, "prior"), *(text for k, v in options.items() for text in (f"--{k}", v))]
+def _options(options: dict[str, Any]) -> list[str]:
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
 
-def _clean(folder: Path) -> None:
-    """Remove what an earlier demo made, and nothing else."""
+def _clear(folder: Path) -> None:
+    """Remove what an earlier demo made, and nothing else. Raises ValueError for a folder of something else."""
+    marker = folder / ".dalle-demo"
+    if folder.exists() and not marker.exists() and any(folder.iterdir()):
+        raise ValueError(f"output {folder}: holds what dalle-demo did not make; name another folder with --output")
     for name in ("data", "dvae", "tokens", "prior", "clip", "gallery"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("tokenizer.json", "result.json"):
         (folder / name).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    marker.touch()
 
 
 def _say(number: str, text: str) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 from dalle.cli import arguments
-from dalle.config import CLIPModel, Describe, DVAEModel, PriorModel
+from dalle.config import CLIPModel, Describe, DVAEModel, PriorModel, TrainTokenizer
 
 
 def main() -> None:
@@ -46,20 +47,21 @@ def _describe(kind: str, config, tokenizer_file: str | None) -> dict:
     from dalle.models.prior import Prior
     from dalle.text import Tokenizer
 
-    if kind == "clip" and config.architecture is None and tokenizer_file is None:
-        raise ValueError("a CLIP's text embedding has the size of its vocabulary: name its tokenizer with --tokenizer")
     tokenizer = Tokenizer.load(tokenizer_file) if tokenizer_file else None
+    if kind == "clip" and config.architecture is None and tokenizer is None:
+        tokenizer = SimpleNamespace(vocabulary=TrainTokenizer.vocabulary)
     with torch.device("meta"):
         model = CLIP(config, tokenizer) if kind == "clip" else {"dvae": DVAE, "prior": Prior}[kind](config)
     parameters = {name: list(p.shape) for name, p in model.named_parameters()}
     counts = {name: p.numel() for name, p in model.named_parameters()}
     parts: dict[str, int] = {}
     for name, count in counts.items():
-        part = name.split(".")[0]
+        part = ".".join(name.split(".")[: 2 if kind == "clip" else 1])
         parts[part] = parts.get(part, 0) + count
     description = {
         "kind": kind,
         "sizes": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(config).items()},
+        **({"vocabulary": tokenizer.vocabulary} if tokenizer else {}),
         "parameters": sum(counts.values()),
         "parts": parts,
         "shapes": parameters,
@@ -87,7 +89,8 @@ def _layers(kinds: list[str], config: PriorModel) -> list[dict]:
 
 
 def _print(description: dict) -> None:
-    print(f"{description['kind']}: {description['parameters']:,} parameters")
+    vocabulary = f", on a vocabulary of {description['vocabulary']:,} tokens" if "vocabulary" in description else ""
+    print(f"{description['kind']}: {description['parameters']:,} parameters{vocabulary}")
     for name, value in description["sizes"].items():
         print(f"  {name:22} {value}")
     print("parts")

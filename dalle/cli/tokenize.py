@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 
 from dalle.cli import arguments
@@ -19,49 +18,40 @@ def tokenize(argv: list[str] | None = None) -> None:
     """Parse, check, encode."""
     config = arguments.parse(Tokenize, "dalle-tokenize", argv)
     from dalle.data.shards import expand
-    from dalle.models.folder import load_dvae, read_header
+    from dalle.models.folder import load_dvae, read_config, read_header
 
-    header = read_header(config.dvae)
+    model, digest = read_config(config.dvae, "dvae"), read_header(config.dvae)["hash"]
     expand(config.data)
     folder = arguments.check_output(config.output)
 
     import torch
     from tqdm import tqdm
 
-    from dalle.data.pairs import Counts, to_tensor
+    from dalle.data.loading import load
+    from dalle.data.pairs import Counts, PairPasses
     from dalle.data.tokens import Meta, TokenWriter
 
+    images = replace(config.images, augmentation=config.images.augmentation if config.crops > 1 else "none")
+    passes = PairPasses(config.data, images, model.image_size_px, config.batch_size, config.crops, config.seed)
+    batches = load(passes, workers=1, prefetch_factor=2)  # they are decoded while the dVAE is loaded, too
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dvae = load_dvae(config.dvae, device).to(memory_format=torch.channels_last)
-    meta = Meta(dvae.config.grid, dvae.config.codebook_size, header["hash"])
-    writer = TokenWriter(folder, meta, config.pairs_per_shard)
-    counts = Counts()
-    with tqdm(unit=" images", disable=not sys.stderr.isatty()) as bar:
-        for pairs in _batches(config, dvae.config.image_size_px, counts):
-            images_BCYX = to_tensor([pair.image for pair in pairs]).to(device)
+    with (
+        TokenWriter(folder, Meta(model.grid, model.codebook_size, digest), config.pairs_per_shard) as writer,
+        tqdm(unit=" images", disable=not sys.stderr.isatty()) as bar,
+    ):
+        for batch in batches:
+            if isinstance(batch, Counts):
+                counts = batch
+                continue
             with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16"):
-                codes_BYX = dvae.encode(images_BCYX)
-            for pair, codes_I in zip(pairs, codes_BYX.flatten(1).cpu().numpy(), strict=True):
-                writer.add(codes_I, pair.captions)
-            bar.update(len(pairs))
-    sizes = writer.close().shard_sizes
+                codes_BYX = dvae.encode(batch["images_BCYX"].to(device))
+            for codes_I, captions in zip(codes_BYX.flatten(1).cpu().numpy(), batch["captions"], strict=True):
+                writer.add(codes_I, captions)
+            bar.update(len(codes_BYX))
+        sizes = writer.close().shard_sizes
     skipped = (
         f"; of {counts.read:,} samples {counts.filtered:,} were filtered out, {counts.num_bad:,} could not be read"
     )
-    print(f"{sum(sizes):,} pairs in {len(sizes)} token shards: {folder}" + (skipped if len(counts.bad) else ""))
-
-
-def _batches(config: Tokenize, size_px: int, counts) -> Iterator[list]:
-    from dalle.data.pairs import read_pairs
-
-    augmentation = config.images.augmentation if config.crops > 1 else "none"
-    images = replace(config.images, augmentation=augmentation)
-    pairs: list = []
-    for crop in range(config.crops):
-        for pair in read_pairs(config.data, images, size_px, config.seed, epoch=crop, counts=counts):
-            pairs.append(pair)
-            if len(pairs) == config.batch_size:
-                yield pairs
-                pairs = []
-    if pairs:
-        yield pairs
+    left_out = counts.filtered or counts.num_bad
+    print(f"{sum(sizes):,} pairs in {len(sizes)} token shards: {folder}" + (skipped if left_out else ""))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from dataclasses import replace
 
 from dalle.cli import arguments
 from dalle.config import TrainCLIP, TrainDVAE, TrainPrior
@@ -48,5 +49,6 @@ def train(kind: str, cls: type, argv: list[str] | None = None) -> bool:
 
     with joined() as world:
         stage = importlib.import_module(f"dalle.training.{kind}").stage(config, world)
-        stage.files["config.yaml"] = arguments.to_yaml(config)
+        # a resumed run is described as the whole run, which another one may repeat
+        stage.files["config.yaml"] = arguments.to_yaml(replace(config, resume=False))
         return run_loop(stage, config.optimizer, config.run, folder, world, config.resume)

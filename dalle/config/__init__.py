@@ -1,9 +1,9 @@
 """One frozen dataclass for each thing that is configured. No torch here: a configuration is read and refused before
 anything heavy is imported.
 
-Defaults are the paper's values ("Zero-Shot Text-to-Image Generation", 2021) wherever it gives one; a field that the
-paper does not have says so and its default leaves it off. `dalle.cli.arguments` turns these classes into `--help`,
-YAML and dotted overrides.
+Defaults are the paper's values ("Zero-Shot Text-to-Image Generation", 2021) wherever it gives one; where it gives one
+for each stage the default says whose it is. A field that the paper does not have says so and its default leaves it off.
+`dalle.cli.arguments` turns these classes into `--help`, YAML and dotted overrides.
 """
 
 from dalle.config.commands import (

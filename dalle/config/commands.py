@@ -46,7 +46,7 @@ class TrainTokenizer:
     Args:
         data: shards (.tar) or text files (.txt)
         output: the tokenizer file to write
-        vocabulary: largest number of tokens
+        vocabulary: largest number of tokens, at least 256 (the bytes)
         min_count: pairs of symbols seen less often are not merged
     """
 
@@ -55,15 +55,20 @@ class TrainTokenizer:
     vocabulary: int = 16384
     min_count: int = 2
 
+    def __post_init__(self) -> None:
+        at_least(self, 256, "vocabulary")
+        at_least(self, 1, "min_count")
+
 
 @dataclass(frozen=True)
 class TrainDVAE:
     """Train the discrete VAE (stage one).
 
     Args:
-        data: training shards: paths, globs or {000..006} ranges, separated by spaces
+        data: training shards: the path of one, or paths, globs or {000..006} ranges, separated by spaces; a backslash
+            goes before a space that is part of a path
         output: folder of the trained model
-        valid_data: held-out shards; null means no validation
+        valid_data: held-out shards; null means no figures, and pictures of training pairs
         resume: continue from the latest checkpoint in the output folder
     """
 
@@ -79,6 +84,11 @@ class TrainDVAE:
 
     def __post_init__(self) -> None:
         _check_sharding(self.optimizer, self.run)
+        require(
+            self.optimizer.muon_step_size_factor is None,
+            f"optimizer.muon_step_size_factor {self.optimizer.muon_step_size_factor}: Muon is for the matrices of "
+            "transformers, and a dVAE has none; leave it null",
+        )
 
 
 @dataclass(frozen=True)
@@ -120,7 +130,7 @@ class TrainPrior:
         dvae: folder of the dVAE that made them
         tokenizer: tokenizer file
         output: folder of the trained model
-        valid_data: folder of held-out token shards; null means no validation
+        valid_data: folder of held-out token shards; null means no figures, and pictures for training captions
         resume: continue from the latest checkpoint in the output folder
         bpe_dropout: probability of skipping a merge while training (Provilkov et al., 2019)
     """
@@ -222,7 +232,7 @@ class Describe:
     Args:
         config_file: a training configuration of a dVAE, prior or CLIP
         json: print JSON in place of tables
-        tokenizer: for a CLIP on our own tokenizer, the tokenizer file
+        tokenizer: for a CLIP on our own tokenizer, the tokenizer file; null assumes the paper's number of tokens
     """
 
     config_file: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dalle.config.checks import require
+from dalle.config.checks import at_least, require
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class DVAEModel:
     min_ln_b: float | None = None
 
     def __post_init__(self) -> None:
-        require(self.codebook_size >= 2, f"codebook_size {self.codebook_size}: must be at least 2")
-        require(self.blocks_per_group >= 1, f"blocks_per_group {self.blocks_per_group}: must be at least 1")
+        at_least(self, 2, "codebook_size")
+        at_least(self, 1, "blocks_per_group", "decoder_input_width")
         require(len(self.width_multipliers) >= 1, "width_multipliers: needs at least one group")
         widths = [self.encoder_width * m for m in self.width_multipliers]
         require(
@@ -98,13 +98,9 @@ class PriorModel:
     conv_kernel: int = 11
 
     def __post_init__(self) -> None:
-        require(self.text_slots >= 2, f"text_slots {self.text_slots}: must be at least 2")
-        require(self.grid >= 1, f"grid {self.grid}: must be at least 1")
-        require(self.depth >= 1, f"depth {self.depth}: must be at least 1")
-        require(
-            self.heads >= 1 and self.width % self.heads == 0,
-            f"heads {self.heads}: must divide width {self.width}",
-        )
+        at_least(self, 2, "text_slots", "codebook_size")
+        at_least(self, 1, "grid", "text_vocabulary", "width", "depth", "heads")
+        require(self.width % self.heads == 0, f"heads {self.heads}: must divide width {self.width}")
         require(
             self.conv_kernel >= 1 and self.conv_kernel % 2 == 1,
             f"conv_kernel {self.conv_kernel}: must be odd and positive",
@@ -113,6 +109,11 @@ class PriorModel:
     @property
     def image_slots(self) -> int:
         return self.grid**2
+
+    @property
+    def caption_tokens(self) -> int:
+        """T − 1, the most tokens of a caption that are read."""
+        return self.text_slots - 1
 
     @property
     def slots(self) -> int:
@@ -147,6 +148,9 @@ class CLIPModel:
     embedding_width: int = 256
 
     def __post_init__(self) -> None:
+        at_least(self, 1, "image_size_px", "patch_px", "vision_width", "vision_layers", "text_width", "text_layers")
+        at_least(self, 1, "embedding_width")
+        at_least(self, 3, "text_slots")
         require(
             self.image_size_px % self.patch_px == 0,
             f"image_size_px {self.image_size_px}: must be a multiple of patch_px {self.patch_px}",

@@ -19,7 +19,7 @@ class Schedule:
         start: value up to `begin_step`
         end: value from `end_step` on
         begin_step: update at which the change begins
-        end_step: update at which `end` is reached; equal to `begin_step` means that `start` is kept for ever
+        end_step: update at which `end` is reached; equal to `begin_step` for a constant, `start` and `end` alike
         shape: "cosine" (the paper's, appendix A.2) or "linear"
         warmup_steps: over these first updates the value is also multiplied by a factor that grows linearly to 1
     """
@@ -36,7 +36,12 @@ class Schedule:
             0 <= self.begin_step <= self.end_step,
             f"begin_step {self.begin_step} and end_step {self.end_step}: need 0 <= begin_step <= end_step",
         )
-        require(self.warmup_steps >= 0, f"warmup_steps {self.warmup_steps}: must not be negative")
+        require(
+            self.begin_step < self.end_step or self.start == self.end,
+            f"end {self.end} with end_step {self.end_step}: would never be reached; give an end_step after begin_step "
+            f"{self.begin_step}, or end {self.start} for a constant",
+        )
+        at_least(self, 0, "warmup_steps")
 
     def __call__(self, step: int) -> float:
         """The value for update `step`, counted from 0."""
@@ -64,6 +69,10 @@ class DVAEObjective:
     temperature: Schedule = field(default_factory=lambda: Schedule(1.0, 1 / 16, end_step=150_000))
     noise_scale: Schedule = field(default_factory=lambda: Schedule(1.0, 1.0))
 
+    def __post_init__(self) -> None:
+        lowest = min(self.temperature.start, self.temperature.end)
+        require(lowest > 0, f"temperature {lowest}: must be positive")
+
 
 @dataclass(frozen=True)
 class PriorObjective:
@@ -81,7 +90,8 @@ class PriorObjective:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW with decoupled weight decay.
+    """AdamW with decoupled weight decay. The defaults are the paper's for the dVAE (appendix A.3); for the prior it has
+    beta2 0.96, weight_decay 4.5e-2 and clip_norm 4 (`configs/paper/12b.yaml`).
 
     Args:
         step_size: the learning rate
@@ -104,6 +114,11 @@ class Optimizer:
     muon_step_size_factor: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("beta1", "beta2"):
+            require(0 <= getattr(self, name) < 1, f"{name} {getattr(self, name)}: must lie in [0, 1)")
+        at_least(self, 0, "weight_decay")
+        require(self.epsilon > 0, f"epsilon {self.epsilon}: must be positive")
+        require(self.clip_norm is None or self.clip_norm > 0, f"clip_norm {self.clip_norm}: must be positive, or null")
         require(
             self.muon_step_size_factor is None or self.muon_step_size_factor > 0,
             f"muon_step_size_factor {self.muon_step_size_factor}: must be positive, or null for AdamW alone",
@@ -139,7 +154,7 @@ class Run:
         precision: of the matrix products; parameters, identity path, logits and loss are fp32 in any case
         zero_stage: DeepSpeed ZeRO stage: 0 replicates, 1 shards the optimiser state, 2 the gradients too
         ema_decay: decay of the averaged weights; null keeps no average
-        compile: torch.compile the model
+        compile: torch.compile the forward and backward pass; needs a C++ compiler on a CPU, and a minute at start
         log_every_steps: updates between two log lines
         validate_every_steps: updates between two validations with pictures; 0 only at the end
         validation_batches: batches per validation
@@ -165,15 +180,8 @@ class Run:
     wandb: Wandb = field(default_factory=Wandb)
 
     def __post_init__(self) -> None:
-        counts = (
-            "steps",
-            "batch_size",
-            "accumulation_steps",
-            "log_every_steps",
-            "validation_batches",
-            "keep_checkpoints",
-        )
-        at_least(self, 1, *counts)
+        at_least(self, 1, "steps", "batch_size", "accumulation_steps")
+        at_least(self, 1, "log_every_steps", "validation_batches", "keep_checkpoints")
         at_least(self, 0, "validate_every_steps", "checkpoint_every_minutes", "loader_workers", "seed")
         require(
             self.batch_size % self.accumulation_steps == 0,

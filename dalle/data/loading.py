@@ -11,19 +11,22 @@ _PREFETCHED_BATCHES = 4
 
 
 def load(dataset: Dataset, workers: int, **options) -> Iterator[dict]:
-    """Batches of a data set that makes whole batches itself.
+    """Batches of a data set that makes whole batches itself. The workers begin at once.
 
     Args:
         dataset: yields batches, or has them by number
         workers: loader processes; 0 loads in this process
-        options: more arguments of `DataLoader`
+        options: more arguments of `DataLoader`, or others than ours
 
     Raises:
         ValueError: what a worker raised, as the one line it was
     """
     if workers:
-        options |= {"prefetch_factor": _PREFETCHED_BATCHES, "worker_init_fn": _ignore_ctrl_c}
-    batches = iter(DataLoader(dataset, batch_size=None, num_workers=workers, **options))
+        options = {"prefetch_factor": _PREFETCHED_BATCHES, "worker_init_fn": _ignore_ctrl_c} | options
+    return _in_one_line(iter(DataLoader(dataset, batch_size=None, num_workers=workers, **options)))
+
+
+def _in_one_line(batches: Iterator[dict]) -> Iterator[dict]:
     while True:
         try:
             batch = next(batches)

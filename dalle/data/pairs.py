@@ -1,13 +1,14 @@
 """Decoded image-caption pairs: decoding, filtering, augmentation, counting of what cannot be read, batching.
 
 A worker process of the loader runs all of this; the training process receives whole batches. Every random choice is
-seeded by (seed, epoch, sample key), so an image meets the same crop whatever the number of workers.
+seeded by (seed, epoch, shard's file name, sample key), so an image meets the same crop whatever the number of workers
+and wherever the data lies.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 
@@ -17,6 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from dalle.config import Images
 from dalle.data import images as crops
+from dalle.data.captions import BadSample, read_captions
 from dalle.data.loading import load
 from dalle.data.shards import Position, ShardStream, Split, expand, read
 
@@ -45,10 +47,6 @@ class Counts:
     @property
     def num_bad(self) -> int:
         return sum(self.bad.values())
-
-
-class BadSample(ValueError):
-    """A sample that cannot be used; the message says why in a few words that do not name the sample."""
 
 
 class Decoder:
@@ -130,41 +128,9 @@ class Decoder:
 
 
 def _generator(seed: int, epoch: int, sample: dict) -> np.random.Generator:
-    text = f"{seed} {epoch} {sample['__url__']} {sample['__key__']}"
+    shard = sample["__url__"].rpartition("/")[2]
+    text = f"{seed} {epoch} {shard} {sample['__key__']}"
     return np.random.default_rng(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big"))
-
-
-def read_captions(sample: dict[str, bytes]) -> tuple[list[str], dict | None]:
-    """The captions of a raw sample, from its json's `captions` where it has them, else from its txt; and its json's
-    `scene`. Raises BadSample when there is none, or it is not text."""
-    try:
-        extra = json.loads(sample["json"]) if "json" in sample else {}
-        captions = extra.get("captions") if isinstance(extra, dict) else None
-        if captions is None:
-            captions = [sample["txt"].decode("utf-8")] if "txt" in sample else []
-    except ValueError:
-        raise BadSample("caption is not text") from None
-    if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
-        raise BadSample("caption is not text")
-    captions = [" ".join(c.split()) for c in captions]
-    captions = [c for c in captions if c]
-    if not captions:
-        raise BadSample("no caption")
-    return captions, extra.get("scene") if isinstance(extra, dict) else None
-
-
-def read_all_captions(spec: str) -> Iterator[str]:
-    """All captions of the shards, in order; samples without one are left out. Raises ValueError when all are."""
-    found = False
-    for sample in read(expand(spec)):
-        try:
-            captions = read_captions(sample)[0]
-        except BadSample:
-            continue
-        found = True
-        yield from captions
-    if not found:
-        raise ValueError(f"{spec}: no sample has a caption")
 
 
 def read_pairs(
@@ -180,6 +146,28 @@ def read_pairs(
             yield pair
     if sample is not None:
         decoder.check_limit(sample, at_end=True)
+
+
+class PairPasses(IterableDataset):
+    """A few passes over the shards in order, each with crops of its own, for one loader worker.
+
+    Yields dicts of `images_BCYX` uint8 [B, 3, Y, X] and `captions` (all of each pair's), and at the end the `Counts`.
+    """
+
+    def __init__(self, spec: str, config: Images, size_px: int, batch_size: int, passes: int, seed: int):
+        self.spec, self.config, self.size_px, self.batch_size = spec, config, size_px, batch_size
+        self.passes, self.seed = passes, seed
+
+    def __iter__(self) -> Iterator[dict | Counts]:
+        assert (info := get_worker_info()) is None or info.num_workers == 1, "several would each read everything"
+        counts = Counts()
+        passes = (
+            read_pairs(self.spec, self.config, self.size_px, self.seed, epoch, counts) for epoch in range(self.passes)
+        )
+        pairs = itertools.chain.from_iterable(passes)
+        while batch := list(itertools.islice(pairs, self.batch_size)):
+            yield {"images_BCYX": to_tensor([p.image for p in batch]), "captions": [p.captions for p in batch]}
+        yield counts
 
 
 def warn_of_bad_samples(loader: PairLoader) -> Callable[[int, dict], list[str]]:
@@ -280,16 +268,22 @@ class PairLoader:
         return {
             "batches_taken": self.batches_taken,
             "workers": self.workers,
+            "world_size": self.dataset.world_size,
             "positions": {str(worker): asdict(position) for worker, position in self.positions.items()},
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from a position. Raises ValueError if the number of workers changed: the order depends on it."""
-        if state["workers"] != self.workers:
-            raise ValueError(
-                f"run.loader_workers {self.workers}: the checkpoint was written with {state['workers']}, and the order "
-                "of the data depends on it"
-            )
+        """Continue from a position. Raises ValueError if the number of workers or of processes changed: the order
+        depends on it."""
+        world_size = self.dataset.world_size
+        for what, now, then in (
+            (f"run.loader_workers {self.workers}", self.workers, state["workers"]),
+            (f"{world_size} process{'es' if world_size > 1 else ''}", world_size, state["world_size"]),
+        ):
+            if now != then:
+                raise ValueError(
+                    f"{what}: the checkpoint was written with {then}, and the order of the data depends on it"
+                )
         self.batches_taken = state["batches_taken"]
         self.positions = {int(worker): Position(**position) for worker, position in state["positions"].items()}
         self.dataset.resume(self.batches_taken, dict(self.positions))

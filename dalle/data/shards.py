@@ -8,47 +8,68 @@ seed, the epoch, and the split alone, so a position is just (epoch, samples take
 from __future__ import annotations
 
 import glob
+import os
 import random
+import re
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import braceexpand
 from webdataset import tariterators
+from webdataset.gopen import gopen
 
 _TAR_END_BYTES = 1024
 """A complete tar ends with two zero blocks of 512 bytes."""
 
 
 def expand(spec: str) -> list[str]:
-    """The shards that a specification names: paths, globs and `{000..006}` ranges separated by spaces, or URLs that
-    webdataset opens (`pipe:…`, which may hold spaces and so stands alone).
+    """The shards that a specification names, in order.
 
     Raises:
         ValueError: a local shard does not exist, is empty or is cut off. Checked by size and last bytes, not read.
     """
-    patterns = [spec] if spec.startswith("pipe:") else spec.split()
-    shards: list[str] = []
-    for pattern in patterns:
-        for name in braceexpand.braceexpand(pattern):
-            if ":" in name.split("/")[0] or not glob.has_magic(name):
-                shards.append(name)
-            else:
-                found = sorted(glob.glob(name))
-                if not found:
-                    raise ValueError(f"no shard matches {name!r}")
-                shards.extend(found)
-    if not shards:
-        raise ValueError("no shards were named")
+    shards = names(spec)
     for shard in shards:
-        if ":" not in shard.split("/")[0]:
-            _check(Path(shard))
+        check(shard)
     return shards
 
 
-def _check(shard: Path) -> None:
+def names(spec: str) -> list[str]:
+    """The files that a specification names: the path of one file, or paths, globs and `{000..006}` ranges separated by
+    spaces, where a backslash takes its meaning from the character after it; or URLs that webdataset opens (`pipe:…`,
+    which may hold spaces and so stands alone). Raises ValueError when a glob matches nothing, or nothing is named."""
+    if spec.startswith("pipe:") or os.path.isfile(spec):
+        return [spec]
+    found: list[str] = []
+    for pattern in filter(None, re.split(r"(?<!\\)\s+", spec)):
+        for name in braceexpand.braceexpand(pattern):  # this also takes the backslashes away
+            matches = [name] if _is_url(name) or not glob.has_magic(name) else sorted(glob.glob(name))
+            if not matches:
+                raise ValueError(f"no shard matches {name!r}")
+            found.extend(matches)
+    if not found:
+        raise ValueError("no files were named")
+    return found
+
+
+def escape(path: str | Path) -> str:
+    """A path as part of a specification, whatever characters are in it."""
+    return re.sub(r"([\s\\{},])", r"\\\1", glob.escape(str(path)))
+
+
+def _is_url(name: str) -> bool:
+    return ":" in name.split("/")[0]
+
+
+def check(name: str) -> None:
+    """Raises ValueError unless a local file is there and begins and ends as a tar does; URLs are left to reading."""
+    if _is_url(name):
+        return
+    shard = Path(name)
     if shard.is_dir():
-        raise ValueError(f"{shard} is a folder; name the .tar files in it, for example '{shard}/*.tar'")
+        raise ValueError(f"{shard} is a folder; name the .tar files in it, for example '{escape(shard)}/*.tar'")
     if not shard.is_file():
         raise ValueError(f"no such shard: {shard}")
     with shard.open("rb") as file:
@@ -80,15 +101,49 @@ class Position:
 
 
 def read(shards: list[str]) -> Iterator[dict[str, bytes]]:
-    """Samples of the shards in order: `__key__`, `__url__`, and each file's bytes under its extension."""
-    try:
-        yield from tariterators.tarfile_samples({"url": url} for url in shards)
-    except OSError as error:
-        raise ValueError(f"a shard cannot be read: {error}") from error
-    except Exception as error:
-        if "ReadError" in type(error).__name__ or "HeaderError" in type(error).__name__:
-            raise ValueError(f"a shard is damaged: {error}") from error
-        raise
+    """Samples of the shards in order: `__key__`, `__url__`, and each file's bytes under its extension.
+
+    Raises:
+        ValueError: a shard cannot be read to its end; the line names it
+    """
+    for shard in shards:
+        try:
+            yield from tariterators.group_by_keys(_files(shard))
+        except OSError as error:
+            raise ValueError(f"{shard} cannot be read: {error.strerror or error}") from error
+        except (tarfile.TarError, EOFError) as error:
+            raise ValueError(f"{shard} is damaged or cut off ({error}): write it again, or leave it out") from error
+        except ValueError as error:  # a file of a sample is there twice; webdataset adds to the arguments
+            raise ValueError(f"{shard}: {error.args[0]}") from error
+
+
+class _Header(tarfile.TarInfo):
+    """A header that has to be there: at one that is damaged or cut off, tarfile ends a stream in silence, and so would
+    webdataset's own reader of tars."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # a block of zeros, as at the end
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from error
+
+
+def _files(shard: str) -> Iterator[dict]:
+    """The files of one shard as `group_by_keys` takes them. A header in every place where one has to be and zeros alone
+    behind the end: no more can be checked without sums, and a sample's bytes are checked in decoding."""
+    stream = gopen(shard)
+    with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Header) as tar:
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # it would remember them all
+            if member.isreg() and not re.match(r"__[^/]*__($|/)", member.name):
+                yield {"fname": member.name, "data": tar.extractfile(member).read(), "__url__": shard}
+        while block := tar.fileobj.read(tarfile.RECORDSIZE):
+            if block.strip(b"\0"):
+                raise tarfile.ReadError("more comes after its end")
+    stream.close()  # where a command feeds the pipe, this tells whether it failed
 
 
 class ShardStream:

@@ -44,7 +44,8 @@ class Meta:
 
 
 class TokenWriter:
-    """Writes a folder of token shards beside its place, and moves it there, over an older one, when it is complete.
+    """Writes a folder of token shards beside its place, and moves it there, over an older one, when it is closed. As a
+    context manager it leaves nothing behind of a folder that was not closed in the block.
 
     Args:
         folder: the output folder, made if missing
@@ -64,6 +65,12 @@ class TokenWriter:
         self._codes: list[np.ndarray] = []
         self._captions: list[bytes] = []
         self._sizes: list[int] = []
+
+    def __enter__(self) -> TokenWriter:
+        return self
+
+    def __exit__(self, *_) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def add(self, codes_I: np.ndarray, captions: list[str]) -> None:
         """One pair: codes in raster order, and its captions."""
@@ -121,6 +128,10 @@ class TokenShards:
         self._group_sizes = lru_cache(maxsize=4)(self._compute_group_sizes)
         self._group = lru_cache(maxsize=2)(self._compute_group)
 
+    def __reduce__(self):
+        # a spawned loader worker opens the folder anew: what the caches hold cannot be sent to it
+        return TokenShards, (self.folder,)
+
     def __len__(self) -> int:
         return sum(self.meta.shard_sizes)
 
@@ -174,7 +185,7 @@ class TokenBatches(Dataset):
     Args:
         shards: the data
         tokenizer: encodes the captions
-        text_slots: T
+        caption_tokens: T − 1, the most tokens of a caption that are read
         batch_size: micro-batch of this rank; the global one is `batch_size * world_size`
         seed: of the order, the choice among captions, and the BPE dropout
         bpe_dropout: probability of skipping a merge
@@ -185,14 +196,14 @@ class TokenBatches(Dataset):
         self,
         shards: TokenShards,
         tokenizer: Tokenizer,
-        text_slots: int,
+        caption_tokens: int,
         batch_size: int,
         seed: int,
         bpe_dropout: float = 0.0,
         rank: int = 0,
         world_size: int = 1,
     ):
-        self.shards, self.tokenizer, self.text_slots = shards, tokenizer, text_slots
+        self.shards, self.tokenizer, self.caption_tokens = shards, tokenizer, caption_tokens
         self.batch_size, self.seed, self.bpe_dropout = batch_size, seed, bpe_dropout
         self.rank, self.world_size = rank, world_size
 
@@ -207,7 +218,7 @@ class TokenBatches(Dataset):
             codes.append(codes_I)
             texts.append(self.tokenizer.encode_with_dropout(caption, self.bpe_dropout, generator))
         return {
-            "text_BU": torch.from_numpy(pad(texts, self.text_slots - 1)),
+            "text_BU": torch.from_numpy(pad(texts, self.caption_tokens)),
             "codes_BI": torch.from_numpy(np.stack(codes).astype(np.int64)),
         }
 

@@ -1,1 +1,1 @@
-"""Figures of a pipeline. Each metric has one shape: `run(pipeline, …)` gives (name, value) pairs."""
+"""Figures of a pipeline: (name, value) pairs."""

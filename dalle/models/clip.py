@@ -57,7 +57,8 @@ class CLIP(nn.Module):
             if tokenizer is not None:
                 raise ValueError(f"architecture {config.architecture} brings its own tokenizer; leave tokenizer out")
             try:
-                self.net = open_clip.create_model(config.architecture, pretrained=pretrained)
+                device = torch.get_default_device()  # which open_clip would leave for the CPU
+                self.net = open_clip.create_model(config.architecture, pretrained=pretrained, device=device)
             except Exception as error:  # open_clip raises many kinds for a bad name, tag or file
                 raise ValueError(f"open_clip cannot make {config.architecture}: {error}") from error
             self._open_clip_tokenizer = open_clip.get_tokenizer(config.architecture)

@@ -57,9 +57,9 @@ def _group(n_in: int, n_out: int, blocks: int, kernels, post_gain: float, resamp
 class _Float32Conv(nn.Conv2d):
     """A convolution that autocast leaves in fp32."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.float())
+    def forward(self, x_BCYX: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(x_BCYX.device.type, enabled=False):
+            return super().forward(x_BCYX.float())
 
 
 class Encoder(nn.Module):
@@ -161,11 +161,11 @@ class DVAE(nn.Module):
 
     def likelihood_maps(self, z_BKYX: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """μ and ln b, each [B, 3, Y, X] in fp32, of (relaxed) one-hot codes."""
-        mu, ln_b = self.decoder(z_BKYX).float().chunk(2, dim=1)
+        mu_BCYX, ln_b_BCYX = self.decoder(z_BKYX).float().chunk(2, dim=1)
         if self.config.min_ln_b is not None:
             # a soft floor, so that the gradient never dies
-            ln_b = self.config.min_ln_b + F.softplus(ln_b - self.config.min_ln_b)
-        return mu, ln_b
+            ln_b_BCYX = self.config.min_ln_b + F.softplus(ln_b_BCYX - self.config.min_ln_b)
+        return mu_BCYX, ln_b_BCYX
 
     @torch.no_grad()
     def encode(self, images_BCYX: torch.Tensor) -> torch.Tensor:

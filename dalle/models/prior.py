@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dalle.config import PriorModel
-from dalle.layout import attention_mask, layer_kinds
+from dalle.layout import attention_mask, layer_kinds, predicting, row_and_column
 from dalle.models.attention import attention
 
 
@@ -125,10 +125,9 @@ class Prior(nn.Module):
             held_BN: what those slots hold: a code, or `codebook_size` for the start-of-image token
             first: number of the first of these slots within the image
         """
-        predicted_N = torch.arange(first, first + held_BN.shape[1], device=held_BN.device)
-        rows_ND = self.image_rows(predicted_N // self.config.grid)
-        columns_ND = self.image_columns(predicted_N % self.config.grid)
-        return self.image_tokens(held_BN) + rows_ND + columns_ND
+        slots_N = torch.arange(first, first + held_BN.shape[1], device=held_BN.device)
+        rows_N, columns_N = row_and_column(slots_N, self.config.grid)
+        return self.image_tokens(held_BN) + self.image_rows(rows_N) + self.image_columns(columns_N)
 
     def start_of_image(self, batch: int) -> torch.Tensor:
         """What image slot 0 holds: int64 [B, 1]."""
@@ -149,6 +148,5 @@ class Prior(nn.Module):
             text_BU: caption tokens int64 [B, T − 1], PAD after the end
             codes_BI: image codes int64 [B, I] in raster order
         """
-        x_BSD = self.states(text_BU, codes_BI)
-        text_slots = self.config.text_slots
-        return self.text_head(x_BSD[:, : text_slots - 1]).float(), self.image_head(x_BSD[:, text_slots:]).float()
+        text_BUD, image_BID = predicting(self.states(text_BU, codes_BI), self.config.text_slots)
+        return self.text_head(text_BUD).float(), self.image_head(image_BID).float()

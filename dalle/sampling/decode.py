@@ -1,7 +1,7 @@
 """The token loop: from captions to image codes, with a key-value cache.
 
-A caption is encoded once and its keys and values are shared by all of its candidates. Of the image's keys a step reads
-only those that the layer's mask lets it see. The plain form: caches hold every slot.
+A caption, and the given rows of an image prompt with it, is read in one pass for all of its candidates. Of the image's
+keys a step reads only those that the layer's mask lets it see. The plain form: caches hold every slot.
 
 Axes: C captions, N candidates of each, T text slots, I image slots, V codes, H heads, K head width, M visible slots.
 """
@@ -35,16 +35,13 @@ class TokenLoop:
     """Decodes image codes with a prior.
 
     Args:
-        prior: in evaluation mode; copied, with its matrices in the given precision
+        prior: its matrices are cast to the precision once; where they have it, and for all else, its tensors are shared
         precision: "fp32" or "bf16"
     """
 
     def __init__(self, prior: Prior, precision: str):
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self.prior = copy.deepcopy(prior).eval()
-        for module in self.prior.modules():
-            if isinstance(module, nn.Linear):  # cast once: autocast would do it again at every step
-                module.to(self.dtype)
+        self.prior = _cast(prior, self.dtype).eval()
         self.device = self.prior.image_head.weight.device
         config = self.prior.config
         self._visible = {
@@ -70,37 +67,50 @@ class TokenLoop:
         codes_CNI = torch.zeros(*seeds_CN.shape, slots, dtype=torch.int64, device=self.device)
         if given_CG is not None:
             codes_CNI[:, :, :num_given] = given_CG[:, None].to(self.device)
-        for slot, logits_CNV in enumerate(self.logits(text_CU, codes_CNI)):
-            if slot >= num_given:
-                codes_CNI[..., slot] = choose(logits_CNV, uniform_CNI[..., slot], sampling)
+        for slot, logits_CNV in enumerate(self.logits(text_CU, codes_CNI, num_given), num_given):
+            codes_CNI[..., slot] = choose(logits_CNV, uniform_CNI[..., slot], sampling)
         return codes_CNI
 
-    def logits(self, text_CU: torch.Tensor, codes_CNI: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Logits fp32 [C, N, V] of each image slot in turn; code i of `codes_CNI` is read after the i-th was yielded."""
+    def logits(self, text_CU: torch.Tensor, codes_CNI: torch.Tensor, num_given: int = 0) -> Iterator[torch.Tensor]:
+        """Logits fp32 [C, N, V] of each image slot in turn, from slot number `num_given` on.
+
+        Args:
+            text_CU: caption tokens int64 [C, T − 1], PAD after the end
+            codes_CNI: int64 [C, N, I]; code i is read after the logits of slot i were yielded
+            num_given: how many of the first codes are there from the start, the same for all candidates of a caption
+        """
         num_captions, num_candidates, slots = codes_CNI.shape
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            caches = self._read_captions(text_CU.to(self.device), num_captions * num_candidates, slots)
-            held_R1 = self.prior.start_of_image(num_captions * num_candidates)
-            for slot in range(slots):
-                x_RSD = self.prior.embed_image(held_R1, first=slot)
+            held_C1 = self.prior.start_of_image(num_captions)
+            held_CG = torch.cat([held_C1, codes_CNI[:, 0]], dim=1)[:, :num_given]
+            caches = self._read_given(text_CU.to(self.device), held_CG, num_candidates, slots)
+            for slot in range(num_given, slots):
+                held_CN = codes_CNI[..., slot - 1] if slot else held_C1.expand(-1, num_candidates)
+                x_RSD = self.prior.embed_image(held_CN.reshape(-1, 1), first=slot)
                 for kind, layer, cache in zip(self.prior.kinds, self.prior.layers, caches, strict=True):
                     visible_M = self._visible[kind][slot]
                     x_RSD = x_RSD + self._attend(layer.attention, x_RSD, cache, slot, visible_M).float()
                     x_RSD = x_RSD + layer.mlp(x_RSD).float()
                 logits_RSV = self.prior.image_head(self.prior.norm(x_RSD)).float()
                 yield logits_RSV.view(num_captions, num_candidates, -1)
-                held_R1 = codes_CNI[..., slot].reshape(-1, 1)
 
-    def _read_captions(self, text_CU: torch.Tensor, rows: int, slots: int) -> list[_Cache]:
-        x_CTD = self.prior.embed_text(text_CU)
-        text_slots = x_CTD.shape[1]
+    def _read_given(self, text_CU: torch.Tensor, held_CG: torch.Tensor, candidates: int, slots: int) -> list[_Cache]:
+        """Caches after one pass over the text slots and the first G image slots, which hold `held_CG`."""
+        x_CSD = torch.cat([self.prior.embed_text(text_CU), self.prior.embed_image(held_CG)], dim=1)
+        captions, given = held_CG.shape
+        num_read, text_slots = x_CSD.shape[1], x_CSD.shape[1] - given
         caches = []
         for kind, layer in zip(self.prior.kinds, self.prior.layers, strict=True):
-            _, k_CHTK, v_CHTK = layer.attention.split(x_CTD)
-            x_CTD = layer(x_CTD, self.prior.mask(kind)[:text_slots, :text_slots])
-            shape = (slots, rows, k_CHTK.shape[1], k_CHTK.shape[3])
-            k_IRHK, v_IRHK = (torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2))
-            caches.append(_Cache(k_CHTK.to(self.dtype), v_CHTK.to(self.dtype), k_IRHK, v_IRHK))
+            _, k_CHSK, v_CHSK = (tensor.to(self.dtype) for tensor in layer.attention.split(x_CSD))
+            x_CSD = layer(x_CSD, self.prior.mask(kind)[:num_read, :num_read])
+            shape = (slots, captions * candidates, k_CHSK.shape[1], k_CHSK.shape[3])
+            cache = _Cache(
+                k_CHSK[:, :, :text_slots], v_CHSK[:, :, :text_slots], *(k_CHSK.new_empty(shape) for _ in "kv")
+            )
+            for whole_CHSK, image_IRHK in ((k_CHSK, cache.image_k_IRHK), (v_CHSK, cache.image_v_IRHK)):
+                image_GCHK = whole_CHSK[:, :, text_slots:].permute(2, 0, 1, 3)
+                image_IRHK[:given] = image_GCHK.repeat_interleave(candidates, dim=1)
+            caches.append(cache)
         return caches
 
     def _attend(self, block: Attention, x_RSD: torch.Tensor, cache: _Cache, slot: int, visible_M: torch.Tensor):
@@ -122,6 +132,15 @@ class TokenLoop:
         text_CHNT = text_RHST.reshape(captions, rows // captions, heads, text_slots).transpose(1, 2)
         values_RHSK = (text_CHNT @ cache.text_v_CHTK).transpose(1, 2).reshape(rows, heads, 1, head_width)
         return block.merge(values_RHSK + image_RHSM @ image_v_RHMK)
+
+
+def _cast(prior: Prior, dtype: torch.dtype) -> Prior:
+    """The prior with the weights of its linear layers in `dtype`. Cast once: autocast would do it again at every step."""
+    linear = {id(p) for module in prior.modules() if isinstance(module, nn.Linear) for p in module.parameters()}
+    tensors: dict[int, torch.Tensor] = {id(buffer): buffer for buffer in prior.buffers()}
+    for p in prior.parameters():
+        tensors[id(p)] = nn.Parameter(p.detach().to(dtype if id(p) in linear else p.dtype), requires_grad=False)
+    return copy.deepcopy(prior, tensors)  # what is in its second argument it takes from there
 
 
 def choose(logits_NV: torch.Tensor, uniform_N: torch.Tensor, sampling: Sampling) -> torch.Tensor:

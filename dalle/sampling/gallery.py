@@ -1,7 +1,7 @@
 """Drawings for people: one PNG with its facts inside, a grid as one PNG, and a folder with a page to look through.
 
-Every PNG carries the caption and how it was drawn as iTXt text chunks, so that a picture that was passed on alone can
-still be drawn again. The page opens from disk and asks nothing of the network.
+Every PNG carries the caption and how it was drawn as iTXt text chunks, so that a picture that was passed on alone
+still tells them. The page opens from disk and asks nothing of the network.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import hashlib
 import html
 import json
 import math
-import os
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
+
+from dalle.sampling.page import head, replace_text
 
 MIN_CELL_PX = 128
 GAP_PX = 12
@@ -177,23 +178,22 @@ def write_gallery(
             lines.append(_to_json({"caption": drawing.caption, **_facts(drawing), "file": file}) + "\n")
             cards.append(_card(drawing, file, heading=caption))
         count = f"{len(cards)} drawing" + ("s" if len(cards) != 1 else "")
-        head = f'<h2>{html.escape(caption)}</h2><p class="soft">{count}</p>'
-        sections.append(f'<section>{head}<div class="cards">{"".join(cards)}</div></section>')
+        heading = f'<h2>{html.escape(caption)}</h2><p class="soft">{count}</p>'
+        sections.append(f'<section>{heading}<div class="cards">{"".join(cards)}</div></section>')
     facts = "".join(
         f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd></div>"
         for name, value in (extra or {}).items()
     )
     page = [
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1>",
+        head(title, STYLE),
+        f"<h1>{html.escape(title)}</h1>",
         f"<dl>{facts}</dl>" if facts else "",
         *sections,
         '<dialog><img alt=""><p></p></dialog>',
         f"<script>{SCRIPT}</script></body></html>\n",
     ]
-    _replace_text(folder / "results.jsonl", "".join(lines))
-    _replace_text(folder / "index.html", "\n".join(page))
+    replace_text(folder / "results.jsonl", "".join(lines))
+    replace_text(folder / "index.html", "\n".join(page))
 
 
 def _score(drawing: Drawing, missing: float | None = None) -> float | None:
@@ -270,21 +270,9 @@ def _card(drawing: Drawing, file: str, heading: str) -> str:
     )
 
 
-def _replace_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 STYLE = """
-:root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1c2330; --soft: #5d6778; --line: #dfe3ea; }
-@media (prefers-color-scheme: dark) { :root { --page: #12151b; --card: #1b2029; --ink: #e6e9ef; --soft: #98a2b3;
-  --line: #313846; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1400px; padding: 2rem 1.5rem 4rem; background: var(--page); color: var(--ink);
-  font: 15px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; overflow-wrap: anywhere; }
-h1 { margin: 0; font-size: 1.7rem; } h2 { margin: 2.2rem 0 0; font-size: 1.15rem; }
-.soft { margin: 0 0 .8rem; } .soft, dt, figcaption { color: var(--soft); font-size: .85rem; }
+body { overflow-wrap: anywhere; } h2 { margin-bottom: 0; } .soft { margin: 0 0 .8rem; }
+dt, figcaption { color: var(--soft); font-size: .85rem; }
 dl { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0 0; }
 dl div, figure { background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
 dl div { padding: .6rem 1rem; } dd, figure { margin: 0; } figure { overflow: hidden; }

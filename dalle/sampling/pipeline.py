@@ -67,7 +67,7 @@ class Pipeline:
         n: int = 32,
         keep: int | None = None,
         seed: int = 0,
-        sampling: Sampling = Sampling(),  # noqa: B008
+        sampling: Sampling = Sampling(),
         prompt_image: Image.Image | None = None,
         rows: int = 0,
         progress: Callable[[int], None] = lambda done: None,
@@ -114,7 +114,7 @@ class Pipeline:
         captions: Sequence[str],
         n: int,
         seed: int = 0,
-        sampling: Sampling = Sampling(),  # noqa: B008
+        sampling: Sampling = Sampling(),
         prompt_image: Image.Image | None = None,
         rows: int = 0,
     ) -> Iterator[Candidates]:
@@ -149,7 +149,7 @@ class Pipeline:
     def tokens(self, captions: Sequence[str]) -> torch.Tensor:
         """Caption tokens int64 [C, T − 1]; a caption that is too long is cut, with a warning that shows what was lost.
         Raises ValueError for an empty one."""
-        limit = self.prior.config.text_slots - 1
+        limit = self.prior.config.caption_tokens
         ids = []
         for caption in captions:
             if not caption.strip():
@@ -204,9 +204,14 @@ class Pipeline:
         return self._loops[precision]
 
 
+def to_uint8(images_BCYX: torch.Tensor) -> torch.Tensor:
+    """Images in [0, 1] as uint8 [B, 3, Y, X], rounded."""
+    return (images_BCYX * 255).round().to(torch.uint8)
+
+
 def to_pixels(images_BCYX: torch.Tensor) -> np.ndarray:
     """Images in [0, 1] as uint8 [B, Y, X, 3]."""
-    return (images_BCYX * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return to_uint8(images_BCYX).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def load(

@@ -8,12 +8,13 @@ from dataclasses import replace
 
 import torch
 
-from dalle.config import TrainCLIP
+from dalle.config import Precision, TrainCLIP
 from dalle.data.pairs import PairBatches, PairLoader, read_pairs, to_tensor, warn_of_bad_samples
 from dalle.models.clip import CLIP
 from dalle.models.dvae import DVAE
 from dalle.models.folder import load_dvae, read_header
 from dalle.objectives.clip import CLIPObjective
+from dalle.sampling.pipeline import to_uint8
 from dalle.text import Tokenizer
 from dalle.training.loop import Stage
 from dalle.training.topology import World
@@ -30,13 +31,18 @@ def stage(config: TrainCLIP, world: World) -> Stage:
     if tokenizer is not None:
         links["tokenizer_hash"] = tokenizer.hash
         files["tokenizer.json"] = tokenizer.to_json()
+    size_px = model.image_size_px
     if dvae is not None:
+        if size_px % dvae.config.downsampling:
+            raise ValueError(
+                f"CLIP reads images of {size_px} px, which is no multiple of {dvae.config.downsampling}, the downsampling of "
+                f"the dVAE {config.dvae}: change model.image_size_px, or leave dvae out"
+            )
         links["dvae_hash"] = read_header(config.dvae)["hash"]
     batch_size = config.run.micro_batch_size(world.size)
-    size_px = model.image_size_px
     batches = PairBatches(config.data, config.images, size_px, batch_size, config.run.seed, world.rank, world.size)
     loader = PairLoader(batches, config.run.loader_workers)
-    validation = _Validation(config, model, dvae, world.device) if config.valid_data else None
+    validation = _Validation(config, model, dvae, world.device) if config.valid_data and world.is_main else None
     return Stage(
         kind="clip",
         objective=CLIPObjective(model, world.rank, world.size),
@@ -44,7 +50,7 @@ def stage(config: TrainCLIP, world: World) -> Stage:
         unit="images",
         units_per_sample=1,
         model_config=config.model,
-        prepare=_prepare(model, dvae),
+        prepare=_prepare(model, dvae, config.run.precision),
         validate=validation.figures if validation else None,
         links=links,
         files=files,
@@ -52,22 +58,22 @@ def stage(config: TrainCLIP, world: World) -> Stage:
     )
 
 
-def _prepare(model: CLIP, dvae: DVAE | None) -> Callable[[list[dict], int, World], None]:
+def _prepare(model: CLIP, dvae: DVAE | None, precision: Precision) -> Callable[[list[dict], int, World], None]:
     def prepare(micro_batches: list[dict], step: int, world: World) -> None:
         for batch in micro_batches:
             batch["clip_tokens_BU"] = model.tokens(batch["captions"]).to(world.device)
             if dvae is not None:
                 half = len(batch["images_BCYX"]) // 2
-                batch["images_BCYX"][:half] = reconstruct(dvae, batch["images_BCYX"][:half])
+                batch["images_BCYX"][:half] = reconstruct(dvae, batch["images_BCYX"][:half], precision)
 
     return prepare
 
 
 @torch.inference_mode()
-def reconstruct(dvae: DVAE, images_BCYX: torch.Tensor) -> torch.Tensor:
+def reconstruct(dvae: DVAE, images_BCYX: torch.Tensor, precision: Precision) -> torch.Tensor:
     """uint8 images after encoding and decoding: what a perfect prior's samples look like."""
-    with torch.autocast(images_BCYX.device.type, torch.bfloat16):
-        return (dvae.decode(dvae.encode(images_BCYX)) * 255).round().to(torch.uint8)
+    with torch.autocast(images_BCYX.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        return to_uint8(dvae.decode(dvae.encode(images_BCYX)))
 
 
 class _Validation:
@@ -84,7 +90,7 @@ class _Validation:
         self.batches = []
         for first in range(0, len(pairs) - size + 1, size):
             batch = to_tensor([p.image for p in pairs[first : first + size]]).to(device)
-            batch = reconstruct(dvae, batch) if dvae is not None else batch
+            batch = reconstruct(dvae, batch, config.run.precision) if dvae is not None else batch
             self.batches.append((batch, [p.captions[0] for p in pairs[first : first + size]]))
 
     def figures(self) -> dict[str, float]:

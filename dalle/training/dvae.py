@@ -14,6 +14,7 @@ from dalle.config import TrainDVAE
 from dalle.data.pairs import PairBatches, PairLoader, read_pairs, to_tensor, warn_of_bad_samples
 from dalle.models.dvae import DVAE
 from dalle.objectives.dvae import DVAEObjective, gumbel_softmax, negative_elb, perplexity, true_elb
+from dalle.sampling.pipeline import to_pixels
 from dalle.training.loop import Stage
 from dalle.training.topology import World
 
@@ -30,7 +31,7 @@ def stage(config: TrainDVAE, world: World) -> Stage:
     batches = PairBatches(config.data, config.images, size_px, batch_size, config.run.seed, world.rank, world.size)
     loader = PairLoader(batches, config.run.loader_workers)
     bad_samples = warn_of_bad_samples(loader)
-    validation = _Validation(config, model, world.device) if config.valid_data else None
+    validation = _Validation(config, model, world.device) if world.is_main else None
     return Stage(
         kind="dvae",
         objective=DVAEObjective(model),
@@ -39,7 +40,7 @@ def stage(config: TrainDVAE, world: World) -> Stage:
         units_per_sample=1,
         model_config=config.model,
         prepare=_schedules(config),
-        validate=validation.figures if validation else None,
+        validate=validation.figures if validation and config.valid_data else None,
         draw=validation.pictures if validation else None,
         check=lambda step, values: bad_samples(step, values) + _check_codebook(step, values),
     )
@@ -65,46 +66,46 @@ def _check_codebook(step: int, values: dict[str, float]) -> list[str]:
 
 
 class _Validation:
-    """Held-out images: the true ELB with hard codes beside the relaxed one, the use of the codebook, reconstructions."""
+    """Held-out images: the true ELB with hard codes beside the relaxed one, the use of the codebook, reconstructions.
+    Without held-out shards a few training images, for reconstructions alone."""
 
     def __init__(self, config: TrainDVAE, model: DVAE, device: torch.device):
         self.config, self.model, self.device = config, model, device
-        count = config.run.validation_batches * config.run.batch_size
+        count = config.run.validation_batches * config.run.batch_size if config.valid_data else _PICTURES
         images = replace(config.images, augmentation="none", cache_bytes=0)
-        pairs = itertools.islice(read_pairs(config.valid_data, images, config.model.image_size_px), count)
+        shards = config.valid_data or config.data
+        pairs = itertools.islice(read_pairs(shards, images, config.model.image_size_px), count)
         self.images = [pair.image for pair in pairs]
         if not self.images:
-            raise ValueError(f"valid_data {config.valid_data}: no sample can be used")
+            raise ValueError(f"{shards}: no sample can be used (see `images`)")
 
     def figures(self) -> dict[str, float]:
         totals: dict[str, float] = {}
         counts_K = torch.zeros(self.config.model.codebook_size, dtype=torch.int64, device=self.device)
         one = torch.ones((), device=self.device)
-        for batch in self._batches():
-            metrics, used_K = true_elb(self.model, batch, one)
+        for images_BCYX in self._batches():
+            metrics, used_K = true_elb(self.model, images_BCYX, one)
             counts_K += used_K
-            metrics["relaxed_elb"] = self._relaxed_elb(batch)
+            metrics["relaxed_elb"] = self._relaxed_elb(images_BCYX)
             for name, value in metrics.items():
-                totals[name] = totals.get(name, 0.0) + value.item() * len(batch) / len(self.images)
+                totals[name] = totals.get(name, 0.0) + value.item() * len(images_BCYX) / len(self.images)
         totals["elb_gap"] = (totals["relaxed_elb"] - totals["elb"]) / abs(totals["elb"])
         return {**totals, "codes_used": int((counts_K > 0).sum()), "perplexity": perplexity(counts_K).item()}
 
-    def _relaxed_elb(self, batch: torch.Tensor) -> torch.Tensor:
+    def _relaxed_elb(self, images_BCYX: torch.Tensor) -> torch.Tensor:
         final = self.config.run.steps
         temperature = torch.tensor(self.config.objective.temperature(final), device=self.device)
-        logits = self.model.logits(batch)
-        z = gumbel_softmax(logits, temperature, torch.ones_like(temperature))
-        mu, ln_b = self.model.likelihood_maps(z)
-        return negative_elb(batch, logits, self.model.log_code_prior_K(), mu, ln_b, torch.ones_like(temperature))[1][
-            "elb"
-        ]
+        one = torch.ones_like(temperature)
+        logits_BKYX = self.model.logits(images_BCYX)
+        mu_BCYX, ln_b_BCYX = self.model.likelihood_maps(gumbel_softmax(logits_BKYX, temperature, one))
+        prior_K = self.model.log_code_prior_K()
+        return negative_elb(images_BCYX, logits_BKYX, prior_K, mu_BCYX, ln_b_BCYX, one)[1]["elb"]
 
     def pictures(self) -> dict[str, Image.Image]:
         """Images above their reconstructions."""
-        images = to_tensor(self.images[:_PICTURES]).to(self.device)
-        back = (self.model.decode(self.model.encode(images)) * 255).round().to(torch.uint8)
-        rows = [np.concatenate(list(t.permute(0, 2, 3, 1).cpu().numpy()), axis=1) for t in (images, back)]
-        return {"reconstructions": Image.fromarray(np.concatenate(rows, axis=0))}
+        images = self.images[:_PICTURES]
+        back_BYXC = to_pixels(self.model.decode(self.model.encode(to_tensor(images).to(self.device))))
+        return {"reconstructions": Image.fromarray(np.vstack([np.hstack(images), np.hstack(back_BYXC)]))}
 
     def _batches(self) -> Iterator[torch.Tensor]:
         size = self.config.run.batch_size

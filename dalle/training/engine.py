@@ -6,6 +6,7 @@ done to it here, in this order: compilation, precision, sharding.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 
@@ -34,8 +35,8 @@ class Engine:
         self.world, self.run, self.optimizer_config = world, run, optimizer
         self.objective = objective.to(world.device)
         client = optimizers.build(objective, optimizer)
-        if run.compile:
-            objective.model.compile()
+        if run.compile:  # not the model: an objective calls what it likes of it, and only a call is compiled
+            objective.compile()
         self._engine, *_ = deepspeed.initialize(
             model=objective, optimizer=client, config=_settings(optimizer, run, world), dist_init_required=False
         )
@@ -55,7 +56,7 @@ class Engine:
         The noise of an update is a function of (seed, update, rank), so that a resumed run goes on as if it had never
         stopped.
         """
-        torch.manual_seed((self.run.seed << 40) + (step << 12) + self.world.rank)
+        torch.manual_seed(_noise_seed(self.run.seed, step, self.world.rank))
         for group in self._engine.optimizer.param_groups:
             group["lr"] = self.optimizer_config.step_size(step)
         totals: dict[str, torch.Tensor] = {}
@@ -123,6 +124,12 @@ class Engine:
         held, place = link.hp_fragment_address, link.lp_fragment_address
         here = self._adam.state[flat][moment].narrow(0, held.start, held.numel)
         return [(here, slice(place.start, place.start + place.numel))]
+
+
+def _noise_seed(seed: int, step: int, rank: int) -> int:
+    """63 bits that look random, whatever the size of the three."""
+    digest = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 def _settings(optimizer: Optimizer, run: Run, world: World) -> dict:

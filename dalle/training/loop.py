@@ -6,6 +6,7 @@ pictures, checkpoints and stopping. Metrics stay on the device between two log l
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import signal
@@ -86,6 +87,10 @@ class _Training:
         self.ema = EMA(self.engine.model, run.ema_decay) if run.ema_decay is not None else None
         if resume:
             self._resume()
+        self.batches = iter(stage.loader)
+        if self.step < run.steps:
+            # before anything is written: data that cannot be used leave no folder behind
+            self.batches = itertools.chain([next(self.batches)], self.batches)
         if world.is_main:
             folder.mkdir(parents=True, exist_ok=True)
             for name, text in stage.files.items():
@@ -113,11 +118,10 @@ class _Training:
     def _updates(self, stop: Callable[[], bool]) -> bool:
         """Updates up to the last; False when stopped before."""
         run, stage = self.run, self.stage
-        batches = iter(stage.loader)
         totals: dict[str, torch.Tensor] = {}
         counted = 0
         while self.step < run.steps:
-            micro_batches = [self._to_device(next(batches)) for _ in range(run.accumulation_steps)]
+            micro_batches = [self._to_device(next(self.batches)) for _ in range(run.accumulation_steps)]
             stage.prepare(micro_batches, self.step, self.world)
             metrics = self.engine.update(micro_batches, self.step)
             if self.ema:
@@ -200,26 +204,32 @@ class _Training:
         if found is None:
             raise ValueError(f"--resume: {self.folder} holds no checkpoint")
         tensors, values = checkpoint.load(found)
-        for name, now in self._identity().items():
-            if values["identity"][name] != now:
-                raise ValueError(f"--resume: {found} has {name} {values['identity'][name]}, not {now}")
+        then, now = values["identity"], self._identity()
+        changes = [
+            f"--resume: {found} was made with {name} {json.dumps(then.get(name))}, not {json.dumps(now.get(name))}: set it "
+            "back, or name another --output"
+            for name in {**then, **now}
+            if then.get(name) != now.get(name)
+        ]
+        if changes:
+            raise ValueError("\n".join(changes))
         self.step = values["step"]
         self.engine.load_state(tensors, self.step)
         if self.ema:
             for name, average in self.ema.averages.items():
                 average.copy_(tensors[f"ema/{name}"])
         loaders = values["loaders"]
-        if len(loaders) != self.world.size and any(loader != loaders[0] for loader in loaders):
-            raise ValueError(
-                f"--resume: {found} was written by {len(loaders)} processes, each at its own place in the data"
-            )
+        # of another number of processes: a loader that cannot go on from there says so
         self.stage.loader.load_state_dict(loaders[self.world.rank % len(loaders)])
 
     def _identity(self) -> dict[str, Any]:
         """What has to stay the same when a run is continued; JSON-able."""
-        model = json.loads(json.dumps(asdict(self.stage.model_config)))
-        run = {name: getattr(self.run, name) for name in ("seed", "batch_size", "ema_decay")}
-        return {"kind": self.stage.kind, "model": model, **run, **self.stage.links}
+        model = {f"model.{name}": value for name, value in asdict(self.stage.model_config).items()}
+        names = ("seed", "batch_size", "accumulation_steps", "ema_decay")
+        run = {f"run.{name}": getattr(self.run, name) for name in names}
+        muon = self.engine.optimizer_config.muon_step_size_factor is not None
+        optimizer = {"optimizer": "Muon" if muon else "AdamW"}
+        return json.loads(json.dumps({"kind": self.stage.kind, **model, **run, **optimizer, **self.stage.links}))
 
     def _save_model(self) -> None:
         if not self.world.is_main:

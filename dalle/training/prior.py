@@ -12,7 +12,7 @@ from dalle.models.folder import check_link, load_dvae, read_header
 from dalle.models.prior import Prior
 from dalle.objectives.prior import PriorObjective
 from dalle.sampling.gallery import Drawing, make_grid
-from dalle.sampling.pipeline import Pipeline
+from dalle.sampling.pipeline import Pipeline, to_pixels
 from dalle.text import Tokenizer
 from dalle.training.loop import Stage
 from dalle.training.topology import World
@@ -33,14 +33,14 @@ def stage(config: TrainPrior, world: World) -> Stage:
     batches = TokenBatches(
         shards,
         tokenizer,
-        config.model.text_slots,
+        config.model.caption_tokens,
         batch_size,
         config.run.seed,
         config.bpe_dropout,
         world.rank,
         world.size,
     )
-    validation = _Validation(config, objective, tokenizer, world) if config.valid_data else None
+    validation = _Validation(config, objective, tokenizer, world) if world.is_main else None
     return Stage(
         kind="prior",
         objective=objective,
@@ -49,7 +49,7 @@ def stage(config: TrainPrior, world: World) -> Stage:
         units_per_sample=config.model.slots,
         model_config=config.model,
         prepare=count_text_targets,
-        validate=validation.figures if validation else None,
+        validate=validation.figures if validation and config.valid_data else None,
         draw=validation.pictures if validation else None,
         links={"dvae_hash": shards.meta.dvae_hash, "tokenizer_hash": tokenizer.hash},
         files={"tokenizer.json": tokenizer.to_json()},
@@ -84,14 +84,15 @@ def _check(config: TrainPrior, shards: TokenShards, tokenizer: Tokenizer) -> Non
 
 
 class _Validation:
-    """Losses on held-out pairs, and samples for a few of their captions."""
+    """Losses on held-out pairs, and samples for a few of their captions. Without held-out pairs samples alone, for
+    captions of the training."""
 
     def __init__(self, config: TrainPrior, objective: PriorObjective, tokenizer: Tokenizer, world: World):
         self.objective, self.tokenizer, self.device = objective, tokenizer, world.device
-        self.shards = TokenShards(config.valid_data)
+        self.shards = TokenShards(config.valid_data or config.data)
         self.dvae = load_dvae(config.dvae, world.device)
         size = min(config.run.micro_batch_size(world.size), len(self.shards))
-        self.batches = TokenBatches(self.shards, tokenizer, config.model.text_slots, size, seed=0)
+        self.batches = TokenBatches(self.shards, tokenizer, config.model.caption_tokens, size, seed=0)
         self.count = min(config.run.validation_batches, len(self.shards) // size)
         self.seed = config.run.seed
         self.precision = config.run.precision
@@ -107,7 +108,7 @@ class _Validation:
         return totals
 
     def pictures(self) -> dict[str, Image.Image]:
-        """Samples for held-out captions, and what the dVAE makes of the true codes."""
+        """Samples for a few captions, and what the dVAE makes of the true codes."""
         places = [self.shards.place(number, seed=0)[1:] for number in range(min(_DRAWN_CAPTIONS, len(self.shards)))]
         codes, captions = zip(*(self.shards.pair(*place) for place in places), strict=True)
         captions = [c[0] for c in captions]
@@ -115,16 +116,9 @@ class _Validation:
         sampling = Sampling(chunk=_DRAWN_PER_CAPTION, precision=self.precision)
         (drawn,) = pipeline.candidates(captions, _DRAWN_PER_CAPTION, self.seed, sampling)
         true_codes = torch.from_numpy(np.stack(codes).astype(np.int64)).to(self.device)
-        true = (
-            (pipeline.decode(true_codes, self.precision) * 255)
-            .round()
-            .to(torch.uint8)
-            .permute(0, 2, 3, 1)
-            .cpu()
-            .numpy()
-        )
+        true_CYX3 = to_pixels(pipeline.decode(true_codes, self.precision))
         drawings = []
         for row, caption in enumerate(captions):
-            images = [true[row], *drawn.images_CNYX3[row]]
+            images = [true_CYX3[row], *drawn.images_CNYX3[row]]
             drawings += [Drawing(Image.fromarray(im), caption, None, -1, i, {}) for i, im in enumerate(images)]
         return {"samples": make_grid(drawings, columns=1 + _DRAWN_PER_CAPTION)}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import html
 import json
 import math
-import os
 import re
 import time
 from collections import defaultdict
@@ -20,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from dalle.sampling.page import head, replace_text
+
 MAX_POINTS = 500
 MAX_WARNINGS = 100
 # Colours that matplotlib writes and the page's style sheet then decides, so that curves follow light and dark.
@@ -27,15 +28,7 @@ INK, FAINT, TRAIN, VALID = "#010101", "#020202", "#030303", "#040404"
 CSS_COLOURS = {INK: "var(--ink)", FAINT: "var(--line)", TRAIN: "var(--train)", VALID: "var(--valid)"}
 
 STYLE = """
-:root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1c2330; --soft: #5d6778; --line: #dfe3ea;
-  --train: #2563c9; --valid: #d9641a; --warn: #a35a00; }
-@media (prefers-color-scheme: dark) { :root { --page: #12151b; --card: #1b2029; --ink: #e6e9ef; --soft: #98a2b3;
-  --line: #313846; --train: #6ea8ff; --valid: #ff9d5c; --warn: #ffb454; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1400px; padding: 2rem 1.5rem 4rem; background: var(--page); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-h1 { margin: 0; font-size: 1.7rem; overflow-wrap: anywhere; }
-h2 { margin: 2.2rem 0 .8rem; font-size: 1.15rem; } h3 { margin: 1rem 0 .4rem; font-size: 1rem; font-weight: 600; }
+h3 { margin: 1rem 0 .4rem; font-size: 1rem; font-weight: 600; }
 .status { display: inline-block; vertical-align: middle; margin-left: .6rem; padding: .1rem .7rem; border-radius: 1rem;
   font-size: .85rem; font-weight: 600; background: var(--train); color: var(--card); }
 .status.bad { background: var(--warn); }
@@ -66,9 +59,7 @@ def write_report(folder: Path) -> None:
     series = _collect_series(records)
     title = run.get("title") or folder.resolve().name
     parts = [
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<style>{STYLE}</style></head><body>",
+        head(title, STYLE),
         _headline(title, run, records, series),
         _curves(series),
         _warnings(records),
@@ -104,16 +95,6 @@ def list_pictures(folder: Path) -> dict[str, list[tuple[int, Path]]]:
         if match := re.fullmatch(r"(.+)-(\d{7,})\.png", path.name):
             pictures[match[1]].append((int(match[2]), path))
     return {name: sorted(pictures[name]) for name in sorted(pictures)}
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes `text` to `path` so that a reader, or a crash, sees the old file or the new one and nothing between."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8", errors="replace") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def duration(seconds: float) -> str:

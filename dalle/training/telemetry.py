@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from dalle.config import Wandb
-from dalle.training.report import duration, list_pictures, read_lines, replace_text, write_report
+from dalle.sampling.page import replace_text
+from dalle.training.report import duration, list_pictures, read_lines, write_report
 
 if TYPE_CHECKING:
     from PIL.Image import Image

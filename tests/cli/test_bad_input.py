@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dalle.cli.describe import describe_file
 from tests.conftest import ROOT, TINY_DVAE, TINY_PRIOR, clean_environment
 
 SHAPES = ROOT / "configs/demo"
@@ -133,3 +134,10 @@ def test_describe_prints_json_and_builds_nothing():
     assert 12.0e9 < description["parameters"] < 12.4e9
     assert len(description["layers"]) == 64
     assert description["layers"][1]["mask"] == "column"
+
+
+def test_describe_knows_every_kind_of_clip(tmp_path):
+    (tmp_path / "named.yaml").write_text("model: {architecture: ViT-B-32}")
+    named = describe_file(str(tmp_path / "named.yaml"))
+    assert named["parameters"] == 151_277_313  # open_clip's own count
+    assert describe_file(str(ROOT / "configs/demo/clip.yaml"))["vocabulary"] == 16_384

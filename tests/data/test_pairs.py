@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,9 @@ from PIL import Image
 
 from dalle.config import Images
 from dalle.data import images
-from dalle.data.pairs import BadSample, Decoder, PairBatches, PairLoader, read_captions, read_pairs
+from dalle.data.captions import BadSample, read_captions
+from dalle.data.loading import load
+from dalle.data.pairs import Counts, Decoder, PairBatches, PairLoader, PairPasses, read_pairs
 
 
 def _bytes(image: Image.Image, kind="PNG", **options) -> bytes:
@@ -139,6 +142,28 @@ def test_bad_samples_are_skipped_and_counted_up_to_the_limit(tmp_path):
         list(read_pairs(str(tmp_path / "all.tar"), Images(), 16))
 
 
+def test_passes_in_a_worker_keep_order_and_counts(tmp_path, shapes_folder):
+    wide = {"png": _bytes(_gradient(100, 40)), "txt": b"wide"}
+    _write(tmp_path / "last.tar", [{"png": b"broken", "txt": b"bad"}, *[wide] * 3])
+    spec, config = f"{shapes_folder}/train-*.tar {tmp_path}/last.tar", Images(augmentation="prior")
+    *batches, counts = load(PairPasses(spec, config, 32, batch_size=48, passes=2, seed=1), workers=1)
+    expected = [pair for epoch in range(2) for pair in read_pairs(spec, config, 32, seed=1, epoch=epoch)]
+    assert [len(batch["captions"]) for batch in batches] == [48, 48, 32]
+    assert [c for batch in batches for c in batch["captions"]] == [pair.captions for pair in expected]
+    images = np.concatenate([batch["images_BCYX"] for batch in batches])
+    assert np.array_equal(images, np.stack([pair.image.transpose(2, 0, 1) for pair in expected]))
+    assert counts == Counts(read=136, filtered=6, bad={"image does not decode": 2})
+
+
+def test_moving_the_data_changes_no_crop(tmp_path, shapes_folder):
+    shutil.copy(shapes_folder / "train-000.tar", tmp_path)
+    crops = [
+        np.stack([pair.image for pair in read_pairs(f"{folder}/train-000.tar", Images(augmentation="prior"), 16)])
+        for folder in (shapes_folder, tmp_path)
+    ]
+    assert np.array_equal(*crops)
+
+
 def test_the_cache_changes_nothing_when_images_are_small(shapes_folder):
     config = Images(augmentation="dvae", shuffle_buffer=8)
     streams = []
@@ -166,3 +191,16 @@ def test_loader_resumes_exactly(shapes_folder, workers, taken):
     for expected, batch in zip(whole[taken:], resumed, strict=False):
         assert batch["captions"] == expected["captions"]
         assert np.array_equal(batch["images_BCYX"], expected["images_BCYX"])
+
+
+def test_resuming_with_another_number_of_processes_or_workers_is_refused(shapes_folder):
+    def loader(world_size, workers):
+        batches = PairBatches(f"{shapes_folder}/train-*.tar", Images(), 32, 8, 0, 0, world_size)
+        return PairLoader(batches, workers)
+
+    state = json.loads(json.dumps(loader(2, 1).state_dict()))
+    loader(2, 1).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"1 process.* written with 2"):
+        loader(1, 1).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"run\.loader_workers 3: .* written with 1"):
+        loader(2, 3).load_state_dict(state)

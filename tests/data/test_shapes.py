@@ -1,5 +1,6 @@
 """The drawn data set: its captions say what is drawn, its hold-out holds, and its checker is right and strict."""
 
+import itertools
 import json
 import tarfile
 from dataclasses import replace
@@ -15,6 +16,7 @@ from dalle.data.shapes import (
     SIZES,
     Claim,
     captions,
+    check,
     draw,
     is_held_out,
     is_pair_held_out,
@@ -24,6 +26,7 @@ from dalle.data.shapes import (
     shows,
     write_shards,
 )
+from dalle.data.shapes.outline import coverage
 
 
 def _scenes(count, seed, held_out=False):
@@ -100,6 +103,44 @@ def test_one_wrong_fact_is_enough():
         assert np.mean(results) >= 0.99, name
 
 
+def _mixture(first: str, second: str, colours_YXC=COLOURS["red"]):
+    """32 px: one shape laid half over another of the same size, on a pale background."""
+    centres = np.arange(32) - 15.5
+    alpha = (coverage(first, centres, centres, 14) + coverage(second, centres, centres, 14))[..., None] / 2
+    return (240 * (1 - alpha) + alpha * np.asarray(colours_YXC)).round().astype(np.uint8)
+
+
+def _halves(first: str, second: str):
+    """32 px: a square, its left half of one colour and its right half of another."""
+    left = np.arange(32)[None, :, None] < 16
+    return _mixture("square", "square", np.where(left, COLOURS[first], COLOURS[second]))
+
+
+def _named(image) -> bool:
+    return any(seen.shape and seen.colour for seen in read(image).objects)
+
+
+def test_what_is_half_one_thing_and_half_another_is_not_named():
+    assert _named(_mixture("circle", "circle"))
+    for first, second in itertools.combinations(SHAPES, 2):
+        assert not _named(_mixture(first, second)), (first, second)
+    for first, second in itertools.permutations(COLOURS, 2):
+        assert not _named(_halves(first, second)), (first, second)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "off", "images"),
+    [
+        ("MIN_LEAD", 0.0, [_mixture(*pair) for pair in itertools.combinations(SHAPES, 2)]),
+        ("MIN_CONFIDENCE", 0.0, [_mixture(*pair) for pair in itertools.combinations(SHAPES, 2)]),
+        ("MAX_PATCHINESS", 9.0, [_halves(*pair) for pair in itertools.permutations(COLOURS, 2)]),
+    ],
+)
+def test_every_threshold_is_needed(monkeypatch, threshold, off, images):
+    monkeypatch.setattr(check, threshold, off)
+    assert any(_named(image) for image in images)
+
+
 def test_nothing_is_seen_where_nothing_is():
     rng = np.random.default_rng(0)
     blank = np.full((32, 32, 3), 240, np.uint8)
@@ -134,7 +175,7 @@ def test_hold_out():
     )
 
 
-VERTICAL = {"above", "over", "below", "under", "underneath", "top", "bottom"}
+VERTICAL = {"above", "over", "below", "under", "top", "bottom"}
 RELATION_WORDS = {
     "alone": set(),
     "left of": {"left", "right"},
@@ -169,6 +210,14 @@ def test_shards_are_the_same_bytes_for_any_number_of_workers(tmp_path):
         assert a.read_bytes() == b.read_bytes()
     other = write_shards(tmp_path / "other", 30, 10, size_px=32, seed=1, shard_size=10)
     assert other[0].read_bytes() != one[0].read_bytes()
+
+
+def test_a_folder_with_other_shards_is_refused(tmp_path):
+    write_shards(tmp_path, 30, 10, size_px=32, shard_size=10)
+    write_shards(tmp_path, 40, 10, size_px=32, shard_size=10)
+    with pytest.raises(ValueError, match=r"train-003\.tar"):
+        write_shards(tmp_path, 30, 10, size_px=32, shard_size=10, seed=1)
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_a_caption_can_be_judged_from_the_shard_alone(tmp_path):

@@ -1,10 +1,13 @@
 """Raw streams: what is refused, how the data is split, that a position resumes exactly."""
 
+import gzip
 import itertools
+import shutil
+import tarfile
 
 import pytest
 
-from dalle.data.shards import Position, ShardStream, Split, expand
+from dalle.data.shards import Position, ShardStream, Split, escape, expand, read
 
 
 def _keys(stream, count, start=Position()):  # noqa: B008
@@ -16,6 +19,15 @@ def test_expand_knows_ranges_globs_and_lists(shapes_folder):
     for spec in (f"{shapes_folder}/train-{{000..001}}.tar", f"{shapes_folder}/train-*.tar", f"{first} {second}"):
         assert expand(spec) == [first, second]
     assert expand("pipe:cat some file.tar") == ["pipe:cat some file.tar"]
+
+
+def test_paths_may_hold_what_a_specification_gives_a_meaning(tmp_path, shapes_folder):
+    folder = tmp_path / "my [demo], {1}"
+    shutil.copytree(shapes_folder, folder)
+    first, second = f"{folder}/train-000.tar", f"{folder}/train-001.tar"
+    assert expand(first) == [first], "one existing file is taken as it stands"
+    assert expand(f"{escape(folder)}/train-*.tar") == [first, second]
+    assert expand(f"{escape(first)} {escape(second)}") == [first, second]
 
 
 def test_what_is_no_shard_is_refused(tmp_path, shapes_folder):
@@ -36,6 +48,37 @@ def test_what_is_no_shard_is_refused(tmp_path, shapes_folder):
             expand(str(tmp_path / name))
     with pytest.raises(ValueError, match="is a folder"):
         expand(str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["cut", "cut between files", "cut.gz", "garbage", "zeros", "bits.gz"])
+def test_damage_is_one_line_and_never_a_shorter_shard(tmp_path, shapes_folder, damage):
+    source = shapes_folder / "train-000.tar"
+    with tarfile.open(source) as tar:
+        header = tar.getmembers()[40].offset
+    good, path = source.read_bytes(), tmp_path / f"{damage}.tar"
+    packed = gzip.compress(good)
+    middle = len(packed) // 2
+    path.write_bytes(
+        {
+            "cut": good[: len(good) // 2],
+            "cut between files": good[:header],
+            "cut.gz": packed[:middle],
+            "garbage": good[:header] + b"garbage!" * 64 + good[header + 512 :],
+            "zeros": good[:header] + bytes(512) + good[header + 512 :],
+            "bits.gz": packed[:middle] + b"\xff" * 8 + packed[middle + 8 :],
+        }[damage]
+    )
+    with pytest.raises(ValueError) as raised:
+        list(read([str(path)]))
+    assert str(raised.value).startswith(f"{path} is damaged or cut off (")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_command_that_fails_is_named(shapes_folder):
+    good = shapes_folder / "train-000.tar"
+    assert len(list(read([f"pipe:cat {good}", f"pipe:gzip -c {good}"]))) == 64
+    with pytest.raises(ValueError, match=r"^pipe:cat .* && false cannot be read: "):
+        list(read([f"pipe:cat {good} && false"]))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

@@ -1,5 +1,7 @@
 """Token shards: round trip, a complete and reproducible order, one global batch for any number of ranks."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -49,7 +51,7 @@ def test_groups_of_shards_cover_everything(shards, monkeypatch):
 
 
 def _batches(shards, tokenizer, size, rank=0, world_size=1):
-    return TokenBatches(shards, tokenizer, 16, size, seed=3, bpe_dropout=0.2, rank=rank, world_size=world_size)
+    return TokenBatches(shards, tokenizer, 15, size, seed=3, bpe_dropout=0.2, rank=rank, world_size=world_size)
 
 
 def test_the_global_batch_is_the_same_for_any_number_of_ranks(shards, tokenizer):
@@ -73,6 +75,19 @@ def test_loader_resumes_also_with_another_batch_size(shards, tokenizer, workers)
     halves = [next(later) for _ in range(2)]
     assert np.array_equal(following["codes_BI"], np.concatenate([h["codes_BI"] for h in halves]))
     assert not np.array_equal(seen[0]["codes_BI"], following["codes_BI"])
+
+
+def test_batches_can_be_sent_to_a_spawned_worker(shards, tokenizer):
+    batches = _batches(shards, tokenizer, 8)
+    sent = pickle.loads(pickle.dumps(batches))
+    assert all(np.array_equal(sent[3][name], batches[3][name]) for name in ("text_BU", "codes_BI"))
+
+
+def test_what_fails_midway_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), TokenWriter(tmp_path / "tokens", Meta(2, 10, "x"), 1) as writer:
+        writer.add(np.arange(4), ["a"])
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_incomplete_folder_is_refused(tmp_path):

@@ -29,12 +29,27 @@ TEXT = torch.tensor([[1, 2, 3, 4, 5], [7, 8, PAD, PAD, PAD], [9, PAD, PAD, PAD, 
 def test_cached_logits_are_those_of_the_full_forward(attention, grid, depth):
     prior = _prior(attention, grid, depth)
     codes = torch.randint(0, 11, (3, 2, grid**2), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        cached = torch.stack(list(TokenLoop(prior, "fp32").logits(TEXT, codes)), dim=2)
-        for candidate in range(2):
-            _, expected = prior(TEXT, codes[:, candidate])
-            # fp32; sums of at most 96 terms in another order, through six layers
-            torch.testing.assert_close(cached[:, candidate], expected, atol=5e-4, rtol=1e-4)
+    loop = TokenLoop(prior, "fp32")
+    for num_given in (0, 1, grid, grid**2 - 1):
+        codes[:, :, :num_given] = codes[:, :1, :num_given]  # of an image prompt, the same for both candidates
+        with torch.no_grad():
+            cached = torch.stack(list(loop.logits(TEXT, codes, num_given)), dim=2)
+            for candidate in range(2):
+                _, expected = prior(TEXT, codes[:, candidate])
+                # fp32; sums of at most 96 terms in another order, through six layers
+                torch.testing.assert_close(cached[:, candidate], expected[:, num_given:], atol=5e-4, rtol=1e-4)
+
+
+def test_only_matrices_of_another_precision_are_copied():
+    prior = _prior().train()
+    matrices = {n for n, m in prior.named_modules() if isinstance(m, torch.nn.Linear)}
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        held = TokenLoop(prior, precision).prior
+        own = {n for n, t in held.named_parameters() if t.data_ptr() != prior.get_parameter(n).data_ptr()}
+        assert own == {f"{n}.{t}" for n in matrices for t in ("weight", "bias") if precision == "bf16"}
+        assert all(held.get_submodule(n).weight.dtype == dtype for n in matrices)
+        assert held.mask("row").data_ptr() == prior.mask("row").data_ptr()
+    assert prior.training and all(p.dtype == torch.float32 and p.requires_grad for p in prior.parameters())
 
 
 def test_greedy_decoding_is_that_of_the_full_forward():
@@ -65,6 +80,15 @@ def test_given_codes_are_kept_and_matter():
     assert codes[0, :, :5].tolist() == [[3, 1, 4, 1, 5]] * 2
     other = loop.codes(TEXT[:1], seeds, Sampling(temperature=0.5), torch.tensor([[9, 9, 9, 9, 9]]))
     assert not torch.equal(codes[..., 5:], other[..., 5:])
+
+
+def test_given_codes_are_what_was_drawn_before():
+    """Keeping the first codes of a drawing, the same seed draws the same rest."""
+    loop = TokenLoop(_prior(), "fp32")
+    seeds = torch.tensor([[3], [4], [5]])
+    whole = loop.codes(TEXT, seeds, Sampling())
+    for num_given in (1, 8, 15):
+        assert torch.equal(loop.codes(TEXT, seeds, Sampling(), whole[:, 0, :num_given]), whole)
 
 
 def test_choose_draws_the_softmax():

@@ -48,7 +48,7 @@ def test_image_prompt_keeps_its_rows(pipeline):
     given = pipeline._given(1, prompt, 3)
     (chunk,) = pipeline.candidates(["a red circle"], 2, 0, FAST, prompt, 3)
     assert given.shape == (1, 12)
-    assert (chunk.codes_CNI[0, :, :12] == given.numpy()).all()
+    assert (chunk.codes_CNI[0, :, :12] == given.cpu().numpy()).all()
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """The loop through its commands: losses fall, resumed equals uninterrupted, processes agree, Ctrl-C leaves a checkpoint."""
 
+import io
 import json
 import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -13,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from dalle.cli.train import train
-from dalle.config import TrainDVAE, TrainPrior
-from tests.conftest import ROOT, TINY_DVAE, TINY_PRIOR, clean_environment
+from dalle.config import TrainCLIP, TrainDVAE, TrainPrior
+from tests.conftest import ROOT, TINY_CLIP, TINY_DVAE, TINY_PRIOR, clean_environment
 
 
 def _metrics(folder: Path, name: str = "loss") -> list[float]:
@@ -23,15 +25,8 @@ def _metrics(folder: Path, name: str = "loss") -> list[float]:
 
 
 def _prior_arguments(models: Path, output: Path, *more: str) -> list[str]:
-    inputs = [
-        "--data",
-        f"{models}/tokens/train",
-        "--dvae",
-        f"{models}/dvae",
-        "--tokenizer",
-        f"{models}/prior/tokenizer.json",
-    ]
-    return [*TINY_PRIOR, *inputs, "--output", str(output), *more]
+    inputs = ["--dvae", f"{models}/dvae", "--tokenizer", f"{models}/prior/tokenizer.json"]
+    return [*TINY_PRIOR, "--data", f"{models}/tokens/train", *inputs, "--output", str(output), *more]
 
 
 def _same_weights(first: Path, second: Path) -> bool:
@@ -51,6 +46,9 @@ def test_dvae_resumed_is_uninterrupted(shapes_folder, tmp_path):
     assert _metrics(tmp_path / "parts") == _metrics(tmp_path / "whole")
     assert len(_metrics(tmp_path / "whole")) == 12
     assert _same_weights(tmp_path / "whole", tmp_path / "parts")
+    # a resumed run is described as the whole one, so that another can repeat it
+    described = (tmp_path / "parts" / "config.yaml").read_text()
+    assert described.replace("/parts", "/whole") == (tmp_path / "whole" / "config.yaml").read_text()
 
 
 @pytest.mark.parametrize(
@@ -79,26 +77,13 @@ def test_accumulation_is_the_whole_batch(models, tmp_path):
     assert _metrics(tmp_path / "four") == pytest.approx(_metrics(tmp_path / "one"), abs=2e-5)
 
 
-@pytest.mark.parametrize("zero_stage", ["0", "2"])
-def test_two_processes_are_one(models, tmp_path, zero_stage):
-    """`deepspeed --num_gpus 2 launch/train_prior.py` on gloo gives the loss curve of one process."""
-    train("prior", TrainPrior, _prior_arguments(models, tmp_path / "one", "--run.steps", "8"))
-    more = ["--run.steps", "8", "--run.zero_stage", zero_stage]
-    command = [
-        *(
-            str(Path(sys.executable).parent / "deepspeed"),
-            "--num_gpus",
-            "2",
-            "--master_port",
-            str(_free_port()),
-        ),
-        *(str(ROOT / "launch/train_prior.py"), *_prior_arguments(models, tmp_path / "two", *more)),
-    ]
-    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=300)
+def _launched(processes: int, *arguments: str) -> None:
+    """`deepspeed --num_gpus N launch/train_prior.py`, on the CPU with gloo also where there is a GPU: the losses of one
+    process and of two have to agree in fp32."""
+    launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(processes)]
+    command = [*launcher, "--master_port", str(_free_port()), str(ROOT / "launch/train_prior.py"), *arguments]
+    done = subprocess.run(command, env=_on_cpu(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    # the same sums over the batch in another order, then eight AdamW updates
-    assert _metrics(tmp_path / "two") == pytest.approx(_metrics(tmp_path / "one"), abs=2e-5)
-    assert _metrics(tmp_path / "two", "text_nats") == pytest.approx(_metrics(tmp_path / "one", "text_nats"), abs=1e-4)
 
 
 def _free_port() -> int:
@@ -107,17 +92,40 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _environment() -> dict[str, str]:
-    """On the CPU also where there is a GPU: the losses of one process and of two have to agree in fp32."""
+def _on_cpu() -> dict[str, str]:
     return {**clean_environment(), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def one_process(models, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("processes") / "one"
+    _launched(1, *_prior_arguments(models, output, "--run.steps", "8"))
+    return output
+
+
+def _check_same_curve(first: Path, second: Path) -> None:
+    # the same sums over the batch in another order, then eight AdamW updates
+    assert _metrics(first) == pytest.approx(_metrics(second), abs=2e-5)
+    assert _metrics(first, "text_nats") == pytest.approx(_metrics(second, "text_nats"), abs=1e-4)
+
+
+def test_two_processes_are_one(models, tmp_path, one_process):
+    _launched(2, *_prior_arguments(models, tmp_path / "two", "--run.steps", "8"))
+    _check_same_curve(tmp_path / "two", one_process)
+
+
+def test_one_process_goes_on_where_two_stopped(models, tmp_path, one_process):
+    """Whatever was sharded."""
+    _launched(2, *_prior_arguments(models, tmp_path / "two", "--run.steps", "6", "--run.zero_stage", "2"))
+    _launched(1, *_prior_arguments(models, tmp_path / "two", "--run.steps", "8", "--resume"))
+    _check_same_curve(tmp_path / "two", one_process)
 
 
 def test_ctrl_c_leaves_a_checkpoint_that_resumes(models, tmp_path):
     output = tmp_path / "stopped"
-    command = [sys.executable, "-m", "dalle.cli.train", *_prior_arguments(models, output, "--run.steps", "100000")]
     code = "import sys; from dalle.cli.train import train_prior; sys.argv[0] = 'dalle-train-prior'; train_prior()"
-    command = [sys.executable, "-c", code, *command[3:]]
-    process = subprocess.Popen(command, env=_environment(), stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-c", code, *_prior_arguments(models, output, "--run.steps", "100000")]
+    process = subprocess.Popen(command, env=_on_cpu(), stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (output / "metrics.jsonl").is_file() or len(_metrics(output)) < 3:
         assert time.monotonic() < deadline and process.poll() is None, "the training never began"
@@ -131,13 +139,58 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes(models, tmp_path):
     assert (output / "model.safetensors").is_file()
 
 
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        ("--optimizer.muon_step_size_factor 10", ['optimizer "AdamW", not "Muon"']),
+        ("--run.accumulation_steps 2 --run.seed 3", ["run.seed 0, not 3", "run.accumulation_steps 1, not 2"]),
+        ("--model.heads 4", ["model.heads 2, not 4"]),
+    ],
+)
+def test_a_run_goes_on_as_it_began(models, options, changes):
+    arguments = _prior_arguments(models, models / "prior", *options.split(), "--run.steps", "8", "--resume")
+    with pytest.raises(ValueError, match="--resume") as refusal:
+        train("prior", TrainPrior, arguments)
+    lines = str(refusal.value).splitlines()
+    assert len(lines) == len(changes)
+    assert all(change in line for change, line in zip(changes, lines, strict=True))
+
+
+def test_a_reranker_goes_on_with_the_dvae_it_began_with(models, shapes_folder, tokenizer_file, tmp_path):
+    data = ["--data", f"{shapes_folder}/train-*.tar", "--tokenizer", str(tokenizer_file)]
+    dvae = ["--dvae", f"{models}/dvae"]
+    train("clip", TrainCLIP, [*TINY_CLIP, *data, "--run.steps", "1", "--output", f"{tmp_path}/plain"])
+    for output, more, change in ((tmp_path / "plain", dvae, "null, not"), (models / "clip", [], ", not null")):
+        with pytest.raises(ValueError, match=f"dvae_hash .*{change}"):
+            arguments = [*TINY_CLIP, *data, *more, "--run.steps", "6", "--output", str(output), "--resume"]
+            train("clip", TrainCLIP, arguments)
+
+
+def test_data_that_cannot_be_used_leave_nothing_behind(tokenizer_file, tmp_path):
+    with tarfile.open(tmp_path / "bad.tar", "w") as tar:
+        for name in (f"{i:03d}.{extension}" for i in range(30) for extension in ("jpg", "txt")):
+            tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+    arguments = [*TINY_CLIP, "--data", f"{tmp_path}/bad.tar", "--tokenizer", str(tokenizer_file), "--run.steps", "2"]
+    with pytest.raises(ValueError, match="cannot be used"):
+        train("clip", TrainCLIP, [*arguments, "--output", f"{tmp_path}/out"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_need_no_held_out_data(models):
+    """The models of the fixture were trained without any."""
+    for stage, name in (("dvae", "reconstructions"), ("prior", "samples")):
+        assert list((models / stage / "pictures").glob(f"{name}-*.png"))
+        assert not any("valid/" in line for line in (models / stage / "metrics.jsonl").read_text().splitlines())
+
+
 def test_a_second_run_does_not_overwrite_the_first(models):
     with pytest.raises(ValueError, match="already holds a run"):
         train("prior", TrainPrior, _prior_arguments(models, models / "prior", "--run.steps", "1"))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(models, tmp_path):
-    more = ["--run.steps", "50", "--optimizer.step_size.start", "1e30", "--optimizer.clip_norm", "null"]
+    schedule = ["--optimizer.step_size.start", "1e30", "--optimizer.step_size.end", "1e30"]
+    more = ["--run.steps", "50", *schedule, "--optimizer.clip_norm", "null"]
     with pytest.raises(ValueError, match="not finite at update"):
         train("prior", TrainPrior, _prior_arguments(models, tmp_path / "bad", *more))
 

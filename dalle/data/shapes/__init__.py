@@ -1,7 +1,7 @@
 """The drawn data set: captioned scenes of simple shapes, drawn by our own code, and a checker that tells whether an image shows its caption.
 
 Train on `write_shards(...)`, generate an image for a caption, and ask `shows(image, Claim.from_json(about["scene"]))`. Validation scenes
-hold combinations of attributes that training never shows. Needs numpy and Pillow alone.
+hold combinations of attributes that training never shows. Needs numpy, Pillow and scipy alone.
 """
 
 from dalle.data.shapes.captions import captions, word

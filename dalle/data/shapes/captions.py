@@ -7,7 +7,7 @@ may end with the background.
 import numpy as np
 
 from dalle.data.shapes.claim import Claim, ClaimedObject
-from dalle.data.shapes.scene import Scene
+from dalle.data.shapes.scene import Scene, pick
 
 SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
 POSITION_WORDS = {
@@ -82,24 +82,20 @@ def word(claim: Claim, rng: np.random.Generator, background: str | None = None) 
     index = int(rng.integers(len(phrases) + len(sentences)))
     if index < len(phrases):
         pattern = phrases[index]
-        # "there is just a ..." is no caption anyone writes
-        pattern = pattern if pattern.startswith(("just", "only")) else _pick(rng, OPENINGS) + pattern
+        # "a picture of just a ..." is no caption anyone writes
+        pattern = pattern if pattern.startswith(("just", "only")) else pick(rng, OPENINGS) + pattern
     else:
         pattern = sentences[index - len(phrases)]
-    at = _pick(rng, POSITION_WORDS[claim.position]) if claim.position else ""
+    at = pick(rng, POSITION_WORDS[claim.position]) if claim.position else ""
     if "{at:}" in pattern and not at:
         pattern = "a shape, namely {A}" if rng.random() < 0.5 else "{A} and no other shape"
     text = pattern.replace("{at:}", f"{at} ").replace("{at}", f" {at}" if at else "")
     for letter, name in zip("ABC", names, strict=False):
         text = text.replace(f"{{{letter}}}", name)
-    return text + (_pick(rng, BACKGROUND_WORDS).format(background) if background else "")
+    return text + (pick(rng, BACKGROUND_WORDS).format(background) if background else "")
 
 
 def _name(thing: ClaimedObject, rng: np.random.Generator) -> str:
-    words = f"{_pick(rng, SIZE_WORDS[thing.size])} " if thing.size else ""
+    words = f"{pick(rng, SIZE_WORDS[thing.size])} " if thing.size else ""
     words += f"{thing.colour} {thing.shape}"
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
-
-
-def _pick(rng: np.random.Generator, choices: tuple[str, ...]) -> str:
-    return choices[int(rng.integers(len(choices)))]

@@ -114,22 +114,25 @@ def _places(held_out: bool) -> tuple[tuple[str, str, str], ...]:
     return tuple(place for place in product(COLOURS, SHAPES, POSITIONS) if is_place_held_out(*place) == held_out)
 
 
-def _pick(rng: np.random.Generator, names):
+def pick(rng: np.random.Generator, names):
     return tuple(names)[int(rng.integers(len(names)))]
 
 
 def _sample_looks(rng: np.random.Generator, num_objects: int, held_out: bool) -> list[tuple[str, str]]:
     """(colour, shape) of each of several objects, all different, obeying the hold-out."""
     while True:
-        looks = [(_pick(rng, COLOURS), _pick(rng, SHAPES)) for _ in range(num_objects)]
+        looks = [(pick(rng, COLOURS), pick(rng, SHAPES)) for _ in range(num_objects)]
         if len(set(looks)) == num_objects and held_out == _has_held_out_pair(looks):
             return looks
 
 
 def _sample_sizes(rng: np.random.Generator, num_objects: int) -> list[str]:
     """Two objects are not both large and three are all small: they have to fit side by side."""
-    pairs = (("small", "small"), ("small", "large"), ("large", "small"))
-    return list({1: (_pick(rng, SIZES),), 2: _pick(rng, pairs), 3: ("small",) * 3}[num_objects])
+    if num_objects == 1:
+        return [pick(rng, SIZES)]
+    if num_objects == 2:
+        return list(pick(rng, (("small", "small"), ("small", "large"), ("large", "small"))))
+    return ["small"] * 3
 
 
 def _along(rng: np.random.Generator, first: int, second: int) -> tuple[int, int]:
@@ -159,24 +162,17 @@ def _place(rng: np.random.Generator, arrangement: str, position: str | None, wid
     return [(_middle(rng, one), top), (left, bottom), (right, bottom)]
 
 
-def sample_scene(
-    rng: np.random.Generator, held_out: bool = False, count_weights: tuple[float, float, float] = (0.30, 0.45, 0.25)
-) -> Scene:
+def sample_scene(rng: np.random.Generator, held_out: bool = False) -> Scene:
     """Draw one scene's contents at random.
 
     held_out: False gives a training scene (nothing held out), True a validation scene: a lone object stands, as stated, where training
     never shows its colour and shape; of two or three objects training never shows some two together.
-    count_weights: the shares of scenes with one, two and three objects, in any scale. ValueError unless three, none negative, some positive.
     """
-    if len(count_weights) != 3 or min(count_weights) < 0 or sum(count_weights) <= 0:
-        raise ValueError(
-            f"count_weights {count_weights!r}: give three shares, for one, two and three objects, not all zero"
-        )
-    draw = sum(count_weights) * float(rng.random())
-    num_objects = 1 if draw < count_weights[0] else 2 if draw < count_weights[0] + count_weights[1] else 3
-    arrangement = _pick(rng, ARRANGEMENTS_BY_COUNT[num_objects])
+    draw = rng.random()
+    num_objects = 1 if draw < 0.30 else 2 if draw < 0.75 else 3
+    arrangement = pick(rng, ARRANGEMENTS_BY_COUNT[num_objects])
     if num_objects == 1:
-        *look, position = _pick(rng, _places(held_out))
+        *look, position = pick(rng, _places(held_out))
         looks = [look]
     else:
         looks, position = _sample_looks(rng, num_objects, held_out), None
@@ -201,5 +197,5 @@ def sample_scene(
         arrangement=arrangement,
         position=position,
         position_stated=num_objects == 1 and (held_out or bool(rng.random() < 0.5)),
-        background=_pick(rng, BACKGROUNDS),
+        background=pick(rng, BACKGROUNDS),
     )

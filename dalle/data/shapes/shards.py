@@ -29,15 +29,15 @@ def write_shards(
     seed: int = 0,
     num_workers: int = 1,
     shard_size: int = 2_500,
-    count_weights: tuple[float, float, float] = (0.30, 0.45, 0.25),
 ) -> list[Path]:
     """Draw train-000.tar, ... and valid-000.tar, ... into a folder (made where missing) and return their paths, training first.
 
     Each sample: KEY.png of size_px by size_px; KEY.txt, one caption; KEY.json with three "captions" (the first is the one in KEY.txt),
     the claim they share under "scene" (see Claim.from_json), "background", "width" and "height". Validation scenes hold attribute
-    combinations training never shows. The bytes depend on seed, size_px, shard_size and count_weights, not on num_workers, and
+    combinations training never shows. The bytes depend on seed, size_px and shard_size, not on num_workers, and
     a larger num_train only adds to what a smaller one writes. A shard gets its name once it is complete.
-    Memory is one shard's compressed bytes per worker at most. ValueError for counts or sizes that make no data set.
+    Memory is one shard's compressed bytes per worker at most. ValueError for counts or sizes that make no data set, and for a folder
+    with shards that would stay there beside the new ones.
     """
     if min(num_train, num_valid) < 0 or num_train + num_valid == 0:
         raise ValueError(
@@ -47,16 +47,15 @@ def write_shards(
         raise ValueError(f"shard_size {shard_size}: must be from 1 to 10000 (keys have four digits within a shard)")
     if seed < 0 or num_workers < 0:
         raise ValueError(f"seed {seed}, num_workers {num_workers}: neither may be negative")
-    draw(
-        sample_scene(np.random.default_rng(seed), count_weights=count_weights), size_px
-    )  # a wrong setting fails here, before any process starts
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    jobs = []
+    draw(sample_scene(np.random.default_rng(seed)), size_px)  # a wrong size fails here, before any process starts
+    folder, jobs = Path(folder), []
     for split, total in zip(SPLITS, (num_train, num_valid), strict=True):
         for shard, start in enumerate(range(0, total, shard_size)):
             path = folder / f"{split}-{shard:03d}.tar"
-            jobs.append((path, split, shard, min(shard_size, total - start), size_px, seed, tuple(count_weights)))
+            jobs.append((path, split, shard, min(shard_size, total - start), size_px, seed))
+    if others := sorted({*folder.glob("*.tar")} - {path for path, *_ in jobs}):
+        raise ValueError(f"{folder} already holds {others[0].name}, which is none of these shards: name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
     if min(num_workers, len(jobs)) <= 1:
         return [_write_shard(*job) for job in jobs]
     # Spawned, not forked: the caller may have threads (torch, CUDA) that a fork would break.
@@ -64,16 +63,14 @@ def write_shards(
         return list(pool.map(_write_shard, *zip(*jobs, strict=True)))
 
 
-def _write_shard(
-    path: Path, split: str, shard: int, num_samples: int, size_px: int, seed: int, count_weights: tuple
-) -> Path:
+def _write_shard(path: Path, split: str, shard: int, num_samples: int, size_px: int, seed: int) -> Path:
     # A generator per shard, so that shards can be written in any order by any process.
     rng = np.random.default_rng([seed, SPLITS.index(split), shard])
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         with tarfile.open(unfinished, "w", format=tarfile.USTAR_FORMAT) as tar:
             for index in range(num_samples):
-                scene = sample_scene(rng, held_out=split == "valid", count_weights=count_weights)
+                scene = sample_scene(rng, held_out=split == "valid")
                 texts = captions(scene, rng)
                 about = {
                     "captions": texts,

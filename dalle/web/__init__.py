@@ -1,1 +1,0 @@
-"""The page to draw with."""

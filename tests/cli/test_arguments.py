@@ -1,0 +1,36 @@
+"""The command line's own rules: quotes, dashes, help."""
+
+import pytest
+
+from dalle.cli.arguments import parse
+from dalle.config import Sample, TrainTokenizer
+
+
+def _sample(*argv: str) -> Sample:
+    return parse(Sample, "dalle-sample", list(argv), positional="caption")
+
+
+def test_one_bare_argument_is_the_caption():
+    assert _sample("--n", "5", "a red circle", "--keep=2").caption == "a red circle"
+    for argv in (["a", "cat"], ["--caption", "a", "cat"], ["--caption=a", "cat"]):
+        with pytest.raises(ValueError, match=r"unexpected 'cat': .*quotes"):
+            _sample(*argv)
+    with pytest.raises(ValueError, match=r"unexpected 'b\.tar': .*quotes"):
+        parse(TrainTokenizer, "dalle-train-tokenizer", ["--data", "a.tar", "b.tar", "--output", "t.json"])
+
+
+def test_keys_have_two_dashes():
+    for token, nearest in (("-n", "n"), ("-temperature", "sampling.temperature"), ("-seed=3", "seed")):
+        message = f"unknown key {token.split('=')[0]}; the nearest known one is {nearest} "
+        with pytest.raises(ValueError, match=message):
+            _sample(token, "5", "a cat")
+    with pytest.raises(ValueError, match="--output: expected one argument"):
+        _sample("a cat", "--output", "--n", "5")
+
+
+@pytest.mark.parametrize("token", ["-h", "--help"])
+def test_help(token, capsys):
+    with pytest.raises(SystemExit) as left:
+        _sample(token)
+    assert left.value.code == 0
+    assert "--caption" in capsys.readouterr().out

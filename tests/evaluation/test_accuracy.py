@@ -1,0 +1,68 @@
+"""Caption accuracy, with a stand-in for the pipeline whose candidates are known to be right or wrong."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from dalle.data.shapes import write_shards
+from dalle.evaluation import accuracy
+from dalle.sampling.pipeline import Candidates
+
+RIGHT = [[False, True, False], [True, False, False], [False, False, False], [False, True, True], [True, True, True]]
+SCORES = [0.1, 0.9, 0.5]  # the second candidate is always the reranked best
+
+
+@dataclass
+class _Pipeline:
+    """Draws the pair's own image where `RIGHT` says so, and nothing at all elsewhere."""
+
+    pairs: list
+    hashes = {"prior": "abc"}  # noqa: RUF012
+    dvae = SimpleNamespace(config=SimpleNamespace(image_size_px=32))
+
+    def candidates(self, captions, n, seed, sampling):
+        place = {pair.captions[0]: i for i, pair in enumerate(self.pairs)}
+        rows = [place[caption] for caption in captions]
+        blank = np.full((32, 32, 3), 240, np.uint8)
+        images = np.array([[self.pairs[row].image if RIGHT[row][i] else blank for i in range(n)] for row in rows])
+        seeds = np.tile(np.arange(seed, seed + n), (len(rows), 1))
+        scores = np.tile(np.array(SCORES, np.float32), (len(rows), 1))
+        for part in (slice(0, 2), slice(2, n)):  # chunk by chunk
+            yield Candidates(images[:, part], np.zeros((len(rows), 1, 1)), seeds[:, part], scores[:, part])
+
+    def reconstruct(self, images_BYX3, precision):
+        return images_BYX3
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawings")
+    write_shards(folder, 0, 30, size_px=32)
+    return f"{folder}/valid-*.tar"
+
+
+def test_shares_are_those_of_the_candidates(shards):
+    pairs = accuracy.distinct(shards, 32, len(RIGHT))
+    judgements = list(accuracy.judge(_Pipeline(pairs), pairs, candidates=3, seed=7, keep=2))
+    assert dict(accuracy.figures(judgements)) == pytest.approx(
+        {
+            "reranked": 3 / 5,
+            "unranked": 2 / 5,
+            "candidates": 7 / 15,
+            "any_right": 4 / 5,
+            "reconstructed": 1.0,
+            "real": 1.0,
+        }
+    )
+    best, second = judgements[0].drawings
+    assert (best.seed, best.rank, second.seed, second.rank) == (8, 1, 9, 2)
+    assert best.score == pytest.approx(0.9)
+    assert np.array_equal(np.asarray(best.image), pairs[0].image)
+
+
+def test_captions_are_distinct_and_enough(shards):
+    assert len({pair.captions[0] for pair in accuracy.distinct(shards, 32, 20)}) == 20
+    with pytest.raises(ValueError, match="captions 1000"):
+        accuracy.distinct(shards, 32, 1000)
