@@ -39,7 +39,7 @@ def demo(argv: list[str] | None = None) -> None:
     stages = {
         "dvae": _stage(config, "dvae", images | {"output": dvae}),
         "prior": _stage(config, "prior", prior_options),
-        "clip": _stage(config, "clip", images | {"tokenizer": tokenizer, "dvae": dvae, "output": clip}),
+        "clip": _stage(config, "clip", images | {"tokenizer": tokenizer, "output": clip}),
     }
     # read before anything is removed or drawn; what they say of the data no other file has to repeat
     size_px = arguments.parse(TrainDVAE, "dvae", stages["dvae"]).model.image_size_px

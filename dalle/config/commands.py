@@ -261,7 +261,7 @@ class Demo:
     num_train: int = 30_000
     configs: str | None = None
     seed: int = 0
-    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.45))
+    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.35))
 
     def __post_init__(self) -> None:
         at_least(self, 1, "captions", "candidates", "num_train")
