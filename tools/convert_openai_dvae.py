@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -56,6 +56,7 @@ class _Unpickler(pickle.Unpickler):
             ("torch._utils", "_rebuild_parameter"): partial(torch._utils._rebuild_parameter),
             ("collections", "OrderedDict"): OrderedDict,
             ("builtins", "set"): set,
+            ("__builtin__", "set"): set,  # its name in the pickle protocol that PyTorch writes
             ("torch", "device"): torch.device,
         }
         if (module, name) not in allowed:
@@ -73,7 +74,9 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"no such file: {path}")
     if zipfile.is_zipfile(path) and any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
         raise ValueError(f"{path} is a TorchScript archive, not a pickled module")
-    restricted = SimpleNamespace(Unpickler=_Unpickler, load=lambda file, **options: _Unpickler(file, **options).load())
+    restricted = ModuleType("restricted_pickle")
+    restricted.Unpickler = _Unpickler
+    restricted.load = lambda file, **options: _Unpickler(file, **options).load()
     try:
         module = torch.load(path, map_location="cpu", pickle_module=restricted, weights_only=False)
     except Exception as error:  # whatever a broken or hostile file makes of the unpickler
