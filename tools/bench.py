@@ -87,13 +87,6 @@ def case(name: str, unit: str, ours: float, peers: dict[str, float], limit: floa
 # ---- the machine's limit
 
 
-def matrix_product(dtype: torch.dtype) -> tuple[Callable[[], Any], float]:
-    """A matrix product of 2048³ (8192³ on a GPU), and its floating-point operations."""
-    size = 8192 if DEVICE == "cuda" else 2048
-    a, b = (torch.randn(size, size, device=DEVICE, dtype=dtype) for _ in range(2))
-    return lambda: a @ b, 2 * size**3
-
-
 def convolution(dtype: torch.dtype) -> tuple[Callable[[], Any], float]:
     """The dVAE's heaviest kind of convolution, 3×3 on 512 channels, and its floating-point operations."""
     batch, side, width = (32, 128, 512) if DEVICE == "cuda" else (1, 64, 512)
@@ -116,17 +109,17 @@ def bench_dvae(options: argparse.Namespace) -> list[dict]:
     batch = options.batch_size or (32 if DEVICE == "cuda" else 1)
     peak = {what: peak_memory_bytes(partial(_our_call, config, batch, options.compile, what)) for what in _DVAE_CALLS}
     images, codes = _dvae_inputs(config, batch)
+    dvae = DVAE(config)
+    # of one token's pixels, times the tokens: convolutions cost the same everywhere
+    pixels = torch.zeros(1, 3, config.downsampling, config.downsampling)
+    encode_flops = _flops(dvae.encoder, pixels) * config.grid**2
+    decode_flops = _flops(dvae.decoder, torch.zeros(1, config.codebook_size, 1, 1)) * config.grid**2
+    flops = {"train": 3 * (encode_flops + decode_flops), "encode": encode_flops, "decode": decode_flops}
     built = {
-        "ours": _ours(DVAE(config), images, codes, options.compile),
+        "ours": _ours(dvae, images, codes, options.compile),
         "eager_16bit": _eager(DVAE(config), images, codes, torch.bfloat16),
         "eager_fp32": _eager(DVAE(config), images, codes, torch.float32),
     }
-    # of one token's pixels, times the tokens: convolutions cost the same everywhere
-    one_token = DVAE(config)
-    pixels = torch.zeros(1, 3, config.downsampling, config.downsampling)
-    encode_flops = _flops(one_token.encoder, pixels) * config.grid**2
-    decode_flops = _flops(one_token.decoder, torch.zeros(1, config.codebook_size, 1, 1)) * config.grid**2
-    flops = {"train": 3 * (encode_flops + decode_flops), "encode": encode_flops, "decode": decode_flops}
     call, work = convolution(torch.bfloat16)
     cases = []
     for what in _DVAE_CALLS:

@@ -11,18 +11,18 @@ from __future__ import annotations
 import argparse
 import pickle
 import sys
+import textwrap
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-import yaml
 
+from dalle.cli.arguments import to_yaml
 from dalle.config import DVAEModel
 from dalle.models.dvae import DVAE
 from dalle.models.folder import save_weights
@@ -118,10 +118,8 @@ def convert(encoder: str | Path, decoder: str | Path, output: str | Path) -> str
             )
     output = Path(output)
     digest = save_weights(output, "dvae", weights, config, {})
-    sizes = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
-    text = "# OpenAI's released dVAE, converted from its two pickles.\n" + yaml.safe_dump(
-        {"model": sizes}, sort_keys=False
-    )
+    sizes = textwrap.indent(to_yaml(config), "  ")
+    text = f"# OpenAI's released dVAE, converted from its two pickles.\nmodel:\n{sizes}"
     (output / "config.yaml").write_text(text, encoding="utf-8")
     return digest
 

@@ -83,7 +83,6 @@ class TrainDVAE:
     images: Images = field(default_factory=Images)
 
     def __post_init__(self) -> None:
-        _check_sharding(self.optimizer, self.run)
         require(
             self.optimizer.muon_step_size_factor is None,
             f"optimizer.muon_step_size_factor {self.optimizer.muon_step_size_factor}: Muon is for the matrices of "

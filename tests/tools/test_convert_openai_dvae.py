@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dalle.cli.describe import describe_file
 from dalle.models.folder import load_dvae
 from dalle.models.likelihood import map_pixels
 from tests.conftest import ROOT
@@ -113,6 +114,7 @@ def test_converted_equals_an_independent_computation(released, tmp_path):
     assert len(decoder) == 76 and sum(t.numel() for t in decoder.values()) == 43_829_766
     tool.convert(folder / "encoder.pkl", folder / "decoder.pkl", tmp_path / "dvae")
     dvae = load_dvae(tmp_path / "dvae")
+    assert describe_file(str(tmp_path / "dvae/config.yaml"))["parameters"] == 53_786_240 + 43_829_766
     images = torch.rand(1, 3, 32, 32)
     with torch.no_grad():
         logits = _forward(encoder, map_pixels(images), lambda x: F.max_pool2d(x, 2))
