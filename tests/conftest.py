@@ -53,6 +53,16 @@ TINY_CLIP = [
 ]
 
 
+def pytest_collection_modifyitems(items) -> None:
+    """Tests marked `gpu` need one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no GPU"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_process_group():
     """DeepSpeed remembers the first process group of a process, so all trainings of the session share one."""

@@ -3,6 +3,7 @@ README shows parses."""
 
 import re
 import shlex
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -24,7 +25,9 @@ COMMANDS = {
     "dalle-demo": configs.Demo,
 }
 POSITIONAL = {"dalle-sample": "caption", "dalle-describe": "config_file"}
-FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+ALL = sorted((ROOT / "configs").rglob("*.yaml"))
+OVERLAYS = [path for path in ALL if path.parent.name == "ablations" and path.stem != "base"]
+FILES = [path for path in ALL if path not in OVERLAYS]
 
 
 def _stage(path) -> str:
@@ -45,6 +48,25 @@ def test_configuration_is_sound(path):
 
         with torch.device("meta"):
             {"dvae": DVAE, "prior": Prior}[stage](parsed.model)
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=lambda p: p.stem)
+def test_an_ablation_changes_one_setting(path):
+    def settings(*files):
+        options = [word for file in files for word in ("--config", str(file))]
+        return asdict(arguments.parse(configs.TrainDVAE, "test", [*options, "--data", "x", "--output", "x"]))
+
+    base = path.with_name("base.yaml")
+    before, after = (dict(_flat(settings(*files))) for files in ((base,), (base, path)))
+    assert len(set(before.items()) ^ set(after.items())) == 2
+
+
+def _flat(values, prefix=""):
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def _shown_lines(page):

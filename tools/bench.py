@@ -2,9 +2,9 @@
 
     python tools/bench.py NAME [--json] [--batch_size N] …
 
-The sides take turns, a step each, and medians are compared, so that a machine that slows down slows all of them. The
-last line is JSON: {"name", "unit", "ours", "peers", "ratio", "limit", "fraction_of_limit", "peak_memory_bytes",
-"settings"}, or a list of these under "cases".
+Each side is a process of its own, with the settings that it would have by itself. They take turns, a step each, and
+medians are compared, so that a machine that slows down slows all of them. The last line is JSON: {"name", "unit", "ours",
+"peers", "ratio", "limit", "fraction_of_limit", "peak_memory_bytes", "settings"}, or a list of these under "cases".
 """
 
 from __future__ import annotations
@@ -28,21 +28,29 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs without an installation
 
+from dalle.cli.memory import keep_freed_memory
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def seconds(sides: dict[str, Callable[[], Any]], repeats: int, warmup: int = 1) -> dict[str, float]:
-    """The median time of a call of each, in turns."""
+def seconds(sides: dict[str, Callable[[], float]], repeats: int, warmup: int = 1) -> dict[str, float]:
+    """The median time of a call of each, in turns; each side says how long it took."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for round_ in range(warmup + repeats):
         for name, call in sides.items():
-            _wait()
-            began_s = time.perf_counter()
-            call()
-            _wait()
+            took_s = call()
             if round_ >= warmup:
-                times[name].append(time.perf_counter() - began_s)
+                times[name].append(took_s)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def timed(call: Callable[[], Any]) -> float:
+    """Seconds that a call takes."""
+    _wait()
+    began_s = time.perf_counter()
+    call()
+    _wait()
+    return time.perf_counter() - began_s
 
 
 def _wait() -> None:
@@ -50,23 +58,53 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def peak_memory_bytes(build: Callable[[], Callable[[], Any]]) -> int:
-    """What a call of what `build` makes needs at most: of the GPU, or of a process of its own on a CPU.
+class Side:
+    """Calls by name, made and timed in a process of their own.
 
     Args:
-        build: a function that another process can import
+        build: makes the calls, {name: callable}; a function that another process can import
+        keep_memory: with our allocator settings (`dalle.cli.memory`), in place of PyTorch's and glibc's own
     """
-    if DEVICE == "cuda":
-        call = build()
-        torch.cuda.reset_peak_memory_stats()
-        call()
-        return torch.cuda.max_memory_allocated()
+
+    def __init__(self, build: Callable[[], dict[str, Callable[[], Any]]], keep_memory: bool):
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(build, keep_memory, theirs), daemon=True)
+        self._process.start()
+
+    def call(self, name: str) -> float:
+        """Seconds that one call took."""
+        self._pipe.send(name)
+        return self._pipe.recv()
+
+    def close(self) -> None:
+        """End the process, so that its memory is free again."""
+        self._process.terminate()
+        self._process.join()
+
+
+def _serve(build: Callable[[], dict], keep_memory: bool, pipe) -> None:
+    if keep_memory:
+        keep_freed_memory()
+    torch.manual_seed(0)
+    calls = build()
+    while True:
+        pipe.send(timed(calls[pipe.recv()]))
+
+
+def peak_memory_bytes(build: Callable[[], dict[str, Callable[[], Any]]], name: str) -> int:
+    """What one call needs at most: of the GPU, or of a process of its own on a CPU."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_of_this_process, (build,))
+        return pool.apply(_peak_of_this_process, (build, name))
 
 
-def _peak_of_this_process(build: Callable[[], Callable[[], Any]]) -> int:
-    build()()
+def _peak_of_this_process(build: Callable[[], dict], name: str) -> int:
+    keep_freed_memory()
+    call = build()[name]
+    for _ in range(2):
+        call()
+    if DEVICE == "cuda":
+        return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -85,6 +123,13 @@ def case(name: str, unit: str, ours: float, peers: dict[str, float], limit: floa
 
 
 # ---- the machine's limit
+
+
+def best_rate(call: Callable[[], Any], work: float) -> float:
+    """The most work per second that a call reached: what limits is the machine, not its hiccups."""
+    keep_freed_memory()
+    call()
+    return work / min(timed(call) for _ in range(20))
 
 
 def convolution(dtype: torch.dtype) -> tuple[Callable[[], Any], float]:
@@ -107,34 +152,43 @@ def bench_dvae(options: argparse.Namespace) -> list[dict]:
 
     config = DVAEModel(image_size_px=options.image_size_px)
     batch = options.batch_size or (32 if DEVICE == "cuda" else 1)
-    peak = {what: peak_memory_bytes(partial(_our_call, config, batch, options.compile, what)) for what in _DVAE_CALLS}
-    images, codes = _dvae_inputs(config, batch)
-    dvae = DVAE(config)
+    ours = partial(_ours, config, batch, options.compile, options.recompute)
+    peak = {what: peak_memory_bytes(ours, what) for what in _DVAE_CALLS}
+    built = {
+        "ours": Side(ours, keep_memory=True),
+        "eager_16bit": Side(partial(_eager, config, batch, torch.bfloat16), options.same_allocator),
+        "eager_fp32": Side(partial(_eager, config, batch, torch.float32), options.same_allocator),
+    }
     # of one token's pixels, times the tokens: convolutions cost the same everywhere
-    pixels = torch.zeros(1, 3, config.downsampling, config.downsampling)
+    dvae, pixels = DVAE(config), torch.zeros(1, 3, config.downsampling, config.downsampling)
     encode_flops = _flops(dvae.encoder, pixels) * config.grid**2
     decode_flops = _flops(dvae.decoder, torch.zeros(1, config.codebook_size, 1, 1)) * config.grid**2
     flops = {"train": 3 * (encode_flops + decode_flops), "encode": encode_flops, "decode": decode_flops}
-    built = {
-        "ours": _ours(dvae, images, codes, options.compile),
-        "eager_16bit": _eager(DVAE(config), images, codes, torch.bfloat16),
-        "eager_fp32": _eager(DVAE(config), images, codes, torch.float32),
-    }
-    call, work = convolution(torch.bfloat16)
+    rate = best_rate(*convolution(torch.bfloat16))
     cases = []
     for what in _DVAE_CALLS:
-        timed = seconds({name: calls[what] for name, calls in built.items()} | {"limit": call}, options.repeats)
-        rate = work / timed.pop("limit")
-        per_s = {name: batch / value for name, value in timed.items()}
+        taken_s = seconds({name: partial(side.call, what) for name, side in built.items()}, options.repeats)
+        rate = max(rate, best_rate(*convolution(torch.bfloat16)))
+        per_s = {name: batch / value for name, value in taken_s.items()}
         result = case(
             f"dvae {what}",
             "images/s",
             per_s.pop("ours"),
             per_s,
             rate / flops[what],
-            {"image_size_px": config.image_size_px, "batch_size": batch, "flops_per_image": flops[what]},
+            {
+                "image_size_px": config.image_size_px,
+                "batch_size": batch,
+                "flops_per_image": flops[what],
+                "limit_flops_per_s": rate,
+                "recompute": options.recompute,
+                "compile": options.compile,
+                "same_allocator": options.same_allocator,
+            },
         )
         cases.append({**result, "peak_memory_bytes": peak[what]})
+    for side in built.values():
+        side.close()
     return cases
 
 
@@ -149,26 +203,28 @@ def _dvae_inputs(config, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     return images, torch.randint(0, config.codebook_size, (batch, config.grid, config.grid), device=DEVICE)
 
 
-def _our_call(config, batch: int, compile: bool, what: str) -> Callable[[], Any]:
-    from dalle.models.dvae import DVAE
-
-    return _ours(DVAE(config), *_dvae_inputs(config, batch), compile)[what]
-
-
-def _ours(dvae: nn.Module, images, codes, compile: bool) -> dict[str, Callable]:
+def _ours(config, batch: int, compile: bool, recompute: bool) -> dict[str, Callable]:
     """As the engine trains it: channels last, 16-bit products, fused AdamW."""
-    from dalle.objectives.dvae import DVAEObjective
+    from dalle.config import Optimizer, Schedule
+    from dalle.models.dvae import DVAE
+    from dalle.objectives.dvae import DVAEObjective, uniform_noise
+    from dalle.training import optimizer as optimizers
+    from dalle.training.engine import recompute_blocks
 
-    dvae = dvae.to(DEVICE).to(memory_format=torch.channels_last)
+    dvae = DVAE(config).to(DEVICE).to(memory_format=torch.channels_last)
+    images, codes = _dvae_inputs(config, batch)
     images = images.to(memory_format=torch.channels_last)
     objective = DVAEObjective(dvae)
+    optimizer = optimizers.build(objective, Optimizer(Schedule(1e-4, 1e-4)))
+    if recompute:
+        recompute_blocks(dvae)
     if compile:
         objective.compile()
-    optimizer = torch.optim.AdamW(dvae.parameters(), lr=1e-4, fused=True)
     one = torch.ones((), device=DEVICE)
 
     def train() -> None:
         batch = {"images_BCYX": images, "temperature": one, "kl_weight": one, "noise_scale": one}
+        batch["uniform_BYXK"] = uniform_noise(dvae.config, range(len(images)), images.device)
         with torch.autocast(DEVICE, torch.bfloat16):
             loss, _ = objective(batch)
         loss.backward()
@@ -189,9 +245,66 @@ def _ours(dvae: nn.Module, images, codes, compile: bool) -> dict[str, Callable]:
     }
 
 
-def _eager(dvae: nn.Module, images, codes, dtype: torch.dtype) -> dict[str, Callable]:
-    """Straightforward code: the module as it is, PyTorch's gumbel-softmax and AdamW, autocast for 16 bits."""
-    dvae = dvae.to(DEVICE)
+class _Block(nn.Module):
+    """Appendix A.1, word for word."""
+
+    def __init__(self, n_in: int, n_out: int, kernels: tuple[int, ...], post_gain: float):
+        super().__init__()
+        widths = (n_in, *[n_out // 4] * 3, n_out)
+        layers = []
+        for i, kernel in enumerate(kernels):
+            layers += [nn.ReLU(), nn.Conv2d(widths[i], widths[i + 1], kernel, padding=kernel // 2)]
+        self.res_path = nn.Sequential(*layers)
+        self.id_path = nn.Conv2d(n_in, n_out, 1) if n_in != n_out else nn.Identity()
+        self.post_gain = post_gain
+
+    def forward(self, x):
+        return self.id_path(x) + self.post_gain * self.res_path(x)
+
+
+class _Straightforward(nn.Module):
+    """Encoder and decoder of appendix A.1, word for word."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        widths = [config.encoder_width * m for m in config.width_multipliers]
+        post_gain = 1 / (len(widths) * config.blocks_per_group) ** 2
+
+        def groups(n_in: int, order: list[int], kernels: tuple[int, ...], resample: nn.Module) -> list[nn.Module]:
+            layers: list[nn.Module] = []
+            for i, width in enumerate(order):
+                layers += [resample] if i else []
+                for _ in range(config.blocks_per_group):
+                    layers.append(_Block(n_in, width, kernels, post_gain))
+                    n_in = width
+            return layers
+
+        # the first convolution, the groups, the last; codes are met in fp32 at both ends
+        self.features = nn.Sequential(
+            nn.Conv2d(3, widths[0], 7, padding=3), *groups(widths[0], widths, (3, 3, 3, 1), nn.MaxPool2d(2)), nn.ReLU()
+        )
+        self.to_logits = nn.Conv2d(widths[-1], config.codebook_size, 1)
+        self.from_codes = nn.Conv2d(config.codebook_size, config.decoder_input_width, 1)
+        drawn = groups(config.decoder_input_width, widths[::-1], (1, 3, 3, 3), nn.Upsample(scale_factor=2))
+        self.drawing = nn.Sequential(*drawn, nn.ReLU(), nn.Conv2d(widths[0], 6, 1))
+
+    def encoder(self, x):
+        features = self.features(x).float()
+        with torch.autocast(DEVICE, enabled=False):
+            return self.to_logits(features)
+
+    def decoder(self, z):
+        with torch.autocast(DEVICE, enabled=False):
+            codes = self.from_codes(z)
+        return self.drawing(codes)
+
+
+def _eager(config, batch: int, dtype: torch.dtype) -> dict[str, Callable]:
+    """Straightforward code, as one writes it from appendix A: upsampling where it stands, PyTorch's gumbel-softmax and AdamW,
+    autocast for 16 bits."""
+    dvae = _Straightforward(config).to(DEVICE)
+    images, codes = _dvae_inputs(config, batch)
     optimizer = torch.optim.AdamW(dvae.parameters(), lr=1e-4)
 
     def train() -> None:
@@ -233,6 +346,8 @@ def main() -> None:
     parser.add_argument("--image_size_px", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--recompute", action="store_true", help="resblocks, in the backward pass")
+    parser.add_argument("--same_allocator", action="store_true", help="give the peers our allocator settings")
     options = parser.parse_args()
     torch.manual_seed(0)
     cases = BENCHMARKS[options.name](options)

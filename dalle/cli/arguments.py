@@ -21,6 +21,8 @@ from pathlib import Path
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from dalle.cli.memory import keep_freed_memory
+
 
 def parse(cls: type, prog: str, argv: list[str] | None = None, positional: str | None = None):
     """The command's settings as an instance of `cls`.
@@ -64,6 +66,7 @@ def parse_model(cls: type, values: dict, where: str):
 
 def run(main: Callable[[], None], prog: str) -> None:
     """Run a command: user errors become one line and exit code 2, Ctrl-C exit code 130."""
+    keep_freed_memory()
     try:
         main()
     except ValueError as error:

@@ -29,6 +29,10 @@ class DVAEModel:
             gets one cheap code instead of many, so a small prior has less to learn; rare codes may die
         min_ln_b: floor under ln b of the logit-Laplace likelihood; null (the paper) means none. Ours: without it a
             constant colour, whose likelihood has no upper bound, drowns everything else
+        boundary_kernel: of the convolutions that make the logits and read the codes: 1 (the paper), or 3 to compare with
+        pool: how the encoder halves the resolution: "max" (the paper), or "average" to compare with
+        likelihood: of the pixels: "logit-laplace" (the paper), or "l2" to compare with: a Gaussian around the decoder's
+            first three maps with one trained scale, the other three unused
     """
 
     image_size_px: int = 256
@@ -42,6 +46,9 @@ class DVAEModel:
     logit_norm_gain: float | None = None
     code_prior: Literal["uniform", "learned"] = "uniform"
     min_ln_b: float | None = None
+    boundary_kernel: Literal[1, 3] = 1
+    pool: Literal["max", "average"] = "max"
+    likelihood: Literal["logit-laplace", "l2"] = "logit-laplace"
 
     def __post_init__(self) -> None:
         at_least(self, 2, "codebook_size")

@@ -154,6 +154,8 @@ class Run:
         precision: of the matrix products; parameters, identity path, logits and loss are fp32 in any case
         zero_stage: DeepSpeed ZeRO stage: 0 replicates, 1 shards the optimiser state, 2 the gradients too
         ema_decay: decay of the averaged weights; null keeps no average
+        recompute: compute the activations of the resblocks (of a prior, the layers) again in the backward pass: less
+            memory for about a third more time
         compile: torch.compile the forward and backward pass; needs a C++ compiler on a CPU, and a minute at start
         log_every_steps: updates between two log lines
         validate_every_steps: updates between two validations with pictures; 0 only at the end
@@ -170,6 +172,7 @@ class Run:
     precision: Precision = "bf16"
     zero_stage: Literal[0, 1, 2] = 0
     ema_decay: float | None = 0.999
+    recompute: bool = False
     compile: bool = False
     log_every_steps: int = 20
     validate_every_steps: int = 500
@@ -211,9 +214,11 @@ class Images:
         min_caption_chars: pairs with a shorter caption are filtered out
         max_aspect_ratio: pairs with a longer side over this many shorter sides are filtered out
         max_bad_fraction: the run stops when more than this share of the samples cannot be read
-        shuffle_buffer: samples among which the order is shuffled, beside the order of the shards
+        shuffle_buffer: samples among which the order is shuffled, over all streams, beside the order of the shards
+        streams: shards read at the same time, over all processes, or fewer where they are few; the order of the data
+            depends on it. Set it to at least processes × loader workers on a cluster, so that no two read the same shard
         cache_bytes: memory, over all loader workers of a process, for decoded and reduced images, so that small data
-            sets are decoded once
+            sets are decoded once. Helps most with one worker of one process: among several, an image moves each epoch
     """
 
     augmentation: Literal["dvae", "prior", "none"] = "dvae"
@@ -222,9 +227,11 @@ class Images:
     max_aspect_ratio: float = 2.0
     max_bad_fraction: float = 0.05
     shuffle_buffer: int = 1000
+    streams: int = 64
     cache_bytes: int = 0
 
     def __post_init__(self) -> None:
         require(self.max_aspect_ratio >= 1, f"max_aspect_ratio {self.max_aspect_ratio}: must be at least 1")
         require(0 <= self.max_bad_fraction <= 1, f"max_bad_fraction {self.max_bad_fraction}: must lie in [0, 1]")
         at_least(self, 0, "min_caption_chars", "shuffle_buffer", "cache_bytes")
+        at_least(self, 1, "streams")

@@ -26,6 +26,17 @@ def decode(data: bytes) -> Image.Image:
     return to_rgb(image)
 
 
+def header_size(data: bytes) -> tuple[int, int]:
+    """The two sides in the order of the image's header; reads no pixels. Raises ValueError where `decode` would at once."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as file:
+                return file.size
+    except Exception as error:  # as in `decode`
+        raise ValueError(f"image does not decode: {error}") from error
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """RGB, 8 bits a channel; transparency is laid over white."""
     if image.mode.startswith("I;16") or image.mode == "I":

@@ -1,151 +1,32 @@
-"""Decoded image-caption pairs: decoding, filtering, augmentation, counting of what cannot be read, batching.
+"""Batches of decoded image-caption pairs.
 
-A worker process of the loader runs all of this; the training process receives whole batches. Every random choice is
-seeded by (seed, epoch, shard's file name, sample key), so an image meets the same crop whatever the number of workers
-and wherever the data lies.
+The worker processes of the loader run all of this; the training process puts their parts of a batch together.
+
+The global batch of an update is the same for any number of processes and workers. Each stream of the data fills the same
+rows of every batch, and processes and workers merely divide the rows among them: a reader goes through the streams of
+its rows, and decodes no rows but its own.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from dalle.config import Images
-from dalle.data import images as crops
-from dalle.data.captions import BadSample, read_captions
+from dalle.config import Images, Run
+from dalle.data.decoding import Counts, Decoder, Pair, read_pairs, sample_generator
 from dalle.data.loading import load
-from dalle.data.shards import Position, ShardStream, Split, expand, read
+from dalle.data.shards import Position, ShardStream, Split, expand, num_streams
 
-_HOPELESS = 20
-"""Unreadable samples in a row at the very start after which waiting for a fraction makes no sense."""
-
-
-@dataclass
-class Pair:
-    """One sample: `image` uint8 [Y, X, C], its captions, its key, and what the drawn data set says it shows."""
-
-    key: str
-    image: np.ndarray
-    captions: list[str]
-    scene: dict | None = None
-
-
-@dataclass
-class Counts:
-    """What happened to the samples so far."""
-
-    read: int = 0
-    filtered: int = 0
-    bad: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def num_bad(self) -> int:
-        return sum(self.bad.values())
-
-
-class Decoder:
-    """Raw samples to pairs.
-
-    Args:
-        config: filters and augmentation
-        size_px: side of the square images
-        seed: of the augmentation
-        cache_bytes: memory for decoded, reduced images; once full, it keeps what it has
-    """
-
-    def __init__(self, config: Images, size_px: int, seed: int, cache_bytes: int = 0):
-        self.config, self.size_px, self.seed = config, size_px, seed
-        self.counts = Counts()
-        self._cache: dict[tuple[str, str], crops.Image.Image] = {}
-        self._cache_bytes_left = cache_bytes
-
-    def __call__(self, sample: dict[str, bytes], epoch: int) -> Pair | None:
-        """The pair, or None when it is filtered out or bad (then it is counted).
-
-        Raises:
-            ValueError: more than `max_bad_fraction` of the samples so far were bad
-        """
-        self.counts.read += 1
-        try:
-            captions, scene = read_captions(sample)
-            captions = [c for c in captions if len(c) >= self.config.min_caption_chars]
-            image = self._image(sample)
-            if not captions or max(image.size) > self.config.max_aspect_ratio * min(image.size):
-                self.counts.filtered += 1
-                return None
-            return Pair(sample["__key__"], np.asarray(self._crop(image, sample, epoch)), captions, scene)
-        except BadSample as error:
-            self.counts.bad[str(error)] = self.counts.bad.get(str(error), 0) + 1
-            self.check_limit(sample)
-            return None
-
-    def check_limit(self, sample: dict, at_end: bool = False) -> None:
-        """Raises ValueError when too many samples were bad; early on, only when all were."""
-        counts = self.counts
-        all_bad = counts.num_bad == counts.read >= (1 if at_end else _HOPELESS)
-        enough = _HOPELESS if at_end else 5 * _HOPELESS
-        many_bad = counts.read >= enough and counts.num_bad > self.config.max_bad_fraction * counts.read
-        if all_bad or many_bad:
-            reasons = ", ".join(f"{n} × {reason}" for reason, n in counts.bad.items())
-            raise ValueError(
-                f"{counts.num_bad} of {counts.read} samples cannot be used ({reasons}), last {sample['__key__']} of "
-                f"{sample['__url__']}; the limit is images.max_bad_fraction {self.config.max_bad_fraction}"
-            )
-
-    def _image(self, sample: dict[str, bytes]) -> crops.Image.Image:
-        place = (str(sample["__url__"]), sample["__key__"])
-        if place in self._cache:
-            return self._cache[place]
-        data = next((sample[e] for e in crops.EXTENSIONS if e in sample), None)
-        if data is None:
-            raise BadSample("no image")
-        try:
-            image = crops.decode(data)
-        except ValueError:
-            raise BadSample("image does not decode") from None
-        if self.config.cache_bytes > 0:
-            # no crop asks for more than 1.5 times the size; all images, cached or not, or what is trained on would
-            # depend on which were met first
-            image = crops.shrink(image, round(1.5 * self.size_px))
-        if self._cache_bytes_left > 0:
-            self._cache[place] = image
-            self._cache_bytes_left -= 3 * image.width * image.height
-        return image
-
-    def _crop(self, image: crops.Image.Image, sample: dict, epoch: int) -> crops.Image.Image:
-        if self.config.augmentation == "none":
-            return crops.centre_crop(image, self.size_px)
-        generator = _generator(self.seed, epoch, sample)
-        if self.config.augmentation == "dvae":
-            return crops.dvae_crop(image, self.size_px, generator, self.config.flip)
-        return crops.prior_crop(image, self.size_px, generator)
-
-
-def _generator(seed: int, epoch: int, sample: dict) -> np.random.Generator:
-    shard = sample["__url__"].rpartition("/")[2]
-    text = f"{seed} {epoch} {shard} {sample['__key__']}"
-    return np.random.default_rng(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big"))
-
-
-def read_pairs(
-    spec: str, config: Images, size_px: int, seed: int = 0, epoch: int = 0, counts: Counts | None = None
-) -> Iterator[Pair]:
-    """One pass over the shards in order; what happened to the samples is added to `counts`."""
-    decoder = Decoder(config, size_px, seed)
-    if counts is not None:
-        decoder.counts = counts
-    sample = None
-    for sample in read(expand(spec)):
-        if (pair := decoder(sample, epoch)) is not None:
-            yield pair
-    if sample is not None:
-        decoder.check_limit(sample, at_end=True)
+_BARREN_EPOCHS = 8
+"""Epochs in a row without a sample that can be used after which a stream gives up, where it is one of several: it may
+meet shards that are filtered out as a whole, in each epoch others."""
 
 
 class PairPasses(IterableDataset):
@@ -185,55 +66,144 @@ def warn_of_bad_samples(loader: PairLoader) -> Callable[[int, dict], list[str]]:
     return check
 
 
-class PairBatches(IterableDataset):
-    """Endless batches of pairs, made inside the loader's workers.
+@dataclass
+class _Usable:
+    """A sample that takes a row, and the position that follows it. Its pair is None when its pixels do not decode."""
 
-    A batch is a dict: `images_BCYX` uint8 [B, 3, Y, X], `captions` (one of each pair's, chosen at random), and
-    `position` (worker, epoch, sample) for resuming, `num_bad` for the log.
+    position: Position
+    sample: dict[str, bytes]
+    captions: list[str]
+    scene: dict | None
+    decoder: Decoder
+
+    @cached_property
+    def pair(self) -> Pair | None:
+        return self.decoder.decode(self.sample, self.position.epoch, self.captions, self.scene)
+
+
+class _StreamRows:
+    """The rows that one stream fills, update after update, as one reader of the stream goes through them.
+
+    Args:
+        stream: its usable samples fill the rows in order
+        num_rows: of the stream in each update
+        decoder: the reader's
+        start: where the stream stands
     """
 
-    def __init__(self, spec: str, config: Images, size_px: int, batch_size: int, seed: int, rank: int, world_size: int):
+    def __init__(self, stream: ShardStream, num_rows: int, decoder: Decoder, start: Position):
+        self.num_rows, self.decoder, self.position = num_rows, decoder, start
+        self._samples = stream.iterate(start)
+        self._ahead: deque[_Usable] = deque()  # from the next row on
+        self._next_row = 0
+        self._usable_epoch = start.epoch  # the last one known to have a usable sample
+        # the only stream has gone through everything after an epoch
+        self._patience = 1 if stream.split.count == 1 else _BARREN_EPOCHS
+
+    def take(self, row: int) -> _Usable:
+        """The sample of a row, decoded. If its pixels are bad, the next sample that decodes stands in for it, and keeps
+        its own row all the same: so readers of other rows need not know."""
+        self._pass_to(row)
+        for ahead in itertools.count():
+            usable = self._peek(ahead, count=True)
+            if usable.pair is not None:
+                self._pass_to(row + 1)
+                return usable
+
+    def finish(self) -> None:
+        """Pass over what is left of this update."""
+        self._pass_to(self.num_rows)
+        self._next_row = 0
+
+    def _pass_to(self, row: int) -> None:
+        for _ in range(self._next_row, row):
+            self.position = self._peek(0, count=False).position
+            self._ahead.popleft()
+        self._next_row = row
+
+    def _peek(self, ahead: int, count: bool) -> _Usable:
+        while len(self._ahead) <= ahead:
+            position, sample = next(self._samples)
+            if captions := self.decoder.captions(sample, count):
+                self._usable_epoch = position.epoch
+                self._ahead.append(_Usable(position, sample, *captions, self.decoder))
+            elif position.epoch > self._usable_epoch + self._patience:
+                self.decoder.check_limit(sample, at_end=True)  # which knows the reasons, if all were bad
+                raise ValueError(f"every sample of {sample['__url__']} … is bad or filtered out (see `images`)")
+        return self._ahead[ahead]
+
+
+class PairBatches(IterableDataset):
+    """Endless micro-batches of one rank, or the part of each that is a loader worker's.
+
+    The `run.batch_size` rows of an update are the streams', an equal share each, one after the other; and they are the
+    ranks', likewise; a rank's are its micro-batches', and each of these is cut into parts for the workers.
+
+    A part is a dict: `images_BCYX` uint8 [B, 3, Y, X], `captions` (one of each pair's, chosen at random), `num_bad` of the
+    worker so far, and `positions` of its streams after the update for resuming, {} before the update's last micro-batch.
+
+    Args:
+        spec: the shards
+        config: filters, augmentation, order
+        size_px: side of the square images
+        run: batch size, accumulation steps, seed
+        rank, world_size: this process's place
+
+    Raises:
+        ValueError: a shard cannot be used, or the batch does not divide
+    """
+
+    def __init__(self, spec: str, config: Images, size_px: int, run: Run, rank: int, world_size: int):
+        self.micro_batch_size = run.micro_batch_size(world_size)
         self.shards = expand(spec)
-        self.config, self.size_px, self.batch_size, self.seed = config, size_px, batch_size, seed
-        self.rank, self.world_size = rank, world_size
-        self.first_worker = 0
+        self.config, self.size_px, self.run = config, size_px, run
+        self.num_streams = num_streams(len(self.shards), run.batch_size, config.streams)
+        self.num_rows = run.batch_size // self.num_streams
+        self.first_row = rank * run.accumulation_steps * self.micro_batch_size
         self.positions: dict[int, Position] = {}
 
-    def resume(self, batches_taken: int, positions: dict[int, Position]) -> None:
-        """Continue after `batches_taken` batches, each worker at its position."""
-        self.first_worker, self.positions = batches_taken, positions
+    @property
+    def streams(self) -> set[int]:
+        """Those that fill rows of this rank."""
+        return self._streams_of(self._parts(0, 1))
+
+    def _streams_of(self, parts: list[range]) -> set[int]:
+        return {row // self.num_rows for part in parts for row in part}
+
+    def _parts(self, worker: int, num_workers: int) -> list[range]:
+        """A worker's rows in each micro-batch."""
+        size = self.micro_batch_size
+        begin, end = size * worker // num_workers, size * (worker + 1) // num_workers
+        firsts = range(self.first_row, self.first_row + self.run.accumulation_steps * size, size)
+        return [range(first + begin, first + end) for first in firsts]
 
     def __iter__(self) -> Iterator[dict]:
         info = get_worker_info()
-        count = info.num_workers if info else 1
-        # the loader asks its workers in turn, always beginning with number 0: after 5 batches of 2 workers, its
-        # worker 0 has to be the one whose turn it is
-        worker = ((info.id if info else 0) + self.first_worker) % count
-        split = Split(self.rank * count + worker, self.world_size * count)
-        stream = ShardStream(self.shards, self.seed, self.config.shuffle_buffer, split)
-        decoder = Decoder(self.config, self.size_px, self.seed, self.config.cache_bytes // count)
-        pairs: list[Pair] = []
-        chosen: list[str] = []
-        start = self.positions.get(worker, Position())
-        usable_until = start.epoch  # the last epoch known to have a usable sample
-        for position, sample in stream.iterate(start):
-            pair = decoder(sample, position.epoch)
-            if pair is None:
-                if position.epoch > usable_until + 1:
-                    raise ValueError(f"every sample of {self.shards[0]} … is filtered out (see `images`)")
-                continue
-            usable_until = position.epoch
-            pairs.append(pair)
-            generator = _generator(self.seed + 1, position.epoch, sample)
-            chosen.append(pair.captions[generator.integers(len(pair.captions))])
-            if len(pairs) == self.batch_size:
+        worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
+        parts = self._parts(worker, num_workers)
+        decoder = Decoder(self.config, self.size_px, self.run.seed, self.config.cache_bytes // num_workers)
+        streams = {number: self._stream(number, decoder) for number in self._streams_of(parts)}
+        while True:
+            for number, part in enumerate(parts, 1):
+                taken = [streams[row // self.num_rows].take(row % self.num_rows) for row in part]
+                if number == len(parts):
+                    for stream in streams.values():
+                        stream.finish()
                 yield {
-                    "images_BCYX": to_tensor([p.image for p in pairs]),
-                    "captions": chosen,
-                    "position": (worker, *asdict(position).values()),
+                    "images_BCYX": to_tensor([usable.pair.image for usable in taken]),
+                    "captions": [self._choose(usable) for usable in taken],
                     "num_bad": decoder.counts.num_bad,
+                    "positions": {v: stream.position for v, stream in streams.items()} if number == len(parts) else {},
                 }
-                pairs, chosen = [], []
+
+    def _stream(self, number: int, decoder: Decoder) -> _StreamRows:
+        shuffle_buffer = -(-self.config.shuffle_buffer // self.num_streams)
+        stream = ShardStream(self.shards, self.run.seed, shuffle_buffer, Split(number, self.num_streams))
+        return _StreamRows(stream, self.num_rows, decoder, self.positions.get(number, Position()))
+
+    def _choose(self, usable: _Usable) -> str:
+        generator = sample_generator(self.run.seed + 1, usable.position.epoch, usable.sample)
+        return usable.captions[generator.integers(len(usable.captions))]
 
 
 def to_tensor(images: list[np.ndarray]) -> torch.Tensor:
@@ -242,48 +212,57 @@ def to_tensor(images: list[np.ndarray]) -> torch.Tensor:
 
 
 class PairLoader:
-    """Iterates over batches and knows where it stands.
+    """Iterates over a rank's micro-batches and knows where it stands: dicts of `images_BCYX` and `captions`.
 
     Args:
         dataset: the batches of one rank
-        workers: loader processes; 0 loads in this process
+        workers: loader processes; 0 loads in this process. There are never more than a micro-batch has samples
     """
 
     def __init__(self, dataset: PairBatches, workers: int):
-        self.dataset, self.workers = dataset, workers
-        self.batches_taken = 0
+        self.dataset, self.workers = dataset, min(workers, dataset.micro_batch_size)
         self.positions: dict[int, Position] = {}
         self.num_bad: dict[int, int] = {}
 
     def __iter__(self) -> Iterator[dict]:
-        for batch in load(self.dataset, self.workers):
-            worker, epoch, sample = batch.pop("position")
-            self.positions[int(worker)] = Position(int(epoch), int(sample))
-            self.num_bad[int(worker)] = batch.pop("num_bad")
-            self.batches_taken += 1
-            yield batch
+        self.dataset.positions = dict(self.positions)
+        parts = load(self.dataset, self.workers)  # of each worker in turn
+        while batch := list(itertools.islice(parts, max(1, self.workers))):
+            for worker, part in enumerate(batch):
+                self.num_bad[worker] = part["num_bad"]
+                self.positions |= part["positions"]
+            images = [part["images_BCYX"] for part in batch]
+            yield {
+                "images_BCYX": torch.cat(images) if len(images) > 1 else images[0],
+                "captions": [caption for part in batch for caption in part["captions"]],
+            }
 
     def state_dict(self) -> dict:
-        """The position after the last batch taken; JSON-able."""
-        return {
-            "batches_taken": self.batches_taken,
-            "workers": self.workers,
-            "world_size": self.dataset.world_size,
-            "positions": {str(worker): asdict(position) for worker, position in self.positions.items()},
-        }
+        """The positions of this rank's streams after the last update of which every micro-batch was taken, and what the
+        order depends on; JSON-able. United, the states of all ranks are the state of the whole data."""
+        streams = {f"stream {number}": [p.epoch, p.sample] for number, p in sorted(self.positions.items())}
+        return {**self._order(), **streams}
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from a position. Raises ValueError if the number of workers or of processes changed: the order
-        depends on it."""
-        world_size = self.dataset.world_size
-        for what, now, then in (
-            (f"run.loader_workers {self.workers}", self.workers, state["workers"]),
-            (f"{world_size} process{'es' if world_size > 1 else ''}", world_size, state["world_size"]),
-        ):
-            if now != then:
+        """Continue where the union of all ranks' states stands, with any number of processes and workers.
+
+        Raises:
+            ValueError: something changed that the order of the data depends on
+        """
+        for name, value in self._order().items():
+            if value != state.get(name):
                 raise ValueError(
-                    f"{what}: the checkpoint was written with {then}, and the order of the data depends on it"
+                    f"{name} {value}: the checkpoint was written with {state.get(name)}, and the order of the data depends "
+                    "on it"
                 )
-        self.batches_taken = state["batches_taken"]
-        self.positions = {int(worker): Position(**position) for worker, position in state["positions"].items()}
-        self.dataset.resume(self.batches_taken, dict(self.positions))
+        # its own alone: it will not know where the streams of other ranks stand when it is asked for its state
+        found = {number: state.get(f"stream {number}") for number in self.dataset.streams}
+        self.positions = {number: Position(*position) for number, position in found.items() if position}
+
+    def _order(self) -> dict[str, int]:
+        config = self.dataset.config
+        return {
+            "images.streams": config.streams,
+            "images.shuffle_buffer": config.shuffle_buffer,
+            "number of shards": len(self.dataset.shards),
+        }

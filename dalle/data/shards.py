@@ -1,8 +1,9 @@
-"""Streams of raw samples from webdataset tars, as img2dataset writes them: split over ranks and loader workers,
-shuffled by a seed, and resumable at an exact position.
+"""Streams of raw samples from webdataset tars, as img2dataset writes them: shuffled by a seed, and resumable at an exact
+position.
 
-A stream never ends: epoch after epoch it goes through its part of the shards in a new order. The order depends on the
-seed, the epoch, and the split alone, so a position is just (epoch, samples taken in it).
+The data are split into a number of streams that has nothing to do with who reads them. A stream never ends: epoch after
+epoch it goes through its part of the shards in a new order. The order depends on the seed, the epoch, and the split
+alone, so a position is just (epoch, samples taken in it).
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def check(name: str) -> None:
 
 @dataclass(frozen=True)
 class Split:
-    """Which part of the data a reader takes: number `index` of `count` readers (ranks times loader workers)."""
+    """Which part of the data a stream takes: number `index` of `count` streams."""
 
     index: int = 0
     count: int = 1
@@ -98,6 +99,16 @@ class Position:
 
     epoch: int = 0
     sample: int = 0
+
+
+def num_streams(num_shards: int, batch_size: int, most: int) -> int:
+    """Into how many streams a data set is split: at most `most`, so many that each has the same share of a batch, and
+    that no stream gets far fewer shards than another: their number is divided evenly, or each has eight or more."""
+    return max(
+        count
+        for count in range(1, min(most, batch_size) + 1)
+        if batch_size % count == 0 and (num_shards % count == 0 or 8 * count <= num_shards)
+    )
 
 
 def read(shards: list[str]) -> Iterator[dict[str, bytes]]:
@@ -153,8 +164,8 @@ class ShardStream:
         shards: from `expand`
         seed: of the order
         shuffle_buffer: samples among which the order is shuffled; 0 keeps the order of the shards
-        split: the part to read. Where there are at least as many shards as readers each reader takes whole shards;
-            otherwise all read all shards and take every count-th sample.
+        split: the part to read. Of each epoch's order of the shards, stream v of V takes whole every V-th from v on; there
+            are no more streams than shards.
     """
 
     def __init__(self, shards: list[str], seed: int, shuffle_buffer: int, split: Split = Split()):
@@ -172,20 +183,20 @@ class ShardStream:
                 if count > skip:
                     yield Position(epoch, count), sample
             if count == 0:
-                raise ValueError(f"reader {self.split.index} of {self.split.count} finds no sample in its shards")
+                raise ValueError(f"{self._part(epoch)[0]} … holds no sample")
             epoch, skip = epoch + 1, 0
 
     def _epoch(self, epoch: int) -> Iterator[dict[str, bytes]]:
-        order = list(self.shards)
-        if self.shuffle_buffer:
-            random.Random(f"{self.seed} {epoch} shards").shuffle(order)
-        if len(order) >= self.split.count:
-            samples = read(order[self.split.index :: self.split.count])
-        else:
-            samples = (s for i, s in enumerate(read(order)) if i % self.split.count == self.split.index)
+        samples = read(self._part(epoch))
         if not self.shuffle_buffer:
             return samples
         return _shuffled(samples, self.shuffle_buffer, random.Random(f"{self.seed} {epoch} {self.split.index}"))
+
+    def _part(self, epoch: int) -> list[str]:
+        order = list(self.shards)
+        if self.shuffle_buffer:
+            random.Random(f"{self.seed} {epoch} shards").shuffle(order)
+        return order[self.split.index :: self.split.count]
 
 
 def _shuffled(samples: Iterator[dict], size: int, generator: random.Random) -> Iterator[dict]:

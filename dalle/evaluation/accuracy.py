@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dalle.config import Images, Sampling
-from dalle.data.pairs import Pair, read_pairs
+from dalle.data.decoding import Pair, read_pairs
 from dalle.data.shapes import Claim, shows
 from dalle.sampling.gallery import Drawing
 from dalle.sampling.pipeline import Pipeline

@@ -70,6 +70,12 @@ class CLIP(nn.Module):
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
+    def recomputable(self) -> list[nn.Module]:
+        """What may be computed again in the backward pass in place of being remembered: the MLPs of transformers. Not
+        attention, which would have to meet the same `_attention_kernel` there."""
+        block = _open_clip().transformer.ResidualAttentionBlock
+        return [module.mlp for module in self.modules() if isinstance(module, block)]
+
     @property
     def image_size_px(self) -> int:
         size = self.net.visual.image_size

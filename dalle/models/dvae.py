@@ -3,7 +3,8 @@
 Parameter names are those of the released model (`blocks.group_1.block_1.res_path.conv_1`, …) with `weight` and `bias`
 for its `w` and `b`. The two 1×1 convolutions at the boundary, the logits and the codebook, stay in fp32 under autocast.
 Options that the paper does not have (`init: he`, `logit_norm_gain`, `code_prior: learned`, `min_ln_b`, another
-`post_gain`) are off by default.
+`post_gain`) are off by default; those that it compares with (`boundary_kernel: 3`, `pool: average`, `likelihood: l2`) are
+there for the comparison.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from dalle.config import DVAEModel
-from dalle.models.likelihood import map_pixels, reconstruction
+from dalle.models import likelihood
+from dalle.models.likelihood import map_pixels
 
 
 def _conv(n_in: int, n_out: int, kernel: int) -> nn.Conv2d:
@@ -26,40 +28,79 @@ def _conv(n_in: int, n_out: int, kernel: int) -> nn.Conv2d:
 class ResBlock(nn.Module):
     """y = id_path(x) + post_gain · res_path(x), with four (ReLU, conv) at a quarter of the width.
 
+    A block that stands behind a nearest-neighbour upsampling takes the small map and enlarges what its 1×1 convs make of
+    it: the same numbers as published, since such convs and ReLUs see one pixel at a time, for a quarter of the work.
+
     Args:
         n_in, n_out: channels; a 1×1 conv carries the identity where they differ
         kernels: of the four convs
         post_gain: factor on the residual path
+        upsample: whether x is to be enlarged by 2; the first kernel is then 1
     """
 
-    def __init__(self, n_in: int, n_out: int, kernels: tuple[int, int, int, int], post_gain: float):
+    def __init__(self, n_in: int, n_out: int, kernels: tuple[int, int, int, int], post_gain: float, upsample: bool):
         super().__init__()
+        assert not upsample or kernels[0] == 1
         n_hidden = n_out // 4
         widths = (n_in, n_hidden, n_hidden, n_hidden, n_out)
         layers: list[tuple[str, nn.Module]] = []
         for i, kernel in enumerate(kernels):
-            layers += [(f"relu_{i + 1}", nn.ReLU()), (f"conv_{i + 1}", _conv(widths[i], widths[i + 1], kernel))]
+            # the first must leave x as it is, for the identity
+            layers.append((f"relu_{i + 1}", nn.ReLU(inplace=i > 0)))
+            if i == 1 and upsample:
+                layers.append(("upsample", nn.Upsample(scale_factor=2, mode="nearest")))
+            layers.append((f"conv_{i + 1}", _conv(widths[i], widths[i + 1], kernel)))
         self.id_path = _conv(n_in, n_out, 1) if n_in != n_out else nn.Identity()
+        self.id_upsample = nn.Upsample(scale_factor=2, mode="nearest") if upsample else nn.Identity()
         self.res_path = nn.Sequential(OrderedDict(layers))
         self.post_gain = post_gain
 
     def forward(self, x_BCYX: torch.Tensor) -> torch.Tensor:
-        return self.id_path(x_BCYX) + self.post_gain * self.res_path(x_BCYX)
+        return torch.add(self.id_upsample(self.id_path(x_BCYX)), self.res_path(x_BCYX), alpha=self.post_gain)
 
 
-def _group(n_in: int, n_out: int, blocks: int, kernels, post_gain: float, resample: tuple[str, nn.Module] | None):
+def _group(
+    n_in: int, n_out: int, blocks: int, kernels, post_gain: float, pool: nn.Module | None = None, upsample=False
+) -> nn.Sequential:
     layers: list[tuple[str, nn.Module]] = [
-        (f"block_{i + 1}", ResBlock(n_in if i == 0 else n_out, n_out, kernels, post_gain)) for i in range(blocks)
+        (f"block_{i + 1}", ResBlock(n_out if i else n_in, n_out, kernels, post_gain, upsample and i == 0))
+        for i in range(blocks)
     ]
-    return nn.Sequential(OrderedDict(layers + ([resample] if resample else [])))
+    return nn.Sequential(OrderedDict(layers + ([("pool", pool)] if pool else [])))
 
 
 class _Float32Conv(nn.Conv2d):
     """A convolution that autocast leaves in fp32."""
 
     def forward(self, x_BCYX: torch.Tensor) -> torch.Tensor:
+        x_BCYX = x_BCYX.to(self.weight.dtype)
         with torch.autocast(x_BCYX.device.type, enabled=False):
-            return super().forward(x_BCYX.float())
+            if self.kernel_size == (1, 1) and x_BCYX.device.type == "cpu":
+                return _PointwiseConv.apply(x_BCYX, self.weight, self.bias)
+            return super().forward(x_BCYX)
+
+
+class _PointwiseConv(torch.autograd.Function):
+    """A 1×1 convolution whose weight gradient is a matrix product: oneDNN's fp32 kernel for it runs at half the rate."""
+
+    @staticmethod
+    def forward(ctx, x_BCYX, weight, bias):
+        ctx.save_for_backward(x_BCYX, weight)
+        return F.conv2d(x_BCYX, weight, bias)
+
+    @staticmethod
+    def backward(ctx, dy_BCYX):
+        x_BCYX, weight = ctx.saved_tensors
+        dx_BCYX = torch.nn.grad.conv2d_input(x_BCYX.shape, weight, dy_BCYX) if ctx.needs_input_grad[0] else None
+        rows_NO, rows_NI = dy_BCYX.permute(0, 2, 3, 1).flatten(0, 2), x_BCYX.permute(0, 2, 3, 1).flatten(0, 2)
+        return dx_BCYX, (rows_NO.T @ rows_NI).view_as(weight), rows_NO.sum(dim=0)
+
+
+def _boundary_conv(n_in: int, n_out: int, config: DVAEModel) -> _Float32Conv:
+    return _Float32Conv(n_in, n_out, config.boundary_kernel, padding=config.boundary_kernel // 2)
+
+
+_POOLS = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
 
 
 class Encoder(nn.Module):
@@ -71,12 +112,11 @@ class Encoder(nn.Module):
         post_gain = _post_gain(config)
         layers: list[tuple[str, nn.Module]] = [("input", _conv(3, widths[0], 7))]
         for i, width in enumerate(widths):
-            pool = ("pool", nn.MaxPool2d(2)) if i < len(widths) - 1 else None
+            pool = _POOLS[config.pool](2) if i < len(widths) - 1 else None
             n_in = widths[max(0, i - 1)]
-            layers.append(
-                (f"group_{i + 1}", _group(n_in, width, config.blocks_per_group, (3, 3, 3, 1), post_gain, pool))
-            )
-        head = [("relu", nn.ReLU()), ("conv", _Float32Conv(widths[-1], config.codebook_size, 1))]
+            group = _group(n_in, width, config.blocks_per_group, (3, 3, 3, 1), post_gain, pool)
+            layers.append((f"group_{i + 1}", group))
+        head = [("relu", nn.ReLU()), ("conv", _boundary_conv(widths[-1], config.codebook_size, config))]
         layers.append(("output", nn.Sequential(OrderedDict(head))))
         self.blocks = nn.Sequential(OrderedDict(layers))
 
@@ -92,20 +132,28 @@ class Decoder(nn.Module):
         widths = [config.encoder_width * m for m in reversed(config.width_multipliers)]
         post_gain = _post_gain(config)
         layers: list[tuple[str, nn.Module]] = [
-            ("input", _Float32Conv(config.codebook_size, config.decoder_input_width, 1))
+            ("input", _boundary_conv(config.codebook_size, config.decoder_input_width, config))
         ]
         for i, width in enumerate(widths):
-            upsample = ("upsample", nn.Upsample(scale_factor=2, mode="nearest")) if i < len(widths) - 1 else None
             n_in = widths[i - 1] if i else config.decoder_input_width
-            layers.append(
-                (f"group_{i + 1}", _group(n_in, width, config.blocks_per_group, (1, 3, 3, 3), post_gain, upsample))
-            )
+            group = _group(n_in, width, config.blocks_per_group, (1, 3, 3, 3), post_gain, upsample=i > 0)
+            layers.append((f"group_{i + 1}", group))
         head = [("relu", nn.ReLU()), ("conv", _conv(widths[-1], 6, 1))]
         layers.append(("output", nn.Sequential(OrderedDict(head))))
         self.blocks = nn.Sequential(OrderedDict(layers))
 
     def forward(self, z_BKYX: torch.Tensor) -> torch.Tensor:
         return self.blocks(z_BKYX)
+
+    def from_codes(self, codes_BYX: torch.Tensor) -> torch.Tensor:
+        """The maps of hard codes, int64 [B, Y/f, X/f]: the 1×1 conv of a one-hot is a table of codes."""
+        conv = self.blocks.input
+        if conv.kernel_size == (1, 1):
+            rows_BYXD = F.embedding(codes_BYX, conv.weight[:, :, 0, 0].T) + conv.bias
+            x_BDYX = rows_BYXD.permute(0, 3, 1, 2)
+        else:
+            x_BDYX = conv(F.one_hot(codes_BYX, conv.in_channels).permute(0, 3, 1, 2).to(conv.weight.dtype))
+        return self.blocks[1:](x_BDYX)
 
 
 def _post_gain(config: DVAEModel) -> float:
@@ -132,6 +180,8 @@ class DVAE(nn.Module):
             # zero mean and unit variance alone would make every code about equally common
             self.logit_norm = nn.BatchNorm2d(config.codebook_size, affine=learned)
         self.code_prior_K = nn.Parameter(torch.zeros(config.codebook_size)) if learned else None
+        # the trained scale of l2, at first that of images whose pixels are a fifth of the range off
+        self.ln_sigma = nn.Parameter(torch.full((1,), math.log(0.2))) if config.likelihood == "l2" else None
         self.apply(self._init)
 
     def _init(self, module: nn.Module) -> None:
@@ -140,6 +190,10 @@ class DVAE(nn.Module):
             std = math.sqrt((2 if self.config.init == "he" else 1) / fan_in)
             nn.init.normal_(module.weight, std=std)
             nn.init.zeros_(module.bias)
+
+    def recomputable(self) -> list[nn.Module]:
+        """What may be computed again in the backward pass in place of being remembered: the resblocks."""
+        return [module for module in self.modules() if isinstance(module, ResBlock)]
 
     def logits(self, images_BCYX: torch.Tensor) -> torch.Tensor:
         """Logits over codes [B, K, G, G], fp32.
@@ -160,12 +214,34 @@ class DVAE(nn.Module):
         return self.code_prior_K.float().log_softmax(dim=0)
 
     def likelihood_maps(self, z_BKYX: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """μ and ln b, each [B, 3, Y, X] in fp32, of (relaxed) one-hot codes."""
-        mu_BCYX, ln_b_BCYX = self.decoder(z_BKYX).float().chunk(2, dim=1)
+        """μ and ln b, each [B, 3, Y, X] in fp32, of (relaxed) one-hot codes; with `likelihood: l2` they are the mean in
+        pixels and ln σ."""
+        return self._maps(self.decoder(z_BKYX))
+
+    def likelihood_maps_of_codes(self, codes_BYX: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`likelihood_maps` of hard codes, int64 [B, G, G]."""
+        return self._maps(self.decoder.from_codes(codes_BYX))
+
+    def _maps(self, maps_BMYX: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mu_BCYX, ln_b_BCYX = maps_BMYX.float().chunk(2, dim=1)
+        if self.ln_sigma is not None:
+            return mu_BCYX, self.ln_sigma.float().expand_as(mu_BCYX)
         if self.config.min_ln_b is not None:
             # a soft floor, so that the gradient never dies
             ln_b_BCYX = self.config.min_ln_b + F.softplus(ln_b_BCYX - self.config.min_ln_b)
         return mu_BCYX, ln_b_BCYX
+
+    def log_likelihood(self, images_BCYX: torch.Tensor, mu_BCYX: torch.Tensor, ln_b_BCYX: torch.Tensor) -> torch.Tensor:
+        """ln of the density of the mapped pixels, elementwise [B, 3, Y, X] fp32; of the pixels themselves with
+        `likelihood: l2`."""
+        if self.ln_sigma is not None:
+            images_BCYX = images_BCYX.float() / 255 if images_BCYX.dtype == torch.uint8 else images_BCYX
+            return likelihood.gaussian_log_likelihood(images_BCYX, mu_BCYX, ln_b_BCYX)
+        return likelihood.log_likelihood(map_pixels(images_BCYX), mu_BCYX, ln_b_BCYX)
+
+    def reconstruction(self, mu_BCYX: torch.Tensor) -> torch.Tensor:
+        """The image in [0, 1] that the decoder's μ stands for."""
+        return mu_BCYX.float().clamp(0, 1) if self.ln_sigma is not None else likelihood.reconstruction(mu_BCYX)
 
     @torch.no_grad()
     def encode(self, images_BCYX: torch.Tensor) -> torch.Tensor:
@@ -175,8 +251,4 @@ class DVAE(nn.Module):
     @torch.no_grad()
     def decode(self, codes_BYX: torch.Tensor) -> torch.Tensor:
         """Images in [0, 1], float32 [B, 3, Y, X], of codes int64 [B, G, G]."""
-        return reconstruction(self.likelihood_maps(self.one_hot(codes_BYX))[0])
-
-    def one_hot(self, codes_BYX: torch.Tensor) -> torch.Tensor:
-        """[B, K, G, G] float32."""
-        return F.one_hot(codes_BYX, self.config.codebook_size).permute(0, 3, 1, 2).float()
+        return self.reconstruction(self.likelihood_maps_of_codes(codes_BYX)[0])

@@ -1,6 +1,8 @@
-"""The logit-Laplace likelihood of pixels (appendix A.3)."""
+"""The logit-Laplace likelihood of pixels (appendix A.3), and a Gaussian to compare it with."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 
@@ -30,6 +32,12 @@ def log_likelihood(x: torch.Tensor, mu: torch.Tensor, ln_b: torch.Tensor) -> tor
     """
     x, mu, ln_b = x.float(), mu.float(), ln_b.float()
     return -(torch.logit(x) - mu).abs() * torch.exp(-ln_b) - ln_b - torch.log(2 * x * (1 - x))
+
+
+def gaussian_log_likelihood(x: torch.Tensor, mu: torch.Tensor, ln_sigma: torch.Tensor) -> torch.Tensor:
+    """ln N(x | μ, σ²), elementwise, in fp32; x are pixels in [0, 1]."""
+    x, mu, ln_sigma = x.float(), mu.float(), ln_sigma.float()
+    return -0.5 * ((x - mu) * torch.exp(-ln_sigma)) ** 2 - ln_sigma - 0.5 * math.log(2 * math.pi)
 
 
 def reconstruction(mu: torch.Tensor) -> torch.Tensor:

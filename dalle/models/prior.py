@@ -107,6 +107,10 @@ class Prior(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
 
+    def recomputable(self) -> list[nn.Module]:
+        """What may be computed again in the backward pass in place of being remembered: the layers."""
+        return list(self.layers)
+
     def mask(self, kind: str) -> torch.Tensor:
         """The mask of a layer kind: bool [S, S]."""
         return getattr(self, f"mask_{kind}")

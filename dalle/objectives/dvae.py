@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dalle.config import DVAEModel
 from dalle.models.dvae import DVAE
-from dalle.models.likelihood import log_likelihood, map_pixels, reconstruction
+from dalle.objectives.relaxation import relaxed_codes
 
 
 class DVAEObjective(nn.Module):
@@ -25,55 +28,67 @@ class DVAEObjective(nn.Module):
         """The loss and its parts, each a scalar tensor.
 
         Args:
-            batch: `images_BCYX` uint8; `temperature`, `kl_weight`, `noise_scale` as scalar tensors
+            batch: `images_BCYX` uint8; `uniform_BYXK` from `uniform_noise`, which is taken out of the batch;
+                `temperature`, `kl_weight`, `noise_scale` as scalar tensors
         """
         images_BCYX = batch["images_BCYX"]
         logits_BKYX = self.model.logits(images_BCYX)
-        z_BKYX = gumbel_softmax(logits_BKYX, batch["temperature"], batch["noise_scale"])
-        mu_BCYX, ln_b_BCYX = self.model.likelihood_maps(z_BKYX)
-        log_prior_K = self.model.log_code_prior_K()
-        loss, metrics = negative_elb(images_BCYX, logits_BKYX, log_prior_K, mu_BCYX, ln_b_BCYX, batch["kl_weight"])
+        # the batch gives its noise away, so that it need not outlive this call
+        z_BYXK, kl_BYX = relaxed_codes(
+            logits_BKYX.permute(0, 2, 3, 1),
+            batch.pop("uniform_BYXK"),
+            batch["temperature"],
+            batch["noise_scale"],
+            self.model.log_code_prior_K(),
+        )
+        maps = self.model.likelihood_maps(z_BYXK.permute(0, 3, 1, 2))
+        loss, metrics = negative_elb(self.model, images_BCYX, maps, kl_BYX, batch["kl_weight"])
         with torch.no_grad():
             codes_BYX = logits_BKYX.argmax(dim=1)
-            metrics["perplexity"] = perplexity(torch.bincount(codes_BYX.flatten(), minlength=logits_BKYX.shape[1]))
+            counts_K = code_counts(codes_BYX, logits_BKYX.shape[1])
+            metrics |= {"perplexity": perplexity(counts_K), "codes_used": (counts_K > 0).sum()}
         schedules = {name: batch[name] for name in ("temperature", "kl_weight", "noise_scale")}
         return loss, {**metrics, **schedules}
 
 
-def gumbel_softmax(logits_BKYX: torch.Tensor, temperature: torch.Tensor, noise_scale: torch.Tensor) -> torch.Tensor:
-    """softmax((logits + noise_scale · gumbel) / τ) over the codes (Jang et al., 2016)."""
-    # uniform numbers and two logarithms: drawing exponentials costs five times as much on a CPU
-    uniform_BKYX = torch.rand_like(logits_BKYX).clamp_(min=torch.finfo(torch.float32).tiny)
-    gumbel_BKYX = -(-uniform_BKYX.log()).log()
-    return ((logits_BKYX + noise_scale * gumbel_BKYX) / temperature).softmax(dim=1)
+def uniform_noise(config: DVAEModel, seeds: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Uniform random numbers in (0, 1] for the relaxation, [B, G, G, K] fp32: each image's from a seed of its own, so that
+    they do not depend on which images it shares a batch with."""
+    noise_BYXK = torch.empty(len(seeds), config.grid, config.grid, config.codebook_size, device=device)
+    generator = torch.Generator(device)
+    for noise_YXK, seed in zip(noise_BYXK, seeds, strict=True):
+        noise_YXK.uniform_(generator=generator.manual_seed(seed))
+    return noise_BYXK.clamp_(min=torch.finfo(torch.float32).tiny)
 
 
 def negative_elb(
+    model: DVAE,
     images_BCYX: torch.Tensor,
-    logits_BKYX: torch.Tensor,
-    log_prior_K: torch.Tensor,
-    mu_BCYX: torch.Tensor,
-    ln_b_BCYX: torch.Tensor,
+    maps: tuple[torch.Tensor, torch.Tensor],
+    kl_BYX: torch.Tensor,
     kl_weight: torch.Tensor,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """(Reconstruction + β·KL) / subpixels, meaned over images, and its parts.
 
     The KL is that of the plain softmax of the logits against the prior (the paper's is uniform), summed over positions, even
     while τ > 0; dividing by the 3·Y·X subpixels turns its weight into β/192 per position for 8× downsampling.
+
+    Args:
+        model: knows its likelihood
+        images_BCYX: [B, 3, Y, X], uint8 or floats in [0, 1]
+        maps: of `model.likelihood_maps`
+        kl_BYX: in nats, per position
+        kl_weight: β, a scalar tensor
     """
-    x_BCYX = map_pixels(images_BCYX)
-    num_subpixels = x_BCYX[0].numel()
-    reconstruction_nats = -log_likelihood(x_BCYX, mu_BCYX, ln_b_BCYX).mean()
-    log_q_BKYX = logits_BKYX.float().log_softmax(dim=1)
-    kl_BYX = (log_q_BKYX.exp() * (log_q_BKYX - log_prior_K[:, None, None])).sum(dim=1)
-    kl_per_subpixel = kl_BYX.sum(dim=(1, 2)).mean() / num_subpixels
+    reconstruction_nats = -model.log_likelihood(images_BCYX, *maps).mean()
+    kl_per_subpixel = kl_BYX.sum(dim=(1, 2)).mean() / images_BCYX[0].numel()
     loss = reconstruction_nats + kl_weight * kl_per_subpixel
     metrics = {
         "loss": loss.detach(),
         "reconstruction_nats": reconstruction_nats.detach(),
         "kl_per_position_nats": kl_BYX.detach().mean(),
         "elb": -(reconstruction_nats + kl_per_subpixel).detach(),
-        "psnr_db": psnr_db(images_BCYX, reconstruction(mu_BCYX.detach())),
+        "psnr_db": psnr_db(images_BCYX, model.reconstruction(maps[0].detach())),
     }
     return loss, metrics
 
@@ -87,15 +102,36 @@ def psnr_db(images_BCYX: torch.Tensor, reconstructions_BCYX: torch.Tensor) -> to
 
 
 @torch.no_grad()
-def true_elb(
-    model: DVAE, images_BCYX: torch.Tensor, kl_weight: torch.Tensor
+def validation_elbs(
+    model: DVAE, images_BCYX: torch.Tensor, temperature: torch.Tensor
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Metrics with hard codes (the argmax), and how often each code was used: int64 [K]."""
+    """The true evidence lower bound, with hard codes (the argmax), and the relaxed one beside it.
+
+    Args:
+        model: in evaluation mode
+        images_BCYX: uint8
+        temperature: τ of the relaxed one, a scalar tensor
+
+    Returns:
+        metrics with hard codes and `relaxed_elb`; and how often each code was used, int64 [K]
+    """
     logits_BKYX = model.logits(images_BCYX)
     codes_BYX = logits_BKYX.argmax(dim=1)
-    mu_BCYX, ln_b_BCYX = model.likelihood_maps(model.one_hot(codes_BYX))
-    _, metrics = negative_elb(images_BCYX, logits_BKYX, model.log_code_prior_K(), mu_BCYX, ln_b_BCYX, kl_weight)
-    return metrics, torch.bincount(codes_BYX.flatten(), minlength=model.config.codebook_size)
+    one = torch.ones_like(temperature)
+    noise_BYXK = uniform_noise(model.config, range(len(images_BCYX)), images_BCYX.device)
+    logits_BYXK = logits_BKYX.permute(0, 2, 3, 1)
+    z_BYXK, kl_BYX = relaxed_codes(logits_BYXK, noise_BYXK, temperature, one, model.log_code_prior_K())
+    relaxed_maps = model.likelihood_maps(z_BYXK.permute(0, 3, 1, 2))
+    _, relaxed = negative_elb(model, images_BCYX, relaxed_maps, kl_BYX, one)
+    hard_maps = model.likelihood_maps_of_codes(codes_BYX)
+    _, metrics = negative_elb(model, images_BCYX, hard_maps, kl_BYX, one)
+    return {**metrics, "relaxed_elb": relaxed["elb"]}, code_counts(codes_BYX, model.config.codebook_size)
+
+
+def code_counts(codes_BYX: torch.Tensor, codebook_size: int) -> torch.Tensor:
+    """How often each code occurs, int64 [K]. `torch.bincount` would make a GPU wait."""
+    counts_K = torch.zeros(codebook_size, dtype=torch.int64, device=codes_BYX.device)
+    return counts_K.scatter_add_(0, codes_BYX.flatten(), torch.ones_like(codes_BYX).flatten())
 
 
 def perplexity(counts_K: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,8 @@ from dataclasses import replace
 import torch
 
 from dalle.config import Precision, TrainCLIP
-from dalle.data.pairs import PairBatches, PairLoader, read_pairs, to_tensor, warn_of_bad_samples
+from dalle.data.decoding import read_pairs
+from dalle.data.pairs import PairBatches, PairLoader, to_tensor, warn_of_bad_samples
 from dalle.models.clip import CLIP
 from dalle.models.dvae import DVAE
 from dalle.models.folder import load_dvae, read_header
@@ -39,8 +40,7 @@ def stage(config: TrainCLIP, world: World) -> Stage:
                 f"the dVAE {config.dvae}: change model.image_size_px, or leave dvae out"
             )
         links["dvae_hash"] = read_header(config.dvae)["hash"]
-    batch_size = config.run.micro_batch_size(world.size)
-    batches = PairBatches(config.data, config.images, size_px, batch_size, config.run.seed, world.rank, world.size)
+    batches = PairBatches(config.data, config.images, size_px, config.run, world.rank, world.size)
     loader = PairLoader(batches, config.run.loader_workers)
     validation = _Validation(config, model, dvae, world.device) if config.valid_data and world.is_main else None
     return Stage(

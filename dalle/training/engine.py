@@ -1,7 +1,7 @@
 """The one training engine: DeepSpeed, from one CPU process to a cluster. The only file that imports it.
 
 The DeepSpeed settings are derived from our dataclasses. The model is written for one device and never learns what is
-done to it here, in this order: compilation, precision, sharding.
+done to it here, in this order: recomputation, compilation, precision, sharding.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from functools import partial
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from dalle.config import Optimizer, Run
 from dalle.training import optimizer as optimizers
@@ -35,6 +37,8 @@ class Engine:
         self.world, self.run, self.optimizer_config = world, run, optimizer
         self.objective = objective.to(world.device)
         client = optimizers.build(objective, optimizer)
+        if run.recompute:
+            recompute_blocks(self.model)
         if run.compile:  # not the model: an objective calls what it likes of it, and only a call is compiled
             objective.compile()
         self._engine, *_ = deepspeed.initialize(
@@ -56,7 +60,7 @@ class Engine:
         The noise of an update is a function of (seed, update, rank), so that a resumed run goes on as if it had never
         stopped.
         """
-        torch.manual_seed(_noise_seed(self.run.seed, step, self.world.rank))
+        torch.manual_seed(derived_seed(self.run.seed, step, self.world.rank))
         for group in self._engine.optimizer.param_groups:
             group["lr"] = self.optimizer_config.step_size(step)
         totals: dict[str, torch.Tensor] = {}
@@ -126,9 +130,15 @@ class Engine:
         return [(here, slice(place.start, place.start + place.numel))]
 
 
-def _noise_seed(seed: int, step: int, rank: int) -> int:
-    """63 bits that look random, whatever the size of the three."""
-    digest = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=8).digest()
+def recompute_blocks(model: nn.Module) -> None:
+    """Let a model's `recomputable` parts be computed again in the backward pass. None of them draws random numbers."""
+    for module in model.recomputable():
+        module.forward = partial(checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False)
+
+
+def derived_seed(seed: int, step: int, number: int) -> int:
+    """63 bits that look random, whatever the size of the three; the number is a rank's or a sample's."""
+    digest = hashlib.blake2b(f"{seed} {step} {number}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 

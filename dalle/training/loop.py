@@ -40,7 +40,7 @@ class Stage:
     Args:
         kind: "dvae", "prior" or "clip"
         objective: module with a `model`; called with a batch it returns (loss, metrics)
-        loader: endless batches of this rank, with `state_dict` and `load_state_dict`
+        loader: endless batches of this rank, with `state_dict`, and `load_state_dict` that takes the union of all ranks'
         unit: what is counted, "images" or "tokens"
         units_per_sample: how many of them a sample has
         model_config: sizes, written beside the weights
@@ -218,9 +218,8 @@ class _Training:
         if self.ema:
             for name, average in self.ema.averages.items():
                 average.copy_(tensors[f"ema/{name}"])
-        loaders = values["loaders"]
-        # of another number of processes: a loader that cannot go on from there says so
-        self.stage.loader.load_state_dict(loaders[self.world.rank % len(loaders)])
+        # perhaps of another number of processes: together they know where all of the data stand
+        self.stage.loader.load_state_dict({name: value for state in values["loaders"] for name, value in state.items()})
 
     def _identity(self) -> dict[str, Any]:
         """What has to stay the same when a run is continued; JSON-able."""

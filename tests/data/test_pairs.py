@@ -1,20 +1,27 @@
 """Decoding what people have, filtering, counting what cannot be used, the crops of the paper, resuming."""
 
 import io
+import itertools
 import json
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 import webdataset as wds
 from PIL import Image
 
-from dalle.config import Images
+from dalle.config import Images, Run
 from dalle.data import images
 from dalle.data.captions import BadSample, read_captions
+from dalle.data.decoding import Counts, Decoder, read_pairs
 from dalle.data.loading import load
-from dalle.data.pairs import Counts, Decoder, PairBatches, PairLoader, PairPasses, read_pairs
+from dalle.data.pairs import PairBatches, PairLoader, PairPasses
+from dalle.data.shards import read
+
+# that there are more loader workers than this machine has cores
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 
 def _bytes(image: Image.Image, kind="PNG", **options) -> bytes:
@@ -128,8 +135,6 @@ def test_bad_samples_are_skipped_and_counted_up_to_the_limit(tmp_path):
     bad = {"png": b"broken", "txt": b"bad"}
     _write(tmp_path / "some.tar", [good] * 50 + [bad] * 2 + [wide] + [{"txt": b"no image"}] + [good] * 50)
     decoder = Decoder(Images(augmentation="none"), 16, seed=0)
-    from dalle.data.shards import read
-
     pairs = [pair for s in read([str(tmp_path / "some.tar")]) if (pair := decoder(s, 0))]
     assert len(pairs) == 100
     assert decoder.counts.filtered == 1
@@ -164,43 +169,201 @@ def test_moving_the_data_changes_no_crop(tmp_path, shapes_folder):
     assert np.array_equal(*crops)
 
 
-def test_the_cache_changes_nothing_when_images_are_small(shapes_folder):
-    config = Images(augmentation="dvae", shuffle_buffer=8)
-    streams = []
-    for cache_bytes in (0, 10**9):
-        dataset = PairBatches(f"{shapes_folder}/train-*.tar", replace(config, cache_bytes=cache_bytes), 32, 16, 0, 0, 1)
-        loader = iter(PairLoader(dataset, workers=0))
-        streams.append([next(loader)["images_BCYX"].numpy() for _ in range(10)])
-    assert np.array_equal(*streams)
+NO_CROP = Images(augmentation="none", shuffle_buffer=0)
+
+
+def _loader(spec, config: Images, batch_size, ranks=1, workers=0, accumulation_steps=1, rank=0) -> PairLoader:
+    run = Run(steps=1, batch_size=batch_size, accumulation_steps=accumulation_steps)
+    return PairLoader(PairBatches(str(spec), config, 8, run, rank, ranks), workers)
+
+
+def _take(loader: PairLoader, num_batches: int) -> list[dict]:
+    return list(itertools.islice(loader, num_batches))
+
+
+def _updates(loaders: list[PairLoader], steps: int) -> list[tuple[list[str], torch.Tensor]]:
+    """Captions and images of whole batches, put together from those of all ranks."""
+    of_ranks = [_take(loader, steps * loader.dataset.run.accumulation_steps) for loader in loaders]
+    size = loaders[0].dataset.run.accumulation_steps
+    updates = []
+    for first in range(0, steps * size, size):
+        batches = [batch for taken in of_ranks for batch in taken[first : first + size]]
+        captions = [caption for batch in batches for caption in batch["captions"]]
+        updates.append((captions, torch.cat([batch["images_BCYX"] for batch in batches])))
+    return updates
+
+
+def _check_same(updates, expected):
+    assert [captions for captions, _ in updates] == [captions for captions, _ in expected]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(updates, expected, strict=True))
+
+
+@pytest.fixture(scope="module")
+def motley(tmp_path_factory):
+    """16 shards of 12 samples, 9 of which decode; each image is another, its two captions say which."""
+    folder, generator = tmp_path_factory.mktemp("motley"), np.random.default_rng(0)
+    for shard in range(16):
+        samples = []
+        for i in range(12):
+            wide = i == 3
+            pixels = generator.integers(0, 256, (12, 40 if wide else 16, 3), dtype=np.uint8)
+            captions = json.dumps({"captions": [f"{shard} {i} {way}" for way in ("one", "other")]}).encode()
+            samples.append({"png": _bytes(Image.fromarray(pixels)), "json": captions})
+        samples[5]["png"] = samples[5]["png"][:-200]  # the header tells nothing of it
+        del samples[8]["json"]
+        _write(folder / f"{shard:02d}.tar", samples)
+    return folder
+
+
+WORLDS = [(1, 2, 1), (1, 3, 1), (2, 0, 1), (2, 2, 2), (4, 1, 1), (4, 8, 1)]
+"""(ranks, loader workers, accumulation steps)"""
+
+
+@pytest.mark.parametrize("ranks_workers_accumulation", WORLDS, ids=str)
+@pytest.mark.parametrize(("shards", "batch_size", "streams"), [("00", 8, 1), ("0[0-6]", 28, 7), ("*", 24, 8)])
+def test_batches_are_the_same_whoever_makes_them(motley, shards, batch_size, streams, ranks_workers_accumulation):
+    ranks, workers, accumulation_steps = ranks_workers_accumulation
+    spec, config = f"{motley}/{shards}.tar", Images(augmentation="dvae", shuffle_buffer=20, max_bad_fraction=0.5)
+    alone = _loader(spec, config, batch_size)
+    assert alone.dataset.num_streams == streams
+    others = [_loader(spec, config, batch_size, ranks, workers, accumulation_steps, rank) for rank in range(ranks)]
+    _check_same(_updates(others, 6), _updates([alone], 6))
+
+
+def test_parts_of_a_batch_are_put_together_in_channels_last_memory(motley):
+    """As the training wants them; of one image alone, both orders of memory look alike."""
+    for workers in (0, 2, 8):
+        (batch,) = _take(_loader(f"{motley}/*.tar", Images(max_bad_fraction=0.5), 8, workers=workers), 1)
+        assert batch["images_BCYX"].shape == (8, 3, 8, 8)
+        assert batch["images_BCYX"].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("shards", "batch_size"), [("00", 8), ("0[0-6]", 28), ("*", 24)])
+def test_resumed_with_other_processes_and_workers_is_uninterrupted(motley, shards, batch_size):
+    """Twice, and without an update between, which must not bring back what a rank knew of another's streams."""
+    spec, config = f"{motley}/{shards}.tar", Images(augmentation="dvae", shuffle_buffer=20, max_bad_fraction=0.5)
+    whole = _updates([_loader(spec, config, batch_size)], 10)
+    state, updates = {}, []
+    for ranks, workers, accumulation_steps, steps in (
+        (2, 2, 2, 3),
+        (4, 0, 1, 3),
+        (1, 1, 1, 0),
+        (2, 0, 1, 2),
+        (1, 3, 2, 2),
+    ):
+        loaders = [_loader(spec, config, batch_size, ranks, workers, accumulation_steps, rank) for rank in range(ranks)]
+        for loader in loaders if state else []:
+            loader.load_state_dict(state)
+        if steps:
+            updates += _updates(loaders, steps)
+        states = [json.loads(json.dumps(loader.state_dict())) for loader in loaders]
+        state = {name: value for one in states for name, value in one.items()}
+    _check_same(updates, whole)
+
+
+def test_each_usable_sample_comes_once_an_epoch(motley, tmp_path):
+    """One that does not decode leaves its row to the next that does; it is not counted here."""
+    for shard in range(4):
+        samples = [s for i, s in enumerate(read([f"{motley}/{shard:02d}.tar"])) if i != 5]
+        _write(tmp_path / f"{shard}.tar", [{k: v for k, v in s.items() if not k.startswith("__")} for s in samples])
+    # 9 usable samples in each of 4 shards, in rows of 2: two epochs are 36 updates
+    loaders = [_loader(f"{tmp_path}/*.tar", Images(max_bad_fraction=0.5), 4, 2, 1, rank=rank) for rank in range(2)]
+    keys = [[c.rsplit(" ", 1)[0] for c in captions] for captions, _ in _updates(loaders, 18)]
+    epochs = [sorted(itertools.chain.from_iterable(part)) for part in (keys[:9], keys[9:])]
+    assert (
+        epochs[0] == epochs[1] == sorted(f"{shard} {i}" for shard in range(4) for i in range(12) if i not in (3, 5, 8))
+    )
+    assert keys[:9] != keys[9:]
+
+
+def test_what_does_not_decode_is_stood_in_for_by_what_comes_next(tmp_path):
+    rng = np.random.default_rng(0)
+    samples = []
+    for name in "abcdefg":
+        image = _bytes(Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)))
+        samples.append({"png": image[:-200] if name in "bcf" else image, "txt": name.encode()})
+    del samples[4]["txt"]
+    _write(tmp_path / "some.tar", samples)
+    config = replace(NO_CROP, max_bad_fraction=1.0)
+    for ranks in (1, 2, 4):
+        loaders = [_loader(tmp_path / "some.tar", config, 4, ranks, rank=rank) for rank in range(ranks)]
+        # the rows are a b c d | f g a b | c d f g
+        captions = [captions for captions, _ in _updates(loaders, 3)]
+        assert captions == [["a", "d", "d", "d"], ["g", "g", "a", "d"], ["d", "d", "g", "g"]]
+        if ranks == 1:
+            assert loaders[0].num_bad == {0: 8}  # b c e f in either epoch, c and d of the second looked at once
+            assert _take(_loader(tmp_path / "some.tar", config, 2), 2)[1]["captions"] == ["d", "d"]
+
+
+def test_what_takes_no_row_is_counted_once_over_all_readers(tmp_path):
+    good, bad = {"png": _bytes(_gradient()), "txt": b"fine"}, {"png": _bytes(_gradient())}
+    _write(tmp_path / "some.tar", [good, good, bad, good, bad, bad, good, bad] * 5)
+    for ranks, workers in ((1, 0), (1, 3), (2, 2), (4, 1)):
+        config = replace(NO_CROP, max_bad_fraction=0.9)
+        loaders = [_loader(tmp_path / "some.tar", config, 4, ranks, workers, rank=rank) for rank in range(ranks)]
+        _updates(loaders, 5)
+        # those before a last one that no row comes after
+        assert sum(sum(loader.num_bad.values()) for loader in loaders) == 5 * 4 - 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"streams": 8}, r"images\.streams 8: .* written with 64"),
+        ({"shuffle_buffer": 7}, r"images\.shuffle_buffer 7: .* written with 1000"),
+        ({}, r"number of shards 15: .* written with 16"),
+    ],
+)
+def test_what_changes_the_order_is_refused_by_name(motley, change, message):
+    state = _loader(f"{motley}/*.tar", Images(), 16).state_dict()
+    _loader(f"{motley}/*.tar", Images(), 16, ranks=2, workers=3, accumulation_steps=2).load_state_dict(state)
+    spec = f"{motley}/*.tar" if change else f"{motley}/{{00..14}}.tar"
+    with pytest.raises(ValueError, match=message):
+        _loader(spec, Images(**change), 16).load_state_dict(state)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_that_nothing_of_can_be_used_ends(motley, tmp_path, workers):
+    for spec in (f"{motley}/00.tar", f"{motley}/*.tar"):
+        with pytest.raises(ValueError, match=r"^every sample of .*\.tar … is bad or filtered out"):
+            _take(_loader(spec, Images(min_caption_chars=1000, max_bad_fraction=0.5), 16, workers=workers), 1)
+    _write(tmp_path / "bad.tar", [{"txt": b"no image"}] * 3)
+    with pytest.raises(ValueError, match=r"^(\d+) of \1 samples cannot be used \(\1 × no image\)"):
+        _take(_loader(tmp_path / "bad.tar", NO_CROP, 4, workers=workers), 1)
+
+
+def test_shards_that_are_filtered_out_as_a_whole_are_passed_over(tmp_path):
+    good, wide = ({"png": _bytes(_gradient(width, 12)), "txt": b"fine"} for width in (12, 100))
+    for shard in range(4):
+        _write(tmp_path / f"{shard}.tar", [good if shard < 2 else wide] * 3)
+    loader = _loader(f"{tmp_path}/*.tar", Images(), 4)
+    assert loader.dataset.num_streams == 4
+    # half of the shards: 8 epochs without a usable one have a chance of 1 in 256, in each of 4 streams; the seed is fixed
+    assert len(_take(loader, 20)) == 20
+
+
+def test_the_cache_changes_nothing_when_images_are_small(motley):
+    config = Images(augmentation="dvae", shuffle_buffer=8, max_bad_fraction=0.5)
+    cached = [_loader(f"{motley}/0*.tar", replace(config, cache_bytes=10**9), 8, 2, rank=rank) for rank in range(2)]
+    _check_same(_updates(cached, 30), _updates([_loader(f"{motley}/0*.tar", config, 8)], 30))
+
+
+def test_the_cache_spares_decoding(motley, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(images, "decode", lambda data, decode=images.decode: decoded.append(data) or decode(data))
+    config = Images(max_bad_fraction=0.5, cache_bytes=10**9)
+    _take(_loader(f"{motley}/00.tar", config, 5), 10)  # 10 rows an epoch, one of which never decodes
+    assert len(set(decoded)) == 10
+    assert len(decoded) == 9 + 5 + 1 - 1
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("taken", [1, 6, 7])
 def test_loader_resumes_exactly(shapes_folder, workers, taken):
     def loader():
-        config = Images(augmentation="prior", shuffle_buffer=8)
-        return PairLoader(PairBatches(f"{shapes_folder}/train-*.tar", config, 32, 8, 0, 0, 1), workers)
+        return _loader(f"{shapes_folder}/train-*.tar", Images(augmentation="prior", shuffle_buffer=8), 8, 1, workers)
 
-    whole = [batch for batch, _ in zip(loader(), range(taken + 4), strict=False)]
-    first = loader()
-    for _ in zip(range(taken), first, strict=False):
-        pass
-    state = json.loads(json.dumps(first.state_dict()))
-    resumed = loader()
-    resumed.load_state_dict(state)
-    for expected, batch in zip(whole[taken:], resumed, strict=False):
-        assert batch["captions"] == expected["captions"]
-        assert np.array_equal(batch["images_BCYX"], expected["images_BCYX"])
-
-
-def test_resuming_with_another_number_of_processes_or_workers_is_refused(shapes_folder):
-    def loader(world_size, workers):
-        batches = PairBatches(f"{shapes_folder}/train-*.tar", Images(), 32, 8, 0, 0, world_size)
-        return PairLoader(batches, workers)
-
-    state = json.loads(json.dumps(loader(2, 1).state_dict()))
-    loader(2, 1).load_state_dict(state)
-    with pytest.raises(ValueError, match=r"1 process.* written with 2"):
-        loader(1, 1).load_state_dict(state)
-    with pytest.raises(ValueError, match=r"run\.loader_workers 3: .* written with 1"):
-        loader(2, 3).load_state_dict(state)
+    whole, first, resumed = _updates([loader()], taken + 4), loader(), loader()
+    _updates([first], taken)
+    resumed.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    _check_same(_updates([resumed], 4), whole[taken:])

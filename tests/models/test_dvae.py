@@ -2,6 +2,7 @@
 against numerical integration."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,13 +42,13 @@ def _by_the_book(x, weights, part, groups, blocks, kernels, resample):
 
 def test_both_halves_are_appendix_a1():
     torch.manual_seed(0)
-    model = DVAE(SMALL)
+    model = DVAE(SMALL).double()  # so that only a wrong formula can differ
     weights = {name: 4 * tensor for name, tensor in model.state_dict().items()}
     model.load_state_dict(weights)
-    x = torch.rand(2, 3, 16, 16)
+    x = torch.rand(2, 3, 16, 16).double()
     expected = _by_the_book(x, weights, "encoder", 3, 2, (3, 3, 3, 1), lambda t: F.max_pool2d(t, 2))
     torch.testing.assert_close(model.encoder(x), expected)
-    z = torch.rand(2, 10, 4, 4)
+    z = torch.rand(2, 10, 4, 4).double()
     double = lambda t: t.repeat_interleave(2, 2).repeat_interleave(2, 3)  # noqa: E731
     expected = _by_the_book(z, weights, "decoder", 3, 2, (1, 3, 3, 3), double)
     torch.testing.assert_close(model.decoder(z), expected)
@@ -86,6 +87,43 @@ def test_boundary_convolutions_stay_fp32_under_autocast():
         inner = model.encoder.blocks.input(torch.rand(1, 3, 8, 8))
     assert logits.dtype == codebook.dtype == torch.float32
     assert inner.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_code_is_a_row_of_a_table(kernel):
+    torch.manual_seed(0)
+    model = DVAE(replace(SMALL, boundary_kernel=kernel)).eval()
+    codes = torch.randint(0, 10, (2, 4, 4))
+    one_hot = F.one_hot(codes, 10).permute(0, 3, 1, 2).float()
+    for ours, plain in zip(model.likelihood_maps_of_codes(codes), model.likelihood_maps(one_hot), strict=True):
+        torch.testing.assert_close(ours, plain)
+
+
+def test_the_logits_convolution_has_the_gradients_of_pytorchs():
+    torch.manual_seed(0)
+    model = DVAE(SMALL)
+    conv = model.encoder.blocks.output.conv
+    x = torch.rand(2, 32, 5, 3).to(memory_format=torch.channels_last).requires_grad_()
+    inputs = (x, conv.weight, conv.bias)
+    weights = torch.randn(2, 10, 5, 3)
+    ours, plain = (
+        torch.autograd.grad((y * weights).sum(), inputs) for y in (conv(x), F.conv2d(x, conv.weight, conv.bias))
+    )
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_papers_comparisons():
+    """3×3 boundary convs, average pooling and l2 are what their names say."""
+    model = DVAE(replace(SMALL, boundary_kernel=3, pool="average", likelihood="l2"))
+    assert model.encoder.blocks.output.conv.weight.shape[-1] == model.decoder.blocks.input.weight.shape[-1] == 3
+    x = torch.rand(1, 8, 4, 4)
+    torch.testing.assert_close(model.encoder.blocks.group_1.pool(x), x.unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2)))
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    mu, ln_sigma = model.likelihood_maps_of_codes(torch.randint(0, 10, (2, 4, 4)))
+    expected = torch.distributions.Normal(mu, 0.2).log_prob(images / 255)
+    torch.testing.assert_close(model.log_likelihood(images, mu, ln_sigma), expected)
+    assert torch.equal(model.reconstruction(mu), mu.clamp(0, 1))
 
 
 def test_encode_decode_shapes():

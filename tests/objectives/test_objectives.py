@@ -9,8 +9,9 @@ from dalle.config import DVAEModel, PriorModel
 from dalle.config import PriorObjective as PriorObjectiveConfig
 from dalle.models.dvae import DVAE
 from dalle.models.prior import Prior
-from dalle.objectives.dvae import DVAEObjective, gumbel_softmax, negative_elb, perplexity, psnr_db
+from dalle.objectives.dvae import DVAEObjective, negative_elb, perplexity, psnr_db, uniform_noise
 from dalle.objectives.prior import PriorObjective
+from dalle.objectives.relaxation import relaxed_codes, relaxed_codes_reference
 from dalle.text import PAD
 
 
@@ -31,14 +32,60 @@ def test_prior_loss_by_hand():
 
 def test_kl_weight_per_position_is_beta_over_192():
     """At 8× downsampling a position stands for 8·8·3 = 192 subpixels (A.2)."""
+    model = DVAE(DVAEModel(image_size_px=16, codebook_size=10, encoder_width=4))
     images = torch.rand(2, 3, 16, 16)
-    logits = torch.randn(2, 10, 2, 2)
+    kl = torch.rand(2, 2, 2)
     mu = ln_b = torch.zeros(2, 3, 16, 16)
-    uniform = torch.full((10,), -math.log(10))
-    zero, beta = (negative_elb(images, logits, uniform, mu, ln_b, torch.tensor(b))[0] for b in (0.0, 6.6))
-    p = logits.softmax(1)
-    kl = (p * (p * 10).log()).sum(1).mean()
-    assert (beta - zero).item() == pytest.approx(6.6 / 192 * kl.item(), rel=1e-4)
+    zero, beta = (negative_elb(model, images, (mu, ln_b), kl, torch.tensor(b))[0] for b in (0.0, 6.6))
+    assert (beta - zero).item() == pytest.approx(6.6 / 192 * kl.mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1 / 16])
+def test_relaxed_codes_are_the_plain_formula(temperature):
+    """Both results and all gradients, in double precision."""
+    torch.manual_seed(0)
+    logits = (3 * torch.randn(2, 3, 3, 11)).double().requires_grad_()
+    prior = torch.randn(11).double().log_softmax(0).requires_grad_()
+    uniform = torch.rand(2, 3, 3, 11).double()
+    weights = torch.randn(2, 3, 3, 11).double()
+    kept = uniform.clone()
+    found = []
+    for function in (relaxed_codes, relaxed_codes_reference):
+        z, kl = function(logits, uniform, torch.tensor(temperature), torch.tensor(0.7), prior)
+        found.append((z, kl, *torch.autograd.grad((z * weights).sum() + (kl * weights[..., 0]).sum(), (logits, prior))))
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain)
+    assert torch.equal(uniform, kept)
+    p = logits.detach().softmax(-1)
+    torch.testing.assert_close(found[0][1], (p * (p.log() - prior.detach())).sum(-1))
+
+
+def test_relaxed_codes_keep_two_tensors_of_logits_size():
+    logits = torch.randn(1, 4, 4, 100, requires_grad=True)
+    inputs = (torch.rand_like(logits).detach(), torch.tensor(1.0), torch.tensor(1.0), torch.zeros(100))
+    kept = {}
+
+    def remember(tensor):
+        kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    sizes, results = [], None
+    for function in (relaxed_codes, relaxed_codes_reference):
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(remember, lambda t: t):
+            results = function(logits, *inputs)  # held, or what it keeps may be freed and its place taken
+        sizes.append(sum(n == logits.numel() for n in kept.values()))
+        assert results
+    assert sizes[0] == 2 < sizes[1]
+
+
+def test_noise_is_each_images_own():
+    config = DVAEModel(image_size_px=8, codebook_size=50, encoder_width=4, width_multipliers=(1, 1))
+    both = uniform_noise(config, [5, 2**62], torch.device("cpu"))
+    torch.testing.assert_close(uniform_noise(config, [2**62], torch.device("cpu"))[0], both[1], rtol=0, atol=0)
+    assert not torch.equal(both[0], both[1])
+    assert 0 < both.min() < 0.02
+    assert 0.98 < both.max() <= 1
 
 
 def test_a_learned_code_prior_becomes_the_use_of_the_codes():
@@ -57,6 +104,7 @@ def test_a_learned_code_prior_becomes_the_use_of_the_codes():
     for prior_K in (torch.zeros(6), use_K.log()):
         model.code_prior_K.data = prior_K
         batch = {"images_BCYX": images} | {n: torch.tensor(1.0) for n in ("kl_weight", "temperature", "noise_scale")}
+        batch["uniform_BYXK"] = uniform_noise(config, range(16), images.device)
         model.zero_grad()
         DVAEObjective(model)(batch)[0].backward()
         gradients.append(model.code_prior_K.grad.abs().max())
@@ -67,14 +115,15 @@ def test_gumbel_softmax_draws_the_categorical():
     """The argmax of logits plus gumbel noise has the probabilities of the softmax. Chi-squared over 40,000 draws with
     4 degrees of freedom: a right sampler passes 23.5 once in 10,000 seeds."""
     torch.manual_seed(0)
-    logits = torch.tensor([0.0, 1.0, -1.0, 2.0, 0.5]).view(1, 5, 1, 1).expand(40_000, 5, 1, 1)
-    z = gumbel_softmax(logits, torch.tensor(1 / 16), torch.tensor(1.0))
-    torch.testing.assert_close(z.sum(1), torch.ones(40_000, 1, 1))
+    logits = torch.tensor([0.0, 1.0, -1.0, 2.0, 0.5]).expand(40_000, 1, 1, 5)
+    uniform, prior = torch.rand(40_000, 1, 1, 5), torch.zeros(5)
+    z, _ = relaxed_codes(logits, uniform, torch.tensor(1 / 16), torch.tensor(1.0), prior)
+    torch.testing.assert_close(z.sum(-1), torch.ones(40_000, 1, 1))
     expected = 40_000 * logits[0].flatten().softmax(0)
-    counts = torch.bincount(z.argmax(1).flatten(), minlength=5)
+    counts = torch.bincount(z.argmax(-1).flatten(), minlength=5)
     assert ((counts - expected) ** 2 / expected).sum() < 23.5
-    still = gumbel_softmax(logits[:1], torch.tensor(1.0), torch.tensor(0.0))
-    torch.testing.assert_close(still, logits[:1].softmax(1))
+    still, _ = relaxed_codes(logits[:1], uniform[:1], torch.tensor(1.0), torch.tensor(0.0), prior)
+    torch.testing.assert_close(still, logits[:1].softmax(-1))
 
 
 def test_dvae_objective_reaches_every_parameter():
@@ -83,6 +132,7 @@ def test_dvae_objective_reaches_every_parameter():
     objective = DVAEObjective(DVAE(config))
     batch = {"images_BCYX": torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)}
     batch |= {name: torch.tensor(1.0) for name in ("temperature", "kl_weight", "noise_scale")}
+    batch["uniform_BYXK"] = uniform_noise(config, range(2), torch.device("cpu"))
     loss, metrics = objective(batch)
     loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in objective.parameters())

@@ -1,4 +1,4 @@
-"""One engine for every stage: its noise, and compilation."""
+"""One engine for every stage: its noise, recomputation and compilation."""
 
 import functools
 
@@ -11,7 +11,7 @@ from dalle.models.clip import CLIP
 from dalle.models.dvae import DVAE
 from dalle.models.prior import Prior
 from dalle.objectives.clip import CLIPObjective
-from dalle.objectives.dvae import DVAEObjective
+from dalle.objectives.dvae import DVAEObjective, uniform_noise
 from dalle.objectives.prior import PriorObjective as PriorLoss
 from dalle.text import PAD, Tokenizer
 from dalle.training.engine import Engine
@@ -35,6 +35,7 @@ def _dvae():
     config = DVAEModel(image_size_px=8, codebook_size=6, encoder_width=8, width_multipliers=(1, 2), blocks_per_group=1)
     batch = {name: torch.tensor(1.0) for name in ("kl_weight", "temperature", "noise_scale")}
     batch["images_BCYX"] = torch.arange(4 * 3 * 64).view(4, 3, 8, 8).to(torch.uint8)
+    batch["uniform_BYXK"] = uniform_noise(config, range(4), torch.device("cpu"))
     return DVAEObjective(DVAE(config)), batch
 
 
@@ -63,7 +64,7 @@ def _losses(make, **run) -> list[float]:
     objective, batch = make()
     engine = _engine(objective, **run)
     batch = {name: tensor.to(DEVICE) for name, tensor in batch.items()}
-    return [engine.update([batch], step)["loss"].item() for step in range(2)]
+    return [engine.update([dict(batch)], step)["loss"].item() for step in range(2)]
 
 
 def test_noise_is_a_function_of_seed_update_and_rank():
@@ -71,6 +72,22 @@ def test_noise_is_a_function_of_seed_update_and_rank():
     first, again = ([e.update([{}], step)["noise"].item() for e in engines for step in (0, 2**20)] for _ in range(2))
     assert first == again
     assert len(set(first)) == 8
+
+
+@pytest.mark.parametrize("make", [_dvae, _prior, _clip])
+def test_recomputed_is_remembered(make):
+    """The same losses after an update, and fewer tensors kept for the backward pass."""
+    assert _losses(make, recompute=True) == _losses(make)
+    kept = {}
+    for recompute in (False, True):
+        objective, batch = make()
+        _engine(objective, recompute=recompute)
+        batch = {name: tensor.to(DEVICE) for name, tensor in batch.items()}
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()), lambda _: None):
+            objective(batch)
+        kept[recompute] = sum(sizes)
+    assert kept[True] < 0.8 * kept[False]
 
 
 @pytest.mark.parametrize(("make", "zero_stage"), [(_dvae, 0), (_clip, 1), (_prior, 2)])
