@@ -50,6 +50,7 @@ def stage(config: TrainDVAE, world: World) -> Stage:
         prepare=_schedules_and_noise(config),
         validate=validation.figures if validation and config.valid_data else None,
         draw=validation.pictures if validation else None,
+        highlights=("psnr_db", "perplexity", "codes_used", "kl_per_position_nats"),
         check=lambda step, values: bad_samples(step, values) + codebook(step, values),
     )
 
@@ -61,7 +62,7 @@ def _schedules_and_noise(config: TrainDVAE) -> Callable[[list[dict], int, World]
         for batch in micro_batches:
             for name in ("kl_weight", "temperature", "noise_scale"):
                 value = getattr(config.objective, name)(step)
-                batch[name] = torch.tensor(value, dtype=torch.float32, device=world.device)
+                batch[name] = torch.full((), value, device=world.device)  # unlike a copy from here, nothing waits
             rows = range(row, row + len(batch["images_BCYX"]))
             seeds = [derived_seed(config.run.seed, step, number) for number in rows]
             batch["uniform_BYXK"] = uniform_noise(config.model, seeds, world.device)

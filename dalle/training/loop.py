@@ -48,6 +48,7 @@ class Stage:
         validate: figures of the (averaged) model on held-out data; null where there is none
         draw: pictures of what the (averaged) model does
         check: from the logged figures to plain warnings
+        highlights: names of the figures that the progress bar shows beside loss and step size
         links: hashes of what it is trained with
         files: text files that belong into the model's folder, by name
     """
@@ -62,6 +63,7 @@ class Stage:
     validate: Callable[[], dict[str, float]] | None = None
     draw: Callable[[], dict[str, Image.Image]] | None = None
     check: Callable[[int, dict[str, float]], list[str]] = lambda step, values: []
+    highlights: tuple[str, ...] = ()
     links: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
 
@@ -96,7 +98,14 @@ class _Training:
             for name, text in stage.files.items():
                 (folder / name).write_text(text, encoding="utf-8")
         self.telemetry = Telemetry(
-            folder, folder.name, run.steps, stage.unit, world.is_main, run.wandb, start_step=self.step
+            folder,
+            folder.name,
+            run.steps,
+            stage.unit,
+            world.is_main,
+            run.wandb,
+            start_step=self.step,
+            highlights=stage.highlights,
         )
         self.saved_at = time.monotonic()
 

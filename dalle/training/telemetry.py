@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -44,6 +44,7 @@ class Telemetry:
     total_steps: the step at which the run ends. unit: what throughput counts, "images" or "tokens".
     is_main: False on every rank but one. start_step: the step of the checkpoint that the run resumes from; lines and
     pictures after it are dropped, for they will be made again. At 0, what an earlier run left goes to `previous-N/`.
+    highlights: names of the values that the bar shows beside loss and step size.
 
     Raises ValueError when wandb is switched on and cannot be imported or logged in to.
     """
@@ -58,6 +59,7 @@ class Telemetry:
         wandb_settings: Wandb | None = None,
         show_progress: bool = True,
         start_step: int = 0,
+        highlights: Sequence[str] = (),
     ) -> None:
         assert unit in UNITS, f"unit is {unit!r}, allowed: {UNITS}"
         self.is_main = is_main
@@ -65,6 +67,7 @@ class Telemetry:
             return
         self.folder, self.title, self.total_steps, self.unit = Path(folder), title, total_steps, unit
         self.start_step = self.step = start_step
+        self._shown = ("loss", *highlights, "step_size")
         self.folder.mkdir(parents=True, exist_ok=True)
         time_before_s = _drop_after(self.folder, start_step) if start_step > 0 else _set_aside(self.folder)
 
@@ -205,7 +208,7 @@ class Telemetry:
     def _show_progress(self, record: dict[str, float], units_per_s: float) -> None:
         if not self._show:
             return
-        shown = {key: record[key] for key in ("loss", "step_size") if key in record}
+        shown = {key: record[key] for key in self._shown if key in record}
         step_then, then_s = self._first_log
         left = ""
         if self.step > step_then:

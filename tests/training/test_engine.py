@@ -101,3 +101,17 @@ def test_compiled_is_eager(monkeypatch, make, zero_stage):
     assert torch._dynamo.utils.counters["stats"]["calls_captured"] > 50
     # the same kernels, with sums in another order; one AdamW update
     assert compiled == pytest.approx(_losses(make, zero_stage=zero_stage), abs=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("make", [_dvae, _prior, _clip])
+def test_an_update_never_waits_for_the_gpu(make):
+    objective, batch = make()
+    engine = _engine(objective)
+    batch = {name: tensor.to(DEVICE) for name, tensor in batch.items()}
+    engine.update([dict(batch)], 0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        engine.update([dict(batch)], 1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
