@@ -4,7 +4,8 @@
 
 Each side is a process of its own, with the settings that it would have by itself. They take turns, a step each, and
 medians are compared, so that a machine that slows down slows all of them. The last line is JSON: {"name", "unit", "ours",
-"peers", "ratio", "limit", "fraction_of_limit", "peak_memory_bytes", "settings"}, or a list of these under "cases".
+"peers", "ratio", "limit", "fraction_of_limit", "spread", "peak_memory_bytes", "peers_peak_memory_bytes", "settings"}, or
+a list of these under "cases".
 """
 
 from __future__ import annotations
@@ -28,20 +29,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs without an installation
 
+import peers_dvae
+
 from dalle.cli.memory import keep_freed_memory
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def seconds(sides: dict[str, Callable[[], float]], repeats: int, warmup: int = 1) -> dict[str, float]:
-    """The median time of a call of each, in turns; each side says how long it took."""
+def seconds(sides: dict[str, Callable[[], float]], repeats: int, warmup: int = 1) -> dict[str, list[float]]:
+    """The times of the calls of each, made in turns; each side says how long it took. The first `warmup` are left out."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for round_ in range(warmup + repeats):
         for name, call in sides.items():
             took_s = call()
             if round_ >= warmup:
                 times[name].append(took_s)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
 
 
 def timed(call: Callable[[], Any]) -> float:
@@ -62,25 +65,44 @@ class Side:
     """Calls by name, made and timed in a process of their own.
 
     Args:
+        name: what an error calls it
         build: makes the calls, {name: callable}; a function that another process can import
         keep_memory: with our allocator settings (`dalle.cli.memory`), in place of PyTorch's and glibc's own
     """
 
-    def __init__(self, build: Callable[[], dict[str, Callable[[], Any]]], keep_memory: bool):
+    def __init__(self, name: str, build: Callable[[], dict[str, Callable[[], Any]]], keep_memory: bool):
         context = multiprocessing.get_context("spawn")
+        self.name = name
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(build, keep_memory, theirs), daemon=True)
         self._process.start()
+        theirs.close()  # theirs alone now, so that it ends with them and `recv` does not wait for ever
 
-    def call(self, name: str) -> float:
-        """Seconds that one call took."""
-        self._pipe.send(name)
-        return self._pipe.recv()
+    def call(self, what: str) -> float:
+        """Seconds that one call took. Raises RuntimeError when the process has died."""
+        return self._call(what)[0]
+
+    def peak_memory_bytes(self, what: str) -> int:
+        """The most that the process, or on CUDA its part of the GPU, has held after two calls: the second has the
+        optimizer's state beside it. Raises RuntimeError when the process has died."""
+        return max(self._call(what)[1] for _ in range(2))
+
+    def _call(self, what: str) -> tuple[float, int]:
+        try:
+            self._pipe.send(what)
+            return self._pipe.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            code = self._process.exitcode
+            raise RuntimeError(
+                f"{self.name} died in {what!r} with exit code {code} (-9: often out of memory)"
+            ) from None
 
     def close(self) -> None:
         """End the process, so that its memory is free again."""
         self._process.terminate()
         self._process.join()
+        self._pipe.close()
 
 
 def _serve(build: Callable[[], dict], keep_memory: bool, pipe) -> None:
@@ -89,27 +111,36 @@ def _serve(build: Callable[[], dict], keep_memory: bool, pipe) -> None:
     torch.manual_seed(0)
     calls = build()
     while True:
-        pipe.send(timed(calls[pipe.recv()]))
+        pipe.send((timed(calls[pipe.recv()]), _peak_bytes()))
 
 
-def peak_memory_bytes(build: Callable[[], dict[str, Callable[[], Any]]], name: str) -> int:
-    """What one call needs at most: of the GPU, or of a process of its own on a CPU."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_of_this_process, (build, name))
-
-
-def _peak_of_this_process(build: Callable[[], dict], name: str) -> int:
-    keep_freed_memory()
-    call = build()[name]
-    for _ in range(2):
-        call()
+def _peak_bytes() -> int:
     if DEVICE == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def case(name: str, unit: str, ours: float, peers: dict[str, float], limit: float, settings: dict) -> dict:
-    """One result, in the form that every benchmark has."""
+def peak_memory_bytes(side: Callable[[], Side], what: str) -> int:
+    """`Side.peak_memory_bytes` of a process that does nothing else.
+
+    Ask before this process holds much itself: to Linux, its resident memory is a new process's first peak (`ru_maxrss`).
+    """
+    alone = side()
+    try:
+        return alone.peak_memory_bytes(what)
+    finally:
+        alone.close()
+
+
+def case(name: str, unit: str, rates: dict[str, list[float]], limit: float, settings: dict) -> dict:
+    """One result, in the form that every benchmark has.
+
+    Args:
+        rates: by side, of which one is "ours", what each call reached; more is faster
+        limit: the rate that the machine allows
+    """
+    peers = {side: statistics.median(values) for side, values in rates.items()}
+    ours = peers.pop("ours")
     return {
         "name": name,
         "unit": unit,
@@ -118,6 +149,7 @@ def case(name: str, unit: str, ours: float, peers: dict[str, float], limit: floa
         "ratio": {peer: ours / value for peer, value in peers.items()},
         "limit": limit,
         "fraction_of_limit": ours / limit,
+        "spread": {side: [max(values), min(values)] for side, values in rates.items()},
         "settings": {"device": torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu", **settings},
     }
 
@@ -148,48 +180,54 @@ _DVAE_CALLS = ("train", "encode", "decode")
 def bench_dvae(options: argparse.Namespace) -> list[dict]:
     """Training, encoding and decoding of the published dVAE, against straightforward code of the same architecture."""
     from dalle.config import DVAEModel
-    from dalle.models.dvae import DVAE
 
     config = DVAEModel(image_size_px=options.image_size_px)
-    batch = options.batch_size or (32 if DEVICE == "cuda" else 1)
-    ours = partial(_ours, config, batch, options.compile, options.recompute)
-    peak = {what: peak_memory_bytes(ours, what) for what in _DVAE_CALLS}
-    built = {
-        "ours": Side(ours, keep_memory=True),
-        "eager_16bit": Side(partial(_eager, config, batch, torch.bfloat16), options.same_allocator),
-        "eager_fp32": Side(partial(_eager, config, batch, torch.float32), options.same_allocator),
+    # the three sides hold their memory at the same time: 16 leaves room on 80 GB
+    batch = options.batch_size or (16 if DEVICE == "cuda" else 1)
+    builds = {
+        "ours": partial(_ours, config, batch, options.compile, options.recompute),
+        "eager_16bit": partial(_eager, config, batch, torch.bfloat16),
+        "eager_fp32": partial(_eager, config, batch, torch.float32),
     }
-    # of one token's pixels, times the tokens: convolutions cost the same everywhere
-    dvae, pixels = DVAE(config), torch.zeros(1, 3, config.downsampling, config.downsampling)
-    encode_flops = _flops(dvae.encoder, pixels) * config.grid**2
-    decode_flops = _flops(dvae.decoder, torch.zeros(1, config.codebook_size, 1, 1)) * config.grid**2
-    flops = {"train": 3 * (encode_flops + decode_flops), "encode": encode_flops, "decode": decode_flops}
+    keep = options.same_allocator
+    sides = {name: partial(Side, name, build, name == "ours" or keep) for name, build in builds.items()}
+    peak = {what: peak_memory_bytes(sides["ours"], what) for what in _DVAE_CALLS}
+    # in training alone, which decides what fits: each takes a process and two calls
+    peers_peak = {name: peak_memory_bytes(side, "train") for name, side in sides.items() if name != "ours"}
+    flops = _dvae_flops(config)
     rate = best_rate(*convolution(torch.bfloat16))
+    built = {name: side() for name, side in sides.items()}
+    taken = ("image_size_px", "repeats", "recompute", "compile", "same_allocator")
+    settings = {name: getattr(options, name) for name in taken}
     cases = []
     for what in _DVAE_CALLS:
         taken_s = seconds({name: partial(side.call, what) for name, side in built.items()}, options.repeats)
         rate = max(rate, best_rate(*convolution(torch.bfloat16)))
-        per_s = {name: batch / value for name, value in taken_s.items()}
         result = case(
             f"dvae {what}",
             "images/s",
-            per_s.pop("ours"),
-            per_s,
+            {name: [batch / value for value in values] for name, values in taken_s.items()},
             rate / flops[what],
-            {
-                "image_size_px": config.image_size_px,
-                "batch_size": batch,
-                "flops_per_image": flops[what],
-                "limit_flops_per_s": rate,
-                "recompute": options.recompute,
-                "compile": options.compile,
-                "same_allocator": options.same_allocator,
-            },
+            {**settings, "batch_size": batch, "flops_per_image": flops[what], "limit_flops_per_s": rate},
         )
-        cases.append({**result, "peak_memory_bytes": peak[what]})
+        peers_now = peers_peak if what == "train" else {}
+        cases.append({**result, "peak_memory_bytes": peak[what], "peers_peak_memory_bytes": peers_now})
     for side in built.values():
         side.close()
     return cases
+
+
+def _dvae_flops(config) -> dict[str, int]:
+    """Floating-point operations of an image, by call."""
+    from dalle.models.dvae import DVAE
+
+    # of one token's pixels, times the tokens: convolutions cost the same everywhere
+    dvae, pixels = DVAE(config), torch.zeros(1, 3, config.downsampling, config.downsampling)
+    encode = _flops(dvae.encoder, pixels) * config.grid**2
+    draw = _flops(dvae.decoder, torch.zeros(1, config.codebook_size, 1, 1)) * config.grid**2
+    # hard codes look up what relaxed ones need a product for
+    lookup = 2 * config.codebook_size * config.decoder_input_width * config.grid**2
+    return {"train": 3 * (encode + draw), "encode": encode, "decode": draw - lookup}
 
 
 def _flops(module: nn.Module, x: torch.Tensor) -> int:
@@ -204,7 +242,8 @@ def _dvae_inputs(config, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _ours(config, batch: int, compile: bool, recompute: bool) -> dict[str, Callable]:
-    """As the engine trains it: channels last, 16-bit products, fused AdamW."""
+    """The bare step: no loader, no EMA, no DeepSpeed around it. Channels last, 16-bit products and AdamW as the engine sets
+    them."""
     from dalle.config import Optimizer, Schedule
     from dalle.models.dvae import DVAE
     from dalle.objectives.dvae import DVAEObjective, uniform_noise
@@ -245,93 +284,8 @@ def _ours(config, batch: int, compile: bool, recompute: bool) -> dict[str, Calla
     }
 
 
-class _Block(nn.Module):
-    """Appendix A.1, word for word."""
-
-    def __init__(self, n_in: int, n_out: int, kernels: tuple[int, ...], post_gain: float):
-        super().__init__()
-        widths = (n_in, *[n_out // 4] * 3, n_out)
-        layers = []
-        for i, kernel in enumerate(kernels):
-            layers += [nn.ReLU(), nn.Conv2d(widths[i], widths[i + 1], kernel, padding=kernel // 2)]
-        self.res_path = nn.Sequential(*layers)
-        self.id_path = nn.Conv2d(n_in, n_out, 1) if n_in != n_out else nn.Identity()
-        self.post_gain = post_gain
-
-    def forward(self, x):
-        return self.id_path(x) + self.post_gain * self.res_path(x)
-
-
-class _Straightforward(nn.Module):
-    """Encoder and decoder of appendix A.1, word for word."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.config = config
-        widths = [config.encoder_width * m for m in config.width_multipliers]
-        post_gain = 1 / (len(widths) * config.blocks_per_group) ** 2
-
-        def groups(n_in: int, order: list[int], kernels: tuple[int, ...], resample: nn.Module) -> list[nn.Module]:
-            layers: list[nn.Module] = []
-            for i, width in enumerate(order):
-                layers += [resample] if i else []
-                for _ in range(config.blocks_per_group):
-                    layers.append(_Block(n_in, width, kernels, post_gain))
-                    n_in = width
-            return layers
-
-        # the first convolution, the groups, the last; codes are met in fp32 at both ends
-        self.features = nn.Sequential(
-            nn.Conv2d(3, widths[0], 7, padding=3), *groups(widths[0], widths, (3, 3, 3, 1), nn.MaxPool2d(2)), nn.ReLU()
-        )
-        self.to_logits = nn.Conv2d(widths[-1], config.codebook_size, 1)
-        self.from_codes = nn.Conv2d(config.codebook_size, config.decoder_input_width, 1)
-        drawn = groups(config.decoder_input_width, widths[::-1], (1, 3, 3, 3), nn.Upsample(scale_factor=2))
-        self.drawing = nn.Sequential(*drawn, nn.ReLU(), nn.Conv2d(widths[0], 6, 1))
-
-    def encoder(self, x):
-        features = self.features(x).float()
-        with torch.autocast(DEVICE, enabled=False):
-            return self.to_logits(features)
-
-    def decoder(self, z):
-        with torch.autocast(DEVICE, enabled=False):
-            codes = self.from_codes(z)
-        return self.drawing(codes)
-
-
 def _eager(config, batch: int, dtype: torch.dtype) -> dict[str, Callable]:
-    """Straightforward code, as one writes it from appendix A: upsampling where it stands, PyTorch's gumbel-softmax and AdamW,
-    autocast for 16 bits."""
-    dvae = _Straightforward(config).to(DEVICE)
-    images, codes = _dvae_inputs(config, batch)
-    optimizer = torch.optim.AdamW(dvae.parameters(), lr=1e-4)
-
-    def train() -> None:
-        with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            x = 0.8 * images.float() / 255 + 0.1
-            logits = dvae.encoder(x)
-            z = F.gumbel_softmax(logits.float(), tau=1.0, dim=1)
-            mu, ln_b = dvae.decoder(z).float().chunk(2, dim=1)
-            deviation = (torch.logit(x) - mu).abs() / ln_b.exp()
-            reconstruction = (deviation + ln_b + torch.log(2 * x * (1 - x))).mean()
-            q = logits.float().softmax(dim=1)
-            kl = (q * (q.clamp_min(1e-10).log() + torch.log(torch.tensor(float(q.shape[1]))))).sum(dim=(1, 2, 3)).mean()
-            loss = reconstruction + kl / x[0].numel()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    def encode() -> None:
-        with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            dvae.encoder(0.8 * images.float() / 255 + 0.1).argmax(dim=1)
-
-    def decode() -> None:
-        with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            one_hot = F.one_hot(codes, dvae.config.codebook_size).permute(0, 3, 1, 2).float()
-            ((torch.sigmoid(dvae.decoder(one_hot)[:, :3].float()) - 0.1) / 0.8).clamp(0, 1)
-
-    return {"train": train, "encode": encode, "decode": decode}
+    return peers_dvae.calls(config, *_dvae_inputs(config, batch), dtype)
 
 
 BENCHMARKS = {"dvae": bench_dvae}
@@ -344,7 +298,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the last line alone")
     parser.add_argument("--batch_size", type=int)
     parser.add_argument("--image_size_px", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--recompute", action="store_true", help="resblocks, in the backward pass")
     parser.add_argument("--same_allocator", action="store_true", help="give the peers our allocator settings")

@@ -211,7 +211,8 @@ class Images:
         augmentation: "dvae" (appendix A.2: random square, random size, random crop, flip), "prior" (appendix B.2:
             near-central crop, no flip) or "none" (short side to size, centre crop)
         flip: allow the horizontal flip of "dvae"; off where left and right are in the caption
-        min_caption_chars: pairs with a shorter caption are filtered out
+        min_caption_chars: pairs with a shorter caption are filtered out, and those without one count as unreadable; 0
+            takes these too, with the caption "": for stage one, which trains on images alone
         max_aspect_ratio: pairs with a longer side over this many shorter sides are filtered out
         max_bad_fraction: the run stops when more than this share of the samples cannot be read
         shuffle_buffer: samples among which the order is shuffled, over all streams, beside the order of the shards

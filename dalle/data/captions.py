@@ -14,8 +14,8 @@ class BadSample(ValueError):
 
 
 def read_captions(sample: dict[str, bytes]) -> tuple[list[str], dict | None]:
-    """The captions of a raw sample, from its json's `captions` where it has them, else from its txt; and its json's
-    `scene`. Raises BadSample when there is none, or it is not text."""
+    """The captions of a raw sample, from its json's `captions` where it has them, else from its txt, or none; and its
+    json's `scene`. Raises BadSample when they are not text."""
     try:
         extra = json.loads(sample["json"]) if "json" in sample else {}
         captions = extra.get("captions") if isinstance(extra, dict) else None
@@ -26,10 +26,7 @@ def read_captions(sample: dict[str, bytes]) -> tuple[list[str], dict | None]:
     if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
         raise BadSample("caption is not text")
     captions = [" ".join(c.split()) for c in captions]
-    captions = [c for c in captions if c]
-    if not captions:
-        raise BadSample("no caption")
-    return captions, extra.get("scene") if isinstance(extra, dict) else None
+    return [c for c in captions if c], extra.get("scene") if isinstance(extra, dict) else None
 
 
 def read_all_captions(spec: str) -> Iterator[str]:

@@ -23,7 +23,8 @@ _HOPELESS = 20
 
 @dataclass
 class Pair:
-    """One sample: `image` uint8 [Y, X, C], its captions, its key, and what the drawn data set says it shows."""
+    """One sample: `image` uint8 [Y, X, C], its captions (at least one; "" where none is needed and it has none), its key, and
+    what the drawn data set says it shows."""
 
     key: str
     image: np.ndarray
@@ -81,6 +82,10 @@ class Decoder:
         reason = None
         try:
             captions, scene = read_captions(sample)
+            if not captions:
+                if self.config.min_caption_chars > 0:
+                    raise BadSample("no caption")
+                captions = [""]
             captions = [c for c in captions if len(c) >= self.config.min_caption_chars]
             if captions and self._is_square_enough(sample):
                 return captions, scene

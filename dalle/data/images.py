@@ -4,49 +4,96 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff")
 _BOX = Image.Resampling.BOX
 
 
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each orientation of EXIF."""
+_KEY_FACTORS = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
+"""By the raw mode of a PNG: from its transparent colour, which Pillow leaves as the file has it, to the 8 bits of the pixels."""
+
+
 def decode(data: bytes) -> Image.Image:
     """An RGB image as a person sees it: rotated by its EXIF tag, transparency over white, 16-bit greys scaled to 8,
-    the first frame of an animation. Raises ValueError when the bytes are no image."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as file:
-                image = ImageOps.exif_transpose(file)
-                image.load()
-    except Exception as error:  # Pillow's decoders raise many kinds; all of them mean the same here
-        raise ValueError(f"image does not decode: {error}") from error
-    return to_rgb(image)
+    the first frame of an animation. Raises ValueError when the bytes are no image, or one that `to_rgb` refuses."""
+    with _opened(data) as file:
+        _scale_transparent_colour(file)
+        file.load()
+        return to_rgb(_upright(file))
 
 
 def header_size(data: bytes) -> tuple[int, int]:
     """The two sides in the order of the image's header; reads no pixels. Raises ValueError where `decode` would at once."""
+    with _opened(data) as file:
+        return file.size
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as file:
-                return file.size
-    except Exception as error:  # as in `decode`
+                yield file
+    except Exception as error:  # Pillow's decoders raise many kinds; all of them mean the same here
         raise ValueError(f"image does not decode: {error}") from error
 
 
+def _scale_transparent_colour(file: Image.Image) -> None:
+    key = file.info.get("transparency")
+    if file.format != "PNG" or key is None or not file.tile:
+        return
+    factor = _KEY_FACTORS.get(file.tile[0][3])
+    if factor is not None:
+        scaled = tuple(int(value * factor) for value in np.atleast_1d(key))
+        file.info["transparency"] = scaled if len(scaled) > 1 else scaled[0]
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # not Pillow's exif_transpose, which writes the other tags anew and fails on those that it cannot
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # the pixels are whole: a broken tag turns nothing
+        return image
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB, 8 bits a channel; transparency is laid over white."""
-    if image.mode.startswith("I;16") or image.mode == "I":
-        grey = np.asarray(image, dtype=np.float32) / 65535
-        return Image.fromarray(np.uint8(np.clip(grey, 0, 1) * 255 + 0.5)).convert("RGB")
+    """RGB, 8 bits a channel; transparency is laid over white. Raises ValueError for pixels whose black and white are not
+    known: floating-point ones, and integers beyond 16 bits."""
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose white is not known: convert it to 8 or 16 bits")
+    if image.mode.startswith("I"):
+        return _grey_to_rgb(np.asarray(image), image.info.get("transparency"))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _grey_to_rgb(grey: np.ndarray, transparent: int | None) -> Image.Image:
+    """Greys in [0, 65535], of either byte order; one of them may be transparent."""
+    if grey.min() < 0 or grey.max() > 65535:
+        raise ValueError(f"greys from {grey.min()} to {grey.max()}, beyond 16 bits: convert it to 8 or 16 bits")
+    if transparent is not None:
+        grey = np.where(grey == transparent, 65535, grey)
+    return Image.fromarray(np.uint8(grey / np.float32(65535) * 255 + 0.5)).convert("RGB")
 
 
 def shrink(image: Image.Image, short_side_px: int) -> Image.Image:

@@ -18,8 +18,10 @@ def bicubic_of_equal_size(images_BCYX: torch.Tensor, factor: int, bits_per_image
         bits_per_image: of the codes to compare with: positions times log2 of the codebook size
 
     Returns:
-        [B, 3, Y, X] in [0, 1]; None where the bits do not even allow two levels
+        [B, 3, Y, X] in [0, 1]; None where the bits do not even allow two levels, or the sides no such factor
     """
+    if min(images_BCYX.shape[-2:]) < factor:
+        return None
     size = images_BCYX.shape[-2:]
     small_BCYX = F.interpolate(
         images_BCYX.float() / 255, (size[0] // factor, size[1] // factor), mode="bicubic", antialias=True

@@ -56,7 +56,20 @@ class ResBlock(nn.Module):
         self.post_gain = post_gain
 
     def forward(self, x_BCYX: torch.Tensor) -> torch.Tensor:
-        return torch.add(self.id_upsample(self.id_path(x_BCYX)), self.res_path(x_BCYX), alpha=self.post_gain)
+        # under autocast x is fp32, and 16 bits wide only where products want it: a residual of 1/64 would be lost in
+        # the rounding of a 16-bit sum
+        narrow_BCYX = _as_in_products(x_BCYX)
+        identity_BCYX = x_BCYX if isinstance(self.id_path, nn.Identity) else self.id_path(narrow_BCYX)
+        identity_BCYX = self.id_upsample(identity_BCYX)
+        if identity_BCYX.dtype.itemsize < 4:
+            identity_BCYX = identity_BCYX.float()
+        return torch.add(identity_BCYX, self.res_path(narrow_BCYX), alpha=self.post_gain)
+
+
+def _as_in_products(x_BCYX: torch.Tensor) -> torch.Tensor:
+    """What autocast would make of it at the next convolution, made once for all that read it."""
+    device = x_BCYX.device.type
+    return x_BCYX.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x_BCYX
 
 
 def _group(
@@ -75,9 +88,16 @@ class _Float32Conv(nn.Conv2d):
     def forward(self, x_BCYX: torch.Tensor) -> torch.Tensor:
         x_BCYX = x_BCYX.to(self.weight.dtype)
         with torch.autocast(x_BCYX.device.type, enabled=False):
-            if self.kernel_size == (1, 1) and x_BCYX.device.type == "cpu":
+            if self.kernel_size == (1, 1):
+                if x_BCYX.is_cuda:
+                    return _pointwise_product(x_BCYX, self.weight, self.bias)
                 return _PointwiseConv.apply(x_BCYX, self.weight, self.bias)
             return super().forward(x_BCYX)
+
+
+def _pointwise_product(x_BCYX: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """A 1×1 convolution as a matrix product: on a GPU convolutions are TF32 by default, with 10 bits, products are not."""
+    return F.linear(x_BCYX.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
 
 
 class _PointwiseConv(torch.autograd.Function):
@@ -89,11 +109,13 @@ class _PointwiseConv(torch.autograd.Function):
         return F.conv2d(x_BCYX, weight, bias)
 
     @staticmethod
+    @torch.autocast("cpu", enabled=False)
     def backward(ctx, dy_BCYX):
         x_BCYX, weight = ctx.saved_tensors
         dx_BCYX = torch.nn.grad.conv2d_input(x_BCYX.shape, weight, dy_BCYX) if ctx.needs_input_grad[0] else None
-        rows_NO, rows_NI = dy_BCYX.permute(0, 2, 3, 1).flatten(0, 2), x_BCYX.permute(0, 2, 3, 1).flatten(0, 2)
-        return dx_BCYX, (rows_NO.T @ rows_NI).view_as(weight), rows_NO.sum(dim=0)
+        # one row for each pixel
+        x, dy = (t.permute(0, 2, 3, 1).flatten(0, 2) for t in (x_BCYX, dy_BCYX))
+        return dx_BCYX, (dy.T @ x).view_as(weight), dy.sum(dim=0)
 
 
 def _boundary_conv(n_in: int, n_out: int, config: DVAEModel) -> _Float32Conv:
@@ -149,11 +171,11 @@ class Decoder(nn.Module):
         """The maps of hard codes, int64 [B, Y/f, X/f]: the 1×1 conv of a one-hot is a table of codes."""
         conv = self.blocks.input
         if conv.kernel_size == (1, 1):
-            rows_BYXD = F.embedding(codes_BYX, conv.weight[:, :, 0, 0].T) + conv.bias
-            x_BDYX = rows_BYXD.permute(0, 3, 1, 2)
+            rows_BYXC = F.embedding(codes_BYX, conv.weight[:, :, 0, 0].T) + conv.bias
+            x_BCYX = rows_BYXC.permute(0, 3, 1, 2)
         else:
-            x_BDYX = conv(F.one_hot(codes_BYX, conv.in_channels).permute(0, 3, 1, 2).to(conv.weight.dtype))
-        return self.blocks[1:](x_BDYX)
+            x_BCYX = conv(F.one_hot(codes_BYX, conv.in_channels).permute(0, 3, 1, 2).to(conv.weight.dtype))
+        return self.blocks[1:](x_BCYX)
 
 
 def _post_gain(config: DVAEModel) -> float:
@@ -199,8 +221,16 @@ class DVAE(nn.Module):
         """Logits over codes [B, K, G, G], fp32.
 
         Args:
-            images_BCYX: [B, 3, Y, X], uint8 or floats in [0, 1]; sides are multiples of the downsampling
+            images_BCYX: [B, 3, Y, X], uint8 or floats in [0, 1]
+
+        Raises:
+            ValueError: a side is no multiple of the downsampling
         """
+        if any(side % self.config.downsampling for side in images_BCYX.shape[2:]):
+            raise ValueError(
+                f"images of {images_BCYX.shape[3]}×{images_BCYX.shape[2]} px: both sides must be multiples of "
+                f"{self.config.downsampling}, the downsampling of this dVAE"
+            )
         logits_BKYX = self.encoder(map_pixels(images_BCYX))
         if self.logit_norm is not None:
             logits_BKYX = self.config.logit_norm_gain * self.logit_norm(logits_BKYX)
@@ -222,8 +252,8 @@ class DVAE(nn.Module):
         """`likelihood_maps` of hard codes, int64 [B, G, G]."""
         return self._maps(self.decoder.from_codes(codes_BYX))
 
-    def _maps(self, maps_BMYX: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        mu_BCYX, ln_b_BCYX = maps_BMYX.float().chunk(2, dim=1)
+    def _maps(self, maps_BCYX: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mu_BCYX, ln_b_BCYX = maps_BCYX.float().chunk(2, dim=1)
         if self.ln_sigma is not None:
             return mu_BCYX, self.ln_sigma.float().expand_as(mu_BCYX)
         if self.config.min_ln_b is not None:
@@ -232,11 +262,13 @@ class DVAE(nn.Module):
         return mu_BCYX, ln_b_BCYX
 
     def log_likelihood(self, images_BCYX: torch.Tensor, mu_BCYX: torch.Tensor, ln_b_BCYX: torch.Tensor) -> torch.Tensor:
-        """ln of the density of the mapped pixels, elementwise [B, 3, Y, X] fp32; of the pixels themselves with
-        `likelihood: l2`."""
+        """ln of the density of the mapped pixels, elementwise [B, 3, Y, X] fp32."""
         if self.ln_sigma is not None:
             images_BCYX = images_BCYX.float() / 255 if images_BCYX.dtype == torch.uint8 else images_BCYX
-            return likelihood.gaussian_log_likelihood(images_BCYX, mu_BCYX, ln_b_BCYX)
+            # mapping makes the range of pixels narrower, and their density higher
+            return likelihood.gaussian_log_likelihood(images_BCYX, mu_BCYX, ln_b_BCYX) - math.log(
+                1 - 2 * likelihood.EPSILON
+            )
         return likelihood.log_likelihood(map_pixels(images_BCYX), mu_BCYX, ln_b_BCYX)
 
     def reconstruction(self, mu_BCYX: torch.Tensor) -> torch.Tensor:

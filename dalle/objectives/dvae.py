@@ -25,7 +25,7 @@ class DVAEObjective(nn.Module):
         self.model = model
 
     def forward(self, batch: dict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The loss and its parts, each a scalar tensor.
+        """The loss and its parts, scalar tensors all but `code_use_K`, the share of each code among the codes.
 
         Args:
             batch: `images_BCYX` uint8; `uniform_BYXK` from `uniform_noise`, which is taken out of the batch;
@@ -43,22 +43,22 @@ class DVAEObjective(nn.Module):
         )
         maps = self.model.likelihood_maps(z_BYXK.permute(0, 3, 1, 2))
         loss, metrics = negative_elb(self.model, images_BCYX, maps, kl_BYX, batch["kl_weight"])
+        metrics["relaxed_elb"] = metrics.pop("elb")
         with torch.no_grad():
             codes_BYX = logits_BKYX.argmax(dim=1)
-            counts_K = code_counts(codes_BYX, logits_BKYX.shape[1])
-            metrics |= {"perplexity": perplexity(counts_K), "codes_used": (counts_K > 0).sum()}
+            metrics["code_use_K"] = code_counts(codes_BYX, logits_BKYX.shape[1]) / codes_BYX.numel()
         schedules = {name: batch[name] for name in ("temperature", "kl_weight", "noise_scale")}
         return loss, {**metrics, **schedules}
 
 
 def uniform_noise(config: DVAEModel, seeds: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Uniform random numbers in (0, 1] for the relaxation, [B, G, G, K] fp32: each image's from a seed of its own, so that
+    """Uniform random numbers in (0, 1) for the relaxation, [B, G, G, K] fp32: each image's from a seed of its own, so that
     they do not depend on which images it shares a batch with."""
     noise_BYXK = torch.empty(len(seeds), config.grid, config.grid, config.codebook_size, device=device)
     generator = torch.Generator(device)
     for noise_YXK, seed in zip(noise_BYXK, seeds, strict=True):
         noise_YXK.uniform_(generator=generator.manual_seed(seed))
-    return noise_BYXK.clamp_(min=torch.finfo(torch.float32).tiny)
+    return noise_BYXK.clamp_(torch.finfo(torch.float32).tiny, 1 - 2**-24)  # at 0 and 1 the gumbel noise is infinite
 
 
 def negative_elb(
@@ -94,38 +94,41 @@ def negative_elb(
 
 
 def psnr_db(images_BCYX: torch.Tensor, reconstructions_BCYX: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio of a batch, pixels in [0, 1] (uint8 is divided by 255), over the batch's mean
-    squared error."""
+    """Peak signal-to-noise ratio, pixels in [0, 1] (uint8 is divided by 255), meaned over images; at most 100 dB each."""
     if images_BCYX.dtype == torch.uint8:
         images_BCYX = images_BCYX.float() / 255
-    return -10 * torch.log10(F.mse_loss(reconstructions_BCYX, images_BCYX))
+    mse_B = F.mse_loss(reconstructions_BCYX, images_BCYX, reduction="none").mean(dim=(1, 2, 3))
+    return (-10 * torch.log10(mse_B.clamp(min=1e-10))).mean()
 
 
 @torch.no_grad()
-def validation_elbs(
-    model: DVAE, images_BCYX: torch.Tensor, temperature: torch.Tensor
+def validation_figures(
+    model: DVAE, images_BCYX: torch.Tensor, uniform_BYXK: torch.Tensor, temperature: torch.Tensor
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """The true evidence lower bound, with hard codes (the argmax), and the relaxed one beside it.
+    """The true evidence lower bound beside the relaxed one, and how good the codes are that inference takes.
 
     Args:
         model: in evaluation mode
         images_BCYX: uint8
-        temperature: τ of the relaxed one, a scalar tensor
+        uniform_BYXK: from `uniform_noise`
+        temperature: τ of the relaxed bound, a scalar tensor
 
     Returns:
-        metrics with hard codes and `relaxed_elb`; and how often each code was used, int64 [K]
+        metrics: `elb`, with codes drawn from softmax(logits) (the argmax of the relaxed ones is such a draw);
+        `relaxed_elb`; `loss`, the true negative bound; the parts of `elb`; and `psnr_db` of the codes that the argmax of
+        the logits gives. And how often each of these was used, int64 [K]
     """
     logits_BKYX = model.logits(images_BCYX)
-    codes_BYX = logits_BKYX.argmax(dim=1)
-    one = torch.ones_like(temperature)
-    noise_BYXK = uniform_noise(model.config, range(len(images_BCYX)), images_BCYX.device)
-    logits_BYXK = logits_BKYX.permute(0, 2, 3, 1)
-    z_BYXK, kl_BYX = relaxed_codes(logits_BYXK, noise_BYXK, temperature, one, model.log_code_prior_K())
+    one, log_prior_K = torch.ones_like(temperature), model.log_code_prior_K()
+    z_BYXK, kl_BYX = relaxed_codes(logits_BKYX.permute(0, 2, 3, 1), uniform_BYXK, temperature, one, log_prior_K)
     relaxed_maps = model.likelihood_maps(z_BYXK.permute(0, 3, 1, 2))
     _, relaxed = negative_elb(model, images_BCYX, relaxed_maps, kl_BYX, one)
-    hard_maps = model.likelihood_maps_of_codes(codes_BYX)
-    _, metrics = negative_elb(model, images_BCYX, hard_maps, kl_BYX, one)
-    return {**metrics, "relaxed_elb": relaxed["elb"]}, code_counts(codes_BYX, model.config.codebook_size)
+    drawn_maps = model.likelihood_maps_of_codes(z_BYXK.argmax(dim=-1))
+    _, metrics = negative_elb(model, images_BCYX, drawn_maps, kl_BYX, one)
+    codes_BYX = logits_BKYX.argmax(dim=1)
+    decoded_BCYX = model.reconstruction(model.likelihood_maps_of_codes(codes_BYX)[0])
+    metrics |= {"relaxed_elb": relaxed["elb"], "psnr_db": psnr_db(images_BCYX, decoded_BCYX)}
+    return metrics, code_counts(codes_BYX, model.config.codebook_size)
 
 
 def code_counts(codes_BYX: torch.Tensor, codebook_size: int) -> torch.Tensor:
@@ -134,7 +137,11 @@ def code_counts(codes_BYX: torch.Tensor, codebook_size: int) -> torch.Tensor:
     return counts_K.scatter_add_(0, codes_BYX.flatten(), torch.ones_like(codes_BYX).flatten())
 
 
-def perplexity(counts_K: torch.Tensor) -> torch.Tensor:
-    """exp of the entropy of code use: how many codes, used equally often, it amounts to. A scalar tensor."""
-    p = counts_K.float() / counts_K.sum().clamp(min=1)
+def perplexity(use_K: torch.Tensor) -> torch.Tensor:
+    """exp of the entropy of code use: how many codes, used equally often, it amounts to. A scalar tensor.
+
+    Args:
+        use_K: counts or shares
+    """
+    p = use_K.float() / use_K.sum().clamp(min=1e-30)
     return torch.exp(-torch.special.xlogy(p, p).sum())

@@ -1,8 +1,9 @@
 """The relaxed codes of stage one (appendix A.2) and their KL, in the memory that they cannot do without.
 
 At 256² a tensor over 8192 codes × 32×32 positions is 33.5 MB an image in fp32. Between the forward and the backward pass
-this keeps two of them, the logits and the relaxed codes, which are the decoder's input anyway; plain operations keep
-eight. `relaxed_codes_reference` is the plain form.
+this keeps two of them, the logits and the relaxed codes, which are the decoder's input anyway; at most four are alive at a
+time in the forward pass and six in the backward pass. Plain operations keep eight. `relaxed_codes_reference` is the
+plain form. All of it is fp32, under autocast too.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def relaxed_codes_reference(
 
     Args:
         logits_BYXK: [B, Y, X, K] fp32
-        uniform_BYXK: uniform random numbers in (0, 1], of the same shape
+        uniform_BYXK: uniform random numbers in (0, 1), of the same shape
         temperature: τ, a scalar tensor
         noise_scale: factor on the gumbel noise, a scalar tensor
         log_prior_K: ln p of every code
@@ -45,7 +46,8 @@ def relaxed_codes(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`relaxed_codes_reference` with a backward pass that recomputes what is cheap. The last dimension should be the
     contiguous one, as it is of logits in channels-last memory."""
-    return _RelaxedCodes.apply(logits_BYXK, uniform_BYXK, temperature, noise_scale, log_prior_K)
+    with torch.autocast(logits_BYXK.device.type, enabled=False):
+        return _RelaxedCodes.apply(logits_BYXK, uniform_BYXK, temperature, noise_scale, log_prior_K)
 
 
 class _RelaxedCodes(torch.autograd.Function):
@@ -62,6 +64,7 @@ class _RelaxedCodes(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dz_BYXK, dkl_BYX):
         logits_BYXK, log_sum_BYX1, z_BYXK, kl_BYX, temperature, log_prior_K = ctx.saved_tensors
+        # no matrix products here: a compiled backward pass would run them in the forward pass's 16 bits
         dlogits_BYXK = (dz_BYXK - _dot(dz_BYXK, z_BYXK)[..., None]).mul_(z_BYXK).div_(temperature)
         # d kl / d logits = q · (ln q − ln p − kl)
         dq_BYXK = (logits_BYXK - log_sum_BYX1).exp_().mul_(dkl_BYX[..., None])
@@ -71,5 +74,5 @@ class _RelaxedCodes(torch.autograd.Function):
 
 
 def _dot(a_BYXK: torch.Tensor, b_BYXK: torch.Tensor) -> torch.Tensor:
-    """Σ over codes of the products, [B, Y, X]."""
-    return torch.linalg.vecdot(a_BYXK, b_BYXK)
+    """Σ over codes of the products, [B, Y, X]. Not `vecdot`, which autocast takes for a matrix product."""
+    return (a_BYXK * b_BYXK).sum(dim=-1)

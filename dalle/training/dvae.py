@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from dalle.data.decoding import read_pairs
 from dalle.data.pairs import PairBatches, PairLoader, to_tensor, warn_of_bad_samples
 from dalle.evaluation.bicubic import bicubic_of_equal_size
 from dalle.models.dvae import DVAE
-from dalle.objectives.dvae import DVAEObjective, perplexity, psnr_db, uniform_noise, validation_elbs
+from dalle.objectives.dvae import DVAEObjective, perplexity, psnr_db, uniform_noise, validation_figures
 from dalle.sampling.pipeline import to_pixels
 from dalle.training.batchnorm import synchronised
 from dalle.training.engine import derived_seed
@@ -24,9 +25,12 @@ from dalle.training.loop import Stage
 from dalle.training.topology import World
 
 _COLLAPSED_PERPLEXITY = 2.0
-_FEW = 200
-"""A perplexity under this part of the codebook, when a tenth of the training is done, is a collapse too."""
+_LEAST_SHARE = 1 / 200
+"""A perplexity under this share of the codebook is a collapse too, once training is under way."""
+_FIRST_STEPS, _UNDER_WAY_STEPS = 100, 5000
 _PICTURES = 8
+_VALIDATION_BATCH_SIZE = 8
+_BICUBIC_FACTORS = (4, 8)
 
 
 def stage(config: TrainDVAE, world: World) -> Stage:
@@ -50,6 +54,7 @@ def stage(config: TrainDVAE, world: World) -> Stage:
         prepare=_schedules_and_noise(config),
         validate=validation.figures if validation and config.valid_data else None,
         draw=validation.pictures if validation else None,
+        derive=_use_of_codes,
         highlights=("psnr_db", "perplexity", "codes_used", "kl_per_position_nats"),
         check=lambda step, values: bad_samples(step, values) + codebook(step, values),
     )
@@ -65,20 +70,33 @@ def _schedules_and_noise(config: TrainDVAE) -> Callable[[list[dict], int, World]
                 batch[name] = torch.full((), value, device=world.device)  # unlike a copy from here, nothing waits
             rows = range(row, row + len(batch["images_BCYX"]))
             seeds = [derived_seed(config.run.seed, step, number) for number in rows]
-            batch["uniform_BYXK"] = uniform_noise(config.model, seeds, world.device)
+            batch["uniform_BYXK"] = partial(uniform_noise, config.model, seeds, world.device)
             row = rows.stop
 
     return prepare
 
 
+def _use_of_codes(vectors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    use_K = vectors["code_use_K"]
+    return {"perplexity": perplexity(use_K), "codes_used": (use_K > 0).sum().float()}
+
+
 def _check_codebook(config: TrainDVAE) -> Callable[[int, dict[str, float]], list[str]]:
-    """A collapse begins in the first hundred updates; one that comes later leaves a small share of the codebook."""
-    few = config.model.codebook_size / _FEW
+    """Warns of a collapse: at once of one to a code or two; of one to a small share of the codebook when training is under
+    way. Again only when it has gone on for twice as long."""
+    under_way = min(config.run.steps / 10, _UNDER_WAY_STEPS)
+    share = _LEAST_SHARE * config.model.codebook_size
+    told_at = 0
 
     def check(step: int, values: dict[str, float]) -> list[str]:
-        least = max(_COLLAPSED_PERPLEXITY, few) if step > config.run.steps / 10 else _COLLAPSED_PERPLEXITY
-        if step <= 100 or values["perplexity"] >= least:
+        nonlocal told_at
+        least = max(_COLLAPSED_PERPLEXITY, share) if step > under_way else _COLLAPSED_PERPLEXITY
+        if step <= _FIRST_STEPS or values["perplexity"] >= least:
+            told_at = 0
             return []
+        if step < 2 * told_at:
+            return []
+        told_at = step
         return [
             f"the codebook has collapsed: perplexity {values['perplexity']:.1f} of {config.model.codebook_size} codes. "
             "Lower optimizer.step_size, let objective.kl_weight grow later and more slowly, or set model.logit_norm_gain "
@@ -103,24 +121,33 @@ class _Validation:
             raise ValueError(f"{shards}: no sample can be used (see `images`)")
 
     def figures(self) -> dict[str, float]:
+        model = self.config.model
         totals: dict[str, float] = {}
-        counts_K = torch.zeros(self.config.model.codebook_size, dtype=torch.int64, device=self.device)
-        temperature = torch.tensor(self.config.objective.temperature(self.config.run.steps), device=self.device)
+        counts_K = torch.zeros(model.codebook_size, dtype=torch.int64, device=self.device)
+        temperature = torch.full((), self.config.objective.temperature(self.config.run.steps), device=self.device)
+        first = 0
         for images_BCYX in self._batches():
-            metrics, used_K = validation_elbs(self.model, images_BCYX, temperature)
-            metrics |= self._bicubic_psnr(images_BCYX)
+            seeds = range(first, first + len(images_BCYX))
+            noise_BYXK = uniform_noise(model, seeds, self.device)
+            metrics, used_K = validation_figures(self.model, images_BCYX, noise_BYXK, temperature)
             counts_K += used_K
-            for name, value in metrics.items():
+            for name, value in (metrics | self._bicubic(images_BCYX)).items():
                 totals[name] = totals.get(name, 0.0) + value.item() * len(images_BCYX) / len(self.images)
-        totals["elb_gap"] = (totals["relaxed_elb"] - totals["elb"]) / abs(totals["elb"])
+            first = seeds.stop
+        totals["elb_gap_nats"] = totals["relaxed_elb"] - totals["elb"]
+        totals["elb_gap"] = totals["elb_gap_nats"] / abs(totals["elb"])
         return {**totals, "codes_used": int((counts_K > 0).sum()), "perplexity": perplexity(counts_K).item()}
 
-    def _bicubic_psnr(self, images_BCYX: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What a small picture of as many bits reaches: the least that codes should do."""
+    def _bicubic(self, images_BCYX: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What small pictures of as many bits reach: the least that codes should do."""
         model = self.config.model
         bits = model.grid**2 * math.log2(model.codebook_size)
-        enlarged_BCYX = bicubic_of_equal_size(images_BCYX, model.downsampling, bits)
-        return {} if enlarged_BCYX is None else {"bicubic_psnr_db": psnr_db(images_BCYX, enlarged_BCYX)}
+        found = {}
+        for factor in _BICUBIC_FACTORS:
+            enlarged_BCYX = bicubic_of_equal_size(images_BCYX, factor, bits)
+            if enlarged_BCYX is not None:
+                found[f"bicubic_{factor}x_psnr_db"] = psnr_db(images_BCYX, enlarged_BCYX)
+        return found
 
     def pictures(self) -> dict[str, Image.Image]:
         """Images above their reconstructions."""
@@ -129,6 +156,5 @@ class _Validation:
         return {"reconstructions": Image.fromarray(np.vstack([np.hstack(images), np.hstack(back_BYXC)]))}
 
     def _batches(self) -> Iterator[torch.Tensor]:
-        size = self.config.run.batch_size
-        for first in range(0, len(self.images), size):
-            yield to_tensor(self.images[first : first + size]).to(self.device)
+        for first in range(0, len(self.images), _VALIDATION_BATCH_SIZE):
+            yield to_tensor(self.images[first : first + _VALIDATION_BATCH_SIZE]).to(self.device)

@@ -58,13 +58,14 @@ class Engine:
         """One update from `accumulation_steps` micro-batches; their mean metrics, of this rank, undetermined until read.
 
         The noise of an update is a function of (seed, update, rank), so that a resumed run goes on as if it had never
-        stopped.
+        stopped. What a batch holds as a function is made when its turn comes.
         """
         torch.manual_seed(derived_seed(self.run.seed, step, self.world.rank))
         for group in self._engine.optimizer.param_groups:
             group["lr"] = self.optimizer_config.step_size(step)
         totals: dict[str, torch.Tensor] = {}
         for batch in micro_batches:
+            batch = {name: value() if callable(value) else value for name, value in batch.items()}
             loss, metrics = self._engine(batch)
             self._engine.backward(loss)
             self._engine.step()

@@ -48,6 +48,7 @@ class Stage:
         validate: figures of the (averaged) model on held-out data; null where there is none
         draw: pictures of what the (averaged) model does
         check: from the logged figures to plain warnings
+        derive: from the means, since the last log line and over all ranks, of metrics that are vectors to figures
         highlights: names of the figures that the progress bar shows beside loss and step size
         links: hashes of what it is trained with
         files: text files that belong into the model's folder, by name
@@ -63,6 +64,7 @@ class Stage:
     validate: Callable[[], dict[str, float]] | None = None
     draw: Callable[[], dict[str, Image.Image]] | None = None
     check: Callable[[int, dict[str, float]], list[str]] = lambda step, values: []
+    derive: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = lambda vectors: {}
     highlights: tuple[str, ...] = ()
     links: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
@@ -155,12 +157,17 @@ class _Training:
         return True
 
     def _to_device(self, batch: dict) -> dict:
+        if self.world.device.type == "cuda":  # from other memory than pinned the copy would wait for the GPU
+            batch = {k: v.pin_memory() if torch.is_tensor(v) else v for k, v in batch.items()}
         return {k: v.to(self.world.device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
 
     def _log(self, totals: dict[str, torch.Tensor], counted: int) -> None:
         names = sorted(totals)
-        means = self.world.mean(torch.stack([totals[n].float() for n in names]) / counted).tolist()
-        values = dict(zip(names, means, strict=True))
+        flat = torch.cat([totals[n].float().reshape(-1) for n in names])
+        parts = (self.world.mean(flat) / counted).split([totals[n].numel() for n in names])
+        means = dict(zip(names, parts, strict=True))
+        means |= self.stage.derive({n: means.pop(n) for n in names if totals[n].ndim})
+        values = dict(zip(means, torch.stack([mean.reshape(()) for mean in means.values()]).tolist(), strict=True))
         values = {
             "loss": values.pop("loss"),
             "step_size": self.engine.optimizer_config.step_size(self.step - 1),

@@ -1,172 +1,22 @@
-"""Decoding what people have, filtering, counting what cannot be used, the crops of the paper, resuming."""
+"""What the loader makes of odd samples, the same batches for any number of readers, resuming."""
 
-import io
 import itertools
 import json
-import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-import webdataset as wds
 from PIL import Image
 
 from dalle.config import Images, Run
 from dalle.data import images
-from dalle.data.captions import BadSample, read_captions
-from dalle.data.decoding import Counts, Decoder, read_pairs
-from dalle.data.loading import load
-from dalle.data.pairs import PairBatches, PairLoader, PairPasses
+from dalle.data.pairs import PairBatches, PairLoader
 from dalle.data.shards import read
+from tests.data.pictures import check_enlarged_ramp, encoded, flat, gradient, small_ramp, write_shard
 
 # that there are more loader workers than this machine has cores
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
-
-
-def _bytes(image: Image.Image, kind="PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def _gradient(width=40, height=40) -> Image.Image:
-    y, x = np.mgrid[:height, :width]
-    return Image.fromarray(np.stack([x * 255 // width, y * 255 // height, x * 0 + 80], -1).astype(np.uint8))
-
-
-@pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "RGBA", "LA", "1", "I;16"])
-def test_every_mode_becomes_rgb(mode):
-    if mode == "I;16":
-        data = _bytes(Image.fromarray(np.full((8, 8), 32768, np.uint16)))
-        expected = 128
-    else:
-        source = Image.new("RGB", (8, 8), (200, 200, 200))
-        source = source.quantize() if mode == "P" else source.convert(mode)
-        data = _bytes(source, "TIFF" if mode == "CMYK" else "PNG")
-        expected = 255 if mode == "1" else 200  # dithering a flat 200 gives mostly white
-    decoded = images.decode(data)
-    assert decoded.mode == "RGB"
-    assert abs(np.asarray(decoded).astype(int).max() - expected) <= 2
-
-
-def test_transparency_is_laid_over_white():
-    decoded = images.decode(_bytes(Image.new("RGBA", (4, 4), (255, 0, 0, 0))))
-    assert np.asarray(decoded).min() == 255
-
-
-def test_exif_rotation_is_applied():
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    decoded = images.decode(_bytes(Image.new("RGB", (8, 4)), "JPEG", exif=exif))
-    assert decoded.size == (4, 8)
-
-
-@pytest.mark.parametrize("data", [b"", b"not an image", _bytes(_gradient(200, 200))[:150]])
-def test_what_does_not_decode_is_one_error(data):
-    with pytest.raises(ValueError, match="does not decode"):
-        images.decode(data)
-
-
-def test_dvae_crop_sizes_and_flip():
-    """A.2 for t = 32: squares between 1.125 and 1.5 times the crop, so a crop shows 2/3 to 8/9 of the side."""
-    picture = _gradient(300, 200)
-    spans, flips = [], 0
-    for seed in range(200):
-        crop = np.asarray(images.dvae_crop(picture, 32, np.random.default_rng(seed))).astype(int)
-        assert crop.shape == (32, 32, 3)
-        spans.append((crop[-1, 0, 1] - crop[0, 0, 1]) / 255)
-        flips += crop[0, 0, 0] > crop[0, -1, 0]
-    assert 2 / 3 - 0.06 < min(spans) < 0.72
-    assert 0.82 < max(spans) < 8 / 9 + 0.02
-    # binomial(200, 1/2): outside 70..130 once in 30,000 seeds; these seeds are fixed
-    assert 70 < flips < 130
-    never = [images.dvae_crop(picture, 32, np.random.default_rng(s), flip=False) for s in range(20)]
-    assert all(np.asarray(c)[0, 0, 0] < np.asarray(c)[0, -1, 0] for c in never)
-
-
-def test_prior_crop_stays_central_and_never_flips():
-    """B.2: the square's offset lies in [3Δ/8, 5Δ/8)."""
-    picture = _gradient(400, 200)
-    for seed in range(100):
-        crop = np.asarray(images.prior_crop(picture, 32, np.random.default_rng(seed))).astype(int)
-        middle = (crop[:, 15, 0].mean() + crop[:, 16, 0].mean()) / 2 / 255
-        assert crop[0, 0, 0] < crop[0, -1, 0]
-        assert 0.5 - 200 / 8 / 400 - 0.04 < middle < 0.5 + 200 / 8 / 400 + 0.04
-
-
-@pytest.mark.parametrize("crop", [images.dvae_crop, images.prior_crop])
-def test_small_images_are_enlarged(crop):
-    assert crop(_gradient(10, 12), 32, np.random.default_rng(0)).size == (32, 32)
-    assert images.centre_crop(_gradient(10, 12), 32).size == (32, 32)
-
-
-@pytest.mark.parametrize(
-    ("files", "reason"),
-    [
-        ({"txt": b"   "}, "no caption"),
-        ({}, "no caption"),
-        ({"txt": b"\xff\xfe\xfa"}, "not text"),
-        ({"json": b"{bad"}, "not text"),
-        ({"json": b'{"captions": [1, 2]}'}, "not text"),
-        ({"json": b'{"captions": []}', "txt": b"x"}, "no caption"),
-    ],
-)
-def test_bad_captions(files, reason):
-    with pytest.raises(BadSample, match=reason):
-        read_captions({"__key__": "0", "__url__": "u", **files})
-
-
-def test_captions_of_the_json_come_first():
-    sample = {"json": b'{"captions": [" a  b ", "c"]}', "txt": b"d"}
-    assert read_captions(sample)[0] == ["a b", "c"]
-    assert read_captions({"json": b"{}", "txt": "ä".encode()})[0] == ["ä"]
-
-
-def _write(path, samples):
-    with wds.TarWriter(str(path)) as tar:
-        for i, files in enumerate(samples):
-            tar.write({"__key__": f"{i:04d}", **files})
-
-
-def test_bad_samples_are_skipped_and_counted_up_to_the_limit(tmp_path):
-    good = {"png": _bytes(_gradient()), "txt": b"fine"}
-    wide = {"png": _bytes(_gradient(100, 40)), "txt": b"wide"}
-    bad = {"png": b"broken", "txt": b"bad"}
-    _write(tmp_path / "some.tar", [good] * 50 + [bad] * 2 + [wide] + [{"txt": b"no image"}] + [good] * 50)
-    decoder = Decoder(Images(augmentation="none"), 16, seed=0)
-    pairs = [pair for s in read([str(tmp_path / "some.tar")]) if (pair := decoder(s, 0))]
-    assert len(pairs) == 100
-    assert decoder.counts.filtered == 1
-    assert decoder.counts.bad == {"image does not decode": 2, "no image": 1}
-    _write(tmp_path / "many.tar", [good, bad] * 100)
-    with pytest.raises(ValueError, match=r"cannot be used .*image does not decode.*max_bad_fraction"):
-        list(read_pairs(str(tmp_path / "many.tar"), Images(), 16))
-    _write(tmp_path / "all.tar", [bad] * 30)
-    with pytest.raises(ValueError, match="20 of 20 samples"):
-        list(read_pairs(str(tmp_path / "all.tar"), Images(), 16))
-
-
-def test_passes_in_a_worker_keep_order_and_counts(tmp_path, shapes_folder):
-    wide = {"png": _bytes(_gradient(100, 40)), "txt": b"wide"}
-    _write(tmp_path / "last.tar", [{"png": b"broken", "txt": b"bad"}, *[wide] * 3])
-    spec, config = f"{shapes_folder}/train-*.tar {tmp_path}/last.tar", Images(augmentation="prior")
-    *batches, counts = load(PairPasses(spec, config, 32, batch_size=48, passes=2, seed=1), workers=1)
-    expected = [pair for epoch in range(2) for pair in read_pairs(spec, config, 32, seed=1, epoch=epoch)]
-    assert [len(batch["captions"]) for batch in batches] == [48, 48, 32]
-    assert [c for batch in batches for c in batch["captions"]] == [pair.captions for pair in expected]
-    images = np.concatenate([batch["images_BCYX"] for batch in batches])
-    assert np.array_equal(images, np.stack([pair.image.transpose(2, 0, 1) for pair in expected]))
-    assert counts == Counts(read=136, filtered=6, bad={"image does not decode": 2})
-
-
-def test_moving_the_data_changes_no_crop(tmp_path, shapes_folder):
-    shutil.copy(shapes_folder / "train-000.tar", tmp_path)
-    crops = [
-        np.stack([pair.image for pair in read_pairs(f"{folder}/train-000.tar", Images(augmentation="prior"), 16)])
-        for folder in (shapes_folder, tmp_path)
-    ]
-    assert np.array_equal(*crops)
 
 
 NO_CROP = Images(augmentation="none", shuffle_buffer=0)
@@ -208,10 +58,10 @@ def motley(tmp_path_factory):
             wide = i == 3
             pixels = generator.integers(0, 256, (12, 40 if wide else 16, 3), dtype=np.uint8)
             captions = json.dumps({"captions": [f"{shard} {i} {way}" for way in ("one", "other")]}).encode()
-            samples.append({"png": _bytes(Image.fromarray(pixels)), "json": captions})
+            samples.append({"png": encoded(Image.fromarray(pixels)), "json": captions})
         samples[5]["png"] = samples[5]["png"][:-200]  # the header tells nothing of it
         del samples[8]["json"]
-        _write(folder / f"{shard:02d}.tar", samples)
+        write_shard(folder / f"{shard:02d}.tar", samples)
     return folder
 
 
@@ -265,7 +115,9 @@ def test_each_usable_sample_comes_once_an_epoch(motley, tmp_path):
     """One that does not decode leaves its row to the next that does; it is not counted here."""
     for shard in range(4):
         samples = [s for i, s in enumerate(read([f"{motley}/{shard:02d}.tar"])) if i != 5]
-        _write(tmp_path / f"{shard}.tar", [{k: v for k, v in s.items() if not k.startswith("__")} for s in samples])
+        write_shard(
+            tmp_path / f"{shard}.tar", [{k: v for k, v in s.items() if not k.startswith("__")} for s in samples]
+        )
     # 9 usable samples in each of 4 shards, in rows of 2: two epochs are 36 updates
     loaders = [_loader(f"{tmp_path}/*.tar", Images(max_bad_fraction=0.5), 4, 2, 1, rank=rank) for rank in range(2)]
     keys = [[c.rsplit(" ", 1)[0] for c in captions] for captions, _ in _updates(loaders, 18)]
@@ -280,10 +132,10 @@ def test_what_does_not_decode_is_stood_in_for_by_what_comes_next(tmp_path):
     rng = np.random.default_rng(0)
     samples = []
     for name in "abcdefg":
-        image = _bytes(Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)))
+        image = encoded(Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)))
         samples.append({"png": image[:-200] if name in "bcf" else image, "txt": name.encode()})
     del samples[4]["txt"]
-    _write(tmp_path / "some.tar", samples)
+    write_shard(tmp_path / "some.tar", samples)
     config = replace(NO_CROP, max_bad_fraction=1.0)
     for ranks in (1, 2, 4):
         loaders = [_loader(tmp_path / "some.tar", config, 4, ranks, rank=rank) for rank in range(ranks)]
@@ -296,8 +148,8 @@ def test_what_does_not_decode_is_stood_in_for_by_what_comes_next(tmp_path):
 
 
 def test_what_takes_no_row_is_counted_once_over_all_readers(tmp_path):
-    good, bad = {"png": _bytes(_gradient()), "txt": b"fine"}, {"png": _bytes(_gradient())}
-    _write(tmp_path / "some.tar", [good, good, bad, good, bad, bad, good, bad] * 5)
+    good, bad = {"png": encoded(gradient()), "txt": b"fine"}, {"png": encoded(gradient())}
+    write_shard(tmp_path / "some.tar", [good, good, bad, good, bad, bad, good, bad] * 5)
     for ranks, workers in ((1, 0), (1, 3), (2, 2), (4, 1)):
         config = replace(NO_CROP, max_bad_fraction=0.9)
         loaders = [_loader(tmp_path / "some.tar", config, 4, ranks, workers, rank=rank) for rank in range(ranks)]
@@ -322,20 +174,87 @@ def test_what_changes_the_order_is_refused_by_name(motley, change, message):
         _loader(spec, Images(**change), 16).load_state_dict(state)
 
 
+@pytest.mark.parametrize(
+    ("least", "expected", "num_bad"),
+    [
+        (0, {"0": "", "1": "a b", "2": "", "3": "cccc", "4": ""}, 1),
+        (1, {"1": "a b", "3": "cccc"}, 4),
+        (3, {"1": "a b", "3": "cccc"}, 4),
+        (4, {"3": "cccc"}, 4),
+        (5, {}, None),
+    ],
+)
+def test_pairs_without_a_caption_are_taken_where_none_is_asked_for(tmp_path, least, expected, num_bad):
+    texts = [{}, {"txt": b" a  b"}, {"txt": b"\n"}, {"txt": b"cccc"}, {"json": b'{"caption": null}'}, {"txt": b"\xff"}]
+    samples = [{"png": encoded(flat((i, 0, 0))), **text} for i, text in enumerate(texts)]
+    write_shard(tmp_path / "some.tar", [samples[-1], *samples[:-1]])  # what cannot be read counts with the next row
+    loader = _loader(tmp_path / "some.tar", replace(NO_CROP, min_caption_chars=least), max(1, len(expected)))
+    if not expected:
+        with pytest.raises(ValueError, match="is bad or filtered out"):
+            _take(loader, 1)
+        return
+    (batch,) = _take(loader, 1)
+    shown = [str(image[0, 0, 0].item()) for image in batch["images_BCYX"]]
+    assert dict(zip(shown, batch["captions"], strict=True)) == expected
+    # the one that lies after the last row is not met yet
+    assert sum(loader.num_bad.values()) == num_bad - (least > 0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_odd_pictures_come_out_as_they_are_seen_and_broken_ones_are_counted(tmp_path, workers):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the right side as seen is the first row of the file
+    turned = Image.fromarray(np.array([[[0, 0, 200]], [[200, 0, 0]]], np.uint8).repeat(16, 0).repeat(32, 1))
+    odd = {
+        "rotated": {"png": encoded(turned, exif=exif)},
+        "CMYK": {"jpg": encoded(flat((0, 255, 255, 0), "CMYK"), "JPEG", quality=100)},
+        "cut off": {"jpg": encoded(gradient(200, 200), "JPEG")[:2000]},
+        "big-endian": {"tif": encoded(Image.fromarray(np.full((16, 16), 0x6450, ">u2")), "TIFF")},
+        "float": {"tiff": encoded(Image.fromarray(np.full((16, 16), 0.5, np.float32)), "TIFF")},
+        "no image": {"png": b"broken"},
+        "grey": {"webp": encoded(flat(100, "L"), "WEBP", lossless=True)},
+        "half transparent": {"png": encoded(flat((255, 0, 0, 128), "RGBA"))},
+    }
+    write_shard(tmp_path / "odd.tar", [{**files, "txt": name.encode()} for name, files in odd.items()])
+    loader = _loader(tmp_path / "odd.tar", NO_CROP, 1, workers=workers)
+    batches = _take(loader, 7)
+    seen = {batch["captions"][0]: batch["images_BCYX"][0].permute(1, 2, 0).numpy() for batch in batches}
+    assert (seen.pop("rotated") == np.array([[200, 0, 0], [0, 0, 200]], np.uint8).repeat(4, 0)).all()
+    expected = {"CMYK": (255, 0, 0), "big-endian": (100,), "grey": (100,), "half transparent": (255, 127, 127)}
+    assert seen.keys() == expected.keys()
+    for name, colour in expected.items():
+        assert np.abs(seen[name].astype(int) - colour).max() <= (1 if name == "CMYK" else 0), name  # JPEG rounds
+    # a row of each whose header can be read; the two that fall out later are stood in for
+    assert [batch["captions"][0] for batch in batches] == [
+        *("rotated", "CMYK", "big-endian", "big-endian", "grey", "grey", "half transparent")
+    ]
+    assert loader.num_bad == {0: 3}
+
+
+@pytest.mark.parametrize("augmentation", ["none", "dvae", "prior"])
+def test_small_images_are_enlarged_by_the_loader(tmp_path, augmentation):
+    write_shard(tmp_path / "small.tar", [{"png": encoded(small_ramp()), "txt": b"small"}] * 2)
+    for cache_bytes in (0, 10**6):
+        config = replace(NO_CROP, augmentation=augmentation, flip=False, cache_bytes=cache_bytes)
+        for batch in _take(_loader(tmp_path / "small.tar", config, 2), 2):
+            for image in batch["images_BCYX"]:
+                check_enlarged_ramp(image.permute(1, 2, 0).numpy())
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stream_that_nothing_of_can_be_used_ends(motley, tmp_path, workers):
     for spec in (f"{motley}/00.tar", f"{motley}/*.tar"):
         with pytest.raises(ValueError, match=r"^every sample of .*\.tar … is bad or filtered out"):
             _take(_loader(spec, Images(min_caption_chars=1000, max_bad_fraction=0.5), 16, workers=workers), 1)
-    _write(tmp_path / "bad.tar", [{"txt": b"no image"}] * 3)
+    write_shard(tmp_path / "bad.tar", [{"txt": b"no image"}] * 3)
     with pytest.raises(ValueError, match=r"^(\d+) of \1 samples cannot be used \(\1 × no image\)"):
         _take(_loader(tmp_path / "bad.tar", NO_CROP, 4, workers=workers), 1)
 
 
 def test_shards_that_are_filtered_out_as_a_whole_are_passed_over(tmp_path):
-    good, wide = ({"png": _bytes(_gradient(width, 12)), "txt": b"fine"} for width in (12, 100))
+    good, wide = ({"png": encoded(gradient(width, 12)), "txt": b"fine"} for width in (12, 100))
     for shard in range(4):
-        _write(tmp_path / f"{shard}.tar", [good if shard < 2 else wide] * 3)
+        write_shard(tmp_path / f"{shard}.tar", [good if shard < 2 else wide] * 3)
     loader = _loader(f"{tmp_path}/*.tar", Images(), 4)
     assert loader.dataset.num_streams == 4
     # half of the shards: 8 epochs without a usable one have a chance of 1 in 256, in each of 4 streams; the seed is fixed

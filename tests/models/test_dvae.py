@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from dalle.config import DVAEModel
-from dalle.models.dvae import DVAE
+from dalle.models.dvae import DVAE, ResBlock, _pointwise_product
 from dalle.models.likelihood import log_likelihood, map_pixels, reconstruction, unmap_pixels
 
 SMALL = DVAEModel(
@@ -121,9 +121,35 @@ def test_the_papers_comparisons():
     torch.testing.assert_close(model.encoder.blocks.group_1.pool(x), x.unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2)))
     images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
     mu, ln_sigma = model.likelihood_maps_of_codes(torch.randint(0, 10, (2, 4, 4)))
-    expected = torch.distributions.Normal(mu, 0.2).log_prob(images / 255)
+    # a density of mapped pixels, whose range is 0.8 times as wide
+    expected = torch.distributions.Normal(mu, 0.2).log_prob(images / 255) - math.log(0.8)
     torch.testing.assert_close(model.log_likelihood(images, mu, ln_sigma), expected)
     assert torch.equal(model.reconstruction(mu), mu.clamp(0, 1))
+
+
+def test_a_small_residual_survives_16_bits():
+    """The published gain is 1/64: a sum with 8 bits of significand would swallow most of it."""
+    torch.manual_seed(0)
+    block = ResBlock(64, 64, (3, 3, 3, 1), 1 / 64, upsample=False)
+    x = torch.randn(1, 64, 8, 8)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        y = block(x)
+    assert y.dtype == torch.float32
+    expected = block.res_path(x) / 64
+    assert ((y - x) - expected).norm() < 0.05 * expected.norm()  # what 16-bit products alone lose
+
+
+def test_a_matrix_product_is_the_pointwise_convolution():
+    """What a GPU runs in place of a TF32 convolution."""
+    torch.manual_seed(0)
+    conv = DVAE(SMALL).encoder.blocks.output.conv
+    x = torch.rand(2, 32, 5, 3)
+    torch.testing.assert_close(_pointwise_product(x, conv.weight, conv.bias), F.conv2d(x, conv.weight, conv.bias))
+
+
+def test_a_size_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match=r"images of 18×16 px: both sides must be multiples of 4, the downsampling"):
+        DVAE(SMALL).encode(torch.zeros(1, 3, 16, 18))
 
 
 def test_encode_decode_shapes():

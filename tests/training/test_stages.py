@@ -9,6 +9,7 @@ from dalle.cli import arguments
 from dalle.config import TrainCLIP, TrainDVAE, TrainPrior
 from dalle.models.folder import load_dvae
 from dalle.sampling.pipeline import to_uint8
+from dalle.training.dvae import _check_codebook
 from dalle.training.topology import World
 from tests.conftest import TINY_CLIP, TINY_DVAE, TINY_PRIOR
 
@@ -33,6 +34,34 @@ def test_the_main_process_alone_holds_validation_data(models, shapes_folder, kin
     main, other = (_stage(kind, models, shapes_folder, World(rank, 2, CPU)) for rank in (0, 1))
     assert main.validate and (main.draw or kind == "clip")
     assert other.validate is None and other.draw is None
+
+
+def test_a_collapse_of_the_codebook_is_said_early_and_not_at_every_line():
+    inputs = ["--data", "x", "--output", "x", "--run.steps", "20000", "--run.batch_size", "8"]
+    steps = [
+        "--optimizer.step_size.start",
+        "1e-3",
+        "--optimizer.step_size.end",
+        "1e-3",
+        "--model.codebook_size",
+        "1000",
+    ]
+    check = _check_codebook(arguments.parse(TrainDVAE, "test", [*inputs, *steps]))
+    said = {step: bool(check(step, {"perplexity": 1.5})) for step in (50, 100, 150, 200, 250, 300, 350)}
+    assert [step for step, told in said.items() if told] == [150, 300]
+    (line,) = check(600, {"perplexity": 1.5})
+    assert "perplexity 1.5 of 1000 codes" in line and "optimizer.step_size" in line
+    assert not check(1900, {"perplexity": 4.0})  # a small share, but early
+    assert check(2100, {"perplexity": 4.0})
+    assert not check(9000, {"perplexity": 6.0})
+
+
+def test_held_out_figures_of_a_dvae(models, shapes_folder):
+    found = _stage("dvae", models, shapes_folder, World(0, 1, CPU)).validate()
+    assert found["elb_gap_nats"] == pytest.approx(found["relaxed_elb"] - found["elb"])
+    assert found["elb_gap"] == pytest.approx(found["elb_gap_nats"] / abs(found["elb"]))
+    assert {"psnr_db", "bicubic_8x_psnr_db", "codes_used", "perplexity", "kl_per_position_nats"} <= set(found)
+    assert 1 <= found["perplexity"] <= found["codes_used"] <= 16
 
 
 def test_clip_and_dvae_have_to_fit(models, shapes_folder):

@@ -40,6 +40,15 @@ def test_a_run_leaves_metrics_pictures_and_a_report(tmp_path):
     )
 
 
+def test_what_a_stage_highlights_is_on_the_progress_line(tmp_path, capsys):
+    telemetry = Telemetry(tmp_path, "a run", 100, "images", show_progress=True, highlights=("perplexity",))
+    telemetry.log(10, {"loss": 0.5, "step_size": 1e-3, "perplexity": 37.25, "other": 9.75}, num_units=320)
+    telemetry.close("finished")
+    line = next(line for line in capsys.readouterr().err.splitlines() if "step 10/100" in line)
+    assert "loss 0.5  perplexity 37.25  step size 0.001" in line
+    assert "other" not in line
+
+
 def test_numbers_that_json_lacks_become_null(tmp_path):
     telemetry = _telemetry(tmp_path)
     telemetry.log(1, {"loss": math.nan, "scale": math.inf}, 1)
