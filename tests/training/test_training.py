@@ -122,24 +122,30 @@ def test_one_process_goes_on_where_two_stopped(models, tmp_path, one_process):
 
 
 def test_a_dvae_of_two_processes_is_that_of_one(shapes_folder, tmp_path):
-    """Data, noise and normalised logits: the same samples in the same rows, in each its own noise."""
+    """Data, noise and normalised logits: the same samples in the same rows, in each its own noise; also when one process
+    goes on where two stopped."""
 
-    def arguments(name, *more):
+    def launch(processes, name, *more):
         data = ["--data", f"{shapes_folder}/train-*.tar", "--output", str(tmp_path / name)]
-        return [*TINY_DVAE, *data, "--images.augmentation", "dvae", "--run.steps", "12", *more]
+        _launched(processes, *TINY_DVAE, *data, "--images.augmentation", "dvae", *more, kind="dvae")
 
-    _launched(1, *arguments("one"), kind="dvae")
-    _launched(2, *arguments("two", "--run.accumulation_steps", "1", "--run.loader_workers", "2"), kind="dvae")
-    # the same sums over the batch in another order, then twelve AdamW updates
-    assert _metrics(tmp_path / "two") == pytest.approx(_metrics(tmp_path / "one"), abs=2e-5)
-    # counted over both: rounding moves at most a few codes
-    assert _metrics(tmp_path / "two", "perplexity") == pytest.approx(_metrics(tmp_path / "one", "perplexity"), rel=0.01)
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    launch(1, "one", "--run.steps", "12")
+    launch(2, "two", "--run.steps", "12", "--run.loader_workers", "2")
+    launch(2, "parts", "--run.steps", "5", "--run.loader_workers", "1")
+    launch(1, "parts", "--run.steps", "12", "--resume")
+    one = load_file(tmp_path / "one" / "model.safetensors")
     # a shift of the logits, which the normalisation takes away again: their gradient is rounding errors, of any sign
     shifts = ("output.conv.bias", "encoder.blocks.group_4.block_1.res_path.conv_4.bias", "logit_norm.running_mean")
-    for name, tensor in one.items():
-        if not name.endswith(shifts):
-            torch.testing.assert_close(two[name], tensor, atol=2e-4, rtol=0, msg=name)
+    for name in ("two", "parts"):
+        # the same sums over the batch in another order, then twelve AdamW updates
+        assert _metrics(tmp_path / name) == pytest.approx(_metrics(tmp_path / "one"), abs=2e-5)
+        # counted over all processes: rounding moves at most a few codes
+        used = _metrics(tmp_path / name, "perplexity"), _metrics(tmp_path / "one", "perplexity")
+        assert used[0] == pytest.approx(used[1], rel=0.01)
+        other = load_file(tmp_path / name / "model.safetensors")
+        for weight, tensor in one.items():
+            if not weight.endswith(shifts):
+                torch.testing.assert_close(other[weight], tensor, atol=2e-4, rtol=0, msg=f"{name}: {weight}")
 
 
 def test_ctrl_c_leaves_a_checkpoint_that_resumes(models, tmp_path):
