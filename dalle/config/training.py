@@ -154,8 +154,8 @@ class Run:
         precision: of the matrix products; parameters, identity path, logits and loss are fp32 in any case
         zero_stage: DeepSpeed ZeRO stage: 0 replicates, 1 shards the optimiser state, 2 the gradients too
         ema_decay: decay of the averaged weights; null keeps no average
-        recompute: compute the activations of the resblocks (of a prior, the layers) again in the backward pass: less
-            memory for about a third more time
+        recompute: compute the activations of a dVAE's groups of resblocks, or of a prior's layers, again in the backward
+            pass: less memory for about a third more time
         compile: torch.compile the forward and backward pass; needs a C++ compiler on a CPU, and a minute at start
         log_every_steps: updates between two log lines
         validate_every_steps: updates between two validations with pictures; 0 only at the end

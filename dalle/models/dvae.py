@@ -72,6 +72,13 @@ def _as_in_products(x_BCYX: torch.Tensor) -> torch.Tensor:
     return x_BCYX.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x_BCYX
 
 
+class _NarrowReLU(nn.Module):
+    """A ReLU as wide as the products that read it, so that no fp32 copy is kept for the backward pass."""
+
+    def forward(self, x_BCYX: torch.Tensor) -> torch.Tensor:
+        return F.relu(_as_in_products(x_BCYX))
+
+
 def _group(
     n_in: int, n_out: int, blocks: int, kernels, post_gain: float, pool: nn.Module | None = None, upsample=False
 ) -> nn.Sequential:
@@ -160,7 +167,7 @@ class Decoder(nn.Module):
             n_in = widths[i - 1] if i else config.decoder_input_width
             group = _group(n_in, width, config.blocks_per_group, (1, 3, 3, 3), post_gain, upsample=i > 0)
             layers.append((f"group_{i + 1}", group))
-        head = [("relu", nn.ReLU()), ("conv", _conv(widths[-1], 6, 1))]
+        head = [("relu", _NarrowReLU()), ("conv", _conv(widths[-1], 6, 1))]
         layers.append(("output", nn.Sequential(OrderedDict(head))))
         self.blocks = nn.Sequential(OrderedDict(layers))
 
@@ -214,8 +221,10 @@ class DVAE(nn.Module):
             nn.init.zeros_(module.bias)
 
     def recomputable(self) -> list[nn.Module]:
-        """What may be computed again in the backward pass in place of being remembered: the resblocks."""
-        return [module for module in self.modules() if isinstance(module, ResBlock)]
+        """What may be computed again in the backward pass in place of being remembered: the groups. Their inputs are kept,
+        which are fp32, so single resblocks would save little."""
+        children = [*self.encoder.blocks.named_children(), *self.decoder.blocks.named_children()]
+        return [module for name, module in children if name.startswith("group")]
 
     def logits(self, images_BCYX: torch.Tensor) -> torch.Tensor:
         """Logits over codes [B, K, G, G], fp32.
