@@ -300,7 +300,7 @@ def main() -> None:
     parser.add_argument("--image_size_px", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--recompute", action="store_true", help="resblocks, in the backward pass")
+    parser.add_argument("--recompute", action="store_true", help="activations, in the backward pass")
     parser.add_argument("--same_allocator", action="store_true", help="give the peers our allocator settings")
     options = parser.parse_args()
     torch.manual_seed(0)

@@ -7,6 +7,8 @@ import math
 import torch
 from torch.nn import functional as F
 
+from dalle.models.likelihood import unit_range
+
 
 def bicubic_of_equal_size(images_BCYX: torch.Tensor, factor: int, bits_per_image: float) -> torch.Tensor | None:
     """Images reduced by `factor` with a bicubic filter, their values rounded to as many levels as the bits allow, and
@@ -24,7 +26,7 @@ def bicubic_of_equal_size(images_BCYX: torch.Tensor, factor: int, bits_per_image
         return None
     size = images_BCYX.shape[-2:]
     small_BCYX = F.interpolate(
-        images_BCYX.float() / 255, (size[0] // factor, size[1] // factor), mode="bicubic", antialias=True
+        unit_range(images_BCYX), (size[0] // factor, size[1] // factor), mode="bicubic", antialias=True
     ).clamp(0, 1)
     bits_per_value = min(16.0, bits_per_image / small_BCYX[0].numel())  # the images themselves have 8
     # 512 codes at one position are 8 levels for each of its three colours; the nudge is against 7.999…

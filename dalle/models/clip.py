@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dalle.config import CLIPModel
 from dalle.models import folder
+from dalle.models.likelihood import unit_range
 from dalle.text import Tokenizer
 
 
@@ -100,8 +101,7 @@ class CLIP(nn.Module):
 
     def embed_images(self, images_BCYX: torch.Tensor) -> torch.Tensor:
         """Unit vectors [B, E], fp32, of images in [0, 1] or uint8."""
-        if images_BCYX.dtype == torch.uint8:
-            images_BCYX = images_BCYX.float() / 255
+        images_BCYX = unit_range(images_BCYX)
         size = self.image_size_px
         if images_BCYX.shape[-2:] != (size, size):
             images_BCYX = F.interpolate(images_BCYX, (size, size), mode="bicubic", antialias=True).clamp(0, 1)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from dalle.config import DVAEModel
 from dalle.models import likelihood
-from dalle.models.likelihood import map_pixels
+from dalle.models.likelihood import map_pixels, unit_range
 
 
 def _conv(n_in: int, n_out: int, kernel: int) -> nn.Conv2d:
@@ -273,11 +273,9 @@ class DVAE(nn.Module):
     def log_likelihood(self, images_BCYX: torch.Tensor, mu_BCYX: torch.Tensor, ln_b_BCYX: torch.Tensor) -> torch.Tensor:
         """ln of the density of the mapped pixels, elementwise [B, 3, Y, X] fp32."""
         if self.ln_sigma is not None:
-            images_BCYX = images_BCYX.float() / 255 if images_BCYX.dtype == torch.uint8 else images_BCYX
+            density_BCYX = likelihood.gaussian_log_likelihood(unit_range(images_BCYX), mu_BCYX, ln_b_BCYX)
             # mapping makes the range of pixels narrower, and their density higher
-            return likelihood.gaussian_log_likelihood(images_BCYX, mu_BCYX, ln_b_BCYX) - math.log(
-                1 - 2 * likelihood.EPSILON
-            )
+            return density_BCYX - math.log(1 - 2 * likelihood.EPSILON)
         return likelihood.log_likelihood(map_pixels(images_BCYX), mu_BCYX, ln_b_BCYX)
 
     def reconstruction(self, mu_BCYX: torch.Tensor) -> torch.Tensor:

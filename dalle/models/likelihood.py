@@ -10,11 +10,14 @@ EPSILON = 0.1
 """`map_pixels` keeps pixels this far from 0 and 1, where the logit is infinite (A.3)."""
 
 
+def unit_range(images: torch.Tensor) -> torch.Tensor:
+    """Pixels as floats in [0, 1]: uint8 is divided by 255, floats are in it already. Any shape."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
 def map_pixels(images: torch.Tensor) -> torch.Tensor:
     """φ(x) = (1 − 2ε)·x + ε: pixels in [0, 1] to [ε, 1 − ε]. Any shape; uint8 is divided by 255 first."""
-    if images.dtype == torch.uint8:
-        images = images.float() / 255
-    return (1 - 2 * EPSILON) * images + EPSILON
+    return (1 - 2 * EPSILON) * unit_range(images) + EPSILON
 
 
 def unmap_pixels(mapped: torch.Tensor) -> torch.Tensor:

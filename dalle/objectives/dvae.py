@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from dalle.config import DVAEModel
 from dalle.models.dvae import DVAE
+from dalle.models.likelihood import unit_range
 from dalle.objectives.relaxation import relaxed_codes
 
 
@@ -95,9 +96,7 @@ def negative_elb(
 
 def psnr_db(images_BCYX: torch.Tensor, reconstructions_BCYX: torch.Tensor) -> torch.Tensor:
     """Peak signal-to-noise ratio, pixels in [0, 1] (uint8 is divided by 255), meaned over images; at most 100 dB each."""
-    if images_BCYX.dtype == torch.uint8:
-        images_BCYX = images_BCYX.float() / 255
-    mse_B = F.mse_loss(reconstructions_BCYX, images_BCYX, reduction="none").mean(dim=(1, 2, 3))
+    mse_B = F.mse_loss(reconstructions_BCYX, unit_range(images_BCYX), reduction="none").mean(dim=(1, 2, 3))
     return (-10 * torch.log10(mse_B.clamp(min=1e-10))).mean()
 
 

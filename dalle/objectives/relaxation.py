@@ -2,7 +2,7 @@
 
 At 256² a tensor over 8192 codes × 32×32 positions is 33.5 MB an image in fp32. Between the forward and the backward pass
 this keeps two of them, the logits and the relaxed codes, which are the decoder's input anyway; at most four are alive at a
-time in the forward pass and six in the backward pass. Plain operations keep eight. `relaxed_codes_reference` is the
+time in the forward pass and six in the backward pass. Plain operations keep four. `relaxed_codes_reference` is the
 plain form. All of it is fp32, under autocast too.
 """
 

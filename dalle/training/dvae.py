@@ -51,7 +51,7 @@ def stage(config: TrainDVAE, world: World) -> Stage:
         unit="images",
         units_per_sample=1,
         model_config=config.model,
-        prepare=_schedules_and_noise(config),
+        prepare=_schedules_and_noise(config, batches.first_row),
         validate=validation.figures if validation and config.valid_data else None,
         draw=validation.pictures if validation else None,
         derive=_use_of_codes,
@@ -60,10 +60,10 @@ def stage(config: TrainDVAE, world: World) -> Stage:
     )
 
 
-def _schedules_and_noise(config: TrainDVAE) -> Callable[[list[dict], int, World], None]:
+def _schedules_and_noise(config: TrainDVAE, first_row: int) -> Callable[[list[dict], int, World], None]:
     def prepare(micro_batches: list[dict], step: int, world: World) -> None:
         # numbered over all processes, so that each image has the same noise whoever trains on it
-        row = world.rank * config.run.batch_size // world.size
+        row = first_row
         for batch in micro_batches:
             for name in ("kl_weight", "temperature", "noise_scale"):
                 value = getattr(config.objective, name)(step)

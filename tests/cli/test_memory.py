@@ -26,4 +26,7 @@ def test_blocks_are_mapped_once():
         return int(done.stdout)
 
     # nine blocks of 64 MB, two alive at a time, in pages of 4 kB unless the kernel gives huge ones to all
-    assert faults("kept") < 0.7 * faults("given back") or faults("given back") < 20_000
+    given_back = faults("given back")
+    if given_back < 20_000:
+        pytest.skip("the kernel gives huge pages to all: too few faults to tell")
+    assert faults("kept") < 0.7 * given_back
