@@ -6,11 +6,13 @@ from 0 within the image) predicts zᵢ, and position embeddings are indexed by t
 column i mod G. The last text slot predicts nothing.
 
 Masks follow appendix B.1 of the paper: text attends to text causally, every image slot sees all text, and image slots
-see one another by row, column or convolution. All three are subsets of the causal order.
+see one another by row, column or convolution. All three are subsets of the causal order. `sees` is their definition;
+whole masks, windows for a CPU and block masks for a GPU are made from it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -40,27 +42,37 @@ def layer_kinds(config: PriorModel) -> list[Kind]:
     return kinds
 
 
-def image_mask(kind: Kind, grid: int, conv_kernel: int = 11) -> torch.Tensor:
-    """Which image slot sees which: bool [I, I], query by key, I = grid².
+def sees(kind: Kind, query: torch.Tensor, key: torch.Tensor, grid: int, conv_kernel: int = 11) -> torch.Tensor:
+    """Whether image slot number `query` sees image slot number `key`: bool, elementwise.
 
     row: p sees p − G … p, so raster neighbours back to the same column one row up. column: the slots above in the
     same column, and itself. conv: p − (G·dr + dc) for dr in 0 … k//2 and dc in −k//2 … k//2, by raster arithmetic, so
     it wraps at the edges. dense: all earlier slots, and itself.
     """
-    query = torch.arange(grid**2)[:, None]
-    key = torch.arange(grid**2)[None, :]
     offset = query - key
-    causal = offset >= 0
     if kind == "dense":
-        return causal
+        return offset >= 0
     if kind == "row":
-        return causal & (offset <= grid)
+        return (offset >= 0) & (offset <= grid)
     if kind == "column":
-        return causal & (offset % grid == 0)
+        return (offset >= 0) & (offset % grid == 0)
     reach = conv_kernel // 2
-    rows, columns = torch.arange(reach + 1), torch.arange(-reach, reach + 1)
-    seen_offsets = (grid * rows[:, None] + columns[None, :]).flatten()
-    return causal & torch.isin(offset, seen_offsets)
+    # the last row up that a column offset of at least −reach can lie in
+    rows_up = ((offset + reach) // grid).clamp(max=reach)
+    return (offset >= 0) & (offset - grid * rows_up <= reach)
+
+
+def seen_offsets(kind: Kind, grid: int, conv_kernel: int = 11) -> list[int]:
+    """How far back an image slot sees, where so many slots are before it, ascending: whether it sees another depends on
+    their distance alone."""
+    slots = torch.arange(grid**2)
+    return slots[sees(kind, slots[-1], slots[-1] - slots, grid, conv_kernel)].tolist()
+
+
+def image_mask(kind: Kind, grid: int, conv_kernel: int = 11) -> torch.Tensor:
+    """Which image slot sees which: bool [I, I], query by key, I = grid²."""
+    slots = torch.arange(grid**2)
+    return sees(kind, slots[:, None], slots[None, :], grid, conv_kernel)
 
 
 def attention_mask(kind: Kind, text_slots: int, grid: int, conv_kernel: int = 11) -> torch.Tensor:
@@ -71,3 +83,69 @@ def attention_mask(kind: Kind, text_slots: int, grid: int, conv_kernel: int = 11
     mask[text_slots:, :text_slots] = True
     mask[text_slots:, text_slots:] = image_mask(kind, grid, conv_kernel)
     return mask
+
+
+def transposed(image_BHIK: torch.Tensor, grid: int) -> torch.Tensor:
+    """Image slots in raster order to column order, or back: [B, H, I, K]. A column's slots then lie side by side."""
+    return image_BHIK.unflatten(2, (grid, grid)).transpose(2, 3).flatten(2, 3)
+
+
+def block_mask_rule(kind: Kind, text_slots: int, grid: int, conv_kernel: int = 11):
+    """The whole mask as FlexAttention's `mask_mod`, for column layers with the image slots in column order.
+
+    Elementwise on integer tensors, so that FlexAttention can trace it.
+    """
+
+    def rule(batch, head, query, key):
+        image_query, image_key = query - text_slots, key - text_slots
+        if kind == "column":
+            image_query = image_query % grid * grid + image_query // grid
+            image_key = image_key % grid * grid + image_key // grid
+        text_sees = (query < text_slots) & (key <= query)
+        image_sees = (query >= text_slots) & (
+            (key < text_slots) | sees(kind, image_query, image_key, grid, conv_kernel)
+        )
+        return text_sees | image_sees
+
+    return rule
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The image keys that blocks of consecutive image slots need, so that a sparse mask becomes small dense products.
+
+    Column layers have their slots in column order here (`transposed`), all others in raster order.
+
+    Args:
+        block: N, slots in a block
+        runs: of the keys that a block needs, (first, length) of each run of consecutive slots, counted from the
+            block's first slot; what lies before the image is never seen
+        seen_WNM: bool [W, N, M], which of the M keys of its block each slot sees, for each of the W = I / N blocks
+    """
+
+    block: int
+    runs: list[tuple[int, int]]
+    seen_WNM: torch.Tensor
+
+
+def windows(kind: Kind, grid: int, conv_kernel: int = 11) -> Windows:
+    """The windows of a sparse layer. Blocks have 16 to 48 slots where such a number divides the image, else G: smaller
+    products are slow, larger ones compute more pairs that the mask drops."""
+    slots = grid**2
+    if kind == "column":
+        seen_GNM = torch.ones(grid, grid, grid, dtype=torch.bool).tril()
+        return Windows(grid, [(0, grid)], seen_GNM)
+    block = next((n for n in range(48, 15, -1) if slots % n == 0), grid)
+    mask_II = image_mask(kind, grid, conv_kernel)
+    offsets = seen_offsets(kind, grid, conv_kernel)
+    needed = sorted({slot - offset for slot in range(block) for offset in offsets})
+    runs: list[tuple[int, int]] = []
+    for key in needed:
+        if runs and key == sum(runs[-1]):
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((key, 1))
+    first_W = torch.arange(0, slots, block)
+    query_WN1 = (first_W[:, None] + torch.arange(block))[:, :, None]
+    key_W1M = (first_W[:, None] + torch.tensor(needed))[:, None, :]
+    return Windows(block, runs, mask_II[query_WN1, key_W1M.clamp(min=0)] & (key_W1M >= 0))

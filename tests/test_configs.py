@@ -61,6 +61,33 @@ def test_an_ablation_changes_one_setting(path):
     assert len(set(before.items()) ^ set(after.items())) == 2
 
 
+def _prior(path):
+    """The model of a prior's configuration, on the meta device."""
+    from dalle.models.prior import Prior
+
+    inputs = ["--data", "x", "--output", "x", "--dvae", "x", "--tokenizer", "x"]
+    with torch.device("meta"):
+        return Prior(arguments.parse(configs.TrainPrior, "test", ["--config", str(path), *inputs]).model)
+
+
+@pytest.mark.parametrize(("name", "billions", "width"), [("2b8", 2.8, 1920), ("5b6", 5.6, 2688), ("12b", 12.0, 3968)])
+def test_the_papers_priors_have_its_sizes(name, billions, width):
+    """64·12·D² weights in the resblocks' matrices (appendix B.1)."""
+    model = _prior(ROOT / f"configs/paper/{name}.yaml")
+    matrices = sum(p.numel() for n, p in model.named_parameters() if n.startswith("layers") and p.ndim == 2)
+    assert matrices == 64 * 12 * width**2
+    # the paper's names are round: 2.8 B is 2.83
+    assert matrices / 1e9 == pytest.approx(billions, rel=0.02)
+    assert model.config.width // model.config.heads == 64
+
+
+@pytest.mark.parametrize(("name", "millions"), [("100m", 100), ("350m", 350), ("1b3", 1300)])
+def test_practical_priors_have_the_sizes_of_their_names(name, millions):
+    model = _prior(ROOT / f"configs/prior/{name}.yaml")
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.1)
+    assert model.config.width // model.config.heads == 64
+
+
 def _flat(values, prefix=""):
     for name, value in values.items():
         if isinstance(value, dict):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dalle.config import PriorModel
-from dalle.layout import attention_mask, image_mask, layer_kinds
+from dalle.layout import attention_mask, image_mask, layer_kinds, seen_offsets
 
 
 def _sees(kind: str, p: int, q: int, grid: int, kernel: int) -> bool:
@@ -26,6 +26,14 @@ def test_image_mask_is_the_definition(kind, grid, kernel):
     mask = image_mask(kind, grid, kernel)
     expected = torch.tensor([[_sees(kind, p, q, grid, kernel) for q in range(grid**2)] for p in range(grid**2)])
     assert torch.equal(mask, expected)
+
+
+@pytest.mark.parametrize("kind", ["row", "column", "conv", "dense"])
+@pytest.mark.parametrize(("grid", "kernel"), [(1, 3), (4, 3), (5, 11), (8, 5)])
+def test_what_a_slot_sees_depends_on_the_distance_alone(kind, grid, kernel):
+    mask, offsets = image_mask(kind, grid, kernel), seen_offsets(kind, grid, kernel)
+    for query in range(grid**2):
+        assert mask[query].nonzero().flatten().tolist() == sorted(query - o for o in offsets if o <= query)
 
 
 @pytest.mark.parametrize("kind", ["row", "column", "conv", "dense"])

@@ -1,4 +1,4 @@
-"""Masked attention: the plain definition that every faster form is tested against, and PyTorch's fused kernel.
+"""Attention with the masks of `dalle/layout.py`: the plain definition, and its fast twins behind one signature.
 
 The axes are B batch, H heads, S query slots, M key slots, K head width.
 """
@@ -8,7 +8,15 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from dalle.layout import Kind, Windows, attention_mask, block_mask_rule, transposed, windows
+from dalle.models.window_attention import window_attention
+
+_compiled_flex_attention = torch.compile(flex_attention, dynamic=False)
+"""Compiled even where the model is not: as plain operations it would be dense."""
 
 
 def reference_attention(q_BHSK, k_BHMK, v_BHMK, mask_SM: torch.Tensor) -> torch.Tensor:
@@ -21,11 +29,64 @@ def reference_attention(q_BHSK, k_BHMK, v_BHMK, mask_SM: torch.Tensor) -> torch.
     return (weights_BHSM @ v_BHMK.float()).to(q_BHSK.dtype)
 
 
-def attention(q_BHSK, k_BHMK, v_BHMK, mask_SM: torch.Tensor) -> torch.Tensor:
-    """The same, in the dtype of its inputs but for the softmax: PyTorch's fused kernel on a GPU, plain matrix products
-    on a CPU, where the fused kernel's backward pass takes four times as long at these lengths."""
-    if q_BHSK.is_cuda:
-        return F.scaled_dot_product_attention(q_BHSK, k_BHMK, v_BHMK, attn_mask=mask_SM)
-    bias_SM = torch.zeros_like(mask_SM, dtype=torch.float32).masked_fill_(~mask_SM, -math.inf)
-    scores_BHSM = (q_BHSK / math.sqrt(q_BHSK.shape[-1])) @ k_BHMK.transpose(-1, -2)
-    return (scores_BHSM.float() + bias_SM).softmax(dim=-1).to(v_BHMK.dtype) @ v_BHMK
+class MaskedAttention(nn.Module):
+    """Attention under the mask of one layer kind, in the dtype of its inputs but for the softmax. It has no parameters.
+
+    On CUDA a sparse kind is FlexAttention with a block mask, on a CPU dense products of windows; a dense kind is
+    PyTorch's own kernel.
+
+    Args:
+        kind: of the layer
+        text_slots: T
+        grid: G
+        conv_kernel: side of the convolutional mask's kernel
+    """
+
+    def __init__(self, kind: Kind, text_slots: int, grid: int, conv_kernel: int = 11):
+        super().__init__()
+        self.kind, self.text_slots, self.grid, self.conv_kernel = kind, text_slots, grid, conv_kernel
+        with torch.device("cpu"):  # also where the model is built on the meta device
+            mask_SS = attention_mask(kind, text_slots, grid, conv_kernel)
+            self.windows: Windows | None = windows(kind, grid, conv_kernel) if kind != "dense" else None
+        self.register_buffer("mask_SS", mask_SS, persistent=False)
+        self.block_mask: BlockMask | None = None
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        if self.kind != "dense" and self.mask_SS.is_cuda:  # now, not in a step, which may be compiled
+            rule = block_mask_rule(self.kind, self.text_slots, self.grid, self.conv_kernel)
+            slots = len(self.mask_SS)
+            self.block_mask = create_block_mask(rule, None, None, slots, slots, device=self.mask_SS.device)
+        return self
+
+    def forward(self, q_BHSK: torch.Tensor, k_BHSK: torch.Tensor, v_BHSK: torch.Tensor) -> torch.Tensor:
+        """softmax(q·kᵀ/√K) v over what the mask lets through: [B, H, S, K].
+
+        Args:
+            q_BHSK, k_BHSK, v_BHSK: of all slots, or of the first ones, for which the mask is applied as it is
+        """
+        slots = q_BHSK.shape[2]
+        if self.kind == "dense":
+            return F.scaled_dot_product_attention(q_BHSK, k_BHSK, v_BHSK, is_causal=True)
+        if slots < len(self.mask_SS):
+            mask_SS = self.mask_SS[:slots, :slots]
+            return F.scaled_dot_product_attention(q_BHSK, k_BHSK, v_BHSK, attn_mask=mask_SS)
+        return (self.by_blocks if q_BHSK.is_cuda else self.by_windows)(q_BHSK, k_BHSK, v_BHSK)
+
+    def by_blocks(self, q_BHSK: torch.Tensor, k_BHSK: torch.Tensor, v_BHSK: torch.Tensor) -> torch.Tensor:
+        """FlexAttention over the blocks of 128 × 128 pairs that the mask does not drop whole."""
+        ordered = (self._ordered(x_BHSK) for x_BHSK in (q_BHSK, k_BHSK, v_BHSK))
+        return self._ordered(_compiled_flex_attention(*ordered, block_mask=self.block_mask))
+
+    def by_windows(self, q_BHSK: torch.Tensor, k_BHSK: torch.Tensor, v_BHSK: torch.Tensor) -> torch.Tensor:
+        """Dense products of windows, on any device."""
+        ordered = (self._ordered(x_BHSK).flatten(0, 1) for x_BHSK in (q_BHSK, k_BHSK, v_BHSK))
+        out_PSK = window_attention(*ordered, self.text_slots, self.windows)
+        return self._ordered(out_PSK.unflatten(0, q_BHSK.shape[:2]))
+
+    def _ordered(self, x_BHSK: torch.Tensor) -> torch.Tensor:
+        """Image slots in the order in which what a slot sees lies side by side, or back from it."""
+        if self.kind != "column":
+            return x_BHSK
+        text_BHTK, image_BHIK = x_BHSK.split([self.text_slots, self.grid**2], dim=2)
+        return torch.cat([text_BHTK, transposed(image_BHIK, self.grid)], dim=2)

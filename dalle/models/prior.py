@@ -15,8 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from dalle.config import PriorModel
-from dalle.layout import attention_mask, layer_kinds, predicting, row_and_column
-from dalle.models.attention import attention
+from dalle.layout import layer_kinds, predicting, row_and_column
+from dalle.models.attention import MaskedAttention
+from dalle.models.cross_entropy import cross_entropy
 
 
 class Attention(nn.Module):
@@ -31,15 +32,15 @@ class Attention(nn.Module):
 
     def split(self, x_BSD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """q, k and v of each slot, each [B, H, S, K]."""
-        return rearrange(self.qkv(self.norm(x_BSD)), "B S (three H K) -> three B H S K", three=3, H=self.heads).unbind(
-            0
-        )
+        qkv_BSzHK = self.qkv(self.norm(x_BSD)).unflatten(-1, (3, self.heads, -1))
+        # taken apart where they lie, so that their gradients are put together in one copy
+        return tuple(x_BSHK.transpose(1, 2) for x_BSHK in qkv_BSzHK.unbind(2))
 
     def merge(self, values_BHSK: torch.Tensor) -> torch.Tensor:
         return self.project(rearrange(values_BHSK, "B H S K -> B S (H K)"))
 
-    def forward(self, x_BSD: torch.Tensor, mask_SS: torch.Tensor) -> torch.Tensor:
-        return self.merge(attention(*self.split(x_BSD), mask_SS))
+    def forward(self, x_BSD: torch.Tensor, masked: MaskedAttention) -> torch.Tensor:
+        return self.merge(masked(*self.split(x_BSD)))
 
 
 class MLP(nn.Module):
@@ -63,9 +64,19 @@ class Layer(nn.Module):
         self.attention = Attention(width, heads)
         self.mlp = MLP(width)
 
-    def forward(self, x_BSD: torch.Tensor, mask_SS: torch.Tensor) -> torch.Tensor:
-        x_BSD = x_BSD + self.attention(x_BSD, mask_SS).float()
+    def forward(self, x_BSD: torch.Tensor, masked: MaskedAttention) -> torch.Tensor:
+        x_BSD = x_BSD + self.attention(x_BSD, masked).float()
         return x_BSD + self.mlp(x_BSD).float()
+
+
+class Head(nn.Linear):
+    """An unembedding."""
+
+    def forward(self, x_ND: torch.Tensor, targets_N: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits fp32 [..., V]; or, given the targets [...], the sum of their cross-entropies without holding all logits."""
+        if targets_N is None:
+            return super().forward(x_ND).float()
+        return cross_entropy(x_ND.flatten(0, -2), self.weight, self.bias, targets_N.flatten())
 
 
 class Prior(nn.Module):
@@ -88,12 +99,15 @@ class Prior(nn.Module):
         self.image_columns = nn.Embedding(config.grid, width)
         self.layers = nn.ModuleList(Layer(width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width)
-        self.text_head = nn.Linear(width, config.text_vocabulary)
-        self.image_head = nn.Linear(width, config.codebook_size)
+        self.text_head = Head(width, config.text_vocabulary)
+        self.image_head = Head(width, config.codebook_size)
         self.kinds = layer_kinds(config)
-        for kind in sorted(set(self.kinds)):
-            mask_SS = attention_mask(kind, config.text_slots, config.grid, config.conv_kernel)
-            self.register_buffer(f"mask_{kind}", mask_SS, persistent=False)
+        self.masked = nn.ModuleDict(
+            {
+                kind: MaskedAttention(kind, config.text_slots, config.grid, config.conv_kernel)
+                for kind in sorted(set(self.kinds))
+            }
+        )
         self.apply(self._init)
         residual_std = 0.02 / math.sqrt(2 * config.depth)
         for layer in self.layers:
@@ -110,10 +124,6 @@ class Prior(nn.Module):
     def recomputable(self) -> list[nn.Module]:
         """What may be computed again in the backward pass in place of being remembered: the layers."""
         return list(self.layers)
-
-    def mask(self, kind: str) -> torch.Tensor:
-        """The mask of a layer kind: bool [S, S]."""
-        return getattr(self, f"mask_{kind}")
 
     def embed_text(self, text_BU: torch.Tensor) -> torch.Tensor:
         """The T text slots' embeddings [B, T, D], fp32: start-of-text, then the caption with PAD where it has ended."""
@@ -142,7 +152,7 @@ class Prior(nn.Module):
         held_BI = torch.cat([self.start_of_image(len(codes_BI)), codes_BI[:, :-1]], dim=1)
         x_BSD = torch.cat([self.embed_text(text_BU), self.embed_image(held_BI)], dim=1)
         for kind, layer in zip(self.kinds, self.layers, strict=True):
-            x_BSD = layer(x_BSD, self.mask(kind))
+            x_BSD = layer(x_BSD, self.masked[kind])
         return self.norm(x_BSD)
 
     def forward(self, text_BU: torch.Tensor, codes_BI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -153,4 +163,14 @@ class Prior(nn.Module):
             codes_BI: image codes int64 [B, I] in raster order
         """
         text_BUD, image_BID = predicting(self.states(text_BU, codes_BI), self.config.text_slots)
-        return self.text_head(text_BUD).float(), self.image_head(image_BID).float()
+        return self.text_head(text_BUD), self.image_head(image_BID)
+
+    def nats(self, text_BU: torch.Tensor, codes_BI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sums of −ln p over all caption tokens, pads left out, and over all codes: fp32 scalars.
+
+        Args:
+            text_BU: caption tokens int64 [B, T − 1], PAD after the end
+            codes_BI: image codes int64 [B, I] in raster order
+        """
+        text_BUD, image_BID = predicting(self.states(text_BU, codes_BI), self.config.text_slots)
+        return self.text_head(text_BUD, text_BU), self.image_head(image_BID, codes_BI)

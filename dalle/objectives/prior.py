@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from dalle.config import PriorObjective as PriorObjectiveConfig
 from dalle.models.prior import Prior
-from dalle.text import PAD
 
 
 class PriorObjective(nn.Module):
@@ -32,13 +30,8 @@ class PriorObjective(nn.Module):
                 in their part of the batch. Dividing by that mean, not by this rank's own number, makes the average
                 over ranks the average over the whole batch.
         """
-        text_logits_BUV, image_logits_BIV = self.model(batch["text_BU"], batch["codes_BI"])
-        text_nats = (
-            F.cross_entropy(
-                text_logits_BUV.flatten(0, 1), batch["text_BU"].flatten(), ignore_index=PAD, reduction="sum"
-            )
-            / batch["text_targets"]
-        )
-        image_nats = F.cross_entropy(image_logits_BIV.flatten(0, 1), batch["codes_BI"].flatten())
+        text_nats, image_nats = self.model.nats(batch["text_BU"], batch["codes_BI"])
+        text_nats = text_nats / batch["text_targets"]
+        image_nats = image_nats / batch["codes_BI"].numel()
         loss = self.text_weight * text_nats + (1 - self.text_weight) * image_nats
         return loss, {"loss": loss.detach(), "text_nats": text_nats.detach(), "image_nats": image_nats.detach()}

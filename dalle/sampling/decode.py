@@ -91,18 +91,18 @@ class TokenLoop:
                     visible_M = self._visible[kind][slot]
                     x_RSD = x_RSD + self._attend(layer.attention, x_RSD, cache, slot, visible_M).float()
                     x_RSD = x_RSD + layer.mlp(x_RSD).float()
-                logits_RSV = self.prior.image_head(self.prior.norm(x_RSD)).float()
+                logits_RSV = self.prior.image_head(self.prior.norm(x_RSD))
                 yield logits_RSV.view(num_captions, num_candidates, -1)
 
     def _read_given(self, text_CU: torch.Tensor, held_CG: torch.Tensor, candidates: int, slots: int) -> list[_Cache]:
         """Caches after one pass over the text slots and the first G image slots, which hold `held_CG`."""
         x_CSD = torch.cat([self.prior.embed_text(text_CU), self.prior.embed_image(held_CG)], dim=1)
         captions, given = held_CG.shape
-        num_read, text_slots = x_CSD.shape[1], x_CSD.shape[1] - given
+        text_slots = x_CSD.shape[1] - given
         caches = []
         for kind, layer in zip(self.prior.kinds, self.prior.layers, strict=True):
             _, k_CHSK, v_CHSK = (tensor.to(self.dtype) for tensor in layer.attention.split(x_CSD))
-            x_CSD = layer(x_CSD, self.prior.mask(kind)[:num_read, :num_read])
+            x_CSD = layer(x_CSD, self.prior.masked[kind])
             shape = (slots, captions * candidates, k_CHSK.shape[1], k_CHSK.shape[3])
             cache = _Cache(
                 k_CHSK[:, :, :text_slots], v_CHSK[:, :, :text_slots], *(k_CHSK.new_empty(shape) for _ in "kv")

@@ -17,6 +17,7 @@ from dalle.data.decoding import read_pairs
 from dalle.data.pairs import PairBatches, PairLoader, to_tensor, warn_of_bad_samples
 from dalle.evaluation.bicubic import bicubic_of_equal_size
 from dalle.models.dvae import DVAE
+from dalle.models.flops import dvae_flops
 from dalle.objectives.dvae import DVAEObjective, perplexity, psnr_db, uniform_noise, validation_figures
 from dalle.sampling.pipeline import to_pixels
 from dalle.training.batchnorm import synchronised
@@ -51,6 +52,7 @@ def stage(config: TrainDVAE, world: World) -> Stage:
         unit="images",
         units_per_sample=1,
         model_config=config.model,
+        flops_per_sample=dvae_flops(config.model)["train"],
         prepare=_schedules_and_noise(config, batches.first_row),
         validate=validation.figures if validation and config.valid_data else None,
         draw=validation.pictures if validation else None,

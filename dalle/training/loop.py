@@ -9,7 +9,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import resource
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -22,6 +24,7 @@ from PIL import Image
 from torch import nn
 
 from dalle.config import Optimizer, Run
+from dalle.models.flops import matrix_flops_per_s
 from dalle.models.folder import save_weights
 from dalle.training import checkpoint
 from dalle.training.ema import EMA
@@ -44,6 +47,7 @@ class Stage:
         unit: what is counted, "images" or "tokens"
         units_per_sample: how many of them a sample has
         model_config: sizes, written beside the weights
+        flops_per_sample: floating-point operations of training on one; null where they are not counted
         prepare: makes an update's micro-batches ready: schedules, tokens, counts over all ranks
         validate: figures of the (averaged) model on held-out data; null where there is none
         draw: pictures of what the (averaged) model does
@@ -60,6 +64,7 @@ class Stage:
     unit: str
     units_per_sample: int
     model_config: Any
+    flops_per_sample: int | None = None
     prepare: Callable[[list[dict], int, World], None] = lambda micro_batches, step, world: None
     validate: Callable[[], dict[str, float]] | None = None
     draw: Callable[[], dict[str, Image.Image]] | None = None
@@ -91,6 +96,11 @@ class _Training:
         self.ema = EMA(self.engine.model, run.ema_decay) if run.ema_decay is not None else None
         if resume:
             self._resume()
+        flops_per_unit = limit_flops_per_s = None
+        if stage.flops_per_sample is not None:
+            flops_per_unit = stage.flops_per_sample / stage.units_per_sample
+            # before the loader's workers are busy on the same cores; on all ranks at once, as they will train
+            limit_flops_per_s = world.size * matrix_flops_per_s(world.device, run.precision)
         self.batches = iter(stage.loader)
         if self.step < run.steps:
             # before anything is written: data that cannot be used leave no folder behind
@@ -108,7 +118,10 @@ class _Training:
             run.wandb,
             start_step=self.step,
             highlights=stage.highlights,
+            flops_per_unit=flops_per_unit,
+            limit_flops_per_s=limit_flops_per_s,
         )
+        self.waited_s = 0.0
         self.saved_at = time.monotonic()
 
     def run_all(self) -> bool:
@@ -132,7 +145,7 @@ class _Training:
         totals: dict[str, torch.Tensor] = {}
         counted = 0
         while self.step < run.steps:
-            micro_batches = [self._to_device(next(self.batches)) for _ in range(run.accumulation_steps)]
+            micro_batches = [self._to_device(self._next_batch()) for _ in range(run.accumulation_steps)]
             stage.prepare(micro_batches, self.step, self.world)
             metrics = self.engine.update(micro_batches, self.step)
             if self.ema:
@@ -156,6 +169,12 @@ class _Training:
                 self._save_checkpoint()
         return True
 
+    def _next_batch(self) -> dict:
+        began_s = time.monotonic()
+        batch = next(self.batches)
+        self.waited_s += time.monotonic() - began_s
+        return batch
+
     def _to_device(self, batch: dict) -> dict:
         if self.world.device.type == "cuda":  # from other memory than pinned the copy would wait for the GPU
             batch = {k: v.pin_memory() if torch.is_tensor(v) else v for k, v in batch.items()}
@@ -172,14 +191,16 @@ class _Training:
             "loss": values.pop("loss"),
             "step_size": self.engine.optimizer_config.step_size(self.step - 1),
             **values,
+            "memory_gb": _peak_memory_bytes(self.world.device) / 1e9,
         }
+        waited_s, self.waited_s = self.waited_s, 0.0
         if not math.isfinite(values["loss"]):
             self.telemetry.log(self.step, values, 0)
             raise NotFinite(
                 f"the loss is not finite at update {self.step}: continue from the latest checkpoint with --resume and a "
                 "smaller optimizer.step_size, or set optimizer.clip_norm"
             )
-        self.telemetry.log(self.step, values, counted * self.run.batch_size * self.stage.units_per_sample)
+        self.telemetry.log(self.step, values, counted * self.run.batch_size * self.stage.units_per_sample, waited_s)
         for warning in self.stage.check(self.step, values):
             self.telemetry.warn(warning)
 
@@ -251,6 +272,14 @@ class _Training:
             return
         weights = self.ema.averages if self.ema else self.engine.model.state_dict()
         save_weights(self.folder, self.stage.kind, weights, self.stage.model_config, self.stage.links)
+
+
+def _peak_memory_bytes(device: torch.device) -> int:
+    """The most that this process has held: of the GPU in tensors, on a CPU of main memory in all."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident if sys.platform == "darwin" else 1024 * resident
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from PIL import Image
 
 from dalle.config import Sampling, TrainPrior
 from dalle.data.tokens import TokenBatches, TokenLoader, TokenShards
+from dalle.models.flops import prior_flops
 from dalle.models.folder import check_link, load_dvae, read_header
 from dalle.models.prior import Prior
 from dalle.objectives.prior import PriorObjective
@@ -48,6 +49,7 @@ def stage(config: TrainPrior, world: World) -> Stage:
         unit="tokens",
         units_per_sample=config.model.slots,
         model_config=config.model,
+        flops_per_sample=prior_flops(config.model),
         prepare=count_text_targets,
         validate=validation.figures if validation and config.valid_data else None,
         draw=validation.pictures if validation else None,

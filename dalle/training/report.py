@@ -21,6 +21,7 @@ import numpy as np
 
 from dalle.sampling.page import head, replace_text
 
+SPEED = ("images_per_s", "tokens_per_s", "mfu", "data_wait", "memory_gb")
 MAX_POINTS = 500
 MAX_WARNINGS = 100
 # Colours that matplotlib writes and the page's style sheet then decides, so that curves follow light and dark.
@@ -127,6 +128,11 @@ def _headline(title: str, run: dict[str, Any], records: list[dict[str, Any]], se
         rates = _finite(series.get(f"{unit}_per_s"))
         if len(rates):
             facts[f"{unit.capitalize()} per second"] = f"{np.median(rates[-20:, 1]):,.4g}"
+    utilisation = _finite(series.get("mfu"))
+    if len(utilisation):
+        limit = run.get("limit_flops_per_s")
+        of = f" of {limit / 1e12:,.3g} TFLOP/s" if limit else ""
+        facts["Model FLOPs utilisation"] = f"{np.median(utilisation[-20:, 1]):.0%}{of}"
     for key, name in (("loss", "Loss"), ("valid/loss", "Validation loss")):
         rows = _finite(series.get(key))
         if len(rows):
@@ -146,7 +152,19 @@ def _finite(rows: np.ndarray | None) -> np.ndarray:
 
 def _curves(series: dict[str, np.ndarray]) -> str:
     names = list(dict.fromkeys(key.removeprefix("valid/") for key in series))
+    if not names:
+        return '<h2>Curves</h2><p class="soft">Nothing has been logged yet.</p>'
     names.sort(key=lambda name: name != "loss")  # stable: the loss first, the rest as they came
+    groups = {"Curves": [name for name in names if name not in SPEED]}
+    groups["Speed and memory"] = [name for name in SPEED if name in names]
+    return "".join(
+        f'<h2>{title}</h2><div class="curves">{_figures(group, series)}</div>'
+        for title, group in groups.items()
+        if group
+    )
+
+
+def _figures(names: list[str], series: dict[str, np.ndarray]) -> str:
     figures = []
     for name in names:
         train, valid = series.get(name), series.get(f"valid/{name}")
@@ -159,9 +177,7 @@ def _curves(series: dict[str, np.ndarray]) -> str:
         curve = _draw(name, _finite(train), _finite(valid))
         caption = f"<figcaption><b>{html.escape(name)}</b><i>{' &nbsp; '.join(notes)}</i></figcaption>"
         figures.append(f"<figure>{caption}{curve}</figure>")
-    if not figures:
-        return '<h2>Curves</h2><p class="soft">Nothing has been logged yet.</p>'
-    return f'<h2>Curves</h2><div class="curves">{"".join(figures)}</div>'
+    return "".join(figures)
 
 
 def _draw(name: str, train: np.ndarray, valid: np.ndarray) -> str:

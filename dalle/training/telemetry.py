@@ -2,7 +2,8 @@
 
 A run's folder gets four things. `metrics.jsonl` has one line per logging interval, validation or warning, and is the
 only thing that is appended to. `pictures/` has a few pictures per name. `report.html` (see `report.py`) is drawn from
-these. `run.json` says what `metrics.jsonl` cannot say without a special line: title, unit, number of steps, status.
+these. `run.json` says what `metrics.jsonl` cannot say without a special line: title, unit, number of steps, status, and
+what utilisation is counted from.
 
 Only the main rank sees anything: on the others every method returns at once. Nothing here synchronises ranks.
 """
@@ -44,7 +45,9 @@ class Telemetry:
     total_steps: the step at which the run ends. unit: what throughput counts, "images" or "tokens".
     is_main: False on every rank but one. start_step: the step of the checkpoint that the run resumes from; lines and
     pictures after it are dropped, for they will be made again. At 0, what an earlier run left goes to `previous-N/`.
-    highlights: names of the values that the bar shows beside loss and step size.
+    highlights: names of the values that the bar shows beside loss and step size. flops_per_unit: floating-point operations
+    of training on one unit; null where they are not counted, and then no utilisation is logged. limit_flops_per_s: what
+    the matrix products of all ranks reach together.
 
     Raises ValueError when wandb is switched on and cannot be imported or logged in to.
     """
@@ -60,6 +63,8 @@ class Telemetry:
         show_progress: bool = True,
         start_step: int = 0,
         highlights: Sequence[str] = (),
+        flops_per_unit: float | None = None,
+        limit_flops_per_s: float | None = None,
     ) -> None:
         assert unit in UNITS, f"unit is {unit!r}, allowed: {UNITS}"
         self.is_main = is_main
@@ -67,6 +72,7 @@ class Telemetry:
             return
         self.folder, self.title, self.total_steps, self.unit = Path(folder), title, total_steps, unit
         self.start_step = self.step = start_step
+        self.flops_per_unit, self.limit_flops_per_s = flops_per_unit, limit_flops_per_s
         self._shown = ("loss", *highlights, "step_size")
         self.folder.mkdir(parents=True, exist_ok=True)
         time_before_s = _drop_after(self.folder, start_step) if start_step > 0 else _set_aside(self.folder)
@@ -96,8 +102,9 @@ class Telemetry:
         self._report_due_s = now_s + REPORT_INTERVAL_S
         self._report_failed = False
 
-    def log(self, step: int, values: dict[str, float], num_units: int) -> None:
-        """Records `values` at `step`; `num_units` images or tokens were trained on, on all ranks, since the last call.
+    def log(self, step: int, values: dict[str, float], num_units: int, waited_s: float = 0.0) -> None:
+        """Records `values` at `step`; `num_units` images or tokens were trained on, on all ranks, since the last call, in which
+        this rank has waited `waited_s` for data.
 
         To be called once per logging interval: each value is read as a float, which waits for the device.
         """
@@ -108,9 +115,13 @@ class Telemetry:
         self._last_active_s = active_s
         units_per_s = num_units / elapsed_s if elapsed_s > 0 else math.nan
         self.step = step
-        record = {f"{self.unit}_per_s": units_per_s, **{key: float(value) for key, value in values.items()}}
+        record = {f"{self.unit}_per_s": units_per_s}
+        if self.flops_per_unit is not None:
+            record["mfu"] = units_per_s * self.flops_per_unit / self.limit_flops_per_s
+        record["data_wait"] = waited_s / elapsed_s if elapsed_s > 0 else math.nan
+        record |= {key: float(value) for key, value in values.items()}
         self._write(record)
-        self._show_progress(record, units_per_s)
+        self._show_progress(record)
         if self._num_logs == 0:  # the first interval holds compilation and warm-up: a bad guide to the time left
             self._first_log = (step, time.monotonic())
         self._num_logs += 1
@@ -203,18 +214,22 @@ class Telemetry:
 
     def _write_run(self, status: str) -> None:
         run = {"title": self.title, "unit": self.unit, "total_steps": self.total_steps, "status": status}
+        run |= {"flops_per_unit": self.flops_per_unit, "limit_flops_per_s": self.limit_flops_per_s}
         replace_text(self.folder / "run.json", json.dumps({**run, "wandb_id": self._wandb_id}, ensure_ascii=False))
 
-    def _show_progress(self, record: dict[str, float], units_per_s: float) -> None:
+    def _show_progress(self, record: dict[str, float]) -> None:
         if not self._show:
             return
         shown = {key: record[key] for key in self._shown if key in record}
+        speed = f"{_short(record[f'{self.unit}_per_s'])} {self.unit}/s"
+        for key, form in (("mfu", "mfu {:.0%}"), ("data_wait", "data {:.0%}"), ("memory_gb", "{:.1f} GB")):
+            speed += "  " + form.format(record[key]) if key in record else ""
         step_then, then_s = self._first_log
         left = ""
         if self.step > step_then:
             left_s = (time.monotonic() - then_s) / (self.step - step_then) * (self.total_steps - self.step)
             left = f"  {duration(max(left_s, 0))} left"
-        text = f"{_join_values(shown)}  {_short(units_per_s)} {self.unit}/s{left}".strip()
+        text = f"{_join_values(shown)}  {speed}{left}".strip()
         if self._bar is not None:
             self._bar.n = self.step
             self._bar.set_postfix_str(text, refresh=True)

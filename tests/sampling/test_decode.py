@@ -48,7 +48,7 @@ def test_only_matrices_of_another_precision_are_copied():
         own = {n for n, t in held.named_parameters() if t.data_ptr() != prior.get_parameter(n).data_ptr()}
         assert own == {f"{n}.{t}" for n in matrices for t in ("weight", "bias") if precision == "bf16"}
         assert all(held.get_submodule(n).weight.dtype == dtype for n in matrices)
-        assert held.mask("row").data_ptr() == prior.mask("row").data_ptr()
+        assert held.masked["row"].mask_SS.data_ptr() == prior.masked["row"].mask_SS.data_ptr()
     assert prior.training and all(p.dtype == torch.float32 and p.requires_grad for p in prior.parameters())
 
 

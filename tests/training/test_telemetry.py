@@ -49,6 +49,38 @@ def test_what_a_stage_highlights_is_on_the_progress_line(tmp_path, capsys):
     assert "other" not in line
 
 
+def test_speed_is_counted_from_time_not_paused(tmp_path, monkeypatch, capsys):
+    now_s = 100.0
+    monkeypatch.setattr("dalle.training.telemetry.time.monotonic", lambda: now_s)
+    telemetry = Telemetry(tmp_path, "a run", 100, "tokens", flops_per_unit=3e9, limit_flops_per_s=1e12)
+    now_s += 4
+    with telemetry.paused():
+        now_s += 60
+    telemetry.log(10, {"loss": 0.5, "memory_gb": 2.13}, num_units=400, waited_s=0.2)
+    telemetry.close("finished")
+    (line,) = _lines(tmp_path)
+    assert line["tokens_per_s"] == 100
+    assert line["mfu"] == pytest.approx(3e9 * 100 / 1e12)
+    assert line["data_wait"] == pytest.approx(0.2 / 4)
+    assert "loss 0.5  100 tokens/s  mfu 30%  data 5%  2.1 GB" in capsys.readouterr().err
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert (run["flops_per_unit"], run["limit_flops_per_s"]) == (3e9, 1e12)
+    page = (tmp_path / "report.html").read_text()
+    assert "30% of 1 TFLOP/s" in page
+    health, speed = page.split("<h2>Speed and memory</h2>")
+    assert "<b>loss</b>" in health
+    for name in ("tokens_per_s", "mfu", "data_wait", "memory_gb"):
+        assert f"<b>{name}</b>" in speed and f"<b>{name}</b>" not in health
+
+
+def test_what_is_not_counted_is_not_shown(tmp_path):
+    telemetry = _telemetry(tmp_path)
+    telemetry.log(10, {"loss": 0.5}, 1)
+    telemetry.close("finished")
+    assert "mfu" not in _lines(tmp_path)[0]
+    assert "utilisation" not in (tmp_path / "report.html").read_text()
+
+
 def test_numbers_that_json_lacks_become_null(tmp_path):
     telemetry = _telemetry(tmp_path)
     telemetry.log(1, {"loss": math.nan, "scale": math.inf}, 1)

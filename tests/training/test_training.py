@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from dalle.cli.train import train
 from dalle.config import TrainCLIP, TrainDVAE, TrainPrior
+from dalle.data.tokens import TokenLoader
 from tests.conftest import ROOT, TINY_CLIP, TINY_DVAE, TINY_PRIOR, clean_environment
 
 
@@ -191,6 +192,39 @@ def test_a_reranker_goes_on_with_the_dvae_it_began_with(models, shapes_folder, t
         with pytest.raises(ValueError, match=f"dvae_hash .*{change}"):
             arguments = [*TINY_CLIP, *data, *more, "--run.steps", "6", "--output", str(output), "--resume"]
             train("clip", TrainCLIP, arguments)
+
+
+def test_every_log_line_says_how_fast_and_how_much_memory(models):
+    for kind, unit in (("dvae", "images"), ("prior", "tokens"), ("clip", "images")):
+        lines = [json.loads(line) for line in (models / kind / "metrics.jsonl").read_text().splitlines()]
+        lines = [line for line in lines if "loss" in line]
+        run = json.loads((models / kind / "run.json").read_text())
+        assert lines
+        for line in lines:
+            assert line[f"{unit}_per_s"] > 0 and 0 <= line["data_wait"] < 1
+            assert 0.05 < line["memory_gb"] < 100  # PyTorch alone is more, no machine for tests is larger
+            if kind == "clip":  # uncounted
+                assert "mfu" not in line and run["limit_flops_per_s"] is None
+            else:
+                by_hand = line[f"{unit}_per_s"] * run["flops_per_unit"] / run["limit_flops_per_s"]
+                assert line["mfu"] == pytest.approx(by_hand) and 0 < by_hand < 1
+
+
+def test_waiting_for_the_loader_shows(models, tmp_path, monkeypatch):
+    wait_s, batches = 0.3, TokenLoader.__iter__
+
+    def slow_batches(loader):
+        for batch in batches(loader):
+            time.sleep(wait_s)
+            yield batch
+
+    monkeypatch.setattr(TokenLoader, "__iter__", slow_batches)
+    train("prior", TrainPrior, _prior_arguments(models, tmp_path / "slow", "--run.steps", "4"))
+    waits, rates = (_metrics(tmp_path / "slow", name) for name in ("data_wait", "tokens_per_s"))
+    assert len(waits) == 4 and waits[0] < 0.1  # the first batch is there before the clock starts
+    for wait, rate in zip(waits[1:], rates[1:], strict=True):
+        interval_s = 8 * 40 / rate  # the slots of an update's samples
+        assert wait_s <= wait * interval_s < interval_s
 
 
 def test_data_that_cannot_be_used_leave_nothing_behind(tokenizer_file, tmp_path):

@@ -1,0 +1,92 @@
+"""The cross-entropy of a head's logits, which are never held all at once.
+
+At 8,192 codes and 1,024 image slots the fp32 logits of one sample take 34 MB, and as much again for their gradient. Here
+they live a few rows at a time. Their gradients are made in the same pass and held in the dtype of the products, for a block
+of rows that is large enough for fast products, so that the backward pass is a multiplication. The axes are N rows, R rows
+of a block, C rows of a chunk, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from dalle.text import PAD
+
+_CHUNK_ROWS = {"cpu": 256, "cuda": 8192}
+"""Rows whose logits are in fp32 at a time: of 8,192 codes 8 MB, which a CPU's cache holds, and 256 MB."""
+_BLOCK_LOGITS = 1 << 26
+"""Logits whose gradients are held in 16 bits at a time: 128 MB of them."""
+
+
+def cross_entropy_reference(
+    x_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor, targets_N: torch.Tensor
+) -> torch.Tensor:
+    """The plain form of `cross_entropy`."""
+    logits_NV = F.linear(x_ND, weight_VD, bias_V).float()
+    return F.cross_entropy(logits_NV, targets_N, ignore_index=PAD, reduction="sum")
+
+
+def cross_entropy(
+    x_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor, targets_N: torch.Tensor
+) -> torch.Tensor:
+    """The sum over rows of −ln softmax(x·wᵀ + b)[target], in nats: fp32, a scalar. Products run in the dtype of autocast.
+
+    Args:
+        x_ND: final states
+        weight_VD: the head's weight
+        bias_V: its bias
+        targets_N: int64 [N]; `PAD` counts for nothing
+    """
+    device = x_ND.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_ND.dtype
+    with torch.autocast(device, enabled=False):
+        return _CrossEntropy.apply(x_ND, weight_VD, bias_V, targets_N, dtype)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_ND, weight_VD, bias_V, targets_N, dtype):
+        learning = any(ctx.needs_input_grad)
+        x_ND, cast_VD = x_ND.to(dtype), weight_VD.to(dtype)
+        vocabulary = len(weight_VD)
+        nats = bias_V.new_zeros(())
+        if learning:
+            dx_ND, dweight_VD, dbias_V = (torch.zeros_like(t) for t in (x_ND, weight_VD, bias_V))
+        for rows in _slices(len(x_ND), _BLOCK_LOGITS // vocabulary):
+            x_RD, targets_R = x_ND[rows], targets_N[rows]
+            dlogits_RV = x_RD.new_empty(len(x_RD) if learning else 0, vocabulary)
+            for some in _slices(len(x_RD), _CHUNK_ROWS[x_ND.device.type]):
+                counted_C1 = (targets_R[some] != PAD).float()[:, None]
+                targets_C1 = targets_R[some].clamp(min=0)[:, None]
+                log_p_CV = _logits(x_RD[some], cast_VD, bias_V).log_softmax(dim=1)
+                nats -= (log_p_CV.gather(1, targets_C1) * counted_C1).sum()
+                if learning:
+                    # d nats / d logits = softmax − one-hot
+                    p_CV = log_p_CV.exp_()
+                    p_CV.scatter_add_(1, targets_C1, torch.full_like(counted_C1, -1)).mul_(counted_C1)
+                    dbias_V += p_CV.sum(dim=0)
+                    dlogits_RV[some] = p_CV.to(dtype)
+            if learning:
+                dx_ND[rows] = dlogits_RV @ cast_VD
+                dweight_VD += dlogits_RV.mT @ x_RD
+        if learning:
+            ctx.save_for_backward(dx_ND, dweight_VD, dbias_V)
+        return nats
+
+    @staticmethod
+    def backward(ctx, dnats):
+        dx_ND, dweight_VD, dbias_V = ctx.saved_tensors
+        return dx_ND.float() * dnats, dweight_VD * dnats, dbias_V * dnats, None, None
+
+
+def _slices(length: int, at_once: int) -> list[slice]:
+    at_once = max(1, at_once)
+    return [slice(first, min(first + at_once, length)) for first in range(0, length, at_once)]
+
+
+def _logits(x_CD: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor) -> torch.Tensor:
+    """x·wᵀ + b in fp32: [C, V]. Of 16-bit matrices a GPU keeps the sums as they are; a CPU rounds them first."""
+    if x_CD.is_cuda and x_CD.dtype != torch.float32:
+        return torch.mm(x_CD, weight_VD.mT, out_dtype=torch.float32) + bias_V
+    return F.linear(x_CD, weight_VD, bias_V.to(x_CD.dtype)).float()

@@ -1,0 +1,89 @@
+"""Floating-point operations: counted for the models, measured for the machine (`docs/flops.md` derives the counts).
+
+A multiply-add is two. Counted is what a model asks for, not what a kernel spends on it: the pairs of slots that a mask
+keeps, and no recomputed activation, as for the model FLOPs utilisation of PaLM (Chowdhery et al., 2022, appendix B).
+"""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dalle.config import DVAEModel, Precision, PriorModel
+from dalle.layout import Kind, layer_kinds, seen_offsets
+from dalle.models.dvae import DVAE
+
+_MEASURED_S = 0.3
+"""A few matrix products on a CPU, and on a GPU enough of them for its clock to settle."""
+
+
+def attention_flops(kind: Kind, config: PriorModel) -> int:
+    """Of one sample in the attention of one layer, forward: q·kᵀ and weights·v over all heads, for the pairs of slots that
+    the layer's mask keeps. The projections before and after are not in it."""
+    text, image = config.text_slots, config.image_slots
+    # an offset o is met by the I − o slots that have as many before them
+    between_images = sum(image - offset for offset in seen_offsets(kind, config.grid, config.conv_kernel))
+    pairs = text * (text + 1) // 2 + image * text + between_images
+    return 4 * config.width * pairs
+
+
+def prior_flops(config: PriorModel) -> int:
+    """Of training on one sample: forward, and twice that for the gradients of inputs and weights. The resblocks' matrices on
+    all slots, attention, and each head on the slots that it scores; embeddings are looked up."""
+    matrices = 24 * config.width**2 * config.slots  # 12 D² weights: q·k·v 3, projection 1, MLP 8
+    attention = sum(attention_flops(kind, config) for kind in layer_kinds(config))
+    scored = config.caption_tokens * config.text_vocabulary + config.image_slots * config.codebook_size
+    return 3 * (config.depth * matrices + attention + 2 * config.width * scored)
+
+
+def dvae_flops(config: DVAEModel) -> dict[str, int]:
+    """Of one image, by what is done with it: "train" (forward and backward), "encode", "decode"."""
+    with torch.device("meta"):
+        dvae = DVAE(config)
+    dvae.to_empty(device="cpu")  # pages that nobody writes to take no memory
+    # of one token's pixels, times the tokens: convolutions cost the same everywhere
+    pixels = torch.zeros(1, 3, config.downsampling, config.downsampling)
+    encode = _counted(dvae.encoder, pixels) * config.grid**2
+    draw = _counted(dvae.decoder, torch.zeros(1, config.codebook_size, 1, 1)) * config.grid**2
+    # hard codes look up what relaxed ones need a product for, where a code's channels depend on it alone
+    product = 2 * config.codebook_size * config.decoder_input_width * config.grid**2
+    saved = product if config.boundary_kernel == 1 else 0
+    return {"train": 3 * (encode + draw), "encode": encode, "decode": draw - saved}
+
+
+def _counted(module: nn.Module, x: torch.Tensor) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(x)
+    return counter.get_total_flops()
+
+
+@cache
+def matrix_flops_per_s(device: torch.device, precision: Precision) -> float:
+    """The best rate of a few large matrix products, each timed alone: the limit that utilisation is counted against.
+
+    Square, 8192 on CUDA and 2048 elsewhere. It takes a third of a second, once in a process.
+    """
+    side = 8192 if device.type == "cuda" else 2048
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    generator = torch.Generator(device).manual_seed(0)  # the run's own stays as it is
+    # random, since a GPU draws less power on constants and clocks higher
+    a, b = (torch.randn(side, side, generator=generator, device=device, dtype=dtype) for _ in range(2))
+    product = torch.empty_like(a)
+
+    def took_s() -> float:
+        began_s = time.perf_counter()
+        torch.mm(a, b, out=product)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - began_s
+
+    took_s()
+    until_s = time.perf_counter() + _MEASURED_S
+    least_s = took_s()
+    while time.perf_counter() < until_s:
+        least_s = min(least_s, took_s())
+    return 2 * side**3 / least_s
