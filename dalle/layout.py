@@ -129,13 +129,13 @@ class Windows:
 
 
 def windows(kind: Kind, grid: int, conv_kernel: int = 11) -> Windows:
-    """The windows of a sparse layer. Blocks have 16 to 48 slots where such a number divides the image, else G: smaller
+    """The windows of a sparse layer. Blocks have 16 to 32 slots where such a number divides the image, else G: smaller
     products are slow, larger ones compute more pairs that the mask drops."""
     slots = grid**2
     if kind == "column":
         seen_GNM = torch.ones(grid, grid, grid, dtype=torch.bool).tril()
         return Windows(grid, [(0, grid)], seen_GNM)
-    block = next((n for n in range(48, 15, -1) if slots % n == 0), grid)
+    block = next((n for n in range(32, 15, -1) if slots % n == 0), grid)
     mask_II = image_mask(kind, grid, conv_kernel)
     offsets = seen_offsets(kind, grid, conv_kernel)
     needed = sorted({slot - offset for slot in range(block) for offset in offsets})

@@ -27,17 +27,12 @@ BENCHMARKS = {"dvae": dvae, "prior": prior}
 def main() -> None:
     """Parse, run, print."""
     form = argparse.RawDescriptionHelpFormatter
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--json", action="store_true", help="print the last line alone")
-    shared.add_argument("--repeats", type=int, default=5, help="calls of each side that are counted")
-    shared.add_argument("--compile", action="store_true", help="ours; what a peer does is its own")
-    shared.add_argument("--recompute", action="store_true", help="our activations, in the backward pass")
-    shared.add_argument("--same_allocator", action="store_true", help="give the peers our allocator settings")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     names = parser.add_subparsers(dest="name", metavar="NAME", required=True)
     for name, module in BENCHMARKS.items():
         summary = module.__doc__.partition("\n\n")[0]
-        own = names.add_parser(name, parents=[shared], help=summary, description=module.__doc__, formatter_class=form)
+        own = names.add_parser(name, help=summary, description=module.__doc__, formatter_class=form)
+        _add_shared_options(own)
         module.add_options(own)
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -48,6 +43,16 @@ def main() -> None:
         for peer, ratio in result["ratio"].items():
             print(f"  {ratio:.2f} × {peer} ({_rounded(result['peers'][peer])})")
     print(json.dumps({"cases": cases} if len(cases) > 1 else cases[0]))
+
+
+def _add_shared_options(parser: argparse.ArgumentParser) -> None:
+    """Those of every benchmark; each may set another default."""
+    switch = argparse.BooleanOptionalAction
+    parser.add_argument("--json", action="store_true", help="print the last line alone")
+    parser.add_argument("--repeats", type=int, default=5, help="calls of each side that are counted")
+    parser.add_argument("--compile", action=switch, default=False, help="ours; what a peer does is its own")
+    parser.add_argument("--recompute", action="store_true", help="our activations, in the backward pass")
+    parser.add_argument("--same_allocator", action="store_true", help="give the peers our allocator settings")
 
 
 def _rounded(value: float) -> str:

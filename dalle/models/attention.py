@@ -6,6 +6,7 @@ The axes are B batch, H heads, S query slots, M key slots, K head width.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import nn
@@ -15,8 +16,16 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from dalle.layout import Kind, Windows, attention_mask, block_mask_rule, transposed, windows
 from dalle.models.window_attention import window_attention
 
-_compiled_flex_attention = torch.compile(flex_attention, dynamic=False)
-"""Compiled even where the model is not: as plain operations it would be dense."""
+_LEAST_HEAD_WIDTH = 16
+"""FlexAttention has no kernel for narrower heads."""
+
+
+@cache
+def _compiled_flex_attention():
+    """Compiled even where the model is not: as plain operations it would be dense. Each kind and batch size is a
+    compilation of its own; one too many is an error, not a silent fall back to the dense form."""
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 
 def reference_attention(q_BHSK, k_BHMK, v_BHMK, mask_SM: torch.Tensor) -> torch.Tensor:
@@ -50,13 +59,19 @@ class MaskedAttention(nn.Module):
             self.windows: Windows | None = windows(kind, grid, conv_kernel) if kind != "dense" else None
         self.register_buffer("mask_SS", mask_SS, persistent=False)
         self.block_mask: BlockMask | None = None
+        self.block_device: torch.device | None = None
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
-        if self.kind != "dense" and self.mask_SS.is_cuda:  # now, not in a step, which may be compiled
+        device = self.mask_SS.device
+        # now, not in a step, which may be compiled
+        if device.type == "cuda" and self.kind != "dense" and (self.block_mask is None or self.block_device != device):
             rule = block_mask_rule(self.kind, self.text_slots, self.grid, self.conv_kernel)
-            slots = len(self.mask_SS)
-            self.block_mask = create_block_mask(rule, None, None, slots, slots, device=self.mask_SS.device)
+            slots = self.text_slots + self.grid**2
+            self.block_mask, self.block_device = (
+                create_block_mask(rule, None, None, slots, slots, device=device),
+                device,
+            )
         return self
 
     def forward(self, q_BHSK: torch.Tensor, k_BHSK: torch.Tensor, v_BHSK: torch.Tensor) -> torch.Tensor:
@@ -65,21 +80,23 @@ class MaskedAttention(nn.Module):
         Args:
             q_BHSK, k_BHSK, v_BHSK: of all slots, or of the first ones, for which the mask is applied as it is
         """
-        slots = q_BHSK.shape[2]
+        slots, head_width = q_BHSK.shape[2:]
         if self.kind == "dense":
             return F.scaled_dot_product_attention(q_BHSK, k_BHSK, v_BHSK, is_causal=True)
-        if slots < len(self.mask_SS):
+        if slots < self.mask_SS.shape[0] or (q_BHSK.is_cuda and head_width < _LEAST_HEAD_WIDTH):
             mask_SS = self.mask_SS[:slots, :slots]
             return F.scaled_dot_product_attention(q_BHSK, k_BHSK, v_BHSK, attn_mask=mask_SS)
         return (self.by_blocks if q_BHSK.is_cuda else self.by_windows)(q_BHSK, k_BHSK, v_BHSK)
 
     def by_blocks(self, q_BHSK: torch.Tensor, k_BHSK: torch.Tensor, v_BHSK: torch.Tensor) -> torch.Tensor:
         """FlexAttention over the blocks of 128 × 128 pairs that the mask does not drop whole."""
+        assert self.block_mask is not None, "moved to CUDA by `.to`, which makes the block mask"
+        flex = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
         ordered = (self._ordered(x_BHSK) for x_BHSK in (q_BHSK, k_BHSK, v_BHSK))
-        return self._ordered(_compiled_flex_attention(*ordered, block_mask=self.block_mask))
+        return self._ordered(flex(*ordered, block_mask=self.block_mask))
 
     def by_windows(self, q_BHSK: torch.Tensor, k_BHSK: torch.Tensor, v_BHSK: torch.Tensor) -> torch.Tensor:
-        """Dense products of windows, on any device."""
+        """Dense products of windows, on a CPU."""
         ordered = (self._ordered(x_BHSK).flatten(0, 1) for x_BHSK in (q_BHSK, k_BHSK, v_BHSK))
         out_PSK = window_attention(*ordered, self.text_slots, self.windows)
         return self._ordered(out_PSK.unflatten(0, q_BHSK.shape[:2]))

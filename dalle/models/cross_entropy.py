@@ -38,46 +38,88 @@ def cross_entropy(
         bias_V: its bias
         targets_N: int64 [N]; `PAD` counts for nothing
     """
+    learning = torch.is_grad_enabled() and any(t.requires_grad for t in (x_ND, weight_VD, bias_V))
+    return _forward(x_ND, weight_VD, bias_V, targets_N, _product_dtype(x_ND), learning)[0]
+
+
+def logits(x_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor) -> torch.Tensor:
+    """x·wᵀ + b: fp32 [N, V]. The product runs in the dtype of autocast; of 16-bit matrices a GPU keeps the sums in fp32
+    where no gradient is asked for, a CPU rounds them first."""
+    dtype = _product_dtype(x_ND)
+    with torch.autocast(x_ND.device.type, enabled=False):
+        x_ND, weight_VD = x_ND.to(dtype), weight_VD.to(dtype)
+        if torch.is_grad_enabled():  # PyTorch's product with another dtype has no backward pass
+            return (x_ND @ weight_VD.mT).float() + bias_V
+        return _logits(x_ND, weight_VD, bias_V)
+
+
+def _product_dtype(x_ND: torch.Tensor) -> torch.dtype:
     device = x_ND.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_ND.dtype
-    with torch.autocast(device, enabled=False):
-        return _CrossEntropy.apply(x_ND, weight_VD, bias_V, targets_N, dtype)
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_ND.dtype
 
 
-class _CrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x_ND, weight_VD, bias_V, targets_N, dtype):
-        learning = any(ctx.needs_input_grad)
-        x_ND, cast_VD = x_ND.to(dtype), weight_VD.to(dtype)
-        vocabulary = len(weight_VD)
-        nats = bias_V.new_zeros(())
-        if learning:
-            dx_ND, dweight_VD, dbias_V = (torch.zeros_like(t) for t in (x_ND, weight_VD, bias_V))
+# an operator, which a compiler takes as it is: what Inductor makes of it takes four times as long on a CPU
+
+
+@torch.library.custom_op("dalle::cross_entropy", mutates_args=())
+def _forward(
+    x_ND: torch.Tensor,
+    weight_VD: torch.Tensor,
+    bias_V: torch.Tensor,
+    targets_N: torch.Tensor,
+    dtype: torch.dtype,
+    learning: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The nats, and their gradients by states, weight and bias where they are wanted; else nothing."""
+    nats, *gradients = _results(x_ND, weight_VD, bias_V, dtype, learning)
+    dx_ND, dweight_VD, dbias_V = (gradient.zero_() for gradient in gradients)
+    nats.zero_()
+    vocabulary = len(weight_VD)
+    with torch.autocast(x_ND.device.type, enabled=False):
+        x_ND, weight_VD = x_ND.to(dtype), weight_VD.to(dtype)
         for rows in _slices(len(x_ND), _BLOCK_LOGITS // vocabulary):
             x_RD, targets_R = x_ND[rows], targets_N[rows]
             dlogits_RV = x_RD.new_empty(len(x_RD) if learning else 0, vocabulary)
             for some in _slices(len(x_RD), _CHUNK_ROWS[x_ND.device.type]):
                 counted_C1 = (targets_R[some] != PAD).float()[:, None]
                 targets_C1 = targets_R[some].clamp(min=0)[:, None]
-                log_p_CV = _logits(x_RD[some], cast_VD, bias_V).log_softmax(dim=1)
+                log_p_CV = _logits(x_RD[some], weight_VD, bias_V).log_softmax(dim=1)
                 nats -= (log_p_CV.gather(1, targets_C1) * counted_C1).sum()
                 if learning:
                     # d nats / d logits = softmax − one-hot
                     p_CV = log_p_CV.exp_()
                     p_CV.scatter_add_(1, targets_C1, torch.full_like(counted_C1, -1)).mul_(counted_C1)
                     dbias_V += p_CV.sum(dim=0)
-                    dlogits_RV[some] = p_CV.to(dtype)
+                    dlogits_RV[some] = p_CV
             if learning:
-                dx_ND[rows] = dlogits_RV @ cast_VD
+                torch.mm(dlogits_RV, weight_VD, out=dx_ND[rows])
                 dweight_VD += dlogits_RV.mT @ x_RD
-        if learning:
-            ctx.save_for_backward(dx_ND, dweight_VD, dbias_V)
-        return nats
+    return nats, dx_ND, dweight_VD, dbias_V
 
-    @staticmethod
-    def backward(ctx, dnats):
-        dx_ND, dweight_VD, dbias_V = ctx.saved_tensors
-        return dx_ND.float() * dnats, dweight_VD * dnats, dbias_V * dnats, None, None
+
+def _results(x_ND, weight_VD, bias_V, dtype, learning) -> tuple[torch.Tensor, ...]:
+    """What `_forward` gives, with nothing in it."""
+    nats = torch.empty((), dtype=torch.float32, device=x_ND.device)
+    if not learning:
+        return nats, *(nats.new_empty(0) for _ in range(3))
+    return nats, torch.empty_like(x_ND, dtype=dtype), *(nats.new_empty(t.shape) for t in (weight_VD, bias_V))
+
+
+@_forward.register_fake
+def _(x_ND, weight_VD, bias_V, targets_N, dtype, learning):
+    return _results(x_ND, weight_VD, bias_V, dtype, learning)
+
+
+def _remember(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx, dnats, *_):
+    return *(dnats * gradient.float() for gradient in ctx.saved_tensors), None, None, None
+
+
+_forward.register_autograd(_gradients, setup_context=_remember)
 
 
 def _slices(length: int, at_once: int) -> list[slice]:
@@ -86,7 +128,6 @@ def _slices(length: int, at_once: int) -> list[slice]:
 
 
 def _logits(x_CD: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor) -> torch.Tensor:
-    """x·wᵀ + b in fp32: [C, V]. Of 16-bit matrices a GPU keeps the sums as they are; a CPU rounds them first."""
     if x_CD.is_cuda and x_CD.dtype != torch.float32:
-        return torch.mm(x_CD, weight_VD.mT, out_dtype=torch.float32) + bias_V
-    return F.linear(x_CD, weight_VD, bias_V.to(x_CD.dtype)).float()
+        return torch.mm(x_CD, weight_VD.mT, out_dtype=torch.float32).add_(bias_V)
+    return (x_CD @ weight_VD.mT).float().add_(bias_V)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from dalle.config import PriorModel
 from dalle.layout import layer_kinds, predicting, row_and_column
 from dalle.models.attention import MaskedAttention
-from dalle.models.cross_entropy import cross_entropy
+from dalle.models.cross_entropy import cross_entropy, logits
 
 
 class Attention(nn.Module):
@@ -75,7 +75,7 @@ class Head(nn.Linear):
     def forward(self, x_ND: torch.Tensor, targets_N: torch.Tensor | None = None) -> torch.Tensor:
         """Logits fp32 [..., V]; or, given the targets [...], the sum of their cross-entropies without holding all logits."""
         if targets_N is None:
-            return super().forward(x_ND).float()
+            return logits(x_ND.flatten(0, -2), self.weight, self.bias).unflatten(0, x_ND.shape[:-1])
         return cross_entropy(x_ND.flatten(0, -2), self.weight, self.bias, targets_N.flatten())
 
 

@@ -25,7 +25,8 @@ _SCORES_AT_ONCE = 1 << 21
 def window_attention(
     q_PSK: torch.Tensor, k_PSK: torch.Tensor, v_PSK: torch.Tensor, text_slots: int, windows: Windows
 ) -> torch.Tensor:
-    """softmax(q·kᵀ/√K) v over what the slots see: [P, S, K], in the dtype of the inputs; the softmax sums in fp32.
+    """softmax(q·kᵀ/√K) v over what the slots see: [P, S, K]. Scores and weights have the dtype of the inputs; the softmax
+    itself is fp32 inside.
 
     Args:
         q_PSK, k_PSK, v_PSK: the image slots in the windows' order

@@ -35,7 +35,7 @@ class TokenLoop:
     """Decodes image codes with a prior.
 
     Args:
-        prior: its matrices are cast to the precision once; where they have it, and for all else, its tensors are shared
+        prior: its matrices are cast to the precision once; where they have it, its parameters and buffers are shared
         precision: "fp32" or "bf16"
     """
 

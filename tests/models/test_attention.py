@@ -40,13 +40,14 @@ def test_forward_and_backward_are_the_reference(kind, text_slots, grid, kernel):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_in_16_bits(kind):
-    attention = MaskedAttention(kind, 6, 16, 11)
-    fused, qkv = _qkv(6 + 16**2, torch.bfloat16)
+@pytest.mark.parametrize(("text_slots", "grid", "kernel"), SHAPES)
+def test_in_16_bits(kind, text_slots, grid, kernel):
+    attention = MaskedAttention(kind, text_slots, grid, kernel)
+    fused, qkv = _qkv(text_slots + grid**2, torch.bfloat16, heads=1 if grid > 16 else 3)
     for ours, plain in _both(attention, fused, qkv, attention.mask_SS):
         # the reference rounds once, at its end; scores of up to 4, weights and their gradients are rounded to 8 bits here
-        assert (ours - plain).norm() / plain.norm() < 0.01
-        torch.testing.assert_close(ours, plain, atol=0.05, rtol=0.05)
+        assert (ours - plain).norm() / plain.norm() < 0.006
+        torch.testing.assert_close(ours, plain, atol=0.1, rtol=0.05)
 
 
 @pytest.mark.parametrize("kind", ["row", "column", "conv"])
@@ -67,16 +68,23 @@ def test_the_first_slots_alone_are_the_first_of_all(kind):
         torch.testing.assert_close(part, attention(*qkv)[:, :, :slots], atol=1e-5, rtol=1e-4)
 
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_changed_key_moves_those_who_see_it_and_no_one_else(kind):
+@pytest.mark.parametrize(("grid", "kernel"), [(5, 3), (4, 11)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_changed_key_moves_those_who_see_it_and_no_one_else(kind, grid, kernel, dtype, device):
     """Slot after slot: key and value change, and exactly the rows of the mask's column move."""
-    attention = MaskedAttention(kind, 3, 5, 3)
-    _, (q, k, v) = _qkv(3 + 25, batch=1, heads=1)
+    attention = MaskedAttention(kind, 3, grid, kernel).to(device)
+    _, (q, k, v) = _qkv(3 + grid**2, dtype, batch=1, heads=1, width=16, device=device)
+    q, k, v = q.detach(), k.detach(), v.detach()
     before = attention(q, k, v)[0, 0]
-    for slot in range(3 + 25):
-        other_k, other_v = k.detach().clone(), v.detach().clone()
+    for slot in range(3 + grid**2):
+        other_k, other_v = k.clone(), v.clone()
         other_k[:, :, slot] += 1
-        other_v[:, :, slot] += 1
+        other_v[:, :, slot] += 100  # past any rounding
         moved = (attention(q, other_k, other_v)[0, 0] != before).any(dim=1)
         assert torch.equal(moved, attention.mask_SS[:, slot])
 
@@ -112,20 +120,27 @@ def test_flex_attention_gives_the_reference(kind, monkeypatch):
     attention = MaskedAttention(kind, 5, 4, 3)
     rule = block_mask_rule(kind, 5, 4, 3)
     attention.block_mask = create_block_mask(rule, None, None, 21, 21, device="cpu")
-    monkeypatch.setattr("dalle.models.attention._compiled_flex_attention", flex_attention)
+    monkeypatch.setattr("dalle.models.attention._compiled_flex_attention", lambda: flex_attention)
     _, qkv = _qkv(21)
     with torch.no_grad():
         ours = attention.by_blocks(*(x.detach() for x in qkv))
     torch.testing.assert_close(ours, reference_attention(*qkv, attention.mask_SS), atol=1e-5, rtol=1e-4)
 
 
+def test_without_a_block_mask_nothing_is_attended():
+    """FlexAttention without one would see what lies ahead."""
+    _, qkv = _qkv(21)
+    with pytest.raises(AssertionError, match="block mask"):
+        MaskedAttention("row", 5, 4, 3).by_blocks(*qkv)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("text_slots", "grid"), [(256, 32), (37, 13)])
+@pytest.mark.parametrize(("text_slots", "grid", "width"), [(256, 32, 64), (37, 13, 32), (5, 4, 8)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_on_a_gpu(kind, text_slots, grid, dtype):
+def test_on_a_gpu(kind, text_slots, grid, width, dtype):
     attention = MaskedAttention(kind, text_slots, grid).cuda()
-    fused, qkv = _qkv(text_slots + grid**2, dtype, heads=2, width=64, device="cuda")
+    fused, qkv = _qkv(text_slots + grid**2, dtype, heads=2, width=width, device="cuda")
     for ours, plain in _both(attention, fused, qkv, attention.mask_SS):
         # fp32 products may run in TF32, of 10 bits; bf16 has 8
         assert (ours - plain).norm() / plain.norm() < (0.003 if dtype == torch.float32 else 0.01)

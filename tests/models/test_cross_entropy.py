@@ -1,9 +1,11 @@
 """The cross-entropy by chunks against the plain one."""
 
+import weakref
+
 import pytest
 import torch
 
-from dalle.models.cross_entropy import cross_entropy, cross_entropy_reference
+from dalle.models.cross_entropy import _forward, _logits, cross_entropy, cross_entropy_reference, logits
 from dalle.text import PAD
 
 
@@ -45,29 +47,43 @@ def test_under_autocast_sums_are_fp32():
         assert (ours - theirs).norm() / theirs.norm() < 0.05
 
 
-def test_without_gradients_none_are_made():
+def test_without_gradients_none_are_made(monkeypatch):
     inputs, targets = _inputs()
+    results = []
+    monkeypatch.setattr(
+        "dalle.models.cross_entropy._forward", lambda *args: results.append(_forward(*args)) or results[-1]
+    )
     with torch.no_grad():
         torch.testing.assert_close(cross_entropy(*inputs, targets), cross_entropy_reference(*inputs, targets))
+    assert [gradient.numel() for gradient in results[0][1:]] == [0, 0, 0]
+
+
+def test_logits_are_fp32_and_the_plain_ones():
+    (x, weight, bias), _ = _inputs()
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            torch.testing.assert_close(logits(x, weight, bias), torch.nn.functional.linear(x, weight, bias))
+            with torch.autocast("cpu", torch.bfloat16):
+                assert logits(x, weight, bias).dtype == torch.float32
 
 
 def test_all_fp32_logits_are_never_there(monkeypatch):
-    """Of 40 × 100 logits the forward and backward pass hold a chunk of 5 rows in fp32 at a time."""
+    """Of 40 × 100 logits the forward pass holds a chunk of 5 rows in fp32 at a time, and lets it go before the next."""
     monkeypatch.setattr("dalle.models.cross_entropy._CHUNK_ROWS", {"cpu": 5})
     inputs, targets = _inputs(rows=40, width=2, vocabulary=100)
-    largest = 0
+    chunks = []
 
-    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            nonlocal largest
-            result = function(*args, **(kwargs or {}))
-            if isinstance(result, torch.Tensor) and result.dtype == torch.float32:
-                largest = max(largest, result.numel())
-            return result
+    def watched(*args):
+        assert all(chunk() is None for chunk in chunks)
+        logits_CV = _logits(*args)
+        chunks.append(weakref.ref(logits_CV))
+        assert logits_CV.shape == (5, 100) and logits_CV.dtype == torch.float32
+        return logits_CV
 
-    with Largest(), torch.autocast("cpu", torch.bfloat16):
+    monkeypatch.setattr("dalle.models.cross_entropy._logits", watched)
+    with torch.autocast("cpu", torch.bfloat16):
         cross_entropy(*inputs, targets).backward()
-    assert largest == 500
+    assert len(chunks) == 8
 
 
 @pytest.mark.gpu

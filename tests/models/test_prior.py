@@ -10,6 +10,7 @@ from dalle.config import PriorObjective as PriorObjectiveConfig
 from dalle.models.prior import Prior
 from dalle.objectives.prior import PriorObjective
 from dalle.text import PAD
+from dalle.training.engine import recompute_blocks
 
 SMALL = PriorModel(
     text_slots=6, grid=4, text_vocabulary=20, codebook_size=11, width=24, depth=4, heads=2, conv_kernel=3
@@ -85,9 +86,11 @@ def test_identity_path_and_logits_stay_fp32_under_autocast():
     assert states.dtype == text.dtype == image.dtype == torch.float32
 
 
-@pytest.mark.parametrize("attention", ["paper", "dense"])
-def test_the_training_step_compiles_without_a_graph_break(attention):
+@pytest.mark.parametrize(("attention", "recompute"), [("paper", False), ("dense", False), ("paper", True)])
+def test_the_training_step_compiles_without_a_graph_break(attention, recompute):
     objective = PriorObjective(_model(replace(SMALL, attention=attention)).train(), PriorObjectiveConfig())
+    if recompute:
+        recompute_blocks(objective.model)
     text_BU, codes_BI = _inputs()
     batch = {"text_BU": text_BU, "codes_BI": codes_BI, "text_targets": torch.tensor(8.0)}
     compiled = torch.compile(objective, fullgraph=True, backend="aot_eager")  # raises at a graph break

@@ -16,6 +16,7 @@ from dalle.objectives import prior as objectives
 from tests.conftest import ROOT, clean_environment
 
 sys.path.insert(0, str(ROOT / "tools"))
+bench = importlib.import_module("bench")
 prior, peers_prior, sides = (
     importlib.import_module(f"benchmarks.{name}") for name in ("prior", "peers_prior", "sides")
 )
@@ -146,17 +147,15 @@ _train_dense = prior._train_dense  # without the compiler, which takes long
 
 def _options(*words):
     parser = argparse.ArgumentParser()
-    for name in ("--compile", "--recompute", "--same_allocator"):
-        parser.add_argument(name, action="store_true")
-    parser.add_argument("--repeats", type=int)
+    bench._add_shared_options(parser)
     prior.add_options(parser)
     sizes = [word for name, size in SIZES.items() for word in (f"--{name}", str(size))]
-    return parser.parse_args([*sizes, "--repeats", "1", "--batch_size", "2", *words])
+    return parser.parse_args([*sizes, "--no-compile", "--repeats", "1", "--batch_size", "2", *words])
 
 
 def test_every_case_says_all(in_this_process, monkeypatch, capsys):
     monkeypatch.setattr(peers_prior, "why_no_dalle_pytorch", lambda config: "not today")
-    cases = prior.run(_options("--grid", "4", "--grids", "3", "4"))
+    cases = prior.run(_options("--train_grids", "4", "--attention_grids", "3", "4"))
     assert capsys.readouterr().err == "dalle_pytorch is left out: not today\n"
     kinds = [f"prior attention {kind} grid {grid}" for grid in (3, 4) for kind in ("row", "column", "conv")]
     assert [case["name"] for case in cases] == ["prior train", *kinds]
@@ -184,7 +183,7 @@ def test_several_grids_show_the_growth(in_this_process, monkeypatch):
 
 @pytest.mark.gpu
 def test_the_benchmark_on_a_gpu():
-    words = ["--compile", "--repeats", "3", "--depth", "2", "--grids", "32"]
+    words = ["--compile", "--repeats", "3", "--depth", "2", "--attention_grids", "32"]
     command = [sys.executable, "tools/bench.py", "prior", "--json", *words]
     done = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=900)
     cases = json.loads(done.stdout.splitlines()[-1])["cases"]

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
@@ -29,7 +28,7 @@ _WARMUP = 2  # the optimizer's state comes with the second call
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that this benchmark alone has."""
-    parser.set_defaults(repeats=10)
+    parser.set_defaults(repeats=10, compile=True)
     parser.add_argument("--only", choices=("train", "attention"), help="leave the other cases out")
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--depth", type=int, default=8)
@@ -39,9 +38,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text_vocabulary", type=int, default=16384)
     parser.add_argument("--codebook_size", type=int, default=8192)
     several = "of the training step; with several there is a case for each, against dense_compiled alone"
-    parser.add_argument("--grid", "--train_grids", type=int, nargs="+", default=[32], metavar="G", help=several)
+    parser.add_argument("--train_grids", type=int, nargs="+", default=[32], metavar="G", help=several)
     parser.add_argument(
-        "--grids", type=int, nargs="+", default=[16, 32, 48, 64], metavar="G", help="of attention alone"
+        "--attention_grids", type=int, nargs="+", default=[16, 32, 48, 64], metavar="G", help="of attention alone"
     )
 
 
@@ -49,9 +48,11 @@ def run(options: argparse.Namespace) -> list[dict]:
     """The training cases, then the attention cases."""
     cases = []
     if options.only != "attention":
-        cases += [_train_case(_config(options, grid), options) for grid in options.grid]
+        cases += [_train_case(_config(options, grid), options) for grid in options.train_grids]
     if options.only != "train":
-        cases += [result for grid in options.grids for result in _attention_cases(_config(options, grid), options)]
+        cases += [
+            result for grid in options.attention_grids for result in _attention_cases(_config(options, grid), options)
+        ]
     return cases
 
 
@@ -68,7 +69,7 @@ def _config(options: argparse.Namespace, grid: int):
 def _train_case(config, options: argparse.Namespace) -> dict:
     from dalle.models.flops import prior_flops
 
-    batch, growth = options.batch_size, len(options.grid) > 1
+    batch, growth = options.batch_size, len(options.train_grids) > 1
     builds = {
         "ours": partial(_train_ours, config, batch, options.compile, options.recompute),
         "dense_compiled": partial(_train_dense, config, batch, True),
@@ -223,8 +224,8 @@ def _attention_calls(pattern: Callable, config, batch: int) -> dict[str, Callabl
     held = []
 
     def forward() -> None:
-        split = rearrange(qkv_BSE, "B S (three H K) -> three B H S K", three=3, H=config.heads)
-        held.append(pattern(*split.unbind(0)))
+        qkv_BSzHK = qkv_BSE.unflatten(-1, (3, config.heads, -1))
+        held.append(pattern(*(x_BSHK.transpose(1, 2) for x_BSHK in qkv_BSzHK.unbind(2))))
 
     def backward() -> None:
         held.pop().backward(gradient_BHSK)
