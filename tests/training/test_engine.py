@@ -40,7 +40,7 @@ def _dvae():
 
 
 def _prior():
-    config = PriorModel(text_slots=4, grid=2, text_vocabulary=5, codebook_size=7, width=8, depth=1, heads=1)
+    config = PriorModel(text_slots=4, grid=2, text_vocabulary=5, codebook_size=7, width=32, depth=2, heads=2)
     batch = {"text_BU": torch.tensor([[1, 2, PAD], [3, PAD, PAD]]), "text_targets": torch.tensor(3.0)}
     batch["codes_BI"] = torch.tensor([[0, 1, 2, 3], [4, 5, 6, 0]])
     return PriorLoss(Prior(config), PriorObjective()), batch
