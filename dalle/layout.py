@@ -117,13 +117,11 @@ class Windows:
     Column layers have their slots in column order here (`transposed`), all others in raster order.
 
     Args:
-        block: N, slots in a block
         runs: of the keys that a block needs, (first, length) of each run of consecutive slots, counted from the
             block's first slot; what lies before the image is never seen
-        seen_WNM: bool [W, N, M], which of the M keys of its block each slot sees, for each of the W = I / N blocks
+        seen_WNM: bool [W, N, M], which of the M keys of its block each slot sees, for each of the W = I / N blocks of N slots
     """
 
-    block: int
     runs: list[tuple[int, int]]
     seen_WNM: torch.Tensor
 
@@ -134,9 +132,8 @@ def windows(kind: Kind, grid: int, conv_kernel: int = 11) -> Windows:
     slots = grid**2
     if kind == "column":
         seen_GNM = torch.ones(grid, grid, grid, dtype=torch.bool).tril()
-        return Windows(grid, [(0, grid)], seen_GNM)
+        return Windows([(0, grid)], seen_GNM)
     block = next((n for n in range(32, 15, -1) if slots % n == 0), grid)
-    mask_II = image_mask(kind, grid, conv_kernel)
     offsets = seen_offsets(kind, grid, conv_kernel)
     needed = sorted({slot - offset for slot in range(block) for offset in offsets})
     runs: list[tuple[int, int]] = []
@@ -148,4 +145,4 @@ def windows(kind: Kind, grid: int, conv_kernel: int = 11) -> Windows:
     first_W = torch.arange(0, slots, block)
     query_WN1 = (first_W[:, None] + torch.arange(block))[:, :, None]
     key_W1M = (first_W[:, None] + torch.tensor(needed))[:, None, :]
-    return Windows(block, runs, mask_II[query_WN1, key_W1M.clamp(min=0)] & (key_W1M >= 0))
+    return Windows(runs, sees(kind, query_WN1, key_W1M, grid, conv_kernel) & (key_W1M >= 0))

@@ -59,19 +59,15 @@ class MaskedAttention(nn.Module):
             self.windows: Windows | None = windows(kind, grid, conv_kernel) if kind != "dense" else None
         self.register_buffer("mask_SS", mask_SS, persistent=False)
         self.block_mask: BlockMask | None = None
-        self.block_device: torch.device | None = None
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
         device = self.mask_SS.device
-        # now, not in a step, which may be compiled
-        if device.type == "cuda" and self.kind != "dense" and (self.block_mask is None or self.block_device != device):
+        stale = self.block_mask is None or self.block_mask.kv_indices.device != device
+        if device.type == "cuda" and self.kind != "dense" and stale:  # now, not in a step, which may be compiled
             rule = block_mask_rule(self.kind, self.text_slots, self.grid, self.conv_kernel)
             slots = self.text_slots + self.grid**2
-            self.block_mask, self.block_device = (
-                create_block_mask(rule, None, None, slots, slots, device=device),
-                device,
-            )
+            self.block_mask = create_block_mask(rule, None, None, slots, slots, device=device)
         return self
 
     def forward(self, q_BHSK: torch.Tensor, k_BHSK: torch.Tensor, v_BHSK: torch.Tensor) -> torch.Tensor:

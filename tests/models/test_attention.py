@@ -152,5 +152,5 @@ def test_windows_cover_what_the_mask_keeps():
             w = windows(kind, grid, 11)
             mask = attention_mask(kind, 0, grid, 11)
             assert w.seen_WNM.sum() == mask.sum()
-            assert w.seen_WNM.shape[0] * w.block == grid**2
+            assert w.seen_WNM.shape[0] * w.seen_WNM.shape[1] == grid**2
             assert sum(length for _, length in w.runs) == w.seen_WNM.shape[2]
