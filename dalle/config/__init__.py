@@ -18,11 +18,13 @@ from dalle.config.commands import (
     TrainTokenizer,
 )
 from dalle.config.models import CLIPModel, DVAEModel, PriorModel
+from dalle.config.run import Compression, Run, Wandb
 from dalle.config.sampling import Sampling
-from dalle.config.training import DVAEObjective, Images, Optimizer, Precision, PriorObjective, Run, Schedule, Wandb
+from dalle.config.training import DVAEObjective, Images, Optimizer, Plateau, Precision, PriorObjective, Schedule
 
 __all__ = [
     "CLIPModel",
+    "Compression",
     "DVAEModel",
     "DVAEObjective",
     "Demo",
@@ -30,6 +32,7 @@ __all__ = [
     "DrawShapes",
     "Images",
     "Optimizer",
+    "Plateau",
     "Precision",
     "PriorModel",
     "PriorObjective",

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 from dalle.config.checks import at_least, require
 from dalle.config.models import CLIPModel, DVAEModel, PriorModel
+from dalle.config.run import Run
 from dalle.config.sampling import Sampling
-from dalle.config.training import DVAEObjective, Images, Optimizer, Precision, PriorObjective, Run
+from dalle.config.training import DVAEObjective, Images, Optimizer, Precision, PriorObjective
 
 
 @dataclass(frozen=True)

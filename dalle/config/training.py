@@ -89,6 +89,33 @@ class PriorObjective:
 
 
 @dataclass(frozen=True)
+class Plateau:
+    """Lower the step size whenever the training loss no longer falls (appendix B.2; when, the paper leaves to the eye).
+
+    The loss is averaged over windows of updates; when the best window is `patience_windows` old, the step size is
+    multiplied by `factor`. Nothing happens before the warm-up has ended.
+
+    Args:
+        window_steps: updates of a window
+        patience_windows: windows without a new best before the step size is lowered
+        threshold: a window is the best so far only if its mean loss lies below (1 − threshold) times the best
+        factor: what the step size is multiplied by
+        max_reductions: how often at most; 5 in the paper
+    """
+
+    window_steps: int = 1_000
+    patience_windows: int = 10
+    threshold: float = 1e-3
+    factor: float = 0.5
+    max_reductions: int = 5
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "window_steps", "patience_windows", "max_reductions")
+        require(0 <= self.threshold < 1, f"threshold {self.threshold}: must lie in [0, 1)")
+        require(0 < self.factor < 1, f"factor {self.factor}: must lie between 0 and 1")
+
+
+@dataclass(frozen=True)
 class Optimizer:
     """AdamW with decoupled weight decay. The defaults are the paper's for the dVAE (appendix A.3); for the prior it has
     beta2 0.96, weight_decay 4.5e-2 and clip_norm 4 (`configs/paper/12b.yaml`).
@@ -103,6 +130,10 @@ class Optimizer:
         muon_step_size_factor: train the resblocks' matrices with Muon, its step size being this many times `step_size`
             (10 works); null (the paper) trains everything with AdamW. Ours: a training of minutes learns as much in
             half the updates. Needs whole matrices, so `run.zero_stage` has to be 0
+        moments: format of the running mean and variance of the resblocks' matrices: "fp32", or "16-bit", which are the
+            paper's 1-6-9 and 0-6-10 (4 bytes a parameter in place of 8)
+        variance_limit: the running variance is clipped at this value before use (5 in the paper); null clips nothing
+        plateau: lower the step size when the loss no longer falls; null follows `step_size` alone
     """
 
     step_size: Schedule
@@ -112,6 +143,9 @@ class Optimizer:
     weight_decay: float = 1e-4
     clip_norm: float | None = None
     muon_step_size_factor: float | None = None
+    moments: Literal["fp32", "16-bit"] = "fp32"
+    variance_limit: float | None = None
+    plateau: Plateau | None = None
 
     def __post_init__(self) -> None:
         for name in ("beta1", "beta2"):
@@ -123,84 +157,14 @@ class Optimizer:
             self.muon_step_size_factor is None or self.muon_step_size_factor > 0,
             f"muon_step_size_factor {self.muon_step_size_factor}: must be positive, or null for AdamW alone",
         )
-
-
-@dataclass(frozen=True)
-class Wandb:
-    """Weights & Biases, never required.
-
-    Args:
-        enabled: log there too
-        project: project name
-        name: name of the run; null means the output folder's name
-        mode: "online", or "offline" to sync later
-    """
-
-    enabled: bool = False
-    project: str = "dalle"
-    name: str | None = None
-    mode: Literal["online", "offline"] = "online"
-
-
-@dataclass(frozen=True)
-class Run:
-    """How a training runs, the same for every stage.
-
-    Args:
-        steps: number of updates
-        batch_size: samples per update over all processes and accumulation steps
-        accumulation_steps: micro-batches per update
-        seed: seeds weights, data order and noise
-        precision: of the matrix products; parameters, identity path, logits and loss are fp32 in any case
-        zero_stage: DeepSpeed ZeRO stage: 0 replicates, 1 shards the optimiser state, 2 the gradients too
-        ema_decay: decay of the averaged weights; null keeps no average
-        recompute: compute the activations of a dVAE's groups of resblocks, or of a prior's layers, again in the backward
-            pass: less memory for about a third more time
-        compile: torch.compile the forward and backward pass; needs a C++ compiler on a CPU, and a minute at start
-        log_every_steps: updates between two log lines
-        validate_every_steps: updates between two validations with pictures; 0 only at the end
-        validation_batches: batches per validation
-        checkpoint_every_minutes: time between two checkpoints; 0 only at the end and on Ctrl-C
-        keep_checkpoints: how many of the latest checkpoints stay on disk
-        loader_workers: data-loading processes per rank; 0 loads in the training process
-    """
-
-    steps: int
-    batch_size: int
-    accumulation_steps: int = 1
-    seed: int = 0
-    precision: Precision = "bf16"
-    zero_stage: Literal[0, 1, 2] = 0
-    ema_decay: float | None = 0.999
-    recompute: bool = False
-    compile: bool = False
-    log_every_steps: int = 20
-    validate_every_steps: int = 500
-    validation_batches: int = 8
-    checkpoint_every_minutes: float = 10.0
-    keep_checkpoints: int = 2
-    loader_workers: int = 1
-    wandb: Wandb = field(default_factory=Wandb)
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "batch_size", "accumulation_steps")
-        at_least(self, 1, "log_every_steps", "validation_batches", "keep_checkpoints")
-        at_least(self, 0, "validate_every_steps", "checkpoint_every_minutes", "loader_workers", "seed")
         require(
-            self.batch_size % self.accumulation_steps == 0,
-            f"accumulation_steps {self.accumulation_steps}: must divide batch_size {self.batch_size}",
+            self.variance_limit is None or self.variance_limit > 0,
+            f"variance_limit {self.variance_limit}: must be positive, or null",
         )
-        require(self.ema_decay is None or 0 <= self.ema_decay < 1, f"ema_decay {self.ema_decay}: must lie in [0, 1)")
-
-    def micro_batch_size(self, world_size: int) -> int:
-        """Samples that one of `world_size` processes takes at a time. Raises ValueError when the batch does not divide."""
-        parts = world_size * self.accumulation_steps
         require(
-            self.batch_size % parts == 0,
-            f"run.batch_size {self.batch_size}: must be a multiple of {world_size} processes × {self.accumulation_steps} "
-            "accumulation steps",
+            self.muon_step_size_factor is None or self.moments == "fp32",
+            f"moments {self.moments} with muon_step_size_factor: Muon keeps its momentum in fp32; set moments to fp32",
         )
-        return self.batch_size // parts
 
 
 @dataclass(frozen=True)

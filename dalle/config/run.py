@@ -1,0 +1,141 @@
+"""How a run is carried out: batches, precision, sharding, compression, logs and checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dalle.config.checks import at_least, require
+
+
+@dataclass(frozen=True)
+class Compression:
+    """PowerSGD between machines (section 2.5 and appendix E).
+
+    Args:
+        rank: r, of a whole matrix; each of the m shards of a machine gets r / m. The paper's is 0.22 to 0.27 times the
+            width
+        format: of P, Q and the error buffers, on the wire and in memory: "1-6-9" is the paper's
+        seed: of the fixed Gaussian matrices
+    """
+
+    rank: int
+    format: Literal["fp32", "bf16", "1-6-9"] = "1-6-9"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "rank")
+        at_least(self, 0, "seed")
+
+
+@dataclass(frozen=True)
+class Wandb:
+    """Weights & Biases, never required.
+
+    Args:
+        enabled: log there too
+        project: project name
+        name: name of the run; null means the output folder's name
+        mode: "online", or "offline" to sync later
+    """
+
+    enabled: bool = False
+    project: str = "dalle"
+    name: str | None = None
+    mode: Literal["online", "offline"] = "online"
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a training runs, the same for every stage.
+
+    Args:
+        steps: number of updates
+        batch_size: samples per update over all processes and accumulation steps
+        accumulation_steps: micro-batches per update
+        seed: seeds weights, data order and noise
+        precision: of the matrix products; parameters, identity path, logits and loss are fp32 in any case. "fp16" needs a
+            gradient scale, which it adapts; "fp16-per-block" is the paper's, a scale for each resblock (appendix D)
+        zero_stage: DeepSpeed ZeRO stage: 0 replicates, 1 shards the optimiser state, 2 the gradients too, 3 (priors
+            alone) the weights as well
+        ranks_per_machine: processes that shard among themselves, when `zero_stage` is above 0; between such groups all is
+            replicated and gradients are averaged. Null asks the launcher; 0 shards over all processes
+        compression: compress the gradients that machines exchange; null sends them as they are
+        offload: where the optimiser's state lives when `zero_stage` is 3: on the "device", in main memory ("cpu"), or in
+            files ("nvme")
+        offload_folder: where those files are, on a local disk of each machine
+        ema_decay: decay of the averaged weights; null keeps no average
+        ema_every_steps: updates between two steps of that average; above 1 (25 in the paper) it is kept in main memory
+        recompute: compute the activations of a dVAE's groups of resblocks, or of a prior's layers, again in the backward
+            pass: less memory for about a third more time
+        compile: torch.compile the forward and backward pass; needs a C++ compiler on a CPU, and a minute at start
+        log_every_steps: updates between two log lines
+        validate_every_steps: updates between two validations with pictures; 0 only at the end
+        validation_batches: batches per validation
+        checkpoint_every_minutes: time between two checkpoints; 0 only at the end, on Ctrl-C, SIGTERM and SIGUSR1
+        keep_checkpoints: how many of the latest checkpoints stay on disk
+        loader_workers: data-loading processes per rank; 0 loads in the training process
+        silence_limit_s: when a process has been silent, or all have waited, for so long, the run ends and names it
+    """
+
+    steps: int
+    batch_size: int
+    accumulation_steps: int = 1
+    seed: int = 0
+    precision: Literal["fp32", "bf16", "fp16", "fp16-per-block"] = "bf16"
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    ranks_per_machine: int | None = None
+    compression: Compression | None = None
+    offload: Literal["device", "cpu", "nvme"] = "device"
+    offload_folder: str | None = None
+    ema_decay: float | None = 0.999
+    ema_every_steps: int = 1
+    recompute: bool = False
+    compile: bool = False
+    log_every_steps: int = 20
+    validate_every_steps: int = 500
+    validation_batches: int = 8
+    checkpoint_every_minutes: float = 10.0
+    keep_checkpoints: int = 2
+    loader_workers: int = 1
+    silence_limit_s: float = 600.0
+    wandb: Wandb = field(default_factory=Wandb)
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "steps", "batch_size", "accumulation_steps")
+        at_least(self, 1, "log_every_steps", "validation_batches", "keep_checkpoints", "ema_every_steps")
+        at_least(self, 0, "validate_every_steps", "checkpoint_every_minutes", "loader_workers", "seed")
+        require(
+            self.batch_size % self.accumulation_steps == 0,
+            f"accumulation_steps {self.accumulation_steps}: must divide batch_size {self.batch_size}",
+        )
+        require(self.ema_decay is None or 0 <= self.ema_decay < 1, f"ema_decay {self.ema_decay}: must lie in [0, 1)")
+        require(self.silence_limit_s > 0, f"silence_limit_s {self.silence_limit_s}: must be positive")
+        if self.ranks_per_machine is not None:
+            at_least(self, 0, "ranks_per_machine")
+        require(
+            self.compression is None or self.zero_stage in (0, 3),
+            f"compression with zero_stage {self.zero_stage}: whole matrices (0) or rows of them (3) can be compressed",
+        )
+        require(
+            self.offload == "device" or self.zero_stage == 3,
+            f"offload {self.offload} with zero_stage {self.zero_stage}: needs zero_stage 3",
+        )
+        require(
+            (self.offload == "nvme") == (self.offload_folder is not None),
+            f"offload_folder {self.offload_folder} with offload {self.offload}: goes with nvme, and nvme needs it",
+        )
+        require(
+            not (self.compile and self.zero_stage == 3),
+            "compile with zero_stage 3: weights that come and go cannot be compiled; set one of them lower",
+        )
+
+    def micro_batch_size(self, world_size: int) -> int:
+        """Samples that one of `world_size` processes takes at a time. Raises ValueError when the batch does not divide."""
+        parts = world_size * self.accumulation_steps
+        require(
+            self.batch_size % parts == 0,
+            f"run.batch_size {self.batch_size}: must be a multiple of {world_size} processes × {self.accumulation_steps} "
+            "accumulation steps",
+        )
+        return self.batch_size // parts
