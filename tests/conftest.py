@@ -74,7 +74,7 @@ def _one_process_group():
 
 def clean_environment() -> dict[str, str]:
     """The environment without this process's place in its process group, for commands run as users run them."""
-    taken = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    taken = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     return {name: value for name, value in os.environ.items() if name not in taken}
 
 

@@ -19,9 +19,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs without an installation
 
-from benchmarks import dvae, prior
+from benchmarks import compress, dvae, link, prior
 
-BENCHMARKS = {"dvae": dvae, "prior": prior}
+BENCHMARKS = {"dvae": dvae, "prior": prior, "compress": compress, "link": link}
+_STEPS = ("dvae", "prior")
+"""Of one process, timed in turns with peers'; the others have options of their own."""
 
 
 def main() -> None:
@@ -32,7 +34,9 @@ def main() -> None:
     for name, module in BENCHMARKS.items():
         summary = module.__doc__.partition("\n\n")[0]
         own = names.add_parser(name, help=summary, description=module.__doc__, formatter_class=form)
-        _add_shared_options(own)
+        own.add_argument("--json", action="store_true", help="print the last line alone")
+        if name in _STEPS:
+            _add_shared_options(own)
         module.add_options(own)
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -46,9 +50,8 @@ def main() -> None:
 
 
 def _add_shared_options(parser: argparse.ArgumentParser) -> None:
-    """Those of every benchmark; each may set another default."""
+    """Those of every benchmark of steps; each may set another default."""
     switch = argparse.BooleanOptionalAction
-    parser.add_argument("--json", action="store_true", help="print the last line alone")
     parser.add_argument("--repeats", type=int, default=5, help="calls of each side that are counted")
     parser.add_argument("--compile", action=switch, default=False, help="ours; what a peer does is its own")
     parser.add_argument("--recompute", action="store_true", help="our activations, in the backward pass")

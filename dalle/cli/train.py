@@ -45,9 +45,12 @@ def train(kind: str, cls: type, argv: list[str] | None = None) -> bool:
 
     # torch and what builds on it come only now, when the settings are known to be sound
     from dalle.training.loop import train as run_loop
-    from dalle.training.topology import joined
+    from dalle.training.agreement import check_same, facts
+    from dalle.training.topology import grouped, joined
 
     with joined() as world:
+        check_same(world, facts(config))
+        world = grouped(world, config.run)
         stage = importlib.import_module(f"dalle.training.{kind}").stage(config, world)
         # a resumed run is described as the whole run, which another one may repeat
         stage.files["config.yaml"] = arguments.to_yaml(replace(config, resume=False))

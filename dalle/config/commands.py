@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from dalle.config.checks import at_least, require
 from dalle.config.models import CLIPModel, DVAEModel, PriorModel
@@ -38,6 +39,15 @@ def _check_sharding(optimizer: Optimizer, run: Run) -> None:
         f"optimizer.muon_step_size_factor {optimizer.muon_step_size_factor} with run.zero_stage {run.zero_stage}: Muon "
         "needs whole matrices; set run.zero_stage to 0, or the factor to null",
     )
+
+
+def _check_prior_only(run: Run) -> None:
+    for name, found, allowed in (
+        ("zero_stage", run.zero_stage, run.zero_stage < 3),
+        ("precision", run.precision, run.precision != "fp16-per-block"),
+        ("compression", run.compression, run.compression is None),
+    ):
+        require(allowed, f"run.{name} {found}: is for the prior alone, whose resblocks it works on")
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,7 @@ class TrainDVAE:
             f"optimizer.muon_step_size_factor {self.optimizer.muon_step_size_factor}: Muon is for the matrices of "
             "transformers, and a dVAE has none; leave it null",
         )
+        _check_prior_only(self.run)
 
 
 @dataclass(frozen=True)
@@ -179,6 +190,7 @@ class TrainCLIP:
 
     def __post_init__(self) -> None:
         _check_sharding(self.optimizer, self.run)
+        _check_prior_only(self.run)
 
 
 @dataclass(frozen=True)
@@ -238,6 +250,23 @@ class Describe:
     config_file: str
     json: bool = False
     tokenizer: str | None = None
+
+
+@dataclass(frozen=True)
+class Export:
+    """Turn a checkpoint of a run into a model folder with one `model.safetensors`.
+
+    Args:
+        run: a run's folder, of whose checkpoints the newest is taken, or one checkpoint
+        output: folder of the model, new or empty
+        weights: averaged or trained ones; null means averaged where the checkpoint holds them
+        dtype: of the weights on disk; they are fp32 again when they are loaded
+    """
+
+    run: str
+    output: str
+    weights: Literal["averaged", "trained"] | None = None
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 
 @dataclass(frozen=True)

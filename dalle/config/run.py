@@ -61,9 +61,8 @@ class Run:
         ranks_per_machine: processes that shard among themselves, when `zero_stage` is above 0; between such groups all is
             replicated and gradients are averaged. Null asks the launcher; 0 shards over all processes
         compression: compress the gradients that machines exchange; null sends them as they are
-        offload: where the optimiser's state lives when `zero_stage` is 3: on the "device", in main memory ("cpu"), or in
-            files ("nvme")
-        offload_folder: where those files are, on a local disk of each machine
+        offload: where the optimiser's state lives, and its step is made, when `zero_stage` is 3: on the "device", or in main
+            memory ("cpu"), which is slow and frees 8 or 12 bytes a weight
         ema_decay: decay of the averaged weights; null keeps no average
         ema_every_steps: updates between two steps of that average; above 1 (25 in the paper) it is kept in main memory
         recompute: compute the activations of a dVAE's groups of resblocks, or of a prior's layers, again in the backward
@@ -86,8 +85,7 @@ class Run:
     zero_stage: Literal[0, 1, 2, 3] = 0
     ranks_per_machine: int | None = None
     compression: Compression | None = None
-    offload: Literal["device", "cpu", "nvme"] = "device"
-    offload_folder: str | None = None
+    offload: Literal["device", "cpu"] = "device"
     ema_decay: float | None = 0.999
     ema_every_steps: int = 1
     recompute: bool = False
@@ -120,10 +118,6 @@ class Run:
         require(
             self.offload == "device" or self.zero_stage == 3,
             f"offload {self.offload} with zero_stage {self.zero_stage}: needs zero_stage 3",
-        )
-        require(
-            (self.offload == "nvme") == (self.offload_folder is not None),
-            f"offload_folder {self.offload_folder} with offload {self.offload}: goes with nvme, and nvme needs it",
         )
         require(
             not (self.compile and self.zero_stage == 3),

@@ -98,7 +98,7 @@ class Plateau:
     Args:
         window_steps: updates of a window
         patience_windows: windows without a new best before the step size is lowered
-        threshold: a window is the best so far only if its mean loss lies below (1 − threshold) times the best
+        threshold: a window is the best so far only if its mean loss lies below the best by this share of it
         factor: what the step size is multiplied by
         max_reductions: how often at most; 5 in the paper
     """
@@ -164,6 +164,11 @@ class Optimizer:
         require(
             self.muon_step_size_factor is None or self.moments == "fp32",
             f"moments {self.moments} with muon_step_size_factor: Muon keeps its momentum in fp32; set moments to fp32",
+        )
+        require(
+            self.moments == "fp32" or max(self.beta1, self.beta2) < 0.999,
+            f"moments {self.moments} with beta1 {self.beta1} and beta2 {self.beta2}: 16 bits cannot hold a decay as slow as "
+            "0.999; the paper's beta2 is 0.96",
         )
 
 

@@ -19,16 +19,52 @@ from dalle.layout import layer_kinds, predicting, row_and_column
 from dalle.models.attention import MaskedAttention
 from dalle.models.cross_entropy import cross_entropy, logits
 
+_STD = 0.02
+"""Of the initial weights. Every module draws its own as it is made, so that an engine may shard it at once."""
+
+
+class Linear(nn.Linear):
+    """A linear map with weights from N(0, std) and no bias to begin with."""
+
+    def __init__(self, num_inputs: int, num_outputs: int, std: float = _STD):
+        self.std = std
+        super().__init__(num_inputs, num_outputs)
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=self.std)
+        nn.init.zeros_(self.bias)
+
+
+class InputMajorLinear(nn.Module):
+    """A linear map whose weight is stored as [inputs, outputs], so that a run of its rows is a shard along its input axis
+    (appendix E: the second matrix of the MLP is sharded so)."""
+
+    def __init__(self, num_inputs: int, num_outputs: int, std: float = _STD):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_inputs, num_outputs))
+        self.bias = nn.Parameter(torch.zeros(num_outputs))
+        nn.init.normal_(self.weight, std=std)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight.t(), self.bias)
+
+
+class Embedding(nn.Embedding):
+    """A table with entries from N(0, 0.02)."""
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=_STD)
+
 
 class Attention(nn.Module):
     """The attention resblock without its identity path: layer norm, fused q·k·v, attention, projection."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, residual_std: float):
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.project = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.project = Linear(width, width, residual_std)
 
     def split(self, x_BSD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """q, k and v of each slot, each [B, H, S, K]."""
@@ -46,11 +82,11 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """The MLP resblock without its identity path: layer norm, widen by four, GELU, narrow."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, residual_std: float):
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.widen = nn.Linear(width, 4 * width)
-        self.project = nn.Linear(4 * width, width)
+        self.widen = Linear(width, 4 * width)
+        self.project = InputMajorLinear(4 * width, width, residual_std)
 
     def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
         return self.project(F.gelu(self.widen(self.norm(x_BSD))))
@@ -59,17 +95,17 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     """Two resblocks."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, residual_std: float):
         super().__init__()
-        self.attention = Attention(width, heads)
-        self.mlp = MLP(width)
+        self.attention = Attention(width, heads, residual_std)
+        self.mlp = MLP(width, residual_std)
 
     def forward(self, x_BSD: torch.Tensor, masked: MaskedAttention) -> torch.Tensor:
         x_BSD = x_BSD + self.attention(x_BSD, masked).float()
         return x_BSD + self.mlp(x_BSD).float()
 
 
-class Head(nn.Linear):
+class Head(Linear):
     """An unembedding."""
 
     def forward(self, x_ND: torch.Tensor, targets_N: torch.Tensor | None = None) -> torch.Tensor:
@@ -91,13 +127,14 @@ class Prior(nn.Module):
         self.config = config
         width = config.width
         # the last row of each token table is the start token
-        self.text_tokens = nn.Embedding(config.text_vocabulary + 1, width)
-        self.text_positions = nn.Embedding(config.text_slots, width)
-        self.text_pads = nn.Embedding(config.text_slots, width)
-        self.image_tokens = nn.Embedding(config.codebook_size + 1, width)
-        self.image_rows = nn.Embedding(config.grid, width)
-        self.image_columns = nn.Embedding(config.grid, width)
-        self.layers = nn.ModuleList(Layer(width, config.heads) for _ in range(config.depth))
+        self.text_tokens = Embedding(config.text_vocabulary + 1, width)
+        self.text_positions = Embedding(config.text_slots, width)
+        self.text_pads = Embedding(config.text_slots, width)
+        self.image_tokens = Embedding(config.codebook_size + 1, width)
+        self.image_rows = Embedding(config.grid, width)
+        self.image_columns = Embedding(config.grid, width)
+        residual_std = _STD / math.sqrt(2 * config.depth)
+        self.layers = nn.ModuleList(Layer(width, config.heads, residual_std) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width)
         self.text_head = Head(width, config.text_vocabulary)
         self.image_head = Head(width, config.codebook_size)
@@ -108,29 +145,22 @@ class Prior(nn.Module):
                 for kind in sorted(set(self.kinds))
             }
         )
-        self.apply(self._init)
-        residual_std = 0.02 / math.sqrt(2 * config.depth)
-        for layer in self.layers:
-            nn.init.normal_(layer.attention.project.weight, std=residual_std)
-            nn.init.normal_(layer.mlp.project.weight, std=residual_std)
-
-    @staticmethod
-    def _init(module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
 
     def recomputable(self) -> list[nn.Module]:
         """What may be computed again in the backward pass in place of being remembered: the layers."""
         return list(self.layers)
 
+    def resblocks(self) -> list[nn.Module]:
+        """The resblocks without their identity paths, from the first to the last: two in each layer."""
+        return [block for layer in self.layers for block in (layer.attention, layer.mlp)]
+
     def embed_text(self, text_BU: torch.Tensor) -> torch.Tensor:
         """The T text slots' embeddings [B, T, D], fp32: start-of-text, then the caption with PAD where it has ended."""
         start_B1 = text_BU.new_full((text_BU.shape[0], 1), self.config.text_vocabulary)
         held_BT = torch.cat([start_B1, text_BU], dim=1)
-        tokens_BTD = self.text_tokens(held_BT.clamp(min=0)) + self.text_positions.weight
-        return torch.where((held_BT >= 0)[..., None], tokens_BTD, self.text_pads.weight)
+        positions_T = torch.arange(held_BT.shape[1], device=held_BT.device)
+        tokens_BTD = self.text_tokens(held_BT.clamp(min=0)) + self.text_positions(positions_T)
+        return torch.where((held_BT >= 0)[..., None], tokens_BTD, self.text_pads(positions_T))
 
     def embed_image(self, held_BN: torch.Tensor, first: int = 0) -> torch.Tensor:
         """Embeddings [B, N, D], fp32, of the image slots number `first` … `first` + N − 1.

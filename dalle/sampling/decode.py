@@ -18,7 +18,7 @@ from torch import nn
 
 from dalle.config import Sampling
 from dalle.layout import image_mask
-from dalle.models.prior import Attention, Prior
+from dalle.models.prior import Attention, InputMajorLinear, Prior
 
 
 @dataclass
@@ -136,7 +136,8 @@ class TokenLoop:
 
 def _cast(prior: Prior, dtype: torch.dtype) -> Prior:
     """The prior with the weights of its linear layers in `dtype`. Cast once: autocast would do it again at every step."""
-    linear = {id(p) for module in prior.modules() if isinstance(module, nn.Linear) for p in module.parameters()}
+    modules = [module for module in prior.modules() if isinstance(module, nn.Linear | InputMajorLinear)]
+    linear = {id(p) for module in modules for p in module.parameters()}
     tensors: dict[int, torch.Tensor] = {id(buffer): buffer for buffer in prior.buffers()}
     for p in prior.parameters():
         tensors[id(p)] = nn.Parameter(p.detach().to(dtype if id(p) in linear else p.dtype), requires_grad=False)

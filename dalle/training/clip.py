@@ -17,7 +17,7 @@ from dalle.models.folder import load_dvae, read_header
 from dalle.objectives.clip import CLIPObjective
 from dalle.sampling.pipeline import to_uint8
 from dalle.text import Tokenizer
-from dalle.training.loop import Stage
+from dalle.training.stage import Stage
 from dalle.training.topology import World
 
 

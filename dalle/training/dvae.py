@@ -22,7 +22,7 @@ from dalle.objectives.dvae import DVAEObjective, perplexity, psnr_db, uniform_no
 from dalle.sampling.pipeline import to_pixels
 from dalle.training.batchnorm import synchronised
 from dalle.training.engine import derived_seed
-from dalle.training.loop import Stage
+from dalle.training.stage import Stage
 from dalle.training.topology import World
 
 _COLLAPSED_PERPLEXITY = 2.0

@@ -1,25 +1,39 @@
 """The one training engine: DeepSpeed, from one CPU process to a cluster. The only file that imports it.
 
 The DeepSpeed settings are derived from our dataclasses. The model is written for one device and never learns what is
-done to it here, in this order: recomputation, compilation, precision, sharding.
+done to it here, in this order: gradient scales, recomputation, compilation, precision, sharding, compression.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from types import SimpleNamespace
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from dalle.config import Optimizer, Run
+from dalle.models.prior import InputMajorLinear, Linear
 from dalle.training import optimizer as optimizers
+from dalle.training.checkpoint import Checkpoint, Fragment
+from dalle.training.gradient_scaling import GradientScales
+from dalle.training.reduction import Reduction
+from dalle.training.shards import MOMENTS, Partitioned, Piece, Sharded, Shards, Whole
 from dalle.training.topology import World
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_SIXTEEN_BIT = (nn.Linear, nn.Conv2d, Linear, InputMajorLinear)
+"""Modules, of these very classes, whose weights are gathered and whose gradients are reduced in the run's precision. A
+head is not among them: its logits are fp32."""
+
+_WHOLE_PARAMETERS = 2_000_000_000
+"""Up to this size a sharded model is gathered on every process to draw pictures: 8 GB in fp32."""
 
 
 class Engine:
@@ -29,112 +43,159 @@ class Engine:
         objective: module with a `model`; called with a batch it returns (loss, metrics)
         optimizer: settings of AdamW or Muon
         run: batch size, precision, sharding
-        world: the processes
+        world: the processes, in machines if the run needs them
     """
 
     def __init__(self, objective: nn.Module, optimizer: Optimizer, run: Run, world: World):
         deepspeed = _import_deepspeed()
-        self.world, self.run, self.optimizer_config = world, run, optimizer
+        self.world, self.run = world, run
         self.objective = objective.to(world.device)
         client = optimizers.build(objective, optimizer)
+        self.scales = self._gradient_scales()
         if run.recompute:
             recompute_blocks(self.model)
         if run.compile:  # not the model: an objective calls what it likes of it, and only a call is compiled
             objective.compile()
+        _communicate_in_16_bit(objective, run)
+        if run.zero_stage == 3:
+            # a resblock's weights come and go together
+            deepspeed.utils.set_z3_leaf_modules(objective, list({type(block) for block in self.model.resblocks()}))
+        deepspeed.utils.groups.mpu = world.machines  # which it keeps from one engine of a process to the next
         self._engine, *_ = deepspeed.initialize(
-            model=objective, optimizer=client, config=_settings(optimizer, run, world), dist_init_required=False
+            model=objective,
+            optimizer=client,
+            config=_settings(run, world),
+            mpu=world.machines,
+            dist_init_required=False,
         )
-        self._zero = run.zero_stage > 0
-        if not self._zero:
+        self.shards = self._shards(deepspeed)
+        self.reduction = Reduction(
+            self.shards, world, run, optimizer.clip_norm, self.scales, _matrices(self.model) if run.compression else {}
+        )
+
+    def _gradient_scales(self) -> GradientScales | None:
+        if self.run.precision == "fp16":
+            return GradientScales.overall(self.objective, self.world.size, self.world.device)
+        if self.run.precision == "fp16-per-block":
+            return GradientScales.per_block(self.model.resblocks(), self.world.size, self.world.device)
+        return None
+
+    def _shards(self, deepspeed) -> Shards:
+        zero = self._engine.optimizer
+        if self.run.zero_stage == 0:
             # convolutions are faster so (1.7 times on a CPU); sharded parameters are flat and cannot be
             self.objective.to(memory_format=torch.channels_last)
-        self._adam = self._engine.optimizer.optimizer if self._zero else self._engine.optimizer
+            return Whole(self.model, zero)
+        if self.run.zero_stage < 3:
+            return Partitioned(self.model, zero.optimizer, zero)
+        if self.run.offload == "device":
+            # DeepSpeed means fp32 weights to have no second copy, but takes "cpu" and torch.device("cpu") for two devices
+            for flat, held in zip(zero.fp32_partitioned_groups_flat, zero.fp16_partitioned_groups_flat, strict=True):
+                flat.data = held.data
+        ordinal = self.world.machines.ordinal if self.world.machines else self.world.rank
+        get, put = deepspeed.utils.safe_get_local_grad, deepspeed.utils.safe_set_local_grad
+        return Sharded(self.model, zero.optimizer, zero, get, put, ordinal)
 
     @property
     def model(self) -> nn.Module:
         return self.objective.model
 
-    def update(self, micro_batches: list[dict], step: int) -> dict[str, torch.Tensor]:
+    def update(self, micro_batches: list[dict], step: int, step_size: float) -> dict[str, torch.Tensor]:
         """One update from `accumulation_steps` micro-batches; their mean metrics, of this rank, undetermined until read.
 
         The noise of an update is a function of (seed, update, rank), so that a resumed run goes on as if it had never
-        stopped. What a batch holds as a function is made when its turn comes.
+        stopped. What a batch holds as a function is made when its turn comes. An update whose gradient is not finite
+        on some process changes nothing but gradient scales, and its metric `skipped` is 1.
         """
         torch.manual_seed(derived_seed(self.run.seed, step, self.world.rank))
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = self.optimizer_config.step_size(step)
+            group["lr"] = step_size
         totals: dict[str, torch.Tensor] = {}
-        for batch in micro_batches:
+        for number, batch in enumerate(micro_batches, 1):
             batch = {name: value() if callable(value) else value for name, value in batch.items()}
             loss, metrics = self._engine(batch)
-            self._engine.backward(loss)
-            self._engine.step()
+            self._engine.backward(self.scales.scaled(loss) if self.scales else loss)
             for name, value in metrics.items():
                 totals[name] = totals[name] + value if name in totals else value
-        return {name: value / len(micro_batches) for name, value in totals.items()}
+            reduced = self.reduction() if number == len(micro_batches) else {}
+            self._engine.step()
+        return {name: value / len(micro_batches) for name, value in totals.items()} | reduced
 
     def autocast(self) -> torch.autocast:
-        """The precision of this run, for validation outside the engine."""
+        """The precision of this run, for validation outside the engine; blocks with gradient scales bring their own."""
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.run.precision == "bf16")
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """Weights, buffers and Adam moments, whole, by name: the same for any number of ranks and any ZeRO stage.
-        All ranks have to call it."""
-        tensors = {f"model/{name}": t.detach() for name, t in self.model.state_dict().items()}
-        for name, parameter in self.model.named_parameters():
-            for moment in _MOMENTS:
-                if self._zero:
-                    tensors[f"{moment}/{name}"] = self._gathered(parameter, moment)
-                elif moment in self._adam.state.get(parameter, {}):
-                    tensors[f"{moment}/{name}"] = self._adam.state[parameter][moment]
-        return tensors
+    def fits_whole(self) -> bool:
+        """Whether the model may be held whole by every process for a while."""
+        shapes = (piece.shape for piece in self.shards.pieces.values())
+        return self.run.zero_stage < 3 or sum(map(math.prod, shapes)) <= _WHOLE_PARAMETERS
+
+    def whole_weights(self) -> AbstractContextManager:
+        """Within the block the model is whole on every process; all have to enter. Costs nothing below stage 3."""
+        if self.run.zero_stage < 3:
+            return nullcontext()
+        return _import_deepspeed().zero.GatheredParameters(list(self.model.parameters()))
+
+    def writes(self, piece: Piece) -> bool:
+        """Whether this process, of all that hold a piece of a tensor, is the one that puts it into checkpoints."""
+        if piece.shared:
+            return self.world.is_main
+        return piece.size > 0 and (self.world.machines is None or self.world.machines.number == 0)
+
+    def state(self) -> Iterator[Fragment]:
+        """What this process puts into a checkpoint, by name of the whole: weights, moments, error buffers, gradient
+        scales. All ranks have to call it and take all."""
+        for name, (piece, tensor) in self.shards.weights().items():
+            if self.writes(piece):
+                yield Fragment(f"model/{name}", piece.shape, piece.start, tensor.flatten())
+        for name, piece in self.shards.pieces.items():
+            if self.writes(piece):
+                for moment, values in self.shards.moments(name).items():
+                    yield Fragment(f"{moment}/{name}", piece.shape, piece.start, values.flatten())
+        for name, piece, values in self.reduction.error_buffers():
+            if self.writes(piece):
+                yield Fragment(name, piece.shape, piece.start, values)
+        if self.scales is not None and self.world.is_main:
+            for name, values in self.scales.state_dict().items():
+                yield Fragment(f"gradient_scales/{name}", tuple(values.shape), 0, values)
 
     @torch.no_grad()
-    def load_state(self, tensors: dict[str, torch.Tensor], step: int) -> None:
-        """Restore what `state` gave, after `step` updates. Nothing is restored of a run that had made none."""
-        self.model.load_state_dict({n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")})
-        if self._zero:
+    def load_state(self, checkpoint: Checkpoint) -> None:
+        """Restore what `state` gave, on any number of ranks and machines. Nothing but the weights is restored of a run
+        that had made no update."""
+
+        def read(name: str, piece: Piece, into: torch.Tensor) -> None:
+            into.copy_(checkpoint.read(name, piece.start, piece.start + piece.size).view_as(into))
+
+        for name, (piece, tensor) in self.shards.weights().items():
+            read(f"model/{name}", piece, tensor)
+        if self.run.zero_stage > 0:
             self._engine.optimizer.refresh_fp32_params()
-        if step == 0:
+        if checkpoint.step == 0:
             return
-        if self._zero:
-            for flat in self._engine.optimizer.single_partition_of_fp32_groups:
-                moments = {moment: torch.zeros_like(flat) for moment in _MOMENTS}
-                self._adam.state[flat] = {"step": torch.tensor(float(step), device=flat.device), **moments}
-        for name, parameter in self.model.named_parameters():
-            held = [moment for moment in _MOMENTS if f"{moment}/{name}" in tensors]  # Muon has but the first
-            moments = {moment: tensors[f"{moment}/{name}"].to(parameter.device) for moment in held}
-            if not self._zero:
-                # in the parameter's own memory format, which the fused optimiser takes for granted
-                moments = {moment: torch.empty_like(parameter).copy_(value) for moment, value in moments.items()}
-                self._adam.state[parameter] = {"step": torch.tensor(float(step), device=parameter.device), **moments}
-                continue
-            for moment, value in moments.items():
-                for here, within in self._shards(parameter, moment):
-                    here.copy_(value.flatten()[within])
+        self.shards.make_moments(checkpoint.step, _moment_dtypes(checkpoint, list(self.shards.pieces)))
+        for name, piece in self.shards.pieces.items():
+            for moment, values in self.shards.moments(name).items():
+                read(f"{moment}/{name}", piece, values)
+        self.reduction.load_error_buffers(checkpoint)
+        if self.scales is not None:
+            names = self.scales.state_dict()
+            self.scales.load_state_dict({name: checkpoint.read(f"gradient_scales/{name}") for name in names})
 
-    def _gathered(self, parameter: nn.Parameter, moment: str) -> torch.Tensor:
-        """A moment of a sharded optimiser, whole."""
-        whole = torch.zeros_like(parameter, dtype=torch.float32).flatten()
-        for here, within in self._shards(parameter, moment):
-            whole[within] = here
-        return self.world.sum(whole).view_as(parameter)
 
-    def _shards(self, parameter: nn.Parameter, moment: str) -> list[tuple[torch.Tensor, slice]]:
-        """This rank's part of a parameter's moment, and where in the flattened parameter it lies; none or one."""
-        link = parameter._hp_mapping
-        if link is None:
-            return []
-        flat = self._engine.optimizer.single_partition_of_fp32_groups[link.param_group_index]
-        held, place = link.hp_fragment_address, link.lp_fragment_address
-        here = self._adam.state[flat][moment].narrow(0, held.start, held.numel)
-        return [(here, slice(place.start, place.start + place.numel))]
+def sharded_construction(run: Run, world: World) -> AbstractContextManager:
+    """Within the block a model is sharded as it is made, module by module, if the run shards weights: a process never
+    holds a whole one."""
+    if run.zero_stage < 3:
+        return nullcontext()
+    group = world.machines.shards if world.machines else None
+    return _import_deepspeed().zero.Init(data_parallel_group=group, config_dict_or_path=_settings(run, world))
 
 
 def recompute_blocks(model: nn.Module) -> None:
     """Let a model's `recomputable` parts be computed again in the backward pass. None of them draws random numbers."""
     for module in model.recomputable():
-        module.forward = partial(checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False)
+        module.forward = partial(recomputed, module.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 def derived_seed(seed: int, step: int, number: int) -> int:
@@ -143,14 +204,58 @@ def derived_seed(seed: int, step: int, number: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def _settings(optimizer: Optimizer, run: Run, world: World) -> dict:
-    """The DeepSpeed configuration."""
+def _matrices(model: nn.Module) -> dict[str, int]:
+    """Names of the resblocks' matrices, and how many matrices stand side by side in each: q, k and v are three."""
+    blocks = {id(block) for block in model.resblocks()}
+    return {
+        f"{prefix}.{name}.weight": 3 if name == "qkv" else 1
+        for prefix, block in model.named_modules()
+        if id(block) in blocks
+        for name, module in block.named_children()
+        if isinstance(module, Linear | InputMajorLinear)
+    }
+
+
+def _moment_dtypes(checkpoint: Checkpoint, names: list[str]) -> dict[str, dict[str, torch.dtype]]:
+    """The formats of the moments that a checkpoint has, by parameter."""
+    found = {}
+    for name in names:
+        kept = [moment for moment in MOMENTS if f"{moment}/{name}" in checkpoint.shapes]  # Muon has but the first
+        found[name] = {moment: checkpoint.read(f"{moment}/{name}", 0, 0).dtype for moment in kept}
+    return found
+
+
+def _communicate_in_16_bit(objective: nn.Module, run: Run) -> None:
+    """Mark the parameters that DeepSpeed is to gather, and whose gradients it is to reduce, in 16 bits. Its own mark for
+    fp16 would bring a loss scale of its own."""
+    if run.precision == "fp32":
+        return
+    from deepspeed.runtime.torch_autocast import init_autocast_params
+
+    init_autocast_params(SimpleNamespace(module=objective, zero_quantized_weights=lambda: False), torch.bfloat16, [])
+    for module in objective.modules():
+        if type(module) in _SIXTEEN_BIT:
+            module.weight.comm_dtype = torch.bfloat16 if run.precision == "bf16" else torch.float16
+
+
+def _settings(run: Run, world: World) -> dict:
+    """The DeepSpeed configuration. Clipping and the decision to skip are ours (`reduction.py`)."""
+    zero: dict = {"stage": run.zero_stage}
+    if run.zero_stage == 3:
+        # no parameter stays whole: the averaged weights can then be swapped in by swapping the shards
+        zero["stage3_param_persistence_threshold"] = 0
+    if run.offload == "cpu":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": world.device.type == "cuda"}
     return {
         "train_micro_batch_size_per_gpu": run.micro_batch_size(world.size),
         "gradient_accumulation_steps": run.accumulation_steps,
-        "gradient_clipping": optimizer.clip_norm or 0.0,
-        "torch_autocast": {"enabled": run.precision == "bf16", "dtype": "bfloat16"},
-        "zero_optimization": {"stage": run.zero_stage},
+        "gradient_clipping": 0.0,
+        "torch_autocast": {
+            "enabled": run.precision == "bf16",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,

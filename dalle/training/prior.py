@@ -15,7 +15,8 @@ from dalle.objectives.prior import PriorObjective
 from dalle.sampling.gallery import Drawing, make_grid
 from dalle.sampling.pipeline import Pipeline, to_pixels
 from dalle.text import Tokenizer
-from dalle.training.loop import Stage
+from dalle.training.engine import sharded_construction
+from dalle.training.stage import Stage
 from dalle.training.topology import World
 
 _DRAWN_CAPTIONS = 4
@@ -28,7 +29,8 @@ def stage(config: TrainPrior, world: World) -> Stage:
     shards = TokenShards(config.data)
     _check(config, shards, tokenizer)
     torch.manual_seed(config.run.seed)
-    model = Prior(config.model)
+    with sharded_construction(config.run, world):
+        model = Prior(config.model)
     objective = PriorObjective(model, config.objective)
     batch_size = config.run.micro_batch_size(world.size)
     batches = TokenBatches(
@@ -41,7 +43,7 @@ def stage(config: TrainPrior, world: World) -> Stage:
         world.rank,
         world.size,
     )
-    validation = _Validation(config, objective, tokenizer, world) if world.is_main else None
+    validation = _Validation(config, objective, tokenizer, world)
     return Stage(
         kind="prior",
         objective=objective,
@@ -51,8 +53,8 @@ def stage(config: TrainPrior, world: World) -> Stage:
         model_config=config.model,
         flops_per_sample=prior_flops(config.model),
         prepare=count_text_targets,
-        validate=validation.figures if validation and config.valid_data else None,
-        draw=validation.pictures if validation else None,
+        validate=validation.figures if config.valid_data else None,
+        draw=validation.pictures,
         links={"dvae_hash": shards.meta.dvae_hash, "tokenizer_hash": tokenizer.hash},
         files={"tokenizer.json": tokenizer.to_json()},
     )
@@ -90,37 +92,48 @@ class _Validation:
     captions of the training."""
 
     def __init__(self, config: TrainPrior, objective: PriorObjective, tokenizer: Tokenizer, world: World):
-        self.objective, self.tokenizer, self.device = objective, tokenizer, world.device
+        self.objective, self.tokenizer, self.world = objective, tokenizer, world
         self.shards = TokenShards(config.valid_data or config.data)
-        self.dvae = load_dvae(config.dvae, world.device)
+        self.config, self.sharded = config, config.run.zero_stage == 3
         size = min(config.run.micro_batch_size(world.size), len(self.shards))
         self.batches = TokenBatches(self.shards, tokenizer, config.model.caption_tokens, size, seed=0)
-        self.count = min(config.run.validation_batches, len(self.shards) // size)
+        self.count = min(config.run.validation_batches * world.size, len(self.shards) // size)
         self.seed = config.run.seed
-        self.precision = config.run.precision
+        self.precision = "fp32" if config.run.precision == "fp32" else "bf16"
 
     def figures(self) -> dict[str, float]:
-        totals: dict[str, float] = {}
-        for number in range(self.count):
-            batch = {name: tensor.to(self.device) for name, tensor in self.batches[number].items()}
+        """Means over the batches, which the ranks share out. Where weights are sharded each has to compute as many."""
+        totals: dict[str, torch.Tensor] = {}
+        for first in range(0, self.count, self.world.size):
+            number = first + self.world.rank
+            batch = self.batches[number if number < self.count else first]
+            batch = {name: tensor.to(self.world.device) for name, tensor in batch.items()}
             batch["text_targets"] = (batch["text_BU"] >= 0).sum().float()
             _, metrics = self.objective(batch)
             for name, value in metrics.items():
-                totals[name] = totals.get(name, 0.0) + value.item() / self.count
-        return totals
+                totals[name] = totals.get(name, 0.0) + (value if number < self.count else 0.0 * value) / self.count
+        return {name: self.world.sum(value).item() for name, value in totals.items()}
 
     def pictures(self) -> dict[str, Image.Image]:
         """Samples for a few captions, and what the dVAE makes of the true codes."""
         places = [self.shards.place(number, seed=0)[1:] for number in range(min(_DRAWN_CAPTIONS, len(self.shards)))]
         codes, captions = zip(*(self.shards.pair(*place) for place in places), strict=True)
         captions = [c[0] for c in captions]
-        pipeline = Pipeline(self.objective.model, self.dvae, self.tokenizer)
+        pipeline = Pipeline(self._plain_model(), load_dvae(self.config.dvae, self.world.device), self.tokenizer)
         sampling = Sampling(chunk=_DRAWN_PER_CAPTION, precision=self.precision)
         (drawn,) = pipeline.candidates(captions, _DRAWN_PER_CAPTION, self.seed, sampling)
-        true_codes = torch.from_numpy(np.stack(codes).astype(np.int64)).to(self.device)
+        true_codes = torch.from_numpy(np.stack(codes).astype(np.int64)).to(self.world.device)
         true_CYX3 = to_pixels(pipeline.decode(true_codes, self.precision))
         drawings = []
         for row, caption in enumerate(captions):
             images = [true_CYX3[row], *drawn.images_CNYX3[row]]
             drawings += [Drawing(Image.fromarray(im), caption, None, -1, i, {}) for i, im in enumerate(images)]
         return {"samples": make_grid(drawings, columns=1 + _DRAWN_PER_CAPTION)}
+
+    def _plain_model(self) -> Prior:
+        """The model, or a copy without what sharding has hung onto it."""
+        if not self.sharded:
+            return self.objective.model
+        model = Prior(self.config.model).to(self.world.device).eval()
+        model.load_state_dict(self.objective.model.state_dict())
+        return model

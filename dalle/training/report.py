@@ -12,6 +12,7 @@ import math
 import re
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
@@ -23,9 +24,15 @@ from dalle.sampling.page import head, replace_text
 
 SPEED = ("images_per_s", "tokens_per_s", "mfu", "data_wait", "memory_gb")
 MAX_POINTS = 500
+MAX_SCALE_POINTS = 240  # of each of perhaps 128 curves
 MAX_WARNINGS = 100
 # Colours that matplotlib writes and the page's style sheet then decides, so that curves follow light and dark.
 INK, FAINT, TRAIN, VALID = "#010101", "#020202", "#030303", "#040404"
+SCALE_COLOURS = (
+    "#3b7ddd",
+    "#c2469a",
+    "#e07b1a",
+)  # of the first, the middle and the last resblock, on light and on dark
 CSS_COLOURS = {INK: "var(--ink)", FAINT: "var(--line)", TRAIN: "var(--train)", VALID: "var(--valid)"}
 
 STYLE = """
@@ -40,13 +47,16 @@ h3 { margin: 1rem 0 .4rem; font-size: 1rem; font-weight: 600; }
 .curves { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr)); }
 figure { margin: 0; padding: .8rem 1rem .4rem; } figcaption b { overflow-wrap: anywhere; }
 .train { color: var(--train); } .valid { color: var(--valid); }
+figure.wide { overflow-x: auto; } figure.wide svg { min-width: 44rem; }
+.first-to-last { display: inline-block; width: 8rem; height: .5em; border-radius: .25em; margin: 0 .3em;
+  background: linear-gradient(90deg, FIRST_TO_LAST); }
 figure svg { display: block; width: 100%; height: auto; } figure svg text { font-family: inherit !important; }
 .warnings { margin: 0; padding: .7rem 1rem .7rem 2rem; border-left: 4px solid var(--warn); overflow-wrap: anywhere; }
 .row { display: flex; gap: .8rem; overflow-x: auto; padding-bottom: .6rem; }
 .row a { flex: none; color: var(--soft); font-size: .85rem; text-decoration: none; }
 .row img { display: block; height: 200px; max-width: 640px; object-fit: contain; border-radius: 6px; }
 pre { margin: 0; padding: 1rem; overflow-x: auto; font-size: .85rem; }
-"""
+""".replace("FIRST_TO_LAST", ", ".join(SCALE_COLOURS))
 
 
 def write_report(folder: Path) -> None:
@@ -63,6 +73,7 @@ def write_report(folder: Path) -> None:
         head(title, STYLE),
         _headline(title, run, records, series),
         _curves(series),
+        _gradient_scales(records),
         _warnings(records),
         _pictures(folder),
     ]
@@ -181,9 +192,50 @@ def _figures(names: list[str], series: dict[str, np.ndarray]) -> str:
 
 
 def _draw(name: str, train: np.ndarray, valid: np.ndarray) -> str:
-    """One plot as an SVG element that takes its colours from the page."""
+    """One plot of a metric."""
     if not len(train) and not len(valid):
         return ""
+
+    def curves(axes: Any) -> None:
+        if len(train) > 50:
+            _plot(axes, _thin(train), TRAIN, linewidth=0.8, alpha=0.3)
+            _plot(axes, _thin(_smooth(train)), TRAIN, linewidth=1.6)
+        elif len(train):
+            _plot(axes, train, TRAIN, linewidth=1.6)
+        if len(valid):
+            _plot(axes, _thin(valid), VALID, linewidth=1.6, marker="o" if len(valid) <= 40 else None, markersize=3)
+
+    return _svg(name, 4.4, 2.5, curves)
+
+
+def _gradient_scales(records: list[dict[str, Any]]) -> str:
+    """All resblocks' gradient scales in one plot, as in the paper's Figure 12."""
+    lines = [record for record in records if isinstance(record.get("gradient_scales"), list)]
+    count = len(lines[-1]["gradient_scales"]) if lines else 0
+    if not count:
+        return ""
+    lines = [line for line in lines if len(line["gradient_scales"]) == count]
+    steps = [line["step"] for line in lines]
+    scales = np.array([line["gradient_scales"] for line in lines], dtype=float)
+
+    def curves(axes: Any) -> None:
+        from matplotlib.colors import LinearSegmentedColormap
+
+        colours = LinearSegmentedColormap.from_list("first to last", SCALE_COLOURS)(np.linspace(0, 1, count))
+        for log2_scale, colour in zip(scales.T, colours, strict=True):
+            rows = _finite(np.stack([steps, log2_scale], axis=1))
+            _plot(axes, _thin(rows, MAX_SCALE_POINTS), colour, linewidth=0.7 if count > 16 else 1.2)
+
+    last = _finite(np.stack([np.arange(count), scales[-1]], axis=1))[:, 1]
+    notes = f'first<span class="first-to-last"></span>last of {count}' if count > 1 else "one for the whole model"
+    if len(last):
+        notes += f" &nbsp; now {last.min():.4g} to {last.max():.4g}" if count > 1 else f" &nbsp; now {last[0]:.4g}"
+    caption = f"<figcaption><b>log2 of the gradient scale of each resblock</b><i>{notes}</i></figcaption>"
+    return f'<h2>Gradient scales</h2><figure class="wide">{caption}{_svg("gradient scales", 12, 3.6, curves)}</figure>'
+
+
+def _svg(name: str, width_inches: float, height_inches: float, draw: Callable[[Any], None]) -> str:
+    """A plot over steps as an SVG element that takes its colours from the page."""
     # Imported here: it takes most of a second, and a run that draws no report should not pay for it.
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -192,16 +244,12 @@ def _draw(name: str, train: np.ndarray, valid: np.ndarray) -> str:
     # Text stays text; the salt keeps the ids of several inline plots apart.
     settings = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9.0, "axes.formatter.useoffset": False}
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(4.4, 2.5), facecolor="none")
+        figure = Figure(figsize=(width_inches, height_inches), facecolor="none")
         FigureCanvasSVG(figure)
-        axes = figure.add_axes((0.13, 0.11, 0.85, 0.84), facecolor="none")
-        if len(train) > 50:
-            _plot(axes, _thin(train), TRAIN, linewidth=0.8, alpha=0.3)
-            _plot(axes, _thin(_smooth(train)), TRAIN, linewidth=1.6)
-        elif len(train):
-            _plot(axes, train, TRAIN, linewidth=1.6)
-        if len(valid):
-            _plot(axes, _thin(valid), VALID, linewidth=1.6, marker="o" if len(valid) <= 40 else None, markersize=3)
+        # margins in inches: for the tick labels, and for half of the last one
+        place = (0.57 / width_inches, 0.28 / height_inches, 1 - 0.66 / width_inches, 1 - 0.4 / height_inches)
+        axes = figure.add_axes(place, facecolor="none")
+        draw(axes)
         axes.grid(color=FAINT, linewidth=0.6)
         axes.tick_params(colors=INK, length=0)
         axes.locator_params(nbins=6)
@@ -213,7 +261,7 @@ def _draw(name: str, train: np.ndarray, valid: np.ndarray) -> str:
     return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(name)} over steps" ', 1)
 
 
-def _plot(axes: Any, rows: np.ndarray, colour: str, **style: Any) -> None:
+def _plot(axes: Any, rows: np.ndarray, colour: Any, **style: Any) -> None:
     if len(rows) == 1:
         style = {"marker": "o", "markersize": 4}
     axes.plot(rows[:, 0], rows[:, 1], color=colour, solid_joinstyle="round", **style)
@@ -229,13 +277,15 @@ def _smooth(rows: np.ndarray) -> np.ndarray:
     return np.stack([rows[:, 0], means], axis=1)
 
 
-def _thin(rows: np.ndarray) -> np.ndarray:
-    """At most MAX_POINTS rows: the lowest and the highest of each stretch, so that no spike is lost."""
-    if len(rows) <= MAX_POINTS:
+def _thin(rows: np.ndarray, most: int = MAX_POINTS) -> np.ndarray:
+    """At most so many rows, and the last: the lowest and the highest of each stretch, so that no spike is lost."""
+    if len(rows) <= most:
         return rows
-    edges = np.linspace(0, len(rows), MAX_POINTS // 2 + 1).astype(int)
+    edges = np.linspace(0, len(rows), most // 2 + 1).astype(int)
     stretches = [(first, rows[first:last, 1]) for first, last in pairwise(edges)]
-    return rows[sorted({first + pick(part) for first, part in stretches for pick in (np.argmin, np.argmax)})]
+    return rows[
+        sorted({first + pick(part) for first, part in stretches for pick in (np.argmin, np.argmax)} | {len(rows) - 1})
+    ]
 
 
 def _warnings(records: list[dict[str, Any]]) -> str:

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -102,9 +103,9 @@ class Telemetry:
         self._report_due_s = now_s + REPORT_INTERVAL_S
         self._report_failed = False
 
-    def log(self, step: int, values: dict[str, float], num_units: int, waited_s: float = 0.0) -> None:
+    def log(self, step: int, values: dict[str, float | list[float]], num_units: int, waited_s: float = 0.0) -> None:
         """Records `values` at `step`; `num_units` images or tokens were trained on, on all ranks, since the last call, in which
-        this rank has waited `waited_s` for data.
+        this rank has waited `waited_s` for data. A list, such as of the resblocks' gradient scales, is for the report alone.
 
         To be called once per logging interval: each value is read as a float, which waits for the device.
         """
@@ -119,7 +120,9 @@ class Telemetry:
         if self.flops_per_unit is not None:
             record["mfu"] = units_per_s * self.flops_per_unit / self.limit_flops_per_s
         record["data_wait"] = waited_s / elapsed_s if elapsed_s > 0 else math.nan
-        record |= {key: float(value) for key, value in values.items()}
+        record |= {
+            key: [*map(float, value)] if isinstance(value, list) else float(value) for key, value in values.items()
+        }
         self._write(record)
         self._show_progress(record)
         if self._num_logs == 0:  # the first interval holds compilation and warm-up: a bad guide to the time left
@@ -198,14 +201,14 @@ class Telemetry:
         """A clock that stands still while paused."""
         return (time.monotonic() if self._pause_began_s is None else self._pause_began_s) - self._paused_s
 
-    def _write(self, record: dict[str, float]) -> None:
+    def _write(self, record: dict[str, float | list[float]]) -> None:
         assert "step" not in record and "time_s" not in record, "step and time_s are written by Telemetry"
         time_s = round(time.monotonic() - self._origin_s, 3)
         # JSON has no NaN or infinity; a diverging run must stay readable by any reader.
-        finite = {key: value if math.isfinite(value) else None for key, value in record.items()}
+        finite = json.loads(json.dumps(record), parse_constant=lambda _: None)
         self._write_line({"step": self.step, "time_s": time_s, **finite})
         if self._wandb_run is not None:
-            self._wandb_run.log({"step": self.step, **record})
+            self._wandb_run.log({"step": self.step, **_summed_up(record)})
 
     def _write_line(self, record: dict[str, Any]) -> None:
         assert self._is_open, "the log is closed"
@@ -217,7 +220,7 @@ class Telemetry:
         run |= {"flops_per_unit": self.flops_per_unit, "limit_flops_per_s": self.limit_flops_per_s}
         replace_text(self.folder / "run.json", json.dumps({**run, "wandb_id": self._wandb_id}, ensure_ascii=False))
 
-    def _show_progress(self, record: dict[str, float]) -> None:
+    def _show_progress(self, record: dict[str, float | list[float]]) -> None:
         if not self._show:
             return
         shown = {key: record[key] for key in self._shown if key in record}
@@ -255,6 +258,13 @@ class Telemetry:
                 self._report_failed = True
         now_s = time.monotonic()
         self._report_due_s = now_s + max(REPORT_INTERVAL_S, (now_s - began_s) / REPORT_SHARE)
+
+
+def _summed_up(record: dict[str, float | list[float]]) -> dict[str, float]:
+    """Of each list the least, the median and the greatest."""
+    lists = {key: value for key, value in record.items() if isinstance(value, list)}
+    summed_up = {f"{key}/{pick.__name__}": pick(value) for key, value in lists.items() for pick in (min, median, max)}
+    return {key: value for key, value in record.items() if key not in lists} | summed_up
 
 
 def _short(value: float) -> str:

@@ -1,7 +1,7 @@
-"""The processes of a training run: who am I, what device is mine, and sums over all of us.
+"""The processes of a training run: who am I, what device is mine, which machine is ours, and sums over all of us.
 
-A process started by the DeepSpeed launcher or torchrun finds its place in the environment; one started by hand
-is the only one.
+A process started by the DeepSpeed launcher, torchrun or `launch/train_prior.sbatch` finds its place in the environment;
+one started by hand is the only one.
 """
 
 from __future__ import annotations
@@ -10,20 +10,31 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from dalle.config import Run
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's place: global rank, number of processes, and its device."""
+    """This process's place.
+
+    Args:
+        rank: among all processes
+        size: number of processes
+        device: of this process
+        machines: how the processes are grouped, when not all of them do the same with one another
+    """
 
     rank: int
     size: int
     device: torch.device
+    machines: Machines | None = None
 
     @property
     def is_main(self) -> bool:
@@ -61,6 +72,92 @@ class World:
             dist.barrier()
 
 
+class Machines:
+    """Processes in two directions (section 2.5): those of one machine shard the weights among themselves, and those of
+    equal ordinal on all machines hold the same shard and average its gradient.
+
+    It is also what DeepSpeed takes for a model-parallel unit: the machine is given to it as the group that shards, and
+    the replicas as the model-parallel group, so that norms and skipped updates are agreed on by all processes.
+
+    Args:
+        world: all processes; ranks are counted machine by machine
+        ranks_per_machine: m
+    """
+
+    def __init__(self, world: World, ranks_per_machine: int):
+        self.ranks_per_machine = ranks_per_machine
+        self.count = world.size // ranks_per_machine
+        self.number, self.ordinal = divmod(world.rank, ranks_per_machine)
+        names = ("replicas", "shards")
+        mesh = init_device_mesh(world.device.type, (self.count, ranks_per_machine), mesh_dim_names=names)
+        self.shards, self.replicas = mesh.get_group("shards"), mesh.get_group("replicas")
+
+    def get_data_parallel_group(self) -> dist.ProcessGroup:
+        return self.shards
+
+    def get_data_parallel_rank(self) -> int:
+        return self.ordinal
+
+    def get_data_parallel_world_size(self) -> int:
+        return self.ranks_per_machine
+
+    def get_model_parallel_group(self) -> dist.ProcessGroup:
+        return self.replicas
+
+    def get_model_parallel_rank(self) -> int:
+        return self.number
+
+    def get_model_parallel_world_size(self) -> int:
+        return self.count
+
+    # DeepSpeed asks under both names
+    get_tensor_model_parallel_group = get_model_parallel_group
+    get_tensor_model_parallel_rank = get_model_parallel_rank
+    get_tensor_model_parallel_world_size = get_model_parallel_world_size
+
+
+def grouped(world: World, run: Run) -> World:
+    """The world with its machines, where the run needs them: to shard within and average between, or to compress.
+
+    Raises:
+        ValueError: the processes do not divide into machines
+    """
+    ranks = _ranks_per_machine(run, world)
+    if run.compression is None and (run.zero_stage == 0 or ranks == world.size):
+        return world
+    return replace(world, machines=Machines(world, ranks))
+
+
+def _ranks_per_machine(run: Run, world: World) -> int:
+    """m: how many processes shard among themselves, from the configuration or else from the launcher.
+
+    Raises:
+        ValueError: the processes do not divide, or the machines differ
+    """
+    if run.ranks_per_machine is not None:
+        found = run.ranks_per_machine or world.size
+        if world.size % found:
+            raise ValueError(
+                f"run.ranks_per_machine {found}: does not divide the {world.size} processes; start as many on every machine"
+            )
+        return found
+    here = next((int(os.environ[name]) for name in _LOCAL_SIZES if name in os.environ), world.size)
+    by_rank = world.gather((socket.gethostname(), here))
+    host, other = next(((host, count) for host, count in by_rank if count != by_rank[0][1]), (None, None))
+    if host is not None:
+        raise ValueError(
+            f"{by_rank[0][0]} runs {by_rank[0][1]} processes, {host} {other}: start as many on every machine, or set "
+            "run.ranks_per_machine"
+        )
+    if world.size % here:
+        raise ValueError(f"{world.size} processes in all, {here} on each machine: does not divide")
+    return here
+
+
+_LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
+"""Where torchrun and the DeepSpeed launcher say how many processes this machine runs."""
+
+
 @contextmanager
 def joined() -> Iterator[World]:
     """Within the block this process has its place among the others: NCCL on GPUs, gloo on CPUs.
@@ -69,7 +166,7 @@ def joined() -> Iterator[World]:
     """
     alone: dict[str, str] = {}
     if "WORLD_SIZE" not in os.environ:
-        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
         alone["MASTER_PORT"] = str(_free_port())
         os.environ.update(alone)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dalle.config import PriorModel, Sampling
-from dalle.models.prior import Prior
+from dalle.models.prior import InputMajorLinear, Prior
 from dalle.sampling.decode import TokenLoop, choose
 from dalle.text import PAD
 
@@ -42,7 +42,7 @@ def test_cached_logits_are_those_of_the_full_forward(attention, grid, depth):
 
 def test_only_matrices_of_another_precision_are_copied():
     prior = _prior().train()
-    matrices = {n for n, m in prior.named_modules() if isinstance(m, torch.nn.Linear)}
+    matrices = {n for n, m in prior.named_modules() if isinstance(m, torch.nn.Linear | InputMajorLinear)}
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         held = TokenLoop(prior, precision).prior
         own = {n for n, t in held.named_parameters() if t.data_ptr() != prior.get_parameter(n).data_ptr()}

@@ -64,12 +64,12 @@ def _losses(make, **run) -> list[float]:
     objective, batch = make()
     engine = _engine(objective, **run)
     batch = {name: tensor.to(DEVICE) for name, tensor in batch.items()}
-    return [engine.update([dict(batch)], step)["loss"].item() for step in range(2)]
+    return [engine.update([dict(batch)], step, 1e-3)["loss"].item() for step in range(2)]
 
 
 def test_noise_is_a_function_of_seed_update_and_rank():
     engines = [_engine(_Noise(), rank, seed=seed) for seed in (0, 2**40) for rank in (0, 1)]
-    first, again = ([e.update([{}], step)["noise"].item() for e in engines for step in (0, 2**20)] for _ in range(2))
+    first, again = ([e.update([{}], step, 1e-3)["noise"].item() for e in engines for step in (0, 2**20)] for _ in range(2))
     assert first == again
     assert len(set(first)) == 8
 
@@ -109,9 +109,9 @@ def test_an_update_never_waits_for_the_gpu(make):
     objective, batch = make()
     engine = _engine(objective)
     batch = {name: tensor.to(DEVICE) for name, tensor in batch.items()}
-    engine.update([dict(batch)], 0)
+    engine.update([dict(batch)], 0, 1e-3)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        engine.update([dict(batch)], 1)
+        engine.update([dict(batch)], 1, 1e-3)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -1,7 +1,9 @@
 """The loop through its commands: losses fall, resumed equals uninterrupted, processes agree, Ctrl-C leaves a checkpoint."""
 
 import io
+import itertools
 import json
+import math
 import signal
 import socket
 import subprocess
@@ -17,6 +19,8 @@ from safetensors.torch import load_file
 from dalle.cli.train import train
 from dalle.config import TrainCLIP, TrainDVAE, TrainPrior
 from dalle.data.tokens import TokenLoader
+from dalle.objectives.prior import PriorObjective
+from dalle.training import checkpoint
 from tests.conftest import ROOT, TINY_CLIP, TINY_DVAE, TINY_PRIOR, clean_environment
 
 
@@ -58,7 +62,11 @@ def test_dvae_resumed_is_uninterrupted(shapes_folder, tmp_path):
         ["--run.zero_stage", "0"],
         ["--run.zero_stage", "1"],
         ["--run.zero_stage", "2"],
+        ["--run.zero_stage", "3"],
         ["--optimizer.muon_step_size_factor", "10"],
+        ["--run.zero_stage", "3", "--run.compression.rank", "8", "--run.ema_every_steps", "3"],
+        ["--run.precision", "fp16-per-block", "--optimizer.moments", "16-bit", "--optimizer.beta2", "0.96"],
+        ["--optimizer.plateau.window_steps", "2", "--optimizer.plateau.patience_windows", "1"],
     ],
     ids=" ".join,
 )
@@ -115,6 +123,20 @@ def test_two_processes_are_one(models, tmp_path, one_process):
     _check_same_curve(tmp_path / "two", one_process)
 
 
+def test_two_machines_of_two_are_one(models, tmp_path, one_process):
+    """Weights sharded in each machine and validated so; one process then goes on with what four have left."""
+    valid = ["--valid_data", f"{models}/tokens/valid", "--run.validate_every_steps", "4"]
+    _launched(1, *_prior_arguments(models, tmp_path / "one", "--run.steps", "8", *valid))
+    sharded = ["--run.zero_stage", "3", "--run.ranks_per_machine", "2", "--run.ema_every_steps", "1"]
+    _launched(4, *_prior_arguments(models, tmp_path / "four", "--run.steps", "6", *valid, *sharded))
+    assert list((tmp_path / "four" / "pictures").glob("samples-*.png"))
+    assert load_file(tmp_path / "four" / "model.safetensors").keys() == load_file(one_process / "model.safetensors").keys()
+    _launched(1, *_prior_arguments(models, tmp_path / "four", "--run.steps", "8", *valid, "--resume"))
+    _check_same_curve(tmp_path / "four", one_process)
+    found, expected = (_metrics(tmp_path / name, "valid/loss")[0] for name in ("four", "one"))
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
 def test_one_process_goes_on_where_two_stopped(models, tmp_path, one_process):
     """Whatever was sharded."""
     _launched(2, *_prior_arguments(models, tmp_path / "two", "--run.steps", "6", "--run.zero_stage", "2"))
@@ -149,7 +171,8 @@ def test_a_dvae_of_two_processes_is_that_of_one(shapes_folder, tmp_path):
                 torch.testing.assert_close(other[weight], tensor, atol=2e-4, rtol=0, msg=f"{name}: {weight}")
 
 
-def test_ctrl_c_leaves_a_checkpoint_that_resumes(models, tmp_path):
+@pytest.mark.parametrize("wish", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_wish_to_stop_leaves_a_checkpoint_that_resumes(models, tmp_path, wish):
     output = tmp_path / "stopped"
     code = "import sys; from dalle.cli.train import train_prior; sys.argv[0] = 'dalle-train-prior'; train_prior()"
     command = [sys.executable, "-c", code, *_prior_arguments(models, output, "--run.steps", "100000")]
@@ -158,7 +181,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes(models, tmp_path):
     while not (output / "metrics.jsonl").is_file() or len(_metrics(output)) < 3:
         assert time.monotonic() < deadline and process.poll() is None, "the training never began"
         time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(wish)
     assert process.wait(60) == 130
     (checkpoint,) = (output / "checkpoints").iterdir()
     steps = json.loads((checkpoint / "state.json").read_text())["step"]
@@ -249,11 +272,52 @@ def test_a_second_run_does_not_overwrite_the_first(models):
         train("prior", TrainPrior, _prior_arguments(models, models / "prior", "--run.steps", "1"))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(models, tmp_path):
-    schedule = ["--optimizer.step_size.start", "1e30", "--optimizer.step_size.end", "1e30"]
-    more = ["--run.steps", "50", *schedule, "--optimizer.clip_norm", "null"]
-    with pytest.raises(ValueError, match="not finite at update"):
-        train("prior", TrainPrior, _prior_arguments(models, tmp_path / "bad", *more))
+def _spoil(monkeypatch, updates: range) -> None:
+    """Let the loss of some updates be not a number."""
+    whole, calls = PriorObjective.forward, itertools.count()
+
+    def spoilt(objective, batch):
+        loss, metrics = whole(objective, batch)
+        if objective.training and next(calls) in updates:
+            loss = loss * math.nan
+        return loss, metrics | {"loss": loss.detach()}
+
+    monkeypatch.setattr(PriorObjective, "forward", spoilt)
+
+
+def test_a_loss_that_is_not_finite_is_skipped_and_named(models, tmp_path, monkeypatch, capsys):
+    _spoil(monkeypatch, range(3, 5))
+    train("prior", TrainPrior, _prior_arguments(models, tmp_path / "bad", "--run.steps", "8", "--run.log_every_steps", "4"))
+    assert _metrics(tmp_path / "bad", "skipped") == [0.25, 0.25]
+    assert all(0 < loss < 10 for loss in _metrics(tmp_path / "bad"))
+    said = capsys.readouterr().err
+    assert "1 of the 4 updates up to 8 were skipped: the loss was not finite on rank 0 in 1" in said
+
+
+def test_losses_that_stay_not_finite_end_the_run_and_lose_nothing(models, tmp_path, monkeypatch):
+    arguments = _prior_arguments(models, tmp_path / "bad", "--run.steps", "8", "--run.log_every_steps", "2")
+    with monkeypatch.context() as spoiling:
+        _spoil(spoiling, range(3, 100))
+        with pytest.raises(ValueError, match="2 of the 2 updates up to 6 were skipped: the loss was not finite on rank 0"):
+            train("prior", TrainPrior, arguments)
+    train("prior", TrainPrior, [*arguments, "--resume"])
+    assert (tmp_path / "bad" / "model.safetensors").is_file()
+    assert all(w.isfinite().all() for w in load_file(tmp_path / "bad" / "model.safetensors").values())
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(models, tmp_path, monkeypatch, capsys):
+    whole, calls = checkpoint.save, itertools.count()
+
+    def full(folder, *arguments):
+        if next(calls) == 0:
+            raise checkpoint.NotSaved("rank 0: No space left on device")
+        return whole(folder, *arguments)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    more = ["--run.steps", "3", "--run.checkpoint_every_minutes", "1e-9"]
+    train("prior", TrainPrior, _prior_arguments(models, tmp_path / "full", *more))
+    assert "No space left on device" in capsys.readouterr().err
+    assert (tmp_path / "full" / "model.safetensors").is_file()
 
 
 def test_training_learns(models, tmp_path):

@@ -1,0 +1,133 @@
+"""`dalle-export RUN --output DIR`: one `model.safetensors` out of a checkpoint that many processes wrote.
+
+One process does it, also while the run goes on. A tensor at a time is read from the checkpoint, but all of them are
+collected before they are written: 49 GB of main memory for 12 billion weights in fp32, half of that in 16 bits.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dalle.cli import arguments
+from dalle.config import CLIPModel, DVAEModel, Export, PriorModel
+
+if TYPE_CHECKING:
+    import torch
+
+    from dalle.training.checkpoint import Checkpoint
+
+_MODELS = {"dvae": DVAEModel, "prior": PriorModel, "clip": CLIPModel}
+_FILES = ("config.yaml", "tokenizer.json")
+"""What a run's folder holds, beside its weights, that its model needs."""
+
+
+def main() -> None:
+    """Console script."""
+    arguments.run(export, "dalle-export")
+
+
+def export(argv: list[str] | None = None) -> None:
+    """Parse, check, read every file of the checkpoint for its hash, write."""
+    config = arguments.parse(Export, "dalle-export", argv, positional="run")
+    output = arguments.check_output(config.output)
+    if output.exists() and any(output.iterdir()):
+        raise ValueError(f"output {output} is not empty: name another")
+
+    import torch
+    from safetensors import SafetensorError
+
+    from dalle.models.folder import save_weights
+    from dalle.training.checkpoint import open_checkpoint, verify
+    from dalle.training.topology import World
+
+    checkpoint = open_checkpoint(_find(Path(config.run)))
+    kind, sizes, links = _identity(checkpoint)
+    weights = _Weights(checkpoint, config.weights, config.dtype)
+    verify(checkpoint.path, World(0, 1, torch.device("cpu")))
+    folder = checkpoint.path.absolute().parent.parent
+    try:
+        save_weights(output, kind, weights, sizes, links)
+        for name in _FILES:
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, output / name)
+    except BaseException as error:
+        shutil.rmtree(output, ignore_errors=True)
+        if isinstance(error, SafetensorError):  # its name for a full disk too
+            raise ValueError(f"output {output} was not written: {error}") from error
+        raise
+    print(
+        f"{kind}, {weights.source} weights after {checkpoint.step:,} updates, {weights.count:,} numbers in {config.dtype}: "
+        f"{output / 'model.safetensors'}"
+    )
+
+
+def _find(path: Path) -> Path:
+    """The checkpoint that was named, or the newest of the run that was."""
+    from dalle.training.checkpoint import latest
+
+    if not path.is_dir():
+        raise ValueError(f"run {path}: no such folder")
+    if path.parent.name == "checkpoints" or (path / "state.json").is_file():
+        return path
+    found = latest(path)
+    if found is None:
+        raise ValueError(f"{path} holds no complete checkpoint, nor is it one")
+    return found
+
+
+def _identity(checkpoint: Checkpoint) -> tuple[str, DVAEModel | PriorModel | CLIPModel, dict[str, str]]:
+    """Kind, sizes and links of the model that the checkpoint is of."""
+    identity = checkpoint.values.get("export")
+    if identity is None:
+        raise ValueError(f"checkpoint {checkpoint.path} does not say what model it is of: another version wrote it")
+    kind = identity["kind"]
+    if kind not in _MODELS:
+        raise ValueError(f"checkpoint {checkpoint.path} is of a model of kind {kind}: known are {', '.join(_MODELS)}")
+    sizes = arguments.parse_model(_MODELS[kind], identity["config"], f"checkpoint {checkpoint.path}: ")
+    return kind, sizes, identity["links"]
+
+
+class _Weights(Mapping):
+    """The weights by their names in the model, each read when it is asked for.
+
+    Args:
+        checkpoint: open
+        source: "averaged" or "trained"; null means averaged where the checkpoint holds averages
+        dtype: to which floating-point weights are converted
+    """
+
+    def __init__(self, checkpoint: Checkpoint, source: str | None, dtype: str):
+        averaged = any(name.startswith("ema/") for name in checkpoint.shapes)
+        if source == "averaged" and not averaged:
+            raise ValueError(f"weights averaged: checkpoint {checkpoint.path} holds trained ones only")
+        self.source = source or ("averaged" if averaged else "trained")
+        self._checkpoint, self._dtype = checkpoint, dtype
+        self._names = [name.removeprefix("model/") for name in checkpoint.shapes if name.startswith("model/")]
+        self.count = sum(math.prod(checkpoint.shapes[f"model/{name}"]) for name in self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        import torch
+
+        key = f"model/{name}"
+        if self.source == "averaged" and (f"ema/{name}" in self._checkpoint.shapes or self._is_floating(key)):
+            key = f"ema/{name}"  # what counts has no average
+        tensor = self._checkpoint.read(key).view(self._checkpoint.shapes[key])
+        if not tensor.is_floating_point():
+            return tensor
+        converted = tensor.to({"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self._dtype])
+        if bool((converted.isinf() & ~tensor.isinf()).any()):
+            raise ValueError(f"dtype {self._dtype}: {name} has values beyond its range: take fp32")
+        return converted
+
+    def _is_floating(self, key: str) -> bool:
+        return self._checkpoint.read(key, 0, 0).is_floating_point()

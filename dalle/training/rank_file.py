@@ -1,0 +1,116 @@
+"""One rank's file of a checkpoint: its fragments of flattened tensors, in the safetensors format.
+
+A file is written a fragment at a time, hashed on the way, and read back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""The names that safetensors gives them."""
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Fragment:
+    """A contiguous run of a flattened tensor that this process holds.
+
+    Args:
+        name: of the whole tensor, such as "model/…", "exp_avg/…", "ema/…"
+        shape: of the whole tensor; () has one element
+        start: where in the flattened tensor the values begin
+        values: flat, on any device; only read
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    values: torch.Tensor
+
+
+def write_fragments(path: Path, fragments: list[Fragment]) -> dict:
+    """Write one rank's file, a fragment at a time, and read it back; its size and hash.
+
+    The format's few bytes are laid out here, for the library's own function wants all tensors in main memory at once.
+    What `read_parts` tells goes into the header.
+
+    Raises:
+        ValueError: a fragment that cannot be written, or a file that reads back otherwise
+    """
+    # the largest elements first, as the library has it, so that every tensor begins at a multiple of its element's size
+    fragments = sorted(fragments, key=lambda f: -f.values.element_size())
+    parts: dict[str, list] = {}
+    layout: dict[str, dict] = {}
+    offset = 0
+    for f in fragments:
+        key, numel = f"{f.name}@{f.start}", f.values.numel()
+        if f.values.dtype not in _DTYPE_NAMES:
+            raise ValueError(f"{f.name} is of dtype {f.values.dtype}, which checkpoints do not hold")
+        if key in parts:
+            raise ValueError(f"two fragments of {f.name} begin at {f.start}")
+        dtype, num_bytes = _DTYPE_NAMES[f.values.dtype], numel * f.values.element_size()
+        parts[key] = [f.name, dtype, list(f.shape), f.start, f.start + numel]
+        layout[key] = {"dtype": dtype, "shape": [numel], "data_offsets": [offset, offset + num_bytes]}
+        offset += num_bytes
+    header = json.dumps({"__metadata__": {"parts": json.dumps(parts)}, **layout}).encode()
+    header += b" " * (-len(header) % 8)
+    path.parent.mkdir(exist_ok=True)  # a network file system may still remember that there was none
+    return write_proven(path, itertools.chain([len(header).to_bytes(8, "little"), header], map(_to_bytes, fragments)))
+
+
+def read_parts(path: Path) -> dict[str, list]:
+    """What a file holds: [tensor, dtype's name, the tensor's shape, start, stop] by key."""
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["parts"])
+
+
+def write_proven(path: Path, pieces: Iterable[bytes | memoryview]) -> dict:
+    """Write a file and read it back, from the disk rather than from memory where the system can be asked for that; its
+    size in bytes and SHA-256. Raises ValueError when it is not what was to be written."""
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+        for piece in pieces:
+            file.write(piece)
+            digest.update(piece)
+        file.flush()
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if sha256(path) != digest.hexdigest():
+        raise ValueError("it does not read back as it was written: the disk is at fault")
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def sha256(path: Path) -> str:
+    """Of a file, as 64 hex digits, 16 MiB at a time."""
+    digest = hashlib.sha256()
+    piece = memoryview(bytearray(1 << 24))
+    with open(path, "rb", buffering=0) as file:
+        while num_bytes := file.readinto(piece):
+            digest.update(piece[:num_bytes])
+    return digest.hexdigest()
+
+
+def _to_bytes(fragment: Fragment) -> memoryview:
+    return fragment.values.detach().flatten().cpu().contiguous().view(torch.uint8).numpy().data

@@ -1,0 +1,115 @@
+"""What a training run leaves on disk to go on from, and the model that comes out of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dalle.config import Optimizer, Run
+from dalle.models.folder import save_weights
+from dalle.training import checkpoint
+from dalle.training.checkpoint import Fragment
+from dalle.training.ema import EMA
+from dalle.training.engine import Engine
+from dalle.training.plateau import PlateauRule
+from dalle.training.stage import Stage
+
+
+class Saver:
+    """Checkpoints of everything that changes while a run trains.
+
+    Args:
+        stage, optimizer, run: what is trained and how
+        folder: the model's
+        engine, ema, plateau: what is saved beside the positions in the data
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        optimizer: Optimizer,
+        run: Run,
+        folder: Path,
+        engine: Engine,
+        ema: EMA | None,
+        plateau: PlateauRule | None,
+    ):
+        self.stage, self.optimizer, self.run, self.folder = stage, optimizer, run, folder
+        self.engine, self.ema, self.plateau, self.world = engine, ema, plateau, engine.world
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint after `step` updates; all ranks call it.
+
+        Raises:
+            NotSaved: on all ranks; older checkpoints are as they were
+        """
+        fragments = list(self.engine.state())  # before anything may fail: ranks talk to one another meanwhile
+        if self.ema:
+            averages = self.ema.averages
+            held = {name: piece for name, piece in self.ema.pieces.items() if self.engine.writes(piece)}
+            fragments += [Fragment(f"ema/{n}", p.shape, p.start, averages[n].flatten()) for n, p in held.items()]
+        values = {
+            "loaders": self.world.gather(self.stage.loader.state_dict()),
+            "plateau": self.plateau.state_dict() if self.plateau else None,
+            "identity": self._identity(),
+            "export": {"kind": self.stage.kind, "config": asdict(self.stage.model_config), "links": self.stage.links},
+        }
+        checkpoint.save(self.folder, step, fragments, values, self.run.keep_checkpoints, self.world)
+
+    def resume(self) -> int:
+        """Restore the newest checkpoint, perhaps of another number of processes and machines; the updates it has seen.
+
+        Raises:
+            ValueError: there is none, it is damaged, or it is of another run
+        """
+        found = self.world.gather(checkpoint.latest(self.folder))[0]  # one answer, whatever each file system shows
+        if found is None:
+            raise ValueError(f"--resume: {self.folder} holds no checkpoint")
+        opened = checkpoint.verify(found, self.world)
+        then, now = opened.values["identity"], self._identity()
+        changes = [
+            f"--resume: {found} was made with {name} {json.dumps(then.get(name))}, not {json.dumps(now.get(name))}: set it "
+            "back, or name another --output"
+            for name in {**then, **now}
+            if then.get(name) != now.get(name)
+        ]
+        if changes:
+            raise ValueError("\n".join(changes))
+        self.engine.load_state(opened)
+        if self.ema:
+            averages = self.ema.averages
+            for name, piece in self.ema.pieces.items():
+                values = opened.read(f"ema/{name}", piece.start, piece.start + piece.size)
+                averages[name].copy_(values.view_as(averages[name]))
+        if self.plateau:
+            self.plateau.load_state_dict(opened.values["plateau"])
+        # together the ranks of then know where all of the data stand
+        loaders = opened.values["loaders"]
+        self.stage.loader.load_state_dict({name: value for state in loaders for name, value in state.items()})
+        return opened.step
+
+    def save_model(self) -> None:
+        """The averaged weights in one file. Those that are sharded come from the checkpoint that was just written."""
+        if not self.world.is_main:
+            return
+        if self.run.zero_stage == 3:
+            source = "ema" if self.ema else "model"
+            opened = checkpoint.open_checkpoint(checkpoint.latest(self.folder))
+            names = self.engine.shards.weights()
+            weights = {n: opened.read(f"{source}/{n}").view(opened.shapes[f"{source}/{n}"]) for n in names}
+        else:
+            weights = self.ema.averages if self.ema else self.engine.model.state_dict()
+        save_weights(self.folder, self.stage.kind, weights, self.stage.model_config, self.stage.links)
+
+    def _identity(self) -> dict[str, Any]:
+        """What has to stay the same when a run is continued; JSON-able."""
+        model = {f"model.{name}": value for name, value in asdict(self.stage.model_config).items()}
+        names = ("seed", "batch_size", "accumulation_steps", "ema_decay", "ema_every_steps")
+        run = {f"run.{name}": getattr(self.run, name) for name in names}
+        muon = self.optimizer.muon_step_size_factor is not None
+        optimizer = {"optimizer": "Muon" if muon else "AdamW", "optimizer.moments": self.optimizer.moments}
+        if self.optimizer.plateau:
+            optimizer["optimizer.plateau"] = asdict(self.optimizer.plateau)
+        return json.loads(json.dumps({"kind": self.stage.kind, **model, **run, **optimizer, **self.stage.links}))

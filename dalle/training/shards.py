@@ -1,0 +1,224 @@
+"""What this process holds of each parameter and of its optimiser state, under every ZeRO stage.
+
+    stage 0  everything, on every process
+    stage 1  all weights, and gradients and moments of a contiguous run of all parameters laid end to end
+    stage 2  the same
+    stage 3  one m-th of every parameter, of its gradient and of its moments
+
+DeepSpeed has no common door to these; this module is it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def whole_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """The shape of a parameter, be it sharded or not."""
+    return tuple(parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of a flattened parameter.
+
+    Args:
+        shape: of the whole parameter
+        start: where in the flattened parameter it begins
+        size: number of elements, perhaps none
+        shared: whether all processes hold it
+    """
+
+    shape: tuple[int, ...]
+    start: int
+    size: int
+    shared: bool = False
+
+
+class Shards(ABC):
+    """Doors to gradients and optimiser state.
+
+    Args:
+        model: whose parameters they belong to
+        optimizer: the client's, whose state has the moments
+    """
+
+    pieces: dict[str, Piece]
+    """This process's part of each parameter's gradient and moments."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer):
+        self.model, self.optimizer = model, optimizer
+        self.parameters = dict(model.named_parameters())
+
+    def weights(self) -> dict[str, tuple[Piece, torch.Tensor]]:
+        """What this process holds of the parameters and buffers: the very memory, of the whole tensor's shape or flat."""
+        return {n: (Piece(tuple(t.shape), 0, t.numel(), shared=True), t) for n, t in self.model.state_dict().items()}
+
+    @abstractmethod
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """After the backward pass: this process's part of each gradient, averaged over the processes that shard."""
+
+    @abstractmethod
+    def write_gradients(self, gradients: dict[str, torch.Tensor]) -> None:
+        """Make the optimiser see what was written into the tensors that `gradients` gave."""
+
+    @abstractmethod
+    def moments(self, name: str) -> dict[str, torch.Tensor]:
+        """This process's part of a parameter's moments, views: none before the first update."""
+
+    @abstractmethod
+    def make_moments(self, step: int, dtypes: dict[str, dict[str, torch.dtype]]) -> None:
+        """Optimiser state after `step` updates, its moments, of the given formats by parameter and moment, yet empty."""
+
+
+class Whole(Shards):
+    """Stage 0."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer):
+        super().__init__(model, optimizer)
+        self.pieces = {n: Piece(tuple(p.shape), 0, p.numel(), shared=True) for n, p in self.parameters.items()}
+
+    def gradients(self) -> dict[str, torch.Tensor]:
+        return {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+
+    def write_gradients(self, gradients: dict[str, torch.Tensor]) -> None:
+        pass  # they are the optimiser's own
+
+    def moments(self, name: str) -> dict[str, torch.Tensor]:
+        state = self.optimizer.state.get(self.parameters[name], {})
+        return {moment: state[moment] for moment in MOMENTS if moment in state}
+
+    def make_moments(self, step: int, dtypes: dict[str, dict[str, torch.dtype]]) -> None:
+        for name, p in self.parameters.items():
+            # in the parameter's own memory format, which the fused optimiser takes for granted
+            moments = {moment: torch.zeros_like(p, dtype=dtype) for moment, dtype in dtypes.get(name, {}).items()}
+            if moments:
+                self.optimizer.state[p] = {"step": torch.tensor(float(step), device=p.device), **moments}
+
+
+class Partitioned(Shards):
+    """Stages 1 and 2.
+
+    Args:
+        zero: DeepSpeed's optimiser around the client's
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, zero):
+        super().__init__(model, optimizer)
+        self.zero = zero
+        self.pieces = {}
+        for name, p in self.parameters.items():
+            link = p._hp_mapping
+            place = link.lp_fragment_address if link else None
+            start, size = (place.start, place.numel) if place else (0, 0)
+            self.pieces[name] = Piece(tuple(p.shape), start, size)
+        self._names = {id(p): name for name, p in self.parameters.items()}
+
+    def gradients(self) -> dict[str, torch.Tensor]:
+        found = {}
+        for group, parameters in enumerate(self.zero.params_in_partition):
+            # what follows the last parameter's fills the partition
+            for p, gradient in zip(parameters, self.zero.averaged_gradients[group], strict=False):
+                found[self._names[id(p)]] = gradient
+        return found
+
+    def write_gradients(self, gradients: dict[str, torch.Tensor]) -> None:
+        pass  # they are the optimiser's own
+
+    def moments(self, name: str) -> dict[str, torch.Tensor]:
+        link = self.parameters[name]._hp_mapping
+        if link is None:
+            return {}
+        state = self.optimizer.state.get(self.zero.single_partition_of_fp32_groups[link.param_group_index], {})
+        held = link.hp_fragment_address
+        return {moment: state[moment].narrow(0, held.start, held.numel) for moment in MOMENTS if moment in state}
+
+    def make_moments(self, step: int, dtypes: dict[str, dict[str, torch.dtype]]) -> None:
+        _make_flat_moments(
+            self.optimizer,
+            self.zero.single_partition_of_fp32_groups,
+            [[self._names[id(p)] for p in group] for group in self.zero.bit16_groups],
+            step,
+            dtypes,
+        )
+
+
+class Sharded(Shards):
+    """Stage 3.
+
+    Args:
+        zero: DeepSpeed's optimiser around the client's
+        get_gradient: DeepSpeed's `safe_get_local_grad`
+        set_gradient: DeepSpeed's `safe_set_local_grad`
+        ordinal: this process's number among those that shard
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        zero,
+        get_gradient: Callable[[nn.Parameter], torch.Tensor],
+        set_gradient: Callable[[nn.Parameter, torch.Tensor], None],
+        ordinal: int,
+    ):
+        super().__init__(model, optimizer)
+        self.zero, self._get, self._set = zero, get_gradient, set_gradient
+        self.pieces = {}
+        for name, p in self.parameters.items():
+            share = p.ds_tensor.ds_numel  # the last shards may be shorter, or empty
+            start = min(ordinal * share, p.ds_numel)
+            self.pieces[name] = Piece(tuple(p.ds_shape), start, min(share, p.ds_numel - start))
+
+    def weights(self) -> dict[str, tuple[Piece, torch.Tensor]]:
+        held = {
+            name: (self.pieces[name], p.ds_tensor.data[: self.pieces[name].size]) for name, p in self.parameters.items()
+        }
+        return super().weights() | held
+
+    def gradients(self) -> dict[str, torch.Tensor]:
+        return {name: self._get(p)[: self.pieces[name].size] for name, p in self.parameters.items()}
+
+    def write_gradients(self, gradients: dict[str, torch.Tensor]) -> None:
+        if self.zero.offload_optimizer:  # only then are they copies
+            for name, gradient in gradients.items():
+                p = self.parameters[name]
+                self._set(p, nn.functional.pad(gradient, (0, p.ds_tensor.ds_numel - gradient.numel())))
+
+    def moments(self, name: str) -> dict[str, torch.Tensor]:
+        p = self.parameters[name]
+        group, offset, _ = self.zero.grad_position[self.zero.get_param_id(p)]
+        state = self.optimizer.state.get(self.zero.fp32_partitioned_groups_flat[group], {})
+        size = self.pieces[name].size
+        return {moment: state[moment].narrow(0, offset, size) for moment in MOMENTS if moment in state}
+
+    def make_moments(self, step: int, dtypes: dict[str, dict[str, torch.dtype]]) -> None:
+        names = {id(p): name for name, p in self.parameters.items()}
+        _make_flat_moments(
+            self.optimizer,
+            self.zero.fp32_partitioned_groups_flat,
+            [[names[id(p)] for p in group] for group in self.zero.fp16_groups],
+            step,
+            dtypes,
+        )
+
+
+def _make_flat_moments(
+    optimizer: torch.optim.Optimizer,
+    flats: list[torch.Tensor],
+    names: list[list[str]],
+    step: int,
+    dtypes: dict[str, dict[str, torch.dtype]],
+) -> None:
+    """State for flat partitions; all parameters of one have moments of the same formats."""
+    for flat, group in zip(flats, names, strict=True):
+        first = dtypes[group[0]]
+        moments = {moment: torch.zeros_like(flat, dtype=dtype, requires_grad=False) for moment, dtype in first.items()}
+        optimizer.state[flat] = {"step": torch.tensor(float(step), device=flat.device), **moments}

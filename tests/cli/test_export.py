@@ -1,0 +1,195 @@
+"""`dalle-export`: what a checkpoint of two ranks holds becomes a model that loads, and bad input one line."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from dalle.cli.export import export
+from dalle.config import DVAEModel, PriorModel
+from dalle.models.dvae import DVAE
+from dalle.models.folder import load_dvae, load_prior, read_header, save_weights
+from dalle.models.prior import Prior
+from dalle.training import checkpoint
+from dalle.training.checkpoint import Fragment
+from dalle.training.topology import World
+from tests.conftest import clean_environment
+
+PRIOR = PriorModel(
+    text_slots=8, grid=4, text_vocabulary=300, codebook_size=16, width=32, depth=2, heads=2, conv_kernel=3
+)
+DVAE_SIZES = DVAEModel(
+    image_size_px=32,
+    codebook_size=16,
+    encoder_width=8,
+    width_multipliers=(1, 2, 2, 2),
+    blocks_per_group=1,
+    decoder_input_width=8,
+)
+LINKS = {"dvae_hash": "d" * 64, "tokenizer_hash": "e" * 64}
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def _save(run: Path, step: int, kind: str, sizes, links: dict, tensors: dict[str, torch.Tensor]) -> Path:
+    """As a run would have it, every tensor in two pieces."""
+    fragments = []
+    for name, tensor in tensors.items():
+        flat, middle = tensor.flatten(), tensor.numel() // 2
+        pieces = [(0, flat[:middle]), (middle, flat[middle:])]
+        fragments += [Fragment(name, tuple(tensor.shape), start, values) for start, values in pieces]
+    values = {"export": {"kind": kind, "config": asdict(sizes), "links": links}}
+    return checkpoint.save(run, step, fragments, values, keep=5, world=ALONE)
+
+
+def _tensors(model: nn.Module, averages: bool = True) -> dict[str, torch.Tensor]:
+    state = model.state_dict()
+    tensors = {f"model/{name}": tensor for name, tensor in state.items()}
+    tensors |= {f"exp_avg/{name}": torch.zeros_like(tensor) for name, tensor in state.items()}
+    if averages:
+        tensors |= {f"ema/{name}": 2 * tensor for name, tensor in state.items() if tensor.is_floating_point()}
+    return tensors
+
+
+@pytest.fixture
+def prior() -> Prior:
+    torch.manual_seed(0)
+    return Prior(PRIOR)
+
+
+@pytest.fixture
+def run(tmp_path, prior) -> Path:
+    """The folder of a run with checkpoints after 3 and 7 updates; at 3 all weights are 1."""
+    folder = tmp_path / "run"
+    ones = {name: torch.ones_like(tensor) for name, tensor in _tensors(prior).items()}
+    _save(folder, 3, "prior", PRIOR, LINKS, ones)
+    _save(folder, 7, "prior", PRIOR, LINKS, _tensors(prior))
+    (folder / "config.yaml").write_text("model: {}")
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "metrics.jsonl").touch()
+    return folder
+
+
+@pytest.mark.parametrize(("weights", "factor"), [(None, 2), ("averaged", 2), ("trained", 1)])
+def test_exported_weights_load_and_are_the_checkpoints(run, prior, tmp_path, capsys, weights, factor):
+    output = tmp_path / "out"
+    export([str(run), "--output", str(output), *(["--weights", weights] if weights else [])])
+    exported = load_prior(output).state_dict()
+    assert exported.keys() == prior.state_dict().keys()
+    for name, tensor in prior.state_dict().items():
+        assert torch.equal(exported[name], factor * tensor), name
+    assert sorted(path.name for path in output.iterdir()) == ["config.yaml", "model.safetensors", "tokenizer.json"]
+    # the same header, hash and sizes as when the loop writes its model at the end
+    save_weights(tmp_path / "written", "prior", {n: factor * t for n, t in prior.state_dict().items()}, PRIOR, LINKS)
+    assert read_header(output) == read_header(tmp_path / "written")
+    count = sum(tensor.numel() for tensor in prior.state_dict().values())
+    name = "trained" if factor == 1 else "averaged"
+    assert f"prior, {name} weights after 7 updates, {count:,} numbers in fp32" in capsys.readouterr().out
+
+
+def test_one_named_checkpoint(run, tmp_path):
+    export([str(run / "checkpoints/step-0000003"), "--output", str(tmp_path / "out")])
+    assert all(bool((tensor == 1).all()) for tensor in load_prior(tmp_path / "out").state_dict().values())
+    assert (tmp_path / "out/tokenizer.json").is_file()
+
+
+def test_a_dvae(tmp_path):
+    """Among its sizes is a list, which JSON has in place of a tuple."""
+    torch.manual_seed(0)
+    dvae = DVAE(DVAE_SIZES)
+    _save(tmp_path / "run", 1, "dvae", DVAE_SIZES, {}, _tensors(dvae))
+    export([str(tmp_path / "run"), "--output", str(tmp_path / "out")])
+    exported = load_dvae(tmp_path / "out")
+    assert exported.config == DVAE_SIZES
+    for name, tensor in dvae.state_dict().items():
+        assert torch.equal(exported.state_dict()[name], 2 * tensor), name
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_sixteen_bits_on_disk(run, prior, tmp_path, dtype, stored):
+    """But for what counts, which is not averaged either."""
+    _save(run, 9, "prior", PRIOR, LINKS, _tensors(prior) | {"model/counter": torch.tensor(2**40 + 1)})
+    export([str(run), "--output", str(tmp_path / "out"), "--dtype", dtype])
+    held = load_file(tmp_path / "out/model.safetensors")
+    assert held.pop("counter") == 2**40 + 1
+    for name, tensor in prior.state_dict().items():
+        assert held[name].dtype == stored
+        assert torch.equal(held[name], (2 * tensor).to(stored))
+
+
+def _refused(*arguments: str, words: list[str]) -> None:
+    """As the real command: one line, exit code 2."""
+    command = [sys.executable, "-c", "from dalle.cli.export import main; main()", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=clean_environment())
+    assert done.returncode == 2, done.stderr[-2000:]
+    (line,) = done.stderr.strip().splitlines()
+    for word in ["dalle-export: ", *words]:
+        assert word in line, line
+
+
+def test_a_damaged_checkpoint_is_one_line(run, tmp_path):
+    file = run / "checkpoints/step-0000007/rank-00000.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    words = ["step-0000007 is damaged: the hash of rank-00000.safetensors", "to go on from", "step-0000003"]
+    _refused(str(run), "--output", str(tmp_path / "out"), words=words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_finished_is_taken_away(run, tmp_path):
+    """A limit on files, below the 190 kB of weights, stands for a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(ValueError, match=r"out was not written: .*File too large"):
+            export([str(run), "--output", str(tmp_path / "out")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_input(run, prior, tmp_path):
+    output = tmp_path / "out"
+
+    def refused(source: Path, *arguments: str, match: str) -> None:
+        with pytest.raises(ValueError, match=match) as caught:
+            export([str(source), "--output", str(output), *arguments])
+        assert "\n" not in str(caught.value)
+        assert [p.name for p in output.glob("*")] == (["notes.txt"] if output.exists() else [])
+
+    refused(tmp_path / "gone", match="run .*gone: no such folder")
+    (tmp_path / "empty/checkpoints/step-0000001.partial").mkdir(parents=True)
+    refused(tmp_path / "empty", match="empty holds no complete checkpoint")
+    refused(tmp_path / "empty/checkpoints/step-0000001.partial", match="not a complete checkpoint")
+    refused(run, "--dtype", "int8", match="dtype int8: must be one of fp32, bf16, fp16")
+
+    (other := tmp_path / "other").mkdir()
+    _save(other, 1, "stackgan", PRIOR, {}, _tensors(prior))
+    refused(other, match="kind stackgan: known are dvae, prior, clip")
+    checkpoint.save(other, 2, [], {}, keep=5, world=ALONE)
+    refused(other, match="does not say what model it is of")
+    _save(other, 3, "prior", PRIOR, {}, _tensors(prior, averages=False))
+    refused(other, "--weights", "averaged", match="weights averaged: .*step-0000003 holds trained ones only")
+    partly = _tensors(prior)
+    del partly["ema/" + next(iter(prior.state_dict()))]
+    _save(other, 4, "prior", PRIOR, {}, partly)
+    refused(other, match="holds no tensor ema/")
+    large = {name: torch.full_like(tensor, 1e5) for name, tensor in _tensors(prior).items()}
+    _save(other, 5, "prior", PRIOR, {}, large)
+    refused(other, "--dtype", "fp16", match="dtype fp16: .* has values beyond its range")
+    state = json.loads((other / "checkpoints/step-0000005/state.json").read_text())
+    assert state["step"] == 5  # what was refused is left alone
+
+    output.mkdir()
+    (output / "notes.txt").write_text("mine")
+    refused(run, match="output .*out is not empty")
+    assert (output / "notes.txt").read_text() == "mine"

@@ -1,0 +1,68 @@
+"""What the processes of `test_cluster.py` run: a tiny prior through the engine, on this process's part of fixed batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from dalle.config import Optimizer, PriorModel, PriorObjective, Run, Schedule
+from dalle.models.prior import Prior
+from dalle.objectives.prior import PriorObjective as PriorLoss
+from dalle.training import checkpoint
+from dalle.training.engine import Engine, sharded_construction
+from dalle.training.topology import World, grouped
+
+SIZES = PriorModel(text_slots=4, grid=2, text_vocabulary=5, codebook_size=7, width=32, depth=2, heads=2)
+_BATCH = 8
+
+
+def make(world: World, optimizer: dict | None = None, **run) -> Engine:
+    """An engine with a prior of fixed random weights."""
+    run = Run(steps=6, batch_size=_BATCH, **{"precision": "fp32", **run})
+    world = grouped(world, run)
+    torch.manual_seed(0)
+    with sharded_construction(run, world):
+        model = Prior(SIZES)
+    settings = Optimizer(Schedule(1e-2, 1e-2), **{"beta2": 0.96, "clip_norm": 1.0, **(optimizer or {})})
+    return Engine(PriorLoss(model, PriorObjective()), settings, run, world)
+
+
+def train(
+    engine: Engine, first: int = 0, last: int = 6, spoilt: tuple[int, int] | None = None
+) -> dict[str, list[float]]:
+    """Updates `first` to `last` − 1: mean losses over the processes, gradient norms, and whether each was skipped.
+
+    Args:
+        spoilt: (update, rank) whose loss is made not a number
+    """
+    world, told = engine.world, {"loss": [], "gradient_norm": [], "skipped": []}
+    for step in range(first, last):
+        generator = torch.Generator().manual_seed(step)
+        text_BU = torch.randint(0, 5, (_BATCH, 3), generator=generator)
+        codes_BI = torch.randint(0, 7, (_BATCH, 4), generator=generator)
+        mine = slice(world.rank * _BATCH // world.size, (world.rank + 1) * _BATCH // world.size)
+        targets = torch.tensor(3.0 * _BATCH / world.size)
+        if spoilt == (step, world.rank):
+            targets = torch.tensor(float("nan"))
+        batch = {"text_BU": text_BU[mine], "codes_BI": codes_BI[mine], "text_targets": targets}
+        metrics = engine.update([batch], step, 1e-2)
+        told["loss"].append(world.mean(metrics["loss"]).item())
+        told["gradient_norm"].append(metrics["gradient_norm"].item())
+        told["skipped"].append(metrics["skipped"].item())
+    return told
+
+
+def save(engine: Engine, folder: str, step: int) -> None:
+    checkpoint.save(Path(folder), step, list(engine.state()), {}, 9, engine.world)
+
+
+def load(engine: Engine, folder: str) -> None:
+    engine.load_state(checkpoint.verify(checkpoint.latest(Path(folder)), engine.world))
+
+
+def whole_state(engine: Engine, folder: str) -> dict[str, torch.Tensor]:
+    """Everything that a checkpoint of the engine holds, whole, by name."""
+    save(engine, folder, 0)
+    opened = checkpoint.open_checkpoint(checkpoint.latest(Path(folder)))
+    return {name: opened.read(name) for name in opened.shapes}
