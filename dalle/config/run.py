@@ -56,6 +56,8 @@ class Run:
         seed: seeds weights, data order and noise
         precision: of the matrix products; parameters, identity path, logits and loss are fp32 in any case. "fp16" needs a
             gradient scale, which it adapts; "fp16-per-block" is the paper's, a scale for each resblock (appendix D)
+        reduce_factor: what fp16 gradients are multiplied with before processes add them up, and divided by afterwards: the
+            paper's constant, chosen by hand
         zero_stage: DeepSpeed ZeRO stage: 0 replicates, 1 shards the optimiser state, 2 the gradients too, 3 (priors
             alone) the weights as well
         ranks_per_machine: processes that shard among themselves, when `zero_stage` is above 0; between such groups all is
@@ -82,6 +84,7 @@ class Run:
     accumulation_steps: int = 1
     seed: int = 0
     precision: Literal["fp32", "bf16", "fp16", "fp16-per-block"] = "bf16"
+    reduce_factor: float = 1.0
     zero_stage: Literal[0, 1, 2, 3] = 0
     ranks_per_machine: int | None = None
     compression: Compression | None = None
@@ -108,6 +111,7 @@ class Run:
             f"accumulation_steps {self.accumulation_steps}: must divide batch_size {self.batch_size}",
         )
         require(self.ema_decay is None or 0 <= self.ema_decay < 1, f"ema_decay {self.ema_decay}: must lie in [0, 1)")
+        require(self.reduce_factor > 0, f"reduce_factor {self.reduce_factor}: must be positive")
         require(self.silence_limit_s > 0, f"silence_limit_s {self.silence_limit_s}: must be positive")
         if self.ranks_per_machine is not None:
             at_least(self, 0, "ranks_per_machine")

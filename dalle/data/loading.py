@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 
 from torch.utils.data import DataLoader, Dataset
@@ -22,7 +24,7 @@ def load(dataset: Dataset, workers: int, **options) -> Iterator[dict]:
         ValueError: what a worker raised, as the one line it was
     """
     if workers:
-        options = {"prefetch_factor": _PREFETCHED_BATCHES, "worker_init_fn": _ignore_ctrl_c} | options
+        options = {"prefetch_factor": _PREFETCHED_BATCHES, "worker_init_fn": _leave_signals_to_the_parent} | options
     return _in_one_line(iter(DataLoader(dataset, batch_size=None, num_workers=workers, **options)))
 
 
@@ -38,7 +40,19 @@ def _in_one_line(batches: Iterator[dict]) -> Iterator[dict]:
         yield batch
 
 
-def _ignore_ctrl_c(worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal; the training process alone decides when its workers end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # forked, it would have the training process's handler
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C, SIGTERM and SIGUSR1 reach all processes of a terminal, a launcher or a Slurm step; the training process alone
+    decides when its workers end, which it does with a SIGTERM of its own."""
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS: no telling who sent it
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # forked, it would have the training process's handler
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -154,6 +154,14 @@ class Prior(nn.Module):
         """The resblocks without their identity paths, from the first to the last: two in each layer."""
         return [block for layer in self.layers for block in (layer.attention, layer.mlp)]
 
+    def matrices(self) -> dict[str, int]:
+        """Names of the resblocks' matrices, and how many stand side by side in the rows of each: q, k and v are three."""
+        return {
+            f"layers.{number}.{name}.weight": count
+            for number in range(self.config.depth)
+            for name, count in {"attention.qkv": 3, "attention.project": 1, "mlp.widen": 1, "mlp.project": 1}.items()
+        }
+
     def embed_text(self, text_BU: torch.Tensor) -> torch.Tensor:
         """The T text slots' embeddings [B, T, D], fp32: start-of-text, then the caption with PAD where it has ended."""
         start_B1 = text_BU.new_full((text_BU.shape[0], 1), self.config.text_vocabulary)

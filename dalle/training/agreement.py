@@ -29,6 +29,8 @@ def facts(config: Any) -> dict[str, str]:
         config: a command's settings, a dataclass
     """
     versions = {"torch": torch.__version__, "deepspeed": version("deepspeed"), "Python": platform.python_version()}
+    if torch.cuda.is_available():  # each machine computes the update for itself: other kernels round otherwise
+        versions |= {"CUDA": torch.version.cuda or "none", "GPU": torch.cuda.get_device_name()}
     return {"dalle code": _code_hash(), **versions, **dict(_flat(asdict(config)))}
 
 

@@ -33,8 +33,12 @@ class EMA:
         self._live = {name: tensor for name, (_, tensor) in weights.items()}
         self._away = every_steps > 1 and any(tensor.is_cuda for tensor in self._live.values())
         self._averages = {name: self._here(tensor) for name, tensor in self._live.items()}
-        self._copies = {name: torch.empty_like(t).pin_memory() for name, t in self._averages.items()} if self._away else {}
+        self._copies = (
+            {name: torch.empty_like(t).pin_memory() for name, t in self._averages.items()} if self._away else {}
+        )
         self._worker = ThreadPoolExecutor(1) if self._away else None
+        self._stream = torch.cuda.Stream() if self._away else None
+        self._copied: torch.cuda.Event | None = None
         self._pending: Future | None = None
 
     def _here(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -57,16 +61,23 @@ class EMA:
             _lerp(self._averages, self._live, weight)
             return
         self._wait()  # long done, 25 updates later
-        for name, tensor in self._live.items():
-            self._copies[name].copy_(tensor, non_blocking=True)
-        copied = torch.cuda.Event()
-        copied.record()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            for name, tensor in self._live.items():
+                self._copies[name].copy_(tensor, non_blocking=True)
+        copied = self._copied = self._stream.record_event()
 
         def average() -> None:
             copied.synchronize()
             _lerp(self._averages, self._copies, weight)
 
         self._pending = self._worker.submit(average)
+
+    def hold(self) -> None:
+        """Let the GPU wait, before it changes the weights, until they have been copied."""
+        if self._copied is not None:
+            torch.cuda.current_stream().wait_event(self._copied)
+            self._copied = None
 
     def _wait(self) -> None:
         if self._pending is not None:

@@ -10,8 +10,9 @@ import hashlib
 import logging
 import math
 import os
+import zlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ from dalle.config import Optimizer, Run
 from dalle.models.prior import InputMajorLinear, Linear
 from dalle.training import optimizer as optimizers
 from dalle.training.checkpoint import Checkpoint, Fragment
+from dalle.training.ema import EMA
 from dalle.training.gradient_scaling import GradientScales
 from dalle.training.reduction import Reduction
 from dalle.training.shards import MOMENTS, Partitioned, Piece, Sharded, Shards, Whole
@@ -34,6 +36,9 @@ head is not among them: its logits are fp32."""
 
 _WHOLE_PARAMETERS = 2_000_000_000
 """Up to this size a sharded model is gathered on every process to draw pictures: 8 GB in fp32."""
+
+_SUB_GROUP = 100_000_000
+"""Weights of a process that are updated together: DeepSpeed copies their gradients first, 0.4 GB."""
 
 
 class Engine:
@@ -70,14 +75,23 @@ class Engine:
         )
         self.shards = self._shards(deepspeed)
         self.reduction = Reduction(
-            self.shards, world, run, optimizer.clip_norm, self.scales, _matrices(self.model) if run.compression else {}
+            self.shards,
+            world,
+            run,
+            optimizer.clip_norm,
+            self.scales,
+            self.model.matrices() if run.compression else {},
         )
 
     def _gradient_scales(self) -> GradientScales | None:
         if self.run.precision == "fp16":
-            return GradientScales.overall(self.objective, self.world.size, self.world.device)
+            return GradientScales.overall(
+                self.objective, self.world.size, self.world.device, reduce_factor=self.run.reduce_factor
+            )
         if self.run.precision == "fp16-per-block":
-            return GradientScales.per_block(self.model.resblocks(), self.world.size, self.world.device)
+            return GradientScales.per_block(
+                self.model.resblocks(), self.world.size, self.world.device, reduce_factor=self.run.reduce_factor
+            )
         return None
 
     def _shards(self, deepspeed) -> Shards:
@@ -93,8 +107,7 @@ class Engine:
             for flat, held in zip(zero.fp32_partitioned_groups_flat, zero.fp16_partitioned_groups_flat, strict=True):
                 flat.data = held.data
         ordinal = self.world.machines.ordinal if self.world.machines else self.world.rank
-        get, put = deepspeed.utils.safe_get_local_grad, deepspeed.utils.safe_set_local_grad
-        return Sharded(self.model, zero.optimizer, zero, get, put, ordinal)
+        return Sharded(self.model, zero.optimizer, zero, deepspeed.utils.safe_set_local_grad, ordinal)
 
     @property
     def model(self) -> nn.Module:
@@ -105,7 +118,8 @@ class Engine:
 
         The noise of an update is a function of (seed, update, rank), so that a resumed run goes on as if it had never
         stopped. What a batch holds as a function is made when its turn comes. An update whose gradient is not finite
-        on some process changes nothing but gradient scales, and its metric `skipped` is 1.
+        on some process is skipped: gradient scales learn of it, error buffers keep what was finite for the next update,
+        nothing else changes, and its metric `skipped` is 1.
         """
         torch.manual_seed(derived_seed(self.run.seed, step, self.world.rank))
         for group in self._engine.optimizer.param_groups:
@@ -117,13 +131,26 @@ class Engine:
             self._engine.backward(self.scales.scaled(loss) if self.scales else loss)
             for name, value in metrics.items():
                 totals[name] = totals[name] + value if name in totals else value
-            reduced = self.reduction() if number == len(micro_batches) else {}
+            if number == len(micro_batches):
+                reduced = self.reduction()
+                self.before_step()
             self._engine.step()
         return {name: value / len(micro_batches) for name, value in totals.items()} | reduced
 
     def autocast(self) -> torch.autocast:
         """The precision of this run, for validation outside the engine; blocks with gradient scales bring their own."""
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.run.precision == "bf16")
+
+    @contextmanager
+    def averaged(self, ema: EMA | None) -> Iterator[None]:
+        """Within the block the model has the averaged weights, if there are any."""
+        if ema is None:
+            yield
+            return
+        with ema.swapped_in():
+            yield
+            if self.run.zero_stage == 3:  # what a forward pass gathered of them would be used again
+                self._engine.optimizer.parameter_offload.partition_all_parameters()
 
     def fits_whole(self) -> bool:
         """Whether the model may be held whole by every process for a while."""
@@ -136,33 +163,55 @@ class Engine:
             return nullcontext()
         return _import_deepspeed().zero.GatheredParameters(list(self.model.parameters()))
 
-    def writes(self, piece: Piece) -> bool:
-        """Whether this process, of all that hold a piece of a tensor, is the one that puts it into checkpoints."""
+    def before_step(self) -> None:
+        """Called when the gradients are there and the weights are about to change; for others to replace."""
+
+    def writes(self, name: str, piece: Piece) -> bool:
+        """Whether this process, of all that hold a piece of a tensor, is the one that puts it into checkpoints. Machines
+        hold the same and share the work."""
         if piece.shared:
             return self.world.is_main
-        return piece.size > 0 and (self.world.machines is None or self.world.machines.number == 0)
+        return piece.size > 0 and self.world.number == self._writer(name)
+
+    def _writer(self, name: str) -> int:
+        """The machine that writes a tensor, or its shards."""
+        if self.run.zero_stage == 0:
+            return 0
+        return zlib.crc32(name.encode()) % self.world.num_machines
+
+    def replicas_agree(self) -> bool:
+        """Whether all machines hold the same weights: each computes them for itself. All ranks have to call it."""
+        machines = self.world.machines
+        if machines is None or machines.count == 1:
+            return True
+        weights = self.shards.weights().values()
+        mine = torch.stack([tensor.double().sum() for _, tensor in weights]).sum()
+        extremes = torch.stack([mine, -mine])
+        torch.distributed.all_reduce(extremes, torch.distributed.ReduceOp.MAX, group=machines.replicas)
+        return not self.world.any(extremes.sum().item() != 0)
 
     def state(self) -> Iterator[Fragment]:
         """What this process puts into a checkpoint, by name of the whole: weights, moments, error buffers, gradient
         scales. All ranks have to call it and take all."""
         for name, (piece, tensor) in self.shards.weights().items():
-            if self.writes(piece):
+            if self.writes(name, piece):
                 yield Fragment(f"model/{name}", piece.shape, piece.start, tensor.flatten())
         for name, piece in self.shards.pieces.items():
-            if self.writes(piece):
+            if self.writes(name, piece):
                 for moment, values in self.shards.moments(name).items():
                     yield Fragment(f"{moment}/{name}", piece.shape, piece.start, values.flatten())
-        for name, piece, values in self.reduction.error_buffers():
-            if self.writes(piece):
+        for name, piece, values in self.reduction.error_buffers(self._writer):
+            if self.writes(name, piece):
                 yield Fragment(name, piece.shape, piece.start, values)
+        if self.world.is_main:
+            yield Fragment("steps", (), 0, self.shards.steps(otherwise=0).flatten())
         if self.scales is not None and self.world.is_main:
             for name, values in self.scales.state_dict().items():
                 yield Fragment(f"gradient_scales/{name}", tuple(values.shape), 0, values)
 
     @torch.no_grad()
     def load_state(self, checkpoint: Checkpoint) -> None:
-        """Restore what `state` gave, on any number of ranks and machines. Nothing but the weights is restored of a run
-        that had made no update."""
+        """Restore what `state` gave, on any number of ranks and machines."""
 
         def read(name: str, piece: Piece, into: torch.Tensor) -> None:
             into.copy_(checkpoint.read(name, piece.start, piece.start + piece.size).view_as(into))
@@ -171,9 +220,7 @@ class Engine:
             read(f"model/{name}", piece, tensor)
         if self.run.zero_stage > 0:
             self._engine.optimizer.refresh_fp32_params()
-        if checkpoint.step == 0:
-            return
-        self.shards.make_moments(checkpoint.step, _moment_dtypes(checkpoint, list(self.shards.pieces)))
+        self.shards.make_moments(int(checkpoint.read("steps")), _moment_dtypes(checkpoint, list(self.shards.pieces)))
         for name, piece in self.shards.pieces.items():
             for moment, values in self.shards.moments(name).items():
                 read(f"{moment}/{name}", piece, values)
@@ -204,18 +251,6 @@ def derived_seed(seed: int, step: int, number: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def _matrices(model: nn.Module) -> dict[str, int]:
-    """Names of the resblocks' matrices, and how many matrices stand side by side in each: q, k and v are three."""
-    blocks = {id(block) for block in model.resblocks()}
-    return {
-        f"{prefix}.{name}.weight": 3 if name == "qkv" else 1
-        for prefix, block in model.named_modules()
-        if id(block) in blocks
-        for name, module in block.named_children()
-        if isinstance(module, Linear | InputMajorLinear)
-    }
-
-
 def _moment_dtypes(checkpoint: Checkpoint, names: list[str]) -> dict[str, dict[str, torch.dtype]]:
     """The formats of the moments that a checkpoint has, by parameter."""
     found = {}
@@ -242,8 +277,8 @@ def _settings(run: Run, world: World) -> dict:
     """The DeepSpeed configuration. Clipping and the decision to skip are ours (`reduction.py`)."""
     zero: dict = {"stage": run.zero_stage}
     if run.zero_stage == 3:
-        # no parameter stays whole: the averaged weights can then be swapped in by swapping the shards
-        zero["stage3_param_persistence_threshold"] = 0
+        # no parameter stays whole from update to update: the averaged weights are swapped in by swapping the shards
+        zero |= {"stage3_param_persistence_threshold": 0, "sub_group_size": _SUB_GROUP}
     if run.offload == "cpu":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": world.device.type == "cuda"}
     return {

@@ -84,6 +84,7 @@ class GradientScales:
         self._finite_updates = torch.zeros_like(self._since_division)
         self.scales = self._scale * replicas
         """fp32 [number of scales], with their factor M"""
+        self._of_loss: torch.Tensor | float = 1.0
         # by parameter the number of its scale, and whether the constant before the reduce is for it
         self._places = {p: (number, len(whole_shape(p)) > 1) for number, part in enumerate(parts) for p in part}
         if reduce_factor != 1:
@@ -115,8 +116,6 @@ class GradientScales:
         objective.forward = partial(_autocast, objective.forward, device.type)
         scales._of_loss = scales.scales[0]
         return scales
-
-    _of_loss: torch.Tensor | float = 1.0
 
     def scaled(self, loss: torch.Tensor) -> torch.Tensor:
         """What the backward pass starts from: the loss divided by M, times the scale if there is but one."""

@@ -12,7 +12,6 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -31,40 +30,59 @@ from dalle.training.topology import World
 from dalle.training.watch import Watch
 
 _POLL_STEPS = 5
-"""Updates between two rounds of asking all processes whether one was told to stop."""
+"""Updates between two rounds of asking all processes whether one was told to stop, where they take less than a second."""
+_BAD_UPDATES = 10
+"""Updates in a row with losses that are not finite, after which there is no point in going on."""
+_SKIPPED_UPDATES = 500
+"""The same where the losses are finite and gradient scales may still be finding their size."""
 
 
 class NotFinite(ValueError):
-    """No update since the last log line could be made: losses or gradients were infinite or not a number."""
+    """No update could be made for long: losses or gradients were infinite or not a number."""
 
 
-def train(stage: Stage, optimizer: Optimizer, run: Run, folder: Path, world: World, resume: bool = False) -> bool:
+def train(
+    stage: Stage,
+    optimizer: Optimizer,
+    run: Run,
+    folder: Path,
+    world: World,
+    resume: bool = False,
+    watch: Watch | None = None,
+) -> bool:
     """Train to `run.steps` updates, or until Ctrl-C, and write the model's folder.
 
     Returns:
         whether it came to its end, the same on every rank; False when it was interrupted
     """
-    return _Training(stage, optimizer, run, folder, world, resume).run_all()
+    watch = watch or Watch(world, run.silence_limit_s)  # not entered it watches nothing
+    return _Training(stage, optimizer, run, folder, world, resume, watch).run_all()
 
 
 class _Training:
-    def __init__(self, stage: Stage, optimizer: Optimizer, run: Run, folder: Path, world: World, resume: bool):
-        self.stage, self.run, self.folder, self.world = stage, run, folder, world
-        self.optimizer = optimizer
+    def __init__(
+        self, stage: Stage, optimizer: Optimizer, run: Run, folder: Path, world: World, resume: bool, watch: Watch
+    ):
+        self.stage, self.run, self.world = stage, run, world
+        self.optimizer, self.watch = optimizer, watch
         self.step = 0
+        watch.mark(0, "building the engine")
         self.engine = Engine(stage.objective, optimizer, run, world)
         self.ema = None
         if run.ema_decay is not None:
             self.ema = EMA(self.engine.shards.weights(), run.ema_decay, run.ema_every_steps)
+            self.engine.before_step = self.ema.hold
         self.plateau = PlateauRule(optimizer.plateau, optimizer.step_size.warmup_steps) if optimizer.plateau else None
         self.saver = Saver(stage, optimizer, run, folder, self.engine, self.ema, self.plateau)
         if resume:
+            watch.mark(0, "reading a checkpoint")
             self.step = self.saver.resume()
         flops_per_unit = limit_flops_per_s = None
         if stage.flops_per_sample is not None:
             flops_per_unit = stage.flops_per_sample / stage.units_per_sample
             # before the loader's workers are busy on the same cores; on all ranks at once, as they will train
             limit_flops_per_s = world.size * matrix_flops_per_s(world.device, run.precision)
+        watch.mark(self.step, "waiting for the first data")
         self.batches = iter(stage.loader)
         if self.step < run.steps:
             # before anything is written: data that cannot be used leave no folder behind
@@ -86,11 +104,13 @@ class _Training:
             limit_flops_per_s=limit_flops_per_s,
         )
         self.waited_s = 0.0
+        self.logged_at = time.monotonic()
+        self.poll_steps = 1
+        self.skipped_in_a_row = torch.zeros((), device=world.device)
         self.saved_at = time.monotonic()
-        self.watch = Watch(world, run.silence_limit_s)
 
     def run_all(self) -> bool:
-        with self.watch, stop_requests() as stop:
+        with stop_requests() as stop:
             try:
                 finished = self._updates(stop)
                 self._save_checkpoint(last=True)
@@ -101,7 +121,7 @@ class _Training:
             except BaseException:
                 self.telemetry.close("failed")
                 raise
-        self.telemetry.close("finished" if finished else "stopped, continue with --resume,")
+            self.telemetry.close("finished" if finished else "stopped, continue with --resume,")
         return finished
 
     def _updates(self, stop: Callable[[], bool]) -> bool:
@@ -119,10 +139,11 @@ class _Training:
                 self.ema.update(self.step)
             self.step += 1
             counted += 1
+            self.skipped_in_a_row = (self.skipped_in_a_row + 1) * metrics["skipped"]
             for name, value in metrics.items():
                 totals[name] = totals[name] + value if name in totals else value
             # several processes have to agree on stopping, and asking one another makes them wait
-            polling = self.world.size == 1 or self.step % _POLL_STEPS == 0
+            polling = self.world.size == 1 or self.step % self.poll_steps == 0
             stopping = polling and self.world.any(stop())
             logging = self.step % run.log_every_steps == 0 or self.step == run.steps
             if logging or stopping:
@@ -151,13 +172,18 @@ class _Training:
         return {k: v.to(self.world.device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
 
     def _log(self, totals: dict[str, torch.Tensor], counted: int) -> None:
+        totals["in_a_row"] = counted * self.skipped_in_a_row
+        totals["update_s"] = torch.tensor(time.monotonic() - self.logged_at, device=self.world.device)
+        self.logged_at = time.monotonic()
         names = sorted(totals)
         flat = torch.cat([totals[n].float().reshape(-1) for n in names])
         parts = (self.world.mean(flat) / counted).split([totals[n].numel() for n in names])
         means = dict(zip(names, parts, strict=True))
         means |= self.stage.derive({n: means.pop(n) for n in names if totals[n].ndim})
         values = dict(zip(means, torch.stack([mean.reshape(()) for mean in means.values()]).tolist(), strict=True))
-        skipped = round(values["skipped"] * counted)
+        skipped, in_a_row = round(values["skipped"] * counted), round(values.pop("in_a_row"))
+        # a mean over the ranks: all of them take the same
+        self.poll_steps = _POLL_STEPS if values.pop("update_s") < 1 else 1
         if finite := values.pop("finite"):
             for name in values.keys() - {"skipped", "gradient_norm"}:
                 values[name] /= finite  # over the updates, and ranks, that count
@@ -176,30 +202,27 @@ class _Training:
         for warning in self.stage.check(self.step, values):
             self.telemetry.warn(warning)
         if skipped or finite < 1:
-            self._explain(totals["finite"], counted, skipped)
+            self._explain(totals["finite"], counted, skipped, in_a_row)
 
-    def _explain(self, finite: torch.Tensor, counted: int, skipped: int) -> None:
-        """Say which ranks had losses that were not finite; give up when no update could be made."""
+    def _explain(self, finite: torch.Tensor, counted: int, skipped: int, in_a_row: int) -> None:
+        """Say which ranks had losses that were not finite; give up when no update has been made for long."""
         bad = {rank: round(counted - n) for rank, n in enumerate(self.world.gather(finite.item())) if n < counted}
         who = ", ".join(f"rank {rank} in {n}" for rank, n in list(bad.items())[:4])
         why = f"the loss was not finite on {who}" if bad else "a gradient was not finite"
-        what = f"{skipped} of the {counted} updates up to {self.step} were skipped: {why}"
-        # while gradient scales find their size, whole rounds may be skipped
-        if skipped < counted or (self.engine.scales is not None and not bad):
-            self.telemetry.warn(what)
+        self.telemetry.warn(f"{skipped} of the {counted} updates up to {self.step} were skipped: {why}")
+        if in_a_row < (_BAD_UPDATES if bad else _SKIPPED_UPDATES):
             return
         self._save_checkpoint()
         raise NotFinite(
-            f"{what}. Weights and moments are as before them, and saved: look at the data, or continue with --resume and a "
-            "smaller optimizer.step_size"
+            f"the last {in_a_row} updates up to {self.step} were skipped: {why}. Weights and moments are as before them, and "
+            "saved: look at the data, or continue with --resume and a smaller optimizer.step_size"
         )
 
     def _show(self) -> None:
         """Validation figures and pictures, with the averaged weights."""
         self.watch.mark(self.step, "validating")
         model = self.engine.model
-        averaged = self.ema.swapped_in() if self.ema else nullcontext()
-        with self.telemetry.paused(), averaged, torch.no_grad(), self.engine.autocast():
+        with self.telemetry.paused(), self.engine.averaged(self.ema), torch.no_grad(), self.engine.autocast():
             model.eval()
             torch.manual_seed(self.run.seed)
             if self.stage.validate:
@@ -223,6 +246,8 @@ class _Training:
         try:
             with self.telemetry.paused():
                 self.saver.save(self.step)
+            if not self.engine.replicas_agree():
+                self.telemetry.warn("the machines' weights differ: are their GPUs and libraries the same?")
         except NotSaved as error:
             if last:
                 raise

@@ -76,12 +76,12 @@ class PowerSGD:
             )
         self.rank = config.rank // ranks_per_machine
         self.format, self.average, self.shapes = config.format, average, shapes
-        by_size: dict[tuple[int, int], list[str]] = defaultdict(list)
+        by_size: dict[tuple[int, int, int], list[str]] = defaultdict(list)
         for name, (rows, columns, parts) in shapes.items():
             short, long = sorted((rows // parts, columns))
-            by_size[short, long].append(name)
+            by_size[short, long, parts].append(name)
         self._stacks = [
-            self._stack(some, size, config.seed, device)
+            self._stack(some, size[:2], config.seed, device)
             for size, names in by_size.items()
             for some in _batches(names, max(1, _STACK_ELEMENTS // math.prod(size)))
         ]

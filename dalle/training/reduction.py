@@ -1,11 +1,12 @@
 """What happens to the gradients between the backward pass and the optimiser: unscaling, averaging over the machines,
-compression, the norm, clipping, and the decision to skip. Nothing here waits for the device.
+compression, the norm, clipping, and the decision to skip. Nothing of it is read on the host; from stage 1 on DeepSpeed
+then reads the norm.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -77,7 +78,9 @@ class Reduction:
         finite = torch.ones((), dtype=torch.bool, device=self.world.device)
         if self.scales is not None:
             finite = self._unscale(gradients)
-        squares = self._average(gradients) if self.machines else torch.zeros((), device=self.world.device)
+        squares = torch.zeros((), device=self.world.device)
+        if self.powersgd or self.world.num_machines > 1:
+            squares = self._average(gradients)
         compressed = self.powersgd.shapes if self.powersgd else {}
         plain = [gradient for name, gradient in gradients.items() if name not in compressed]
         if plain:
@@ -117,14 +120,15 @@ class Reduction:
         return squares
 
     def _average_plain(self, tensors: list[torch.Tensor]) -> None:
-        bucket: list[torch.Tensor] = []
+        bucket, size = [], 0
         for number, tensor in enumerate(tensors, 1):
             bucket.append(tensor)
-            if number == len(tensors) or sum(t.numel() for t in bucket) + tensors[number].numel() > _BUCKET_ELEMENTS:
+            size += tensor.numel()
+            if number == len(tensors) or size + tensors[number].numel() > _BUCKET_ELEMENTS:
                 mean_N = self._fp32(torch.cat([t.flatten() for t in bucket]))
                 for held, part in zip(bucket, mean_N.split([t.numel() for t in bucket]), strict=True):
                     held.copy_(part.view_as(held))
-                bucket = []
+                bucket, size = [], 0
 
     def _over_shards(self, squares: torch.Tensor) -> torch.Tensor:
         """The sum over a whole model's shards, not finite when any process's is not."""
@@ -133,16 +137,24 @@ class Reduction:
             return self.world.mean(squares) if self.powersgd else squares
         return self.world.sum(squares) / (self.machines.count if self.machines else 1)
 
-    def error_buffers(self) -> Iterator[tuple[str, Piece, torch.Tensor]]:
-        """The sum over the machines of the error buffers, and the scales of the factors. All processes have to take all;
-        those of one machine are what a checkpoint needs."""
+    def error_buffers(self, writer: Callable[[str], int]) -> Iterator[tuple[str, Piece, torch.Tensor]]:
+        """The sum over the machines of each error buffer, and the scales of the factors, on the one machine that writes it.
+        All processes have to take all.
+
+        Args:
+            writer: from a tensor's name to that machine's number
+        """
         if self.powersgd is None:
             return
         for name, values in self.powersgd.buffers():
             total = values.clone()
-            dist.all_reduce(total, group=self.machines.replicas)
-            yield f"error/{name}", self.shards.pieces[name], total
-        yield "error_scales", Piece((self._num_shards, 2), 2 * self._shard, 2, shared=self._whole), self.powersgd.scales
+            dist.reduce(total, group=self.machines.replicas, group_dst=writer(f"error/{name}"))
+            if self.machines.number == writer(f"error/{name}"):
+                # together they would be as large as the gradients
+                yield f"error/{name}", self.shards.pieces[name], total.cpu()
+        if self.machines.number == writer("error_scales"):
+            piece = Piece((self._num_shards, 2), 2 * self._shard, 2, shared=self._whole)
+            yield "error_scales", piece, self.powersgd.scales
 
     def load_error_buffers(self, checkpoint: Checkpoint) -> None:
         """Share a sum of error buffers out among the machines: the sum stays what it was. A checkpoint without them, of a

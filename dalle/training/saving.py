@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Saver:
         fragments = list(self.engine.state())  # before anything may fail: ranks talk to one another meanwhile
         if self.ema:
             averages = self.ema.averages
-            held = {name: piece for name, piece in self.ema.pieces.items() if self.engine.writes(piece)}
+            held = {name: piece for name, piece in self.ema.pieces.items() if self.engine.writes(name, piece)}
             fragments += [Fragment(f"ema/{n}", p.shape, p.start, averages[n].flatten()) for n, p in held.items()]
         values = {
             "loaders": self.world.gather(self.stage.loader.state_dict()),
@@ -77,6 +78,8 @@ class Saver:
         ]
         if changes:
             raise ValueError("\n".join(changes))
+        if "error_scales" in opened.shapes and self.run.compression is None and self.world.is_main:
+            warnings.warn("what the error buffers held back is dropped: this run does not compress", stacklevel=2)
         self.engine.load_state(opened)
         if self.ema:
             averages = self.ema.averages
@@ -106,7 +109,9 @@ class Saver:
     def _identity(self) -> dict[str, Any]:
         """What has to stay the same when a run is continued; JSON-able."""
         model = {f"model.{name}": value for name, value in asdict(self.stage.model_config).items()}
-        names = ("seed", "batch_size", "accumulation_steps", "ema_decay", "ema_every_steps")
+        names = ["seed", "batch_size", "ema_decay", "ema_every_steps"]
+        if self.stage.kind != "prior":  # whose loss alone is a mean over the whole batch, however it is taken apart
+            names.append("accumulation_steps")
         run = {f"run.{name}": getattr(self.run, name) for name in names}
         muon = self.optimizer.muon_step_size_factor is not None
         optimizer = {"optimizer": "Muon" if muon else "AdamW", "optimizer.moments": self.optimizer.moments}

@@ -73,9 +73,16 @@ class Shards(ABC):
     def moments(self, name: str) -> dict[str, torch.Tensor]:
         """This process's part of a parameter's moments, views: none before the first update."""
 
+    def steps(self, otherwise: int) -> torch.Tensor:
+        """Updates that the optimiser has made, those that were skipped not counted: fp32 scalar, or `otherwise` when it
+        counts none."""
+        counted = [state["step"] for state in self.optimizer.state.values() if "step" in state]
+        return counted[0] if counted else torch.tensor(float(otherwise))
+
     @abstractmethod
     def make_moments(self, step: int, dtypes: dict[str, dict[str, torch.dtype]]) -> None:
-        """Optimiser state after `step` updates, its moments, of the given formats by parameter and moment, yet empty."""
+        """Optimiser state after `step` updates that were made, its moments, of the given formats by parameter and moment,
+        yet empty. Where there is none it stays to be made at the first update."""
 
 
 class Whole(Shards):
@@ -155,7 +162,6 @@ class Sharded(Shards):
 
     Args:
         zero: DeepSpeed's optimiser around the client's
-        get_gradient: DeepSpeed's `safe_get_local_grad`
         set_gradient: DeepSpeed's `safe_set_local_grad`
         ordinal: this process's number among those that shard
     """
@@ -165,17 +171,17 @@ class Sharded(Shards):
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         zero,
-        get_gradient: Callable[[nn.Parameter], torch.Tensor],
         set_gradient: Callable[[nn.Parameter, torch.Tensor], None],
         ordinal: int,
     ):
         super().__init__(model, optimizer)
-        self.zero, self._get, self._set = zero, get_gradient, set_gradient
+        self.zero, self._set = zero, set_gradient
         self.pieces = {}
         for name, p in self.parameters.items():
             share = p.ds_tensor.ds_numel  # the last shards may be shorter, or empty
             start = min(ordinal * share, p.ds_numel)
             self.pieces[name] = Piece(tuple(p.ds_shape), start, min(share, p.ds_numel - start))
+        self._names = {id(p): name for name, p in self.parameters.items()}
 
     def weights(self) -> dict[str, tuple[Piece, torch.Tensor]]:
         held = {
@@ -184,7 +190,13 @@ class Sharded(Shards):
         return super().weights() | held
 
     def gradients(self) -> dict[str, torch.Tensor]:
-        return {name: self._get(p)[: self.pieces[name].size] for name, p in self.parameters.items()}
+        held = self.zero.get_fp32_grad_partitions()
+        found = {}
+        for group, parameters in enumerate(self.zero.fp16_groups):
+            for number, p in enumerate(parameters):
+                name = self._names[id(p)]
+                found[name] = held[group][number].flatten()[: self.pieces[name].size].to(p.device)
+        return {name: found[name] for name in self.parameters}
 
     def write_gradients(self, gradients: dict[str, torch.Tensor]) -> None:
         if self.zero.offload_optimizer:  # only then are they copies
@@ -200,11 +212,10 @@ class Sharded(Shards):
         return {moment: state[moment].narrow(0, offset, size) for moment in MOMENTS if moment in state}
 
     def make_moments(self, step: int, dtypes: dict[str, dict[str, torch.dtype]]) -> None:
-        names = {id(p): name for name, p in self.parameters.items()}
         _make_flat_moments(
             self.optimizer,
             self.zero.fp32_partitioned_groups_flat,
-            [[names[id(p)] for p in group] for group in self.zero.fp16_groups],
+            [[self._names[id(p)] for p in group] for group in self.zero.fp16_groups],
             step,
             dtypes,
         )
@@ -221,4 +232,5 @@ def _make_flat_moments(
     for flat, group in zip(flats, names, strict=True):
         first = dtypes[group[0]]
         moments = {moment: torch.zeros_like(flat, dtype=dtype, requires_grad=False) for moment, dtype in first.items()}
-        optimizer.state[flat] = {"step": torch.tensor(float(step), device=flat.device), **moments}
+        if moments:
+            optimizer.state[flat] = {"step": torch.tensor(float(step), device=flat.device), **moments}

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from dalle.config import Wandb
 from dalle.sampling.page import replace_text
+from dalle.training import weights_and_biases
 from dalle.training.report import duration, list_pictures, read_lines, write_report
 
 if TYPE_CHECKING:
@@ -82,14 +83,13 @@ class Telemetry:
         self._wandb_run = None
         self._wandb_id = _read_run(self.folder).get("wandb_id") if start_step > 0 else None
         if wandb_settings is not None and wandb_settings.enabled:
-            self._wandb_run = _start_wandb(wandb_settings, title, self.folder, self._wandb_id)
+            self._wandb_run = weights_and_biases.start_run(wandb_settings, title, self.folder, self._wandb_id)
             self._wandb_id = self._wandb_run.id
 
         self._is_open = True
+        self._show, self._bar = show_progress, None
         self._file = (self.folder / "metrics.jsonl").open("a", encoding="utf-8", errors="replace")
         self._write_run("running")
-        self._show = show_progress
-        self._bar = None
         if show_progress and sys.stderr.isatty():
             layout = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {postfix}"
             self._bar = tqdm(total=total_steps, initial=start_step, desc=title, dynamic_ncols=True, bar_format=layout)
@@ -105,7 +105,7 @@ class Telemetry:
 
     def log(self, step: int, values: dict[str, float | list[float]], num_units: int, waited_s: float = 0.0) -> None:
         """Records `values` at `step`; `num_units` images or tokens were trained on, on all ranks, since the last call, in which
-        this rank has waited `waited_s` for data. A list, such as of the resblocks' gradient scales, is for the report alone.
+        this rank has waited `waited_s` for data. Of a list, such as of gradient scales, wandb gets three figures, the line none.
 
         To be called once per logging interval: each value is read as a float, which waits for the device.
         """
@@ -120,9 +120,8 @@ class Telemetry:
         if self.flops_per_unit is not None:
             record["mfu"] = units_per_s * self.flops_per_unit / self.limit_flops_per_s
         record["data_wait"] = waited_s / elapsed_s if elapsed_s > 0 else math.nan
-        record |= {
-            key: [*map(float, value)] if isinstance(value, list) else float(value) for key, value in values.items()
-        }
+        for key, value in values.items():
+            record[key] = [round(each, 4) for each in value] if isinstance(value, list) else float(value)
         self._write(record)
         self._show_progress(record)
         if self._num_logs == 0:  # the first interval holds compilation and warm-up: a bad guide to the time left
@@ -148,9 +147,10 @@ class Telemetry:
         self.step = max(self.step, step)
         name = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
         folder = self.folder / "pictures"
-        folder.mkdir(exist_ok=True)
-        image.save(folder / f"{name}-{step:07d}.png")
-        kept = list_pictures(self.folder)[name]
+        with self._even_if_full(f"the picture {name}"):
+            folder.mkdir(exist_ok=True)
+            image.save(folder / f"{name}-{step:07d}.png")
+        kept = list_pictures(self.folder).get(name, [])
         while len(kept) > MAX_PICTURES_PER_NAME:
             # The one whose neighbours are nearest to each other tells least; what stays is spread over the whole run.
             _, index = min((kept[i + 1][0] - kept[i - 1][0], i) for i in range(1, len(kept) - 1))
@@ -186,7 +186,8 @@ class Telemetry:
         if not self.is_main or not self._is_open:
             return
         self._is_open = False
-        self._file.close()
+        with self._even_if_full("metrics.jsonl"):
+            self._file.close()
         self._write_run(status)
         self._refresh_report()
         if self._bar is not None:
@@ -212,13 +213,23 @@ class Telemetry:
 
     def _write_line(self, record: dict[str, Any]) -> None:
         assert self._is_open, "the log is closed"
-        self._file.write(json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n")
-        self._file.flush()
+        with self._even_if_full("metrics.jsonl"):
+            self._file.write(json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n")
+            self._file.flush()
 
     def _write_run(self, status: str) -> None:
         run = {"title": self.title, "unit": self.unit, "total_steps": self.total_steps, "status": status}
         run |= {"flops_per_unit": self.flops_per_unit, "limit_flops_per_s": self.limit_flops_per_s}
-        replace_text(self.folder / "run.json", json.dumps({**run, "wandb_id": self._wandb_id}, ensure_ascii=False))
+        with self._even_if_full("run.json"):
+            replace_text(self.folder / "run.json", json.dumps({**run, "wandb_id": self._wandb_id}, ensure_ascii=False))
+
+    @contextmanager
+    def _even_if_full(self, what: str) -> Iterator[None]:
+        """What people read is a comfort: where it cannot be written the run says so and goes on."""
+        try:
+            yield
+        except OSError as error:
+            self._say(f"warning: {what} was not written: {error}")
 
     def _show_progress(self, record: dict[str, float | list[float]]) -> None:
         if not self._show:
@@ -303,19 +314,3 @@ def _set_aside(folder: Path) -> float:
         for path in left:
             os.replace(path, previous / path.name)
     return 0.0
-
-
-def _start_wandb(settings: Wandb, title: str, folder: Path, run_id: str | None) -> Any:
-    try:
-        import wandb
-
-        where = {"project": settings.project, "name": settings.name or title, "mode": settings.mode, "dir": str(folder)}
-        run = wandb.init(**where, id=run_id, resume="allow" if run_id else None)
-        # wandb's own step may not go back, which it does when a run resumes from an earlier checkpoint.
-        run.define_metric("*", step_metric="step")
-    except ImportError as error:
-        raise ValueError("wandb is switched on but not installed: `pip install wandb`, or switch it off") from error
-    except Exception as error:
-        reason, advice = " ".join(str(error).split()), "`wandb login`, set its mode to offline, or switch it off"
-        raise ValueError(f"wandb is switched on but did not start ({reason}): {advice}") from error
-    return run

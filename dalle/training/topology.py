@@ -11,11 +11,11 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 
 from dalle.config import Run
 
@@ -29,16 +29,27 @@ class World:
         size: number of processes
         device: of this process
         machines: how the processes are grouped, when not all of them do the same with one another
+        timeout: after which a collective gives up; longer than `training/watch.py` waits, which can say whose fault it is
     """
 
     rank: int
     size: int
     device: torch.device
     machines: Machines | None = None
+    timeout: timedelta = timedelta(minutes=20)
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def number(self) -> int:
+        """Of this process's machine."""
+        return self.machines.number if self.machines else 0
+
+    @property
+    def num_machines(self) -> int:
+        return self.machines.count if self.machines else 1
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over all processes, the same on each; costs nothing with one."""
@@ -88,9 +99,9 @@ class Machines:
         self.ranks_per_machine = ranks_per_machine
         self.count = world.size // ranks_per_machine
         self.number, self.ordinal = divmod(world.rank, ranks_per_machine)
-        names = ("replicas", "shards")
-        mesh = init_device_mesh(world.device.type, (self.count, ranks_per_machine), mesh_dim_names=names)
-        self.shards, self.replicas = mesh.get_group("shards"), mesh.get_group("replicas")
+        by_machine = torch.arange(world.size).view(self.count, ranks_per_machine)
+        self.shards, _ = dist.new_subgroups_by_enumeration(by_machine.tolist(), timeout=world.timeout)
+        self.replicas, _ = dist.new_subgroups_by_enumeration(by_machine.T.tolist(), timeout=world.timeout)
 
     def get_data_parallel_group(self) -> dist.ProcessGroup:
         return self.shards
@@ -117,14 +128,18 @@ class Machines:
 
 
 def grouped(world: World, run: Run) -> World:
-    """The world with its machines, where the run needs them: to shard within and average between, or to compress.
+    """The world with its machines. Where nothing is sharded or compressed all processes count as one.
 
     Raises:
-        ValueError: the processes do not divide into machines
+        ValueError: the processes do not divide into machines, or the rank of the compression by those of one
     """
     ranks = _ranks_per_machine(run, world)
-    if run.compression is None and (run.zero_stage == 0 or ranks == world.size):
-        return world
+    if run.compression is not None and run.zero_stage == 3 and run.compression.rank % ranks:
+        raise ValueError(
+            f"run.compression.rank {run.compression.rank}: must be a multiple of the {ranks} processes of a machine"
+        )
+    if run.compression is None and run.zero_stage == 0:
+        ranks = world.size
     return replace(world, machines=Machines(world, ranks))
 
 
@@ -141,16 +156,20 @@ def _ranks_per_machine(run: Run, world: World) -> int:
                 f"run.ranks_per_machine {found}: does not divide the {world.size} processes; start as many on every machine"
             )
         return found
-    here = next((int(os.environ[name]) for name in _LOCAL_SIZES if name in os.environ), world.size)
+    here = next((int(os.environ[name]) for name in _LOCAL_SIZES if name in os.environ), None)
     by_rank = world.gather((socket.gethostname(), here))
-    host, other = next(((host, count) for host, count in by_rank if count != by_rank[0][1]), (None, None))
-    if host is not None:
-        raise ValueError(
-            f"{by_rank[0][0]} runs {by_rank[0][1]} processes, {host} {other}: start as many on every machine, or set "
-            "run.ranks_per_machine"
+    hosts = [host for host, _ in by_rank]
+    if here is None and len(set(hosts)) == 1:
+        return world.size
+    advice = "start as many processes on every machine, ranks counted machine by machine, or set run.ranks_per_machine"
+    counts = {host: count for host, count in by_rank}
+    if here is None or len(set(counts.values())) > 1:
+        told = ", ".join(
+            f"{host} runs {count or 'an unknown number of'} processes" for host, count in list(counts.items())[:4]
         )
-    if world.size % here:
-        raise ValueError(f"{world.size} processes in all, {here} on each machine: does not divide")
+        raise ValueError(f"{told}: {advice}")
+    if world.size % here or any(len(set(hosts[first : first + here])) > 1 for first in range(0, world.size, here)):
+        raise ValueError(f"{world.size} processes on {len(counts)} machines, {here} on each: {advice}")
     return here
 
 
@@ -159,7 +178,7 @@ _LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
 
 
 @contextmanager
-def joined() -> Iterator[World]:
+def joined(silence_limit_s: float = 600.0) -> Iterator[World]:
     """Within the block this process has its place among the others: NCCL on GPUs, gloo on CPUs.
 
     Blocks may nest: the outermost one ends the process group, without which some runs abort at exit.
@@ -175,10 +194,11 @@ def joined() -> Iterator[World]:
     if on_gpu:
         torch.cuda.set_device(device)
     is_outermost = not dist.is_initialized()
+    timeout = timedelta(seconds=2 * silence_limit_s)
     if is_outermost:
-        dist.init_process_group("nccl" if on_gpu else "gloo")
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout)
     try:
-        yield World(dist.get_rank(), dist.get_world_size(), device)
+        yield World(dist.get_rank(), dist.get_world_size(), device, timeout=timeout)
     finally:
         if is_outermost:
             dist.destroy_process_group()

@@ -13,7 +13,7 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 
@@ -202,11 +202,11 @@ class Hub(threading.Thread):
         self._send([rank for rank in self.connections if rank != 0], _line({**asdict(verdict), "stacks": ""}))
         # rank 0 ends its process at once, and with it this thread and what is still to be sent
         time.sleep(0.5)
-        self._send([0], _line(asdict(verdict)))
+        self._send([0], _line(asdict(verdict)), wait_s=5.0)
 
     def _accept(self) -> None:
         connection, _ = self.listener.accept()
-        connection.setblocking(False)
+        connection.settimeout(0.0)
         self._received[connection] = b""
         self.selector.register(connection, selectors.EVENT_READ)
 
@@ -254,11 +254,11 @@ class Hub(threading.Thread):
             if member.state == "here":
                 member.state, member.since_s = "ended", time.monotonic()
 
-    def _send(self, ranks: Sequence[int] | dict, data: bytes) -> None:
-        for rank in list(ranks):
+    def _send(self, ranks: Iterable[int], data: bytes, wait_s: float = 0.0) -> None:
+        for connection in [self.connections[rank] for rank in ranks if rank in self.connections]:
             try:
-                if rank in self.connections:
-                    self.connections[rank].send(data)
+                connection.settimeout(wait_s)
+                connection.sendall(data)
             except OSError:  # ended, or so long suspended that its buffer is full: what was not heard from it tells
                 continue
 

@@ -53,6 +53,12 @@ def train(
     return told
 
 
+def loss(engine: Engine) -> torch.Tensor:
+    """Of the first batch, outside the engine's updates."""
+    text_BU, codes_BI = torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 4, dtype=torch.int64)
+    return engine.objective({"text_BU": text_BU, "codes_BI": codes_BI, "text_targets": torch.tensor(6.0)})[0]
+
+
 def save(engine: Engine, folder: str, step: int) -> None:
     checkpoint.save(Path(folder), step, list(engine.state()), {}, 9, engine.world)
 

@@ -69,7 +69,9 @@ def _losses(make, **run) -> list[float]:
 
 def test_noise_is_a_function_of_seed_update_and_rank():
     engines = [_engine(_Noise(), rank, seed=seed) for seed in (0, 2**40) for rank in (0, 1)]
-    first, again = ([e.update([{}], step, 1e-3)["noise"].item() for e in engines for step in (0, 2**20)] for _ in range(2))
+    first, again = (
+        [e.update([{}], step, 1e-3)["noise"].item() for e in engines for step in (0, 2**20)] for _ in range(2)
+    )
     assert first == again
     assert len(set(first)) == 8
 

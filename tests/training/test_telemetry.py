@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from dalle.config import Wandb
-from dalle.training.report import write_report
+from dalle.training.report import SCALE_COLOURS, write_report
 from dalle.training.telemetry import MAX_PICTURES_PER_NAME, Telemetry
 
 
@@ -88,6 +90,30 @@ def test_numbers_that_json_lacks_become_null(tmp_path):
     assert _lines(tmp_path)[0]["loss"] is None and _lines(tmp_path)[0]["scale"] is None
 
 
+def test_lists_are_for_the_file_and_the_plot_of_the_gradient_scales(tmp_path, capsys):
+    telemetry = Telemetry(tmp_path, "a run", 100, "tokens")
+    for step in (1, 2):
+        telemetry.log(step, {"loss": 1.0, "gradient_scales": [13 + step / 3, 20.0, math.inf]}, 1)
+    telemetry.close("finished")
+    assert [line["gradient_scales"] for line in _lines(tmp_path)] == [[13.3333, 20, None], [13.6667, 20, None]]
+    assert "gradient" not in capsys.readouterr().err
+    plot = (tmp_path / "report.html").read_text().split("<h2>Gradient scales</h2>")[1]
+    assert "last of 3" in plot and "now 13.67 to 20" in plot
+    first, _, last = SCALE_COLOURS
+    assert f"stroke: {first}" in plot and f"stroke: {last}" not in plot  # the last has nothing to draw
+
+
+def test_the_plot_of_the_gradient_scales_follows_the_run_as_it_is_now(tmp_path):
+    lines = [{"step": 1, "gradient_scales": [13.0]}, *({"step": s, "gradient_scales": [9.0] * 128} for s in (2, 3))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_report(tmp_path)
+    plot = (tmp_path / "report.html").read_text().split("<h2>Gradient scales</h2>")[1]
+    assert "last of 128" in plot and "now 9 to 9" in plot
+    assert (
+        len(set(re.findall("stroke: (#[0-9a-f]{6}); stroke-width: 0.7", plot))) > 100
+    )  # a colour for each, some alike
+
+
 def test_resuming_drops_what_will_be_measured_again(tmp_path):
     telemetry = _telemetry(tmp_path)
     for step in (10, 20, 30):
@@ -121,6 +147,20 @@ def test_a_report_can_be_made_of_anything(tmp_path, content):
     assert "</html>" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_said_and_survived(tmp_path, capsys):
+    telemetry = _telemetry(tmp_path)
+    telemetry._file = open("/dev/full", "w")  # noqa: SIM115
+    (tmp_path / "pictures").write_text("in the way")
+    telemetry.log(10, {"loss": 1.0, "step_size": 1e-3}, num_units=320)
+    telemetry.warn("the checkpoint was not saved")
+    telemetry.pictures("samples", 10, Image.new("RGB", (8, 8)))
+    telemetry.close("finished")
+    said = capsys.readouterr().err
+    assert said.count("No space left on device") >= 2 and "the picture samples was not written" in said
+    assert "the checkpoint was not saved" in said
+
+
 def test_other_ranks_leave_nothing(tmp_path):
     telemetry = _telemetry(tmp_path / "none", is_main=False)
     telemetry.log(1, {"loss": 1.0}, 1)
@@ -133,6 +173,12 @@ def test_wandb_logs_offline_when_switched_on(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     telemetry = _telemetry(tmp_path, wandb_settings=Wandb(enabled=True, mode="offline"))
-    telemetry.log(1, {"loss": 1.0}, 1)
+    logged = []
+    monkeypatch.setattr(telemetry._wandb_run, "log", logged.append)
+    telemetry.log(1, {"loss": 1.0, "gradient_scales": [7.0, 13.0, 24.0]}, 1)
     telemetry.close("finished")
     assert list(tmp_path.rglob("*.wandb"))
+    (values,) = logged
+    assert (values["step"], values["loss"]) == (1, 1.0) and "gradient_scales" not in values
+    names = [f"gradient_scales/{name}" for name in ("min", "median", "max")]
+    assert [values[name] for name in names] == [7.0, 13.0, 24.0]

@@ -26,12 +26,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> list[dict]:
-    """One case with all sizes; `ours`, in the paper's format, and its peers are of the largest."""
-    sizes = {name: _megabytes(**elements(name, rank)) for name, rank in RANKS.items()}
+    """One case with all sizes; `ours`, in the paper's format, and its peers are of the largest, with the rest."""
+    counts = {name: elements(name, rank) for name, rank in RANKS.items()}
+    sizes = {name: _megabytes(**of_size) for name, of_size in counts.items()}
     if not options.json:
         _print_table(sizes)
     largest = sizes["12b"]
-    ours, peers = largest["1-6-9"], {name: largest[f"uncompressed {name}"] for name in ("fp32", "bf16")}
+    ours = largest["compressed"]["1-6-9"] + largest["rest"]
+    limit = largest["table"] + largest["rest"]
+    matrices = {"uncompressed": largest["matrices"]["fp32"], "uncompressed_bf16": largest["matrices"]["bf16"]}
+    peers = {name: megabytes + largest["rest"] for name, megabytes in matrices.items()}
     return [
         {
             "name": "compress",
@@ -39,9 +43,9 @@ def run(options: argparse.Namespace) -> list[dict]:
             "ours": ours,
             "peers": peers,
             "ratio": {name: ours / peer for name, peer in peers.items()},
-            "limit": largest["limit"],
-            "fraction_of_limit": ours / largest["limit"],
-            "rates": {name: of_size["rate"] for name, of_size in sizes.items()},
+            "limit": limit,
+            "fraction_of_limit": ours / limit,
+            "rates": {name: 1 - of_size["averaged"] / of_size["matrices"] for name, of_size in counts.items()},
             "sizes": sizes,
             "settings": {"gpus_per_machine": _GPUS, "ranks": RANKS, "device": "meta"},
         }
@@ -53,14 +57,13 @@ def elements(name: str, rank: int) -> dict[str, int]:
     their place, of what is never compressed, and of P and Q by the table of appendix E."""
     from dalle.config import Compression, PriorModel
     from dalle.models.prior import Prior
-    from dalle.training.engine import _matrices
     from dalle.training.powersgd import PowerSGD
 
     config = PriorModel(**yaml.safe_load((_CONFIGS / f"{name}.yaml").read_text())["model"])
     meta = torch.device("meta")
     with meta:
         prior = Prior(config)
-    parameters, parts = dict(prior.named_parameters()), _matrices(prior)
+    parameters, parts = dict(prior.named_parameters()), prior.matrices()
     shapes = {name: (parameters[name].shape[0] // _GPUS, parameters[name].shape[1], parts[name]) for name in parts}
     averaged: list[int] = []
 
@@ -70,7 +73,9 @@ def elements(name: str, rank: int) -> dict[str, int]:
 
     # as many elements in every format, and on the meta device this one is quick
     compressor = PowerSGD(shapes, Compression(rank, "fp32"), _GPUS, average, meta)
-    compressor.factorise({name: torch.empty(rows * columns, device=meta) for name, (rows, columns, _) in shapes.items()})
+    compressor.factorise(
+        {name: torch.empty(rows * columns, device=meta) for name, (rows, columns, _) in shapes.items()}
+    )
     width = config.width
     return {
         "matrices": sum(rows * columns for rows, columns, _ in shapes.values()),
@@ -80,24 +85,26 @@ def elements(name: str, rank: int) -> dict[str, int]:
     }
 
 
-def _megabytes(matrices: int, averaged: int, rest: int, table: int) -> dict[str, float]:
-    """By format, the uncompressed rest included, which is fp32; `limit` is what P and Q of 16 bits take by the table."""
+def _megabytes(matrices: int, averaged: int, rest: int, table: int) -> dict:
+    """Of the matrices' gradients and of what is sent in their place, by format; of the rest, which is fp32; and of P and Q
+    by the table, in the paper's 16 bits."""
     from dalle.training.exchange import encode
 
     size_mb = {name: encode(torch.zeros(1), name).element_size() / 1e6 for name in _FORMATS}
-    rest_mb = size_mb["fp32"] * rest
     return {
-        "rate": 1 - averaged / matrices,
-        "rest": rest_mb,
-        **{name: averaged * size_mb[name] + rest_mb for name in _FORMATS},
-        **{f"uncompressed {name}": matrices * size_mb[name] + rest_mb for name in ("fp32", "bf16")},
-        "limit": table * size_mb["1-6-9"] + rest_mb,
+        "matrices": {name: matrices * size_mb[name] for name in ("fp32", "bf16")},
+        "compressed": {name: averaged * size_mb[name] for name in _FORMATS},
+        "rest": rest * size_mb["fp32"],
+        "table": table * size_mb["1-6-9"],
     }
 
 
-def _print_table(sizes: dict[str, dict[str, float]]) -> None:
-    names = [name for name in sizes["12b"] if name not in ("rate", "limit")]
-    print("MB a GPU and update".ljust(24) + "".join(f"{name:>20}" for name in names))
-    for size, of_size in sizes.items():
-        row = f"{size}, rank {RANKS[size]}: {of_size['rate']:.1%} less"
-        print(row.ljust(24) + "".join(f"{of_size[name]:>20,.1f}" for name in names))
+def _print_table(sizes: dict[str, dict]) -> None:
+    parts = {"matrices": ("fp32", "bf16"), "compressed": _FORMATS}
+    names = [f"{part}, {format}" for part, formats in parts.items() for format in formats]
+    print(f"| MB a GPU and update | {' | '.join(names)} | never compressed, fp32 |")
+    print("|" + " --- |" * (len(names) + 2))
+    for name, of_size in sizes.items():
+        megabytes = [of_size[part][format] for part, formats in parts.items() for format in formats]
+        cells = " | ".join(f"{value:,.1f}" for value in (*megabytes, of_size["rest"]))
+        print(f"| {name}, rank {RANKS[name]} | {cells} |")

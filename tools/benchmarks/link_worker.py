@@ -10,6 +10,7 @@ updates, the bytes that the first machine has sent in each, the loss on held-out
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import resource
 import shutil
@@ -18,7 +19,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[i]) for i in (1, 2)]  # so that it runs without an installation
+sys.path.extend(str(Path(__file__).parents[up]) for up in (1, 2))  # so that it runs without an installation
 
 from benchmarks import machines, patterns
 from dalle.cli.memory import keep_freed_memory
@@ -27,7 +28,6 @@ from dalle.training import loop
 from dalle.training.prior import stage
 from dalle.training.topology import World, grouped, joined
 
-PER_MACHINE = 2
 TEXT_SLOTS = 32
 _WARMUP_STEPS = 20
 
@@ -39,7 +39,7 @@ class Job:
     Args:
         mbit: of the link it runs over; null where it has no limit
         rank: of the compression; null sends gradients as they are
-        format: of what is compressed
+        format: of what is compressed, and of the error buffers
         seed: of weights and data
         steps: updates
         validate: whether the loss on held-out pairs is wanted
@@ -74,7 +74,6 @@ class Job:
                 seed=self.seed,
                 precision=self.precision,
                 zero_stage=3,
-                ranks_per_machine=PER_MACHINE,
                 compression=compression,
                 ema_decay=None,
                 log_every_steps=self.steps,
@@ -131,7 +130,7 @@ def _train(job: Job, data: Path, output: Path, world: World) -> dict:
 
     made.prepare, made.validate, made.draw = noted, kept if job.validate else None, None
     loop.train(made, config.optimizer, config.run, output, world)
-    pairs = list(zip(began, began[1:], strict=False))
+    pairs = list(itertools.pairwise(began))
     return {
         "update_s": [after[0] - before[0] for before, after in pairs],
         "sent_bytes": [after[1] - before[1] for before, after in pairs],

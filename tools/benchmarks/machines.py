@@ -215,6 +215,36 @@ def run(
         return [rank.output() for rank in ranks]
 
 
+def measured_mbit(sender: Machine, receiver: Machine, num_bytes: int) -> float:
+    """What a plain socket reaches from one to the other."""
+    words = [sys.executable, "-c", _RECEIVE, receiver.address, _PORT, str(num_bytes)]
+    receiving = subprocess.Popen(receiver.command(words), stdout=subprocess.PIPE, text=True)
+    try:
+        receiving.stdout.readline()  # it listens
+        _output(sender.command([sys.executable, "-c", _SEND, receiver.address, _PORT, str(num_bytes)]))
+        return num_bytes * 8 / 1e6 / float(receiving.stdout.readline())
+    finally:
+        receiving.kill()
+        receiving.wait()
+
+
+_SEND = """
+import socket, sys
+with socket.create_connection((sys.argv[1], int(sys.argv[2]))) as to:
+    to.sendall(bytes(int(sys.argv[3])))
+"""
+_RECEIVE = """
+import socket, sys, time
+with socket.create_server((sys.argv[1], int(sys.argv[2]))) as server:
+    print("listening", flush=True)
+    source, _ = server.accept()
+    began_s, left = time.perf_counter(), int(sys.argv[3])
+    while left:
+        left -= len(source.recv(2**20))
+    print(time.perf_counter() - began_s)
+"""
+
+
 def _end_of(rank: Rank) -> str:
     return rank.output()[-_SHOWN_CHARS:]
 

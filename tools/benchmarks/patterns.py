@@ -25,6 +25,8 @@ TEXT_VOCABULARY = 384
 _PATCH_PX = 4
 _FIT_IMAGES = 1000
 _ITERATIONS = 10
+_TOGETHER = 2**16
+"""Patches that are compared at a time, for the sake of memory."""
 
 
 def write(folder: Path, num_train: int, num_valid: int, seed: int = 0) -> None:
@@ -39,7 +41,8 @@ def write(folder: Path, num_train: int, num_valid: int, seed: int = 0) -> None:
     meta = Meta(GRID, CODEBOOK_SIZE, save_weights(folder / "dvae", "dvae", DVAE(sizes).state_dict(), sizes, {}))
     for name, of_split, patches_NIE in (("train", texts, patches), ("valid", valid_texts, valid_patches)):
         with TokenWriter(folder / name, meta, pairs_per_shard=len(patches_NIE)) as writer:
-            for codes_I, several in zip(_nearest(patches_NIE, patterns_KE).numpy(), of_split, strict=True):
+            codes_NI = _nearest(patches_NIE.flatten(0, 1), patterns_KE).view(len(patches_NIE), -1)
+            for codes_I, several in zip(codes_NI.numpy(), of_split, strict=True):
                 writer.add(codes_I, several)
             writer.close()
 
@@ -56,18 +59,19 @@ def _drawn(number: int, rng: np.random.Generator, held_out: bool) -> tuple[list[
 
 
 def _fit(patches_NE: torch.Tensor) -> torch.Tensor:
-    """K patterns, fp32 [K, E], by k-means from the most common patches: the plain ones."""
-    distinct, counts = patches_NE.unique(dim=0, return_counts=True)
-    patterns_KE = distinct[counts.argsort(descending=True, stable=True)[:CODEBOOK_SIZE]]
+    """K patterns, fp32 [K, E], by k-means from the most common patches."""
+    distinct_NE, counts_N = patches_NE.unique(dim=0, return_counts=True)
+    patterns_KE = distinct_NE[counts_N.argsort(descending=True, stable=True)[:CODEBOOK_SIZE]]
+    # the plain patches weigh so much that their patterns stay what they are
+    weights_N = counts_N.float()
     for _ in range(_ITERATIONS):
-        # of distinct patches each counts once: otherwise the plain ones would be all that patterns are for
-        codes_N = torch.cdist(distinct, patterns_KE).argmin(dim=1)
-        counts_K = torch.bincount(codes_N, minlength=CODEBOOK_SIZE)
-        sums_KE = torch.zeros_like(patterns_KE).index_add_(0, codes_N, distinct)
-        patterns_KE = torch.where(counts_K[:, None] > 0, sums_KE / counts_K[:, None].clamp(min=1), patterns_KE)
+        codes_N = _nearest(distinct_NE, patterns_KE)
+        weights_K = torch.bincount(codes_N, weights_N, minlength=CODEBOOK_SIZE)
+        sums_KE = torch.zeros_like(patterns_KE).index_add_(0, codes_N, distinct_NE * weights_N[:, None])
+        patterns_KE = torch.where(weights_K[:, None] > 0, sums_KE / weights_K[:, None].clamp(min=1), patterns_KE)
     return patterns_KE
 
 
-def _nearest(patches_NIE: torch.Tensor, patterns_KE: torch.Tensor) -> torch.Tensor:
-    """Codes int64 [N, I]."""
-    return torch.stack([torch.cdist(patches_IE, patterns_KE).argmin(dim=1) for patches_IE in patches_NIE])
+def _nearest(patches_NE: torch.Tensor, patterns_KE: torch.Tensor) -> torch.Tensor:
+    """Codes int64 [N]."""
+    return torch.cat([torch.cdist(some_NE, patterns_KE).argmin(dim=1) for some_NE in patches_NE.split(_TOGETHER)])

@@ -1,0 +1,189 @@
+"""The benchmarks of what machines exchange: Table 1 from the compressor's calls, trainings over a link, and what is made of
+their notes."""
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dalle.data.tokens import TokenBatches, TokenShards
+from dalle.models.folder import read_header
+from dalle.text import Tokenizer
+from tests.conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "tools"))
+compress, link, machines, patterns = (
+    importlib.import_module(f"benchmarks.{name}") for name in ("compress", "link", "machines", "patterns")
+)
+
+
+# ---- Table 1
+
+
+@pytest.fixture(scope="module")
+def compressed():
+    (result,) = compress.run(argparse.Namespace(json=True))
+    return result
+
+
+def test_the_rates_of_table_1_to_the_printed_digit(compressed):
+    assert {name: f"{rate:.0%}" for name, rate in compressed["rates"].items()} == {
+        "2b8": "83%",
+        "5b6": "85%",
+        "12b": "86%",
+    }
+
+
+def test_a_12b_update_in_megabytes(compressed):
+    # by hand: 64 layers of 12 D² weights over 8 GPUs, and P and Q of 1 − 5r/(8D) fewer elements
+    matrices_mb, left = 64 * 12 * 3968**2 / 8 / 1e6, 5 * 896 / (8 * 3968)
+    of_12b = compressed["sizes"]["12b"]
+    assert of_12b["matrices"] == pytest.approx({"fp32": 4 * matrices_mb, "bf16": 2 * matrices_mb})
+    sixteen = 2 * left * matrices_mb
+    assert of_12b["compressed"] == pytest.approx({"fp32": 2 * sixteen, "bf16": sixteen, "1-6-9": sixteen})
+    # 12,292,840,960 parameters in all (`dalle-describe`); a shard that does not divide is rounded up, by a few elements
+    assert of_12b["rest"] == pytest.approx(4 * (12292.84096 / 8 - matrices_mb), rel=1e-5)
+    assert compressed["ours"] == pytest.approx(sixteen + of_12b["rest"])
+    assert compressed["fraction_of_limit"] == pytest.approx(1)  # the compressor sends P and Q and nothing else
+
+
+# ---- the data
+
+
+def test_patterns_are_token_shards_of_drawn_scenes(tmp_path):
+    for name in ("one", "other"):
+        patterns.write(tmp_path / name, 300, 20)
+    one = tmp_path / "one"
+    tokenizer = Tokenizer.load(one / "tokenizer.json")
+    assert tokenizer.vocabulary <= patterns.TEXT_VOCABULARY
+    train, valid = TokenShards(one / "train"), TokenShards(one / "valid")
+    assert (len(train), len(valid)) == (300, 20)
+    assert train.meta.dvae_hash == valid.meta.dvae_hash == read_header(one / "dvae")["hash"]
+    batch = TokenBatches(train, tokenizer, 31, 300, seed=0)[0]
+    codes = batch["codes_BI"]
+    assert codes.shape == (300, patterns.GRID**2)
+    assert codes.min() >= 0 and codes.max() < patterns.CODEBOOK_SIZE
+    # the plain patches are what is seen most: three backgrounds, six colours, each with a code of its own
+    most = torch.bincount(codes.flatten(), minlength=patterns.CODEBOOK_SIZE).sort(descending=True).values
+    assert most[2] > 5 * most[3] and most[8] > 5 * most[9]
+    again = TokenBatches(TokenShards(tmp_path / "other" / "train"), tokenizer, 31, 300, seed=0)[0]
+    assert torch.equal(again["codes_BI"], codes) and torch.equal(again["text_BU"], batch["text_BU"])
+
+
+# ---- trainings over a link
+
+
+def _options(*words):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", action="store_true")
+    link.add_options(parser)
+    return parser.parse_args(["--json", *words])
+
+
+def _notes(update_s, sent_bytes):
+    """Of a training whose first updates were slow."""
+    return {"update_s": [9, 9, *update_s], "sent_bytes": [0, 0, *sent_bytes], "peak_memory_bytes": 5, "parameters": 7}
+
+
+TIMED = {
+    "uncompressed": [_notes([2.0, 2.5], [10_000_000] * 2), _notes([2.0, 2.0], [10_000_000] * 2)],
+    "4": [_notes([0.2, 0.3], [100_000] * 2), _notes([0.25, 0.25], [100_000] * 2)],
+    "8": [_notes([0.5, 0.5], [1_000_000] * 2), _notes([0.4, 0.5], [1_000_000] * 2)],
+    "16": [_notes([1.0, 1.0], [2_000_000] * 2), _notes([1.0, 1.0], [2_000_000] * 2)],
+}
+
+
+def test_ours_is_the_smallest_rank_that_loses_no_more_than_a_hundredth():
+    losses = {"uncompressed": [1.0, 1.2], "4": [1.13, 1.1], "8": [1.02, 1.2], "16": [1.0, 1.0]}
+    result = link.case(_options(), 100.0, 80.0, TIMED, losses)
+    assert result["name"] == "link 100 Mbit/s, rank 8"
+    assert (result["ours"], result["peers"]["uncompressed"]) == (2.0, 0.5)
+    assert result["ratio"]["uncompressed"] == 4.0
+    # half of 10 MB are half a second at 10 MB/s
+    assert result["peers"]["uncompressed_bf16"] == pytest.approx(1 / 1.5)
+    assert result["limit"] == pytest.approx(10)
+    assert result["fraction_of_limit"] == pytest.approx(0.2)
+    assert result["loss"] == pytest.approx({"uncompressed": 1.1, "4": 1.115, "8": 1.11, "16": 1.0})
+    assert result["loss_above_uncompressed"] == pytest.approx(0.01 / 1.1)
+    assert result["spread"]["8"] == [2.5, 2.0]
+    json.dumps(result)
+
+
+def test_where_no_rank_is_good_enough_ours_is_the_best():
+    losses = {"uncompressed": [1.0], "4": [1.5], "8": [1.2], "16": [1.3]}
+    result = link.case(_options(), 100.0, 80.0, TIMED, losses)
+    assert result["name"] == "link 100 Mbit/s, rank 8"
+    assert result["loss_above_uncompressed"] == pytest.approx(0.2)
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """No machines: the jobs that would run on them, by link, are noted as done."""
+    ran = []
+
+    def train(joined, words, per_machine, timeout_s):
+        jobs_file, _, notes_file = words[2:]
+        jobs = json.loads(Path(jobs_file).read_text())
+        ran.append(jobs)
+        with open(notes_file, "a") as file:
+            for job in jobs:
+                notes = _notes([1.0 + (job["rank"] or 0)] * 2, [1000] * 2) | {"valid": {"loss": 1.0 + job["seed"]}}
+                file.write(json.dumps({"job": job} | notes) + "\n")
+
+    monkeypatch.setattr(machines, "why_none", lambda: None)
+    monkeypatch.setattr(machines, "joined", lambda count, mbit: machines.contextlib.nullcontext([None] * count))
+    monkeypatch.setattr(machines, "measured_mbit", lambda sender, receiver, num_bytes: num_bytes * 8e-6)
+    monkeypatch.setattr(machines, "run", train)
+    monkeypatch.setattr(patterns, "write", lambda folder, *numbers: None)
+    return ran
+
+
+def test_every_setting_is_timed_over_every_link_and_trained_from_every_seed(pretended, tmp_path):
+    words = ["--mbit", "100", "1000", "--ranks", "8", "4", "--seeds", "2", "--output", str(tmp_path / "notes.jsonl")]
+    cases = link.run(_options(*words))
+    assert [case["settings"]["mbit"] for case in cases] == [100, 1000]
+    assert cases[0]["loss_by_seed"] == {"uncompressed": [1.0, 2.0], "4": [1.0, 2.0], "8": [1.0, 2.0]}
+    jobs = [job for together in pretended for job in together]
+    assert [(job["mbit"], job["rank"]) for job in jobs] == [
+        *[(100, rank) for _ in range(2) for rank in (None, 4, 8)],
+        *[(1000, rank) for _ in range(2) for rank in (None, 4, 8)],
+        *[(None, rank) for _ in range(2) for rank in (None, 4, 8)],
+    ]
+    assert all(len({job["mbit"] for job in together}) == 1 for together in pretended)
+    pretended.clear()
+    # what has been run is not run again, and what is new is
+    assert link.run(_options(*words)) == cases and not pretended
+    link.run(_options(*words, "--seeds", "3"))
+    assert [(job["mbit"], job["rank"], job["seed"]) for (job, *_) in pretended] == [(None, None, 2)]
+    assert len(pretended[0]) == 3
+
+
+def test_without_machines_it_says_why(monkeypatch):
+    monkeypatch.setattr(machines, "why_none", lambda: "no tc here: install iproute2")
+    with pytest.raises(SystemExit, match=r"bench\.py link: no tc here: install iproute2"):
+        link.run(_options())
+
+
+@pytest.mark.skipif(machines.why_none() is not None, reason=str(machines.why_none()))
+def test_a_training_runs_on_two_machines(tmp_path):
+    """Two updates each with and without compression: far fewer bytes cross the link, and the loss is that of a model."""
+    patterns.write(tmp_path, 300, 8)
+    options = _options("--width", "128", "--depth", "2", "--repeats", "1")
+    jobs = [link._job(options, None, rank, 0, validate) for rank, validate in ((None, False), (8, True))]
+    jobs = [job | {"steps": 4} for job in jobs]
+    notes = link.Notes(tmp_path / "notes.jsonl")
+    link._train(jobs, tmp_path, notes)
+    plain, ranked = (notes.of(job) for job in jobs)
+    parameters = plain["parameters"]
+    assert len(plain["update_s"]) == 3 and min(plain["update_s"]) > 0
+    # each of the two processes sends its half of the gradients once: 4 bytes for each of all parameters
+    assert 4 * parameters < min(plain["sent_bytes"]) and max(plain["sent_bytes"]) < 4.4 * parameters
+    matrices = 2 * 12 * 128**2
+    # rank 8 of width 128 in 2 of 4 bytes is a 32nd of the matrices' bytes
+    expected = 4 * (parameters - matrices) + 4 * matrices / 32
+    assert expected < min(ranked["sent_bytes"]) and max(ranked["sent_bytes"]) < 1.15 * expected
+    assert plain["valid"] == {} and 3 < ranked["valid"]["loss"] < 6
