@@ -2,10 +2,11 @@
 
     python tools/bench.py NAME [--json] …        # its options: python tools/bench.py NAME --help
 
-Each side is a process of its own, with the settings that it would have by itself. They take turns, a step each, and
-medians are compared, so that a machine that slows down slows all of them. The last line is JSON: {"name", "unit", "ours",
-"peers", "ratio", "limit", "fraction_of_limit", "spread", "peak_memory_bytes", "peers_peak_memory_bytes", "settings"}, or
-a list of these under "cases".
+Each side is a process of its own (of `link` several), with the settings that it would have by itself. They take turns, a
+step or a few each, and medians are compared, so that a machine that slows down slows all of them. The last line is JSON:
+{"name", "unit", "ours", "peers", "ratio", "limit", "fraction_of_limit", "spread", "peak_memory_bytes",
+"peers_peak_memory_bytes", "settings"}, or a list of these under "cases". `compress` adds "rates" and `link` "loss" and
+figures by rank; of memory they say what they can.
 """
 
 from __future__ import annotations
