@@ -230,7 +230,7 @@ def _gradient_scales(records: list[dict[str, Any]]) -> str:
     notes = f'first<span class="first-to-last"></span>last of {count}' if count > 1 else "one for the whole model"
     if len(last):
         notes += f" &nbsp; now {last.min():.4g} to {last.max():.4g}" if count > 1 else f" &nbsp; now {last[0]:.4g}"
-    caption = f"<figcaption><b>log2 of the gradient scale of each resblock</b><i>{notes}</i></figcaption>"
+    caption = f"<figcaption><b>log2 of the gradient scale{' of each resblock' if count > 1 else ''}</b><i>{notes}</i></figcaption>"
     return f'<h2>Gradient scales</h2><figure class="wide">{caption}{_svg("gradient scales", 12, 3.6, curves)}</figure>'
 
 
