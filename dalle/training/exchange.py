@@ -55,13 +55,12 @@ class Exchange:
 
 
 def encode(values: torch.Tensor, format: str) -> torch.Tensor:
-    """Fp32 values in a format: fp32 as they are, bf16, or the codes of 1-6-9 as int16. The latter two have no infinities
-    but clamp them to their largest value."""
+    """Fp32 values in a format: fp32 as they are, bf16, or the codes of 1-6-9 as int16, which has no infinities but clamps
+    them to its largest value."""
     if format == "fp32":
         return values
     if format == "bf16":
-        largest = torch.finfo(torch.bfloat16).max
-        return values.clamp(-largest, largest).to(torch.bfloat16)
+        return values.to(torch.bfloat16)
     return ONE_SIX_NINE.encode(values)
 
 

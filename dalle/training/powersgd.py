@@ -111,7 +111,7 @@ class PowerSGD:
         all_finite = []
         for stack in self._stacks:
             added_NSL = torch.cat([self._lying(gradients[name], name) for name in stack.names])
-            finite_N11 = added_NSL.isfinite().all(dim=2, keepdim=True).all(dim=1, keepdim=True)
+            finite_N11 = _finite(added_NSL)
             buffer_NSL = decode(stack.buffer_NSL, self.format)
             stack.buffer_NSL = encode(buffer_NSL + added_NSL.where(finite_N11, 0), self.format)
             all_finite.append(finite_N11.all())
@@ -119,7 +119,7 @@ class PowerSGD:
         for stack in self._stacks:
             identity_SK = torch.eye(*stack.p_NSK.shape[1:], device=stack.p_NSK.device)
             # a matrix with a number that is not finite would end the process in some implementations of QR
-            usable_N11 = stack.p_NSK.isfinite().all(dim=2, keepdim=True).all(dim=1, keepdim=True)
+            usable_N11 = _finite(stack.p_NSK)
             p_NSK = stack.p_NSK.where(usable_N11, 0) + _IDENTITY * identity_SK
             stack.p_NSK = torch.linalg.qr(p_NSK).Q.where(usable_N11, torch.nan)
         self._exchange("q_NLK", 1, lambda stack: decode(stack.buffer_NSL, self.format).mT @ stack.p_NSK)
@@ -139,30 +139,29 @@ class PowerSGD:
             self.scales[which] = torch.where(scale.isfinite(), scale, self.scales[which])
 
     @torch.no_grad()
-    def apply(self, applied: torch.Tensor, factor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    def apply(self, applied: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
         """The decompressed gradients, one stack at a time, while the error buffers lose them.
 
         Args:
             applied: bool scalar on the device: whether the update takes place. If not, the buffers keep what they hold;
                 one that is not finite is emptied
-            factor: what the gradients are multiplied with, for clipping; the buffers lose them unclipped
 
         Yields:
-            name and flat fp32 gradient of this process's rows
+            name and fp32 gradient of this process's rows, [matrices side by side, rows, columns], before clipping
         """
         for stack in self._stacks:
             sent_NSL = stack.p_NSK @ stack.q_NLK.mT
             buffer_NSL = decode(stack.buffer_NSL, self.format)
             left_NSL = torch.where(applied, buffer_NSL - sent_NSL, buffer_NSL)
-            finite_N11 = left_NSL.isfinite().all(dim=2, keepdim=True).all(dim=1, keepdim=True)
-            stack.buffer_NSL = encode(left_NSL.where(finite_N11, 0), self.format)
-            yield from self._standing(stack, sent_NSL * factor)
+            stack.buffer_NSL = encode(left_NSL.where(_finite(left_NSL), 0), self.format)
+            yield from self._standing(stack, sent_NSL)
             stack.p_NSK = stack.q_NLK = None
 
     def buffers(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and error buffer, flat fp32, of this process's rows of each matrix."""
         for stack in self._stacks:
-            yield from self._standing(stack, decode(stack.buffer_NSL, self.format))
+            for name, standing in self._standing(stack, decode(stack.buffer_NSL, self.format)):
+                yield name, standing.flatten()
 
     def load_buffers(self, buffers: dict[str, torch.Tensor]) -> None:
         """Restore what `buffers` gave."""
@@ -180,7 +179,12 @@ class PowerSGD:
         parts_by_name = lying_NSL.split([self.shapes[name][2] for name in stack.names])
         for name, matrices in zip(stack.names, parts_by_name, strict=True):
             rows, columns, parts = self.shapes[name]
-            yield name, (matrices if rows // parts <= columns else matrices.mT).flatten()
+            yield name, matrices if rows // parts <= columns else matrices.mT
+
+
+def _finite(matrices_NSL: torch.Tensor) -> torch.Tensor:
+    """Whether each matrix is finite, bool [N, 1, 1]: its sum is not otherwise. One pass without a temporary tensor."""
+    return matrices_NSL.sum(dim=(1, 2), keepdim=True).isfinite()
 
 
 def _batches(names: list[str], size: int) -> Iterator[list[str]]:

@@ -93,8 +93,8 @@ class Reduction:
         if plain:
             torch._foreach_mul_(plain, factor)
         if self.powersgd:
-            for name, gradient in self.powersgd.apply(applied, factor):
-                gradients[name].copy_(gradient.view_as(gradients[name]))
+            for name, gradient in self.powersgd.apply(applied):
+                torch.mul(gradient, factor, out=gradients[name].view(gradient.shape))
         self.shards.write_gradients(gradients)
         if self._whole:
             self.shards.optimizer.found_inf = (~applied).float()
