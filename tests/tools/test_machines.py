@@ -114,7 +114,8 @@ def test_a_failure_or_a_time_out_names_the_rank_and_ends_all(failing):
 
 
 _WAITING = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 sys.path.insert(0, "tools")
 from benchmarks import machines
 with machines.joined(2, 100) as joined, machines.started(joined, ["sleep", "987"], 1) as ranks:
@@ -131,7 +132,10 @@ def test_nothing_is_left_after_a_signal(sent):
         sleeping = [int(pid) for pid in process.stdout.readline().split()]
         assert len(_own_namespaces(process.pid)) == 3  # with the switch
         process.send_signal(sent)
-        process.wait(timeout=20)
+        try:
+            process.wait(timeout=20)
+        finally:
+            process.kill()
     assert process.returncode != 0
     assert not _own_namespaces(process.pid)
     for pid in sleeping:
