@@ -27,6 +27,14 @@ class Compression:
         at_least(self, 1, "rank")
         at_least(self, 0, "seed")
 
+    def rank_of_shard(self, ranks_per_machine: int) -> int:
+        """r / m. Raises ValueError when it does not divide."""
+        require(
+            self.rank % ranks_per_machine == 0,
+            f"run.compression.rank {self.rank}: must be a multiple of the {ranks_per_machine} processes of a machine",
+        )
+        return self.rank // ranks_per_machine
+
 
 @dataclass(frozen=True)
 class Wandb:

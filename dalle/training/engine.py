@@ -84,14 +84,11 @@ class Engine:
         )
 
     def _gradient_scales(self) -> GradientScales | None:
+        options = {"replicas": self.world.size, "device": self.world.device, "reduce_factor": self.run.reduce_factor}
         if self.run.precision == "fp16":
-            return GradientScales.overall(
-                self.objective, self.world.size, self.world.device, reduce_factor=self.run.reduce_factor
-            )
+            return GradientScales.overall(self.objective, **options)
         if self.run.precision == "fp16-per-block":
-            return GradientScales.per_block(
-                self.model.resblocks(), self.world.size, self.world.device, reduce_factor=self.run.reduce_factor
-            )
+            return GradientScales.per_block(self.model.resblocks(), **options)
         return None
 
     def _shards(self, deepspeed) -> Shards:
@@ -204,7 +201,7 @@ class Engine:
             if self.writes(name, piece):
                 yield Fragment(name, piece.shape, piece.start, values)
         if self.world.is_main:
-            yield Fragment("steps", (), 0, self.shards.steps(otherwise=0).flatten())
+            yield Fragment("steps", (), 0, self.shards.steps().flatten())
         if self.scales is not None and self.world.is_main:
             for name, values in self.scales.state_dict().items():
                 yield Fragment(f"gradient_scales/{name}", tuple(values.shape), 0, values)

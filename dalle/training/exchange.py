@@ -30,12 +30,9 @@ class Exchange:
 
     def __init__(self, group: dist.ProcessGroup, format: str = "fp32"):
         self.group, self.format, self.size = group, format, dist.get_world_size(group)
-        self.payload_bytes = 0
-        """What was handed over for averaging since the beginning, in the format of the wire."""
 
     def __call__(self, values_N: torch.Tensor) -> torch.Tensor:
         """The mean over the group, fp32 [N]. All of the group have to call it with as many elements."""
-        self.payload_bytes += values_N.numel() * (4 if self.format == "fp32" else 2)
         if self.size == 1:
             return decode(encode(values_N, self.format), self.format)
         if self.format == "fp32":

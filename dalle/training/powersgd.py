@@ -70,11 +70,7 @@ class PowerSGD:
         average: Average,
         device: torch.device,
     ):
-        if config.rank % ranks_per_machine:
-            raise ValueError(
-                f"run.compression.rank {config.rank}: must be a multiple of the {ranks_per_machine} processes of a machine"
-            )
-        self.rank = config.rank // ranks_per_machine
+        self.rank = config.rank_of_shard(ranks_per_machine)
         self.format, self.average, self.shapes = config.format, average, shapes
         by_size: dict[tuple[int, int, int], list[str]] = defaultdict(list)
         for name, (rows, columns, parts) in shapes.items():

@@ -73,11 +73,10 @@ class Shards(ABC):
     def moments(self, name: str) -> dict[str, torch.Tensor]:
         """This process's part of a parameter's moments, views: none before the first update."""
 
-    def steps(self, otherwise: int) -> torch.Tensor:
-        """Updates that the optimiser has made, those that were skipped not counted: fp32 scalar, or `otherwise` when it
-        counts none."""
+    def steps(self) -> torch.Tensor:
+        """Updates that the optimiser has made, those that were skipped not counted: fp32 scalar."""
         counted = [state["step"] for state in self.optimizer.state.values() if "step" in state]
-        return counted[0] if counted else torch.tensor(float(otherwise))
+        return counted[0] if counted else torch.tensor(0.0)
 
     @abstractmethod
     def make_moments(self, step: int, dtypes: dict[str, dict[str, torch.dtype]]) -> None:
@@ -110,7 +109,39 @@ class Whole(Shards):
                 self.optimizer.state[p] = {"step": torch.tensor(float(step), device=p.device), **moments}
 
 
-class Partitioned(Shards):
+class _Flat(Shards):
+    """Moments of parameters that the client's optimiser sees laid end to end.
+
+    Args:
+        zero: DeepSpeed's optimiser around the client's
+        flats: what the client's optimiser sees
+        groups: the parameters in each of them
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        zero,
+        flats: list[torch.Tensor],
+        groups: list[list[nn.Parameter]],
+    ):
+        super().__init__(model, optimizer)
+        self.zero, self._flats, self._groups = zero, flats, groups
+        self._names = {id(p): name for name, p in self.parameters.items()}
+
+    def make_moments(self, step: int, dtypes: dict[str, dict[str, torch.dtype]]) -> None:
+        for flat, group in zip(self._flats, self._groups, strict=True):
+            # all parameters of a group have moments of the same formats
+            first = dtypes[self._names[id(group[0])]]
+            moments = {
+                moment: torch.zeros_like(flat, dtype=dtype, requires_grad=False) for moment, dtype in first.items()
+            }
+            if moments:
+                self.optimizer.state[flat] = {"step": torch.tensor(float(step), device=flat.device), **moments}
+
+
+class Partitioned(_Flat):
     """Stages 1 and 2.
 
     Args:
@@ -118,15 +149,13 @@ class Partitioned(Shards):
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, zero):
-        super().__init__(model, optimizer)
-        self.zero = zero
+        super().__init__(model, optimizer, zero, zero.single_partition_of_fp32_groups, zero.bit16_groups)
         self.pieces = {}
         for name, p in self.parameters.items():
             link = p._hp_mapping
             place = link.lp_fragment_address if link else None
             start, size = (place.start, place.numel) if place else (0, 0)
             self.pieces[name] = Piece(tuple(p.shape), start, size)
-        self._names = {id(p): name for name, p in self.parameters.items()}
 
     def gradients(self) -> dict[str, torch.Tensor]:
         found = {}
@@ -143,21 +172,12 @@ class Partitioned(Shards):
         link = self.parameters[name]._hp_mapping
         if link is None:
             return {}
-        state = self.optimizer.state.get(self.zero.single_partition_of_fp32_groups[link.param_group_index], {})
+        state = self.optimizer.state.get(self._flats[link.param_group_index], {})
         held = link.hp_fragment_address
         return {moment: state[moment].narrow(0, held.start, held.numel) for moment in MOMENTS if moment in state}
 
-    def make_moments(self, step: int, dtypes: dict[str, dict[str, torch.dtype]]) -> None:
-        _make_flat_moments(
-            self.optimizer,
-            self.zero.single_partition_of_fp32_groups,
-            [[self._names[id(p)] for p in group] for group in self.zero.bit16_groups],
-            step,
-            dtypes,
-        )
 
-
-class Sharded(Shards):
+class Sharded(_Flat):
     """Stage 3.
 
     Args:
@@ -174,14 +194,13 @@ class Sharded(Shards):
         set_gradient: Callable[[nn.Parameter, torch.Tensor], None],
         ordinal: int,
     ):
-        super().__init__(model, optimizer)
-        self.zero, self._set = zero, set_gradient
+        super().__init__(model, optimizer, zero, zero.fp32_partitioned_groups_flat, zero.fp16_groups)
+        self._set = set_gradient
         self.pieces = {}
         for name, p in self.parameters.items():
             share = p.ds_tensor.ds_numel  # the last shards may be shorter, or empty
             start = min(ordinal * share, p.ds_numel)
             self.pieces[name] = Piece(tuple(p.ds_shape), start, min(share, p.ds_numel - start))
-        self._names = {id(p): name for name, p in self.parameters.items()}
 
     def weights(self) -> dict[str, tuple[Piece, torch.Tensor]]:
         held = {
@@ -192,7 +211,7 @@ class Sharded(Shards):
     def gradients(self) -> dict[str, torch.Tensor]:
         held = self.zero.get_fp32_grad_partitions()
         found = {}
-        for group, parameters in enumerate(self.zero.fp16_groups):
+        for group, parameters in enumerate(self._groups):
             for number, p in enumerate(parameters):
                 name = self._names[id(p)]
                 found[name] = held[group][number].flatten()[: self.pieces[name].size].to(p.device)
@@ -207,30 +226,6 @@ class Sharded(Shards):
     def moments(self, name: str) -> dict[str, torch.Tensor]:
         p = self.parameters[name]
         group, offset, _ = self.zero.grad_position[self.zero.get_param_id(p)]
-        state = self.optimizer.state.get(self.zero.fp32_partitioned_groups_flat[group], {})
+        state = self.optimizer.state.get(self._flats[group], {})
         size = self.pieces[name].size
         return {moment: state[moment].narrow(0, offset, size) for moment in MOMENTS if moment in state}
-
-    def make_moments(self, step: int, dtypes: dict[str, dict[str, torch.dtype]]) -> None:
-        _make_flat_moments(
-            self.optimizer,
-            self.zero.fp32_partitioned_groups_flat,
-            [[self._names[id(p)] for p in group] for group in self.zero.fp16_groups],
-            step,
-            dtypes,
-        )
-
-
-def _make_flat_moments(
-    optimizer: torch.optim.Optimizer,
-    flats: list[torch.Tensor],
-    names: list[list[str]],
-    step: int,
-    dtypes: dict[str, dict[str, torch.dtype]],
-) -> None:
-    """State for flat partitions; all parameters of one have moments of the same formats."""
-    for flat, group in zip(flats, names, strict=True):
-        first = dtypes[group[0]]
-        moments = {moment: torch.zeros_like(flat, dtype=dtype, requires_grad=False) for moment, dtype in first.items()}
-        if moments:
-            optimizer.state[flat] = {"step": torch.tensor(float(step), device=flat.device), **moments}

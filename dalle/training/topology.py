@@ -134,10 +134,8 @@ def grouped(world: World, run: Run) -> World:
         ValueError: the processes do not divide into machines, or the rank of the compression by those of one
     """
     ranks = _ranks_per_machine(run, world)
-    if run.compression is not None and run.zero_stage == 3 and run.compression.rank % ranks:
-        raise ValueError(
-            f"run.compression.rank {run.compression.rank}: must be a multiple of the {ranks} processes of a machine"
-        )
+    if run.compression is not None and run.zero_stage == 3:
+        run.compression.rank_of_shard(ranks)  # refused before a model is built
     if run.compression is None and run.zero_stage == 0:
         ranks = world.size
     return replace(world, machines=Machines(world, ranks))
