@@ -97,7 +97,7 @@ TIMED = {
 }
 
 
-def test_ours_is_the_smallest_rank_that_loses_no_more_than_a_hundredth():
+def test_ours_is_the_smallest_rank_from_which_on_no_more_than_a_hundredth_is_lost():
     losses = {"uncompressed": [1.0, 1.2], "4": [1.13, 1.1], "8": [1.02, 1.2], "16": [1.0, 1.0]}
     result = link.case(_options(), 100.0, 80.0, TIMED, losses)
     assert result["name"] == "link 100 Mbit/s, rank 8"
@@ -118,6 +118,11 @@ def test_where_no_rank_is_good_enough_ours_is_the_best():
     result = link.case(_options(), 100.0, 80.0, TIMED, losses)
     assert result["name"] == "link 100 Mbit/s, rank 8"
     assert result["loss_above_uncompressed"] == pytest.approx(0.2)
+
+
+def test_a_lucky_small_rank_is_not_chosen():
+    losses = {"uncompressed": [1.0], "4": [1.0], "8": [1.2], "16": [1.005]}
+    assert link.case(_options(), 100.0, 80.0, TIMED, losses)["name"] == "link 100 Mbit/s, rank 16"
 
 
 @pytest.fixture

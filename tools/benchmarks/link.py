@@ -3,9 +3,10 @@
 The machines are network namespaces joined by a link of so many Mbit/s, two processes in each (`machines.py`); weights are
 sharded within a machine and replicated between the two, and the whole training loop runs, on drawn and captioned scenes
 (`patterns.py`). Peers: the same training with gradients sent as they are, in fp32 (`uncompressed`), and what it would reach
-at best with half the bytes (`uncompressed_bf16`), which is computed, not run. Ours is the smallest rank whose held-out loss,
-a mean over the seeds, is no more than 1% above the uncompressed one. The loss does not depend on the link, so those
-trainings run without a limit. The limit is that of the link: updates per second if sending ours were all there is to do.
+at best with half the bytes (`uncompressed_bf16`), which is computed, not run. Ours is the smallest rank from which on the
+held-out loss, a mean over the seeds, is no more than 1% above the uncompressed one: of every larger rank that was run, too,
+since a single small rank may be lucky. The loss does not depend on the link, so those trainings run without a limit. The
+limit is that of the link: updates per second if sending ours were all there is to do.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
     formats = "of P and Q: 1-6-9 has as many bytes as bf16, but a CPU needs a fifth of the update for it"
     parser.add_argument("--mbit", type=float, nargs="+", default=[100.0, 1000.0], help="of the link; a case for each")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[16, 32, 48, 64], help="of the compression")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[32, 48, 64, 96], help="of the compression")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each setting whose loss is measured")
     parser.add_argument("--steps", type=int, default=120, help="updates of each of those")
     parser.add_argument("--repeats", type=int, default=4, help=f"updates that are timed, in each of {_ROUNDS} rounds")
@@ -46,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", default="bf16", choices=("fp32", "bf16"), help="of the matrix products")
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--depth", type=int, default=3)
-    parser.add_argument("--batch_size", type=int, default=8, help="of all processes together")
+    parser.add_argument("--batch_size", type=int, default=4, help="of all processes together")
     parser.add_argument("--step_size", type=float, default=1e-3)
     parser.add_argument("--quick", action="store_true", help="see that it works: a small model, one seed, few updates")
     parser.add_argument("--output", type=Path, help="a .jsonl file of trainings: what is in it is not run again")
@@ -151,7 +152,8 @@ def case(
     """
     loss = {name: statistics.mean(values) for name, values in losses.items()}
     ranks = [name for name in loss if name != _UNCOMPRESSED]
-    good = [name for name in ranks if loss[name] <= (1 + _TOLERANCE) * loss[_UNCOMPRESSED]]
+    bad = [name for name in ranks if loss[name] > (1 + _TOLERANCE) * loss[_UNCOMPRESSED]]
+    good = ranks[ranks.index(bad[-1]) + 1 :] if bad else ranks
     chosen = good[0] if good else min(ranks, key=loss.__getitem__)
     rates, sent = {}, {}
     for name, notes in timed.items():
