@@ -12,6 +12,7 @@ whole masks, windows for a CPU and block masks for a GPU are made from it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -146,3 +147,48 @@ def windows(kind: Kind, grid: int, conv_kernel: int = 11) -> Windows:
     query_WN1 = (first_W[:, None] + torch.arange(block))[:, :, None]
     key_W1M = (first_W[:, None] + torch.tensor(needed))[:, None, :]
     return Windows(runs, sees(kind, query_WN1, key_W1M, grid, conv_kernel) & (key_W1M >= 0))
+
+
+@dataclass(frozen=True)
+class CachePlaces:
+    """Where a layer keeps the keys and values of the image slots while they are drawn one after another: a ring of as many
+    places as it sees back, or for column layers a place for every slot, column by column.
+
+    Args:
+        size: P, the number of places
+        place_I: int64 [I], the place of each slot; what an earlier slot left there is no longer needed
+        visible_IM: int64 [I, M], the places that each slot reads; null where it reads all P in their order
+        bias_IM: fp32 [I, M], 0 where it sees what lies there; −∞ for a place that nothing it sees has been written to
+    """
+
+    size: int
+    place_I: torch.Tensor
+    visible_IM: torch.Tensor | None
+    bias_IM: torch.Tensor
+
+    def to(self, device: torch.device) -> CachePlaces:
+        """On a device."""
+        visible_IM = None if self.visible_IM is None else self.visible_IM.to(device)
+        return CachePlaces(self.size, self.place_I.to(device), visible_IM, self.bias_IM.to(device))
+
+    def sight(self, slot_1: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Of one slot, int64 [1], the places that it reads (null for all) and their bias: [M] each."""
+        return None if self.visible_IM is None else self.visible_IM[slot_1][0], self.bias_IM[slot_1][0]
+
+
+def cache_places(kind: Kind, grid: int, conv_kernel: int = 11) -> CachePlaces:
+    """The places of a layer's kind. M does not depend on the slot, so that a step is the same for all slots."""
+    slot_I1 = torch.arange(grid**2)[:, None]
+    if kind == "column":
+        row_I1, column_I1, row_M = slot_I1 // grid, slot_I1 % grid, torch.arange(grid)
+        return CachePlaces(grid**2, (column_I1 * grid + row_I1)[:, 0], column_I1 * grid + row_M, _bias(row_M <= row_I1))
+    offset_M = torch.tensor(seen_offsets(kind, grid, conv_kernel))
+    size = int(offset_M[-1]) + 1
+    if size == len(offset_M):  # all places are read, so they may as well be read in their order
+        back_IM = (slot_I1 - torch.arange(size)) % size
+        return CachePlaces(size, slot_I1[:, 0] % size, None, _bias(back_IM <= slot_I1))
+    return CachePlaces(size, slot_I1[:, 0] % size, (slot_I1 - offset_M) % size, _bias(offset_M <= slot_I1))
+
+
+def _bias(seen: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(seen.shape).masked_fill(~seen, -math.inf)

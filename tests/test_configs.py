@@ -20,12 +20,18 @@ COMMANDS = {
     "dalle-train-tokenizer": configs.TrainTokenizer,
     "dalle-tokenize": configs.Tokenize,
     "dalle-sample": configs.Sample,
+    "dalle-caption": configs.Caption,
     "dalle-describe": configs.Describe,
     "dalle-draw-shapes": configs.DrawShapes,
     "dalle-demo": configs.Demo,
     "dalle-export": configs.Export,
 }
-POSITIONAL = {"dalle-sample": "caption", "dalle-describe": "config_file", "dalle-export": "run"}
+POSITIONAL = {
+    "dalle-sample": "caption",
+    "dalle-caption": "image",
+    "dalle-describe": "config_file",
+    "dalle-export": "run",
+}
 ALL = sorted((ROOT / "configs").rglob("*.yaml"))
 OVERLAYS = [path for path in ALL if path.parent.name == "ablations" and path.stem != "base"]
 FILES = [path for path in ALL if path not in OVERLAYS]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dalle.config import PriorModel
-from dalle.layout import attention_mask, image_mask, layer_kinds, seen_offsets
+from dalle.layout import attention_mask, cache_places, image_mask, layer_kinds, seen_offsets
 
 
 def _sees(kind: str, p: int, q: int, grid: int, kernel: int) -> bool:
@@ -61,3 +61,19 @@ def test_published_layer_order():
     assert kinds[-1] == "conv"
     assert layer_kinds(PriorModel(depth=1)) == ["conv"]
     assert set(layer_kinds(PriorModel(attention="dense"))) == {"dense"}
+
+
+@pytest.mark.parametrize(("grid", "kernel"), [(1, 3), (2, 3), (3, 11), (5, 3), (8, 5)])
+@pytest.mark.parametrize("kind", ["row", "column", "conv", "dense"])
+def test_cache_places_hold_what_each_slot_sees(kind, grid, kernel):
+    """Slots are written in turn, as in sampling; what a slot reads is what its mask lets it see, each slot once."""
+    places = cache_places(kind, grid, kernel)
+    mask = image_mask(kind, grid, kernel)
+    held = torch.full((places.size,), -1)
+    for slot in range(grid**2):
+        held[places.place_I[slot]] = slot
+        visible, bias = places.sight(torch.tensor([slot]))
+        read = held if visible is None else held[visible]
+        assert sorted(read[bias == 0].tolist()) == mask[slot].nonzero().flatten().tolist()
+        assert bias.unique().tolist() in ([0.0], [-float("inf"), 0.0])
+    assert places.size <= {"row": grid + 1, "column": grid**2, "conv": kernel // 2 * (grid + 1) + 1, "dense": grid**2}[kind]

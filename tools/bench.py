@@ -5,8 +5,8 @@
 Each side is a process of its own (of `link` several), with the settings that it would have by itself. They take turns, a
 step or a few each, and medians are compared, so that a machine that slows down slows all of them. The last line is JSON:
 {"name", "unit", "ours", "peers", "ratio", "limit", "fraction_of_limit", "spread", "peak_memory_bytes",
-"peers_peak_memory_bytes", "settings"}, or a list of these under "cases". `compress` adds "rates" and `link` "loss" and
-figures by rank; of memory they say what they can.
+"peers_peak_memory_bytes", "settings"}, or a list of these under "cases". `compress` adds "rates", `link` "loss" and
+figures by rank, `sample` what its own help says; of memory the first two say what they can.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs without an installation
 
-from benchmarks import compress, dvae, link, prior
+from benchmarks import compress, dvae, link, prior, sample
 
-BENCHMARKS = {"dvae": dvae, "prior": prior, "compress": compress, "link": link}
+BENCHMARKS = {"dvae": dvae, "prior": prior, "compress": compress, "link": link, "sample": sample}
 _STEPS = ("dvae", "prior")
 """Of one process, timed in turns with peers'; the others have options of their own."""
 

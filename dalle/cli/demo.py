@@ -79,7 +79,8 @@ def _judge(config: Demo, folder: Path, valid_shards: str, began_s: float) -> Non
     from tqdm import tqdm
 
     from dalle.evaluation import accuracy
-    from dalle.sampling.gallery import write_gallery, write_sheet
+    from dalle.sampling.gallery import write_gallery
+    from dalle.sampling.grid import write_sheet
     from dalle.sampling.pipeline import load
 
     pipeline = load(folder)

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dalle.cli import arguments
+from dalle.cli.memory import keep_freed_memory
 from dalle.config import Sample
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dalle.sampling.candidates import Part, Work
+    from dalle.sampling.drawing import Drawing
+    from dalle.sampling.folder import Models
+    from dalle.sampling.pipeline import Pipeline
+    from dalle.sampling.prompt import Prompt
 
 
 def main() -> None:
     """Console script."""
+    # what a user has to know, and not the line that says it
+    warnings.formatwarning = lambda message, *_: f"dalle-sample: {message}\n"
     arguments.run(sample, "dalle-sample")
 
 
@@ -18,27 +36,133 @@ def sample(argv: list[str] | None = None) -> None:
     config = arguments.parse(Sample, "dalle-sample", argv, positional="caption")
     folder = arguments.check_output(config.output)
 
+    import torch
     from tqdm import tqdm
 
-    from dalle.data.images import decode
-    from dalle.sampling.gallery import write_gallery, write_grid
+    from dalle.sampling.candidates import Work
+    from dalle.sampling.folder import check_sampling, find_models
+    from dalle.sampling.output import Output
+    from dalle.sampling.pipeline import caption_tokens
+    from dalle.sampling.workers import WorkerDied
+
+    rerank = config.rerank or config.clip is not None
+    models = find_models(config.model, config.dvae, config.prior, config.clip, rerank)
+    if config.again is not None:
+        _again(config, models, folder)
+        return
+    check_sampling(config.sampling, models.prior_config)
+    origin = _origin(config)
+    captions = _captions(config, origin)
+    for caption in captions:  # what is wrong with one, or cut from it, is told before models are loaded
+        caption_tokens(models.tokenizer, [caption], models.prior_config.caption_tokens)
+    prompt = _prompt(config, models, origin)
+    work = Work(captions, config.n, config.keep, config.seed, config.sampling, prompt)
+    title = captions[0] if config.captions is None else f"{len(captions)} captions of {Path(config.captions).name}"
+    output = Output(folder, work, title, models.hashes, resumable=config.captions is not None)
+    if skipped := len(captions) - len(output.todo):
+        print(f"{skipped} of {len(captions)} captions are there already", file=sys.stderr)
+    work = replace(work, captions=output.todo)
+    total = config.n * len(output.todo)
+    processes = config.processes or max(1, torch.cuda.device_count())
+    parts = _parts(config, work, rerank, min(processes, total))
+    stopped = ""
+    with tqdm(total=total, unit=" images", disable=not sys.stderr.isatty()) as bar:
+        try:
+            for part in parts:
+                output.add(part)
+                bar.update(part.drawn)
+        except (KeyboardInterrupt, WorkerDied) as error:
+            parts.close()  # ends the workers
+            stopped = str(error) or "interrupted"
+            cause = error
+    if stopped and output.drawn == 0:
+        print(f"dalle-sample: {stopped}, before anything was drawn", file=sys.stderr)
+    elif stopped:
+        print(f"dalle-sample: {stopped}; {output.drawn} of {total} candidates were drawn", file=sys.stderr)
+    if output.drawn or not stopped:
+        print(f"the best {_count(config, output.drawn, len(captions))}: {output.finish()}")
+    if stopped:
+        if isinstance(cause, WorkerDied):
+            sys.exit(1)
+        raise KeyboardInterrupt
+
+
+def _count(config: Sample, drawn: int, captions: int) -> str:
+    if config.captions is not None:
+        return f"{min(config.keep, config.n)} of {config.n} for each of {captions} captions"
+    return f"{min(config.keep, drawn)} of {drawn}"
+
+
+def _captions(config: Sample, origin: Drawing | None) -> tuple[str, ...]:
+    from dalle.sampling.captioning import read_captions_file
+
+    if config.captions is not None:
+        lines = (" ".join(line.split()) for line in read_captions_file(config.captions))
+        return tuple(dict.fromkeys(lines))  # one that stands there twice is drawn once
+    return (config.caption or origin.caption,)
+
+
+def _origin(config: Sample) -> Drawing | None:
+    from dalle.sampling.drawing import read_drawing
+
+    if config.variations_of is None:
+        return None
+    try:
+        return read_drawing(config.variations_of)
+    except ValueError as error:
+        raise ValueError(f"variations_of {error}; for an image of another kind there is prompt_image") from None
+
+
+def _prompt(config: Sample, models: Models, origin: Drawing | None) -> Prompt | None:
+    """What is given of an image. Its codes come from a CPU, so that they are the same wherever the rest is drawn."""
+    from dalle.models.folder import load_dvae
+    from dalle.sampling.prompt import encode_with, known_codes, make_prompt, read_image
+
+    if origin is None and config.prompt_image is None:
+        return None
+    image = read_image(config.prompt_image, "prompt_image") if origin is None else origin.image
+    grid, size_px = models.prior_config.grid, models.dvae_config.image_size_px
+    known = None if origin is None else known_codes(origin, models.hashes["dvae"], grid)
+
+    def encode(image_YX3: np.ndarray) -> np.ndarray:
+        return encode_with(load_dvae(models.dvae), image_YX3)
+
+    return make_prompt(image, config.rows, config.region_px(), grid, size_px, encode, known)
+
+
+def _parts(config: Sample, work: Work, rerank: bool, processes: int) -> Iterator[Part]:
+    """What is drawn, in this process or in several."""
+    from dalle.sampling.candidates import draw
+    from dalle.sampling.pipeline import load
+    from dalle.sampling.workers import draw_with_workers
+
+    load_these = partial(load, config.model, config.dvae, config.prior, config.clip, rerank)
+    if processes > 1:
+        yield from draw_with_workers(partial(_load_in_worker, load_these), work, processes)
+    elif work.captions:
+        yield from draw(load_these(), work)
+
+
+def _load_in_worker(load: Callable[..., Pipeline], device: str) -> Pipeline:
+    keep_freed_memory()  # of the worker; in this process it is so already
+    return load(device=device)
+
+
+def _again(config: Sample, models: Models, folder: Path) -> None:
+    """Draw a file's image once more, write it beside, and say whether it is the same; exit code 1 when it is not."""
+    from dalle.sampling.again import choose_device, count_differing_pixels, differences, draw_again, read_record
+    from dalle.sampling.drawing import save_drawing
     from dalle.sampling.pipeline import load
 
-    prompt = None
-    if config.prompt_image is not None:
-        try:
-            with open(config.prompt_image, "rb") as file:
-                prompt = decode(file.read())
-        except OSError as error:
-            raise ValueError(f"prompt_image {config.prompt_image}: {error.strerror}") from None
-    pipeline = load(
-        config.model, config.dvae, config.prior, config.clip, rerank=config.rerank or config.clip is not None
-    )
-    with tqdm(total=config.n, unit=" images", disable=not sys.stderr.isatty()) as bar:
-        drawings = pipeline.generate(
-            config.caption, config.n, config.keep, config.seed, config.sampling, prompt, config.rows, bar.update
-        )
-    write_grid(drawings, folder / "grid.png", title=None)
-    facts = {"candidates": f"{config.n:,}", **{name: digest[:16] for name, digest in pipeline.hashes.items()}}
-    write_gallery({config.caption: drawings}, folder, config.caption, facts)
-    print(f"the best {len(drawings)} of {config.n}: {folder / 'grid.png'} and {folder / 'index.html'}")
+    drawing = read_record(config.again, models.hashes)
+    device = choose_device(drawing.settings)
+    if found := differences(drawing.settings, device):
+        warnings.warn(f"another machine may round otherwise, and draw other bits: {'; '.join(found)}", stacklevel=2)
+    again = draw_again(load(config.model, config.dvae, config.prior, rerank=False, device=device), drawing)
+    path = folder / f"{Path(config.again).stem}-again.png"
+    save_drawing(again, path)
+    differing = count_differing_pixels(drawing, again)
+    if differing:
+        print(f"{path}: {differing} of {again.image.width * again.image.height} pixels are not those of {config.again}")
+        sys.exit(1)
+    print(f"{path}: all pixels are those of {config.again}")

@@ -6,12 +6,12 @@ for each stage the default says whose it is. A field that the paper does not hav
 `dalle.cli.arguments` turns these classes into `--help`, YAML and dotted overrides.
 """
 
+from dalle.config.captioning import Caption, RankBy
 from dalle.config.commands import (
     Demo,
     Describe,
     DrawShapes,
     Export,
-    Sample,
     Tokenize,
     TrainCLIP,
     TrainDVAE,
@@ -20,11 +20,13 @@ from dalle.config.commands import (
 )
 from dalle.config.models import CLIPModel, DVAEModel, PriorModel
 from dalle.config.run import Compression, Run, Wandb
+from dalle.config.sample import Sample
 from dalle.config.sampling import Sampling
 from dalle.config.training import DVAEObjective, Images, Optimizer, Plateau, Precision, PriorObjective, Schedule
 
 __all__ = [
     "CLIPModel",
+    "Caption",
     "Compression",
     "DVAEModel",
     "DVAEObjective",
@@ -38,6 +40,7 @@ __all__ = [
     "Precision",
     "PriorModel",
     "PriorObjective",
+    "RankBy",
     "Run",
     "Sample",
     "Sampling",

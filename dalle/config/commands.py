@@ -144,6 +144,8 @@ class TrainPrior:
         valid_data: folder of held-out token shards; null means no figures, and pictures for training captions
         resume: continue from the latest checkpoint in the output folder
         bpe_dropout: probability of skipping a merge while training (Provilkov et al., 2019)
+        caption_dropout: probability of training on a pair without its caption, so that the prior also learns images without
+            one, for guidance and `dalle-caption` (Ho and Salimans, 2022); 0 in the paper
     """
 
     data: str
@@ -155,12 +157,14 @@ class TrainPrior:
     valid_data: str | None = None
     resume: bool = False
     bpe_dropout: float = 0.1
+    caption_dropout: float = 0.0
     model: PriorModel = field(default_factory=PriorModel)
     objective: PriorObjective = field(default_factory=PriorObjective)
 
     def __post_init__(self) -> None:
         _check_sharding(self.optimizer, self.run)
         require(0 <= self.bpe_dropout < 1, f"bpe_dropout {self.bpe_dropout}: must lie in [0, 1)")
+        require(0 <= self.caption_dropout < 1, f"caption_dropout {self.caption_dropout}: must lie in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -191,50 +195,6 @@ class TrainCLIP:
     def __post_init__(self) -> None:
         _check_sharding(self.optimizer, self.run)
         _check_prior_only(self.run)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Draw candidates for a caption, rank them, and write the best as a grid and a gallery.
-
-    Args:
-        caption: what to draw
-        model: folder with `prior/`, `dvae/` and, for reranking, `clip/` in it
-        output: folder of the gallery
-        n: candidates
-        keep: how many of the best are kept
-        seed: of the first candidate; candidate i has seed + i
-        rerank: rank by CLIP
-        clip: reranker in place of the model's: a folder, or ARCHITECTURE:PRETRAINED of open_clip
-        dvae: dVAE folder in place of the model's
-        prior: prior folder in place of the model's
-        prompt_image: an image whose top rows are kept
-        rows: token rows kept of the prompt image
-        sampling: temperature, filters, chunk, precision
-    """
-
-    caption: str
-    model: str = "demo"
-    output: str = "samples"
-    n: int = 32
-    keep: int = 16
-    seed: int = 0
-    rerank: bool = False
-    clip: str | None = None
-    dvae: str | None = None
-    prior: str | None = None
-    prompt_image: str | None = None
-    rows: int = 0
-    sampling: Sampling = field(default_factory=Sampling)
-
-    def __post_init__(self) -> None:
-        require(self.n >= 1, f"n {self.n}: must be at least 1")
-        require(self.keep >= 1, f"keep {self.keep}: must be at least 1")
-        require(bool(self.caption.strip()), "caption: is empty")
-        require(
-            (self.prompt_image is None) == (self.rows == 0),
-            "prompt_image and rows: an image prompt needs both, the file and how many token rows to keep",
-        )
 
 
 @dataclass(frozen=True)

@@ -16,19 +16,27 @@ class Sampling:
         temperature: divides the logits; 1 in the paper
         top_k: keep the k likeliest codes at each step; null keeps all
         top_p: keep the likeliest codes that together have this probability; null keeps all
-        chunk: candidates decoded together. Matrix products of another shape round differently, so the chunk has one
-            width whatever n is, and is part of what an image can be made again from
+        guidance: scale of classifier-free guidance (Ho and Salimans, 2021): logits without the caption, plus so many times
+            the difference that the caption makes. 1 is none; another one takes twice the work, and a prior that was
+            trained with `caption_dropout`
+        chunk: candidates decoded together; null takes what the device's memory holds, 64 at most on a CPU and 512 on a GPU.
+            Matrix products of another shape round differently, so the chunk has one width whatever n is, and is part of
+            what an image can be made again from
         precision: of the matrix products
+        compile: compiled kernels between the matrix products: by a C++ compiler on a CPU, by PyTorch's on a GPU
     """
 
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
-    chunk: int = 32
+    guidance: float = 1.0
+    chunk: int | None = None
     precision: Precision = "bf16"
+    compile: bool = True
 
     def __post_init__(self) -> None:
         require(self.temperature > 0, f"temperature {self.temperature}: must be positive")
         require(self.top_k is None or self.top_k >= 1, f"top_k {self.top_k}: must be at least 1")
         require(self.top_p is None or 0 < self.top_p <= 1, f"top_p {self.top_p}: must lie in (0, 1]")
-        require(self.chunk >= 1, f"chunk {self.chunk}: must be at least 1")
+        require(self.guidance >= 0, f"guidance {self.guidance}: must not be negative")
+        require(self.chunk is None or self.chunk >= 1, f"chunk {self.chunk}: must be at least 1")

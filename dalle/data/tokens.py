@@ -187,8 +187,9 @@ class TokenBatches(Dataset):
         tokenizer: encodes the captions
         caption_tokens: T − 1, the most tokens of a caption that are read
         batch_size: micro-batch of this rank; the global one is `batch_size * world_size`
-        seed: of the order, the choice among captions, and the BPE dropout
+        seed: of the order, the choice among captions, and both dropouts
         bpe_dropout: probability of skipping a merge
+        caption_dropout: probability of reading no caption: PAD in every caption slot
         rank, world_size: rank r takes rows r·B … (r+1)·B − 1 of each global micro-batch
     """
 
@@ -200,11 +201,13 @@ class TokenBatches(Dataset):
         batch_size: int,
         seed: int,
         bpe_dropout: float = 0.0,
+        caption_dropout: float = 0.0,
         rank: int = 0,
         world_size: int = 1,
     ):
         self.shards, self.tokenizer, self.caption_tokens = shards, tokenizer, caption_tokens
-        self.batch_size, self.seed, self.bpe_dropout = batch_size, seed, bpe_dropout
+        self.batch_size, self.seed = batch_size, seed
+        self.bpe_dropout, self.caption_dropout = bpe_dropout, caption_dropout
         self.rank, self.world_size = rank, world_size
 
     def __getitem__(self, number: int) -> dict:
@@ -216,7 +219,9 @@ class TokenBatches(Dataset):
             generator = np.random.default_rng([self.seed, epoch, shard, row])
             caption = captions[generator.integers(len(captions))]
             codes.append(codes_I)
-            texts.append(self.tokenizer.encode_with_dropout(caption, self.bpe_dropout, generator))
+            tokens = self.tokenizer.encode_with_dropout(caption, self.bpe_dropout, generator)
+            # drawn last, so that the captions that stay are the same at any rate
+            texts.append([] if generator.random() < self.caption_dropout else tokens)
         return {
             "text_BU": torch.from_numpy(pad(texts, self.caption_tokens)),
             "codes_BI": torch.from_numpy(np.stack(codes).astype(np.int64)),

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image
 
 from dalle.config import Images, Sampling
 from dalle.data.decoding import Pair, read_pairs
 from dalle.data.shapes import Claim, shows
-from dalle.sampling.gallery import Drawing
+from dalle.sampling.drawing import Drawing
 from dalle.sampling.pipeline import Pipeline
 
 _CAPTIONS_TOGETHER = 4
+_CANDIDATES_TOGETHER = 32
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,17 @@ def judge(
         sampling: how they are drawn
         keep: how many drawings of each caption are returned
     """
-    settings = {**asdict(sampling), "captions_together": _CAPTIONS_TOGETHER, "models": pipeline.hashes}
+    # one chunk for all candidates where they are few: none is drawn to be thrown away, and all are compared alike
+    sampling = replace(sampling, chunk=sampling.chunk or min(candidates, _CANDIDATES_TOGETHER))
     for first in range(0, len(pairs), _CAPTIONS_TOGETHER):
         batch = pairs[first : first + _CAPTIONS_TOGETHER]
         chunks = list(pipeline.candidates([p.captions[0] for p in batch], candidates, seed, sampling))
         images = np.concatenate([c.images_CNYX3 for c in chunks], axis=1)
         scores = np.concatenate([c.scores_CN for c in chunks], axis=1)
+        places = [(chunk, place) for chunk in chunks for place in range(chunk.seeds_CN.shape[1])]
         back = pipeline.reconstruct(np.stack([p.image for p in batch]), sampling.precision)
-        for pair, images_NYX3, scores_N, back_YX3 in zip(batch, images, scores, back, strict=True):
-            claim, caption = Claim.from_json(pair.scene), pair.captions[0]
+        for row, (pair, images_NYX3, scores_N, back_YX3) in enumerate(zip(batch, images, scores, back, strict=True)):
+            claim = Claim.from_json(pair.scene)
             right_N = np.array([shows(image, claim) for image in images_NYX3])
             order_N = np.argsort(-scores_N, kind="stable")
             shares = {
@@ -78,11 +80,9 @@ def judge(
                 "reconstructed": shows(back_YX3, claim),
                 "real": shows(pair.image, claim),
             }
-            drawings = [
-                Drawing(Image.fromarray(images_NYX3[i]), caption, float(scores_N[i]), seed + int(i), rank, settings)
-                for rank, i in enumerate(order_N[:keep], 1)
-            ]
-            yield Judgement(caption, {name: float(share) for name, share in shares.items()}, drawings)
+            best = [places[i] for i in order_N[:keep]]
+            drawings = [chunk.drawing(row, place, rank) for rank, (chunk, place) in enumerate(best, 1)]
+            yield Judgement(pair.captions[0], {name: float(share) for name, share in shares.items()}, drawings)
 
 
 def distinct(shards: str, size_px: int, count: int) -> list[Pair]:

@@ -1,180 +1,237 @@
 """The token loop: from captions to image codes, with a key-value cache.
 
-A caption, and the given rows of an image prompt with it, is read in one pass for all of its candidates. Of the image's
-keys a step reads only those that the layer's mask lets it see. The plain form: caches hold every slot.
+A caption, and the given first codes of an image with it, is read in one pass for all of its candidates. Then every step is
+the same work on the same tensors, whatever the slot: nothing waits for the host, and on CUDA a step is one graph.
 
-Axes: C captions, N candidates of each, T text slots, I image slots, V codes, H heads, K head width, M visible slots.
+Axes: C captions, N candidates of each, X = C·N candidates in all, R rows of the batch, which are X or with guidance twice
+that (B = R / N captions), T text slots, U caption tokens (T − 1), I image slots, G given ones, V codes.
 """
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from dalle.config import Sampling
-from dalle.layout import image_mask
-from dalle.models.prior import Attention, InputMajorLinear, Prior
+from dalle.layout import cache_places
+from dalle.models.prior import Prior
+from dalle.sampling.caches import LayerCache
+from dalle.sampling.choice import choose, num_uniform, uniform_numbers
+from dalle.sampling.kernels import kernels
+from dalle.sampling.layers import SlotModel
+from dalle.text import PAD
+
+_MOST_TOGETHER = {"cpu": 64, "cuda": 512}
+"""Candidates of a chunk where there is memory enough; docs/LOG.md has other widths."""
 
 
-@dataclass
-class _Cache:
-    """Of one layer: the caption's keys and values, and those of the image slots so far."""
+@dataclass(frozen=True)
+class Given:
+    """Codes that are there from the start.
 
-    text_k_CHTK: torch.Tensor
-    text_v_CHTK: torch.Tensor
-    image_k_IRHK: torch.Tensor  # R = C·N rows of the batch
-    image_v_IRHK: torch.Tensor
+    Args:
+        codes_CI: int64
+        kept_I: bool, which of them are kept; the others are drawn, and each sees only what lies before it in raster order
+    """
+
+    codes_CI: torch.Tensor
+    kept_I: torch.Tensor
 
 
 class TokenLoop:
     """Decodes image codes with a prior.
 
     Args:
-        prior: its matrices are cast to the precision once; where they have it, its parameters and buffers are shared
+        prior: its matrices are cast to the precision once, beside their own
         precision: "fp32" or "bf16"
+        compile: compiled kernels between the matrix products, in place of PyTorch's own operations
     """
 
-    def __init__(self, prior: Prior, precision: str):
+    def __init__(self, prior: Prior, precision: str, compile: bool = True):
+        self.prior = prior
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self.prior = _cast(prior, self.dtype).eval()
-        self.device = self.prior.image_head.weight.device
-        config = self.prior.config
-        self._visible = {
-            kind: [row.nonzero().flatten().to(self.device) for row in image_mask(kind, config.grid, config.conv_kernel)]
-            for kind in set(self.prior.kinds)
-        }
+        self.device = prior.image_head.weight.device
+        with torch.inference_mode():
+            self._model = SlotModel(prior, self.dtype, kernels(self.device, compile))
+        config = prior.config
+        self._places = {k: cache_places(k, config.grid, config.conv_kernel).to(self.device) for k in set(prior.kinds)}
+        self._batch: _Batch | None = None
 
     @torch.inference_mode()
     def codes(
-        self, text_CU: torch.Tensor, seeds_CN: torch.Tensor, sampling: Sampling, given_CG: torch.Tensor | None = None
+        self,
+        text_CU: torch.Tensor,
+        seeds_CN: torch.Tensor,
+        sampling: Sampling,
+        given: Given | None = None,
+        progress: Callable[[int], None] = lambda slot: None,
     ) -> torch.Tensor:
         """Sampled codes int64 [C, N, I].
 
         Args:
-            text_CU: caption tokens int64 [C, T − 1], PAD after the end
-            seeds_CN: one seed for each candidate int64; the same seed draws the same random numbers
-            sampling: temperature and filters
-            given_CG: codes int64 [C, G] of the first G image slots that are kept as they are
+            text_CU: caption tokens int64, PAD after the end
+            seeds_CN: one seed for each candidate int64; the same seed draws the same codes, in any place of the batch
+            sampling: temperature, filters, guidance
+            given: codes that are kept as they are
+            progress: told each slot whose step was issued
         """
-        slots = self.prior.config.image_slots
-        uniform_CNI = _uniform_numbers(seeds_CN, slots).to(self.device)
-        num_given = 0 if given_CG is None else given_CG.shape[1]
-        codes_CNI = torch.zeros(*seeds_CN.shape, slots, dtype=torch.int64, device=self.device)
-        if given_CG is not None:
-            codes_CNI[:, :, :num_given] = given_CG[:, None].to(self.device)
-        for slot, logits_CNV in enumerate(self.logits(text_CU, codes_CNI, num_given), num_given):
-            codes_CNI[..., slot] = choose(logits_CNV, uniform_CNI[..., slot], sampling)
-        return codes_CNI
+        captions, candidates = seeds_CN.shape
+        if given is None:
+            slots = self.prior.config.image_slots
+            given = Given(torch.zeros(captions, slots, dtype=torch.int64), torch.zeros(slots, dtype=torch.bool))
+        codes_CI = given.codes_CI.to(self.device)
+        drawn = (~given.kept_I).nonzero().flatten().tolist()
+        if not drawn:
+            return codes_CI[:, None].repeat(1, candidates, 1)
+        guided = sampling.guidance != 1
+        batch = self._batch_of(captions, candidates, sampling, guided)
+        batch.seeds_X.copy_(seeds_CN.flatten())
+        batch.kept_I.copy_(given.kept_I)
+        batch.codes_IX.copy_(codes_CI.T.repeat_interleave(candidates, dim=1))
+        text_BU = torch.cat([text_CU, torch.full_like(text_CU, PAD)]) if guided else text_CU
+        self._read_given(batch, text_BU.to(self.device), codes_CI[:, : drawn[0]].repeat(1 + guided, 1))
+        for slot in range(drawn[0], drawn[-1] + 1):
+            batch.step()
+            progress(slot)
+        return batch.codes_IX.T.contiguous().view(captions, candidates, -1)  # the batch is used again
 
+    @torch.inference_mode()
     def logits(self, text_CU: torch.Tensor, codes_CNI: torch.Tensor, num_given: int = 0) -> Iterator[torch.Tensor]:
-        """Logits fp32 [C, N, V] of each image slot in turn, from slot number `num_given` on.
+        """Logits fp32 [C, N, V] of each image slot in turn, from slot number `num_given` on, after the codes before it.
 
         Args:
-            text_CU: caption tokens int64 [C, T − 1], PAD after the end
-            codes_CNI: int64 [C, N, I]; code i is read after the logits of slot i were yielded
-            num_given: how many of the first codes are there from the start, the same for all candidates of a caption
+            text_CU: caption tokens int64, PAD after the end
+            codes_CNI: int64
+            num_given: how many of the first codes are read in one pass, the same for all candidates of a caption
         """
-        num_captions, num_candidates, slots = codes_CNI.shape
+        captions, candidates, slots = codes_CNI.shape
+        batch = self._batch_of(captions, candidates, None, False)
+        codes_CNI = codes_CNI.to(self.device)
+        self._read_given(batch, text_CU.to(self.device), codes_CNI[:, 0, :num_given])
+        for slot in range(num_given, slots):
+            yield self._model.logits(batch.held_R, batch.slot_1, batch.caches).view(captions, candidates, -1)
+            batch.hold(codes_CNI[:, :, slot].flatten())
+
+    def cache_bytes(self, captions: int, candidates: int, guided: bool = False) -> int:
+        """What the key-value caches of a batch take."""
+        config = self.prior.config
+        places = sum(config.text_slots + candidates * self._places[kind].size for kind in self.prior.kinds)
+        return captions * (1 + guided) * places * 2 * config.width * self.dtype.itemsize
+
+    def _read_given(self, batch: _Batch, text_BU: torch.Tensor, codes_BG: torch.Tensor) -> None:
+        """Fill the caches in one pass over the text slots and the first G image slots; slot G is then next."""
+        start_B1 = self.prior.start_of_image(len(text_BU))
+        held_BH = torch.cat([start_B1, codes_BG], dim=1)  # what slots 0 … G hold
+        given = codes_BG.shape[1]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            held_C1 = self.prior.start_of_image(num_captions)
-            held_CG = torch.cat([held_C1, codes_CNI[:, 0]], dim=1)[:, :num_given]
-            caches = self._read_given(text_CU.to(self.device), held_CG, num_candidates, slots)
-            for slot in range(num_given, slots):
-                held_CN = codes_CNI[..., slot - 1] if slot else held_C1.expand(-1, num_candidates)
-                x_RSD = self.prior.embed_image(held_CN.reshape(-1, 1), first=slot)
-                for kind, layer, cache in zip(self.prior.kinds, self.prior.layers, caches, strict=True):
-                    visible_M = self._visible[kind][slot]
-                    x_RSD = x_RSD + self._attend(layer.attention, x_RSD, cache, slot, visible_M).float()
-                    x_RSD = x_RSD + layer.mlp(x_RSD).float()
-                logits_RSV = self.prior.image_head(self.prior.norm(x_RSD))
-                yield logits_RSV.view(num_captions, num_candidates, -1)
+            x_BSD = torch.cat([self.prior.embed_text(text_BU), self.prior.embed_image(held_BH[:, :given])], dim=1)
+            for kind, layer, cache in zip(self.prior.kinds, self.prior.layers, batch.caches, strict=True):
+                q_BHSK, k_BHSK, v_BHSK = layer.attention.split(x_BSD)
+                cache.write_given(k_BHSK, v_BHSK)
+                x_BSD = x_BSD + layer.attention.merge(self.prior.masked[kind](q_BHSK, k_BHSK, v_BHSK)).float()
+                x_BSD = x_BSD + layer.mlp(x_BSD).float()
+        batch.slot_1.fill_(given)
+        batch.held_R.copy_(held_BH[:, given].repeat_interleave(len(batch.held_R) // len(text_BU)))
 
-    def _read_given(self, text_CU: torch.Tensor, held_CG: torch.Tensor, candidates: int, slots: int) -> list[_Cache]:
-        """Caches after one pass over the text slots and the first G image slots, which hold `held_CG`."""
-        x_CSD = torch.cat([self.prior.embed_text(text_CU), self.prior.embed_image(held_CG)], dim=1)
-        captions, given = held_CG.shape
-        text_slots = x_CSD.shape[1] - given
-        caches = []
-        for kind, layer in zip(self.prior.kinds, self.prior.layers, strict=True):
-            _, k_CHSK, v_CHSK = (tensor.to(self.dtype) for tensor in layer.attention.split(x_CSD))
-            x_CSD = layer(x_CSD, self.prior.masked[kind])
-            shape = (slots, captions * candidates, k_CHSK.shape[1], k_CHSK.shape[3])
-            cache = _Cache(
-                k_CHSK[:, :, :text_slots], v_CHSK[:, :, :text_slots], *(k_CHSK.new_empty(shape) for _ in "kv")
+    def _batch_of(self, captions: int, candidates: int, sampling: Sampling | None, guided: bool) -> _Batch:
+        """The tensors for such a batch: those of the call before, where they fit."""
+        shape = (captions, candidates, guided)
+        if self._batch is None or self._batch.shape != shape:
+            self._batch = None  # given back before others are taken
+            self._batch = _Batch(shape, self._new_caches(captions * (1 + guided), candidates), self.prior)
+        if sampling is not None and self._batch.sampling != sampling:
+            self._batch.sampling = sampling
+            self._batch.step = _stepper(self._model, self._batch)
+        return self._batch
+
+    def _new_caches(self, captions: int, candidates: int) -> list[LayerCache]:
+        config, options = self.prior.config, {"device": self.device, "dtype": self.dtype}
+        heads, width, text = config.heads, config.width // config.heads, config.text_slots
+        return [
+            LayerCache(
+                self._places[kind],
+                torch.zeros(captions, heads, width, text, **options),
+                torch.zeros(captions, heads, text, width, **options),
+                *(torch.zeros(captions * candidates, heads, self._places[kind].size, width, **options) for _ in "kv"),
             )
-            for whole_CHSK, image_IRHK in ((k_CHSK, cache.image_k_IRHK), (v_CHSK, cache.image_v_IRHK)):
-                image_GCHK = whole_CHSK[:, :, text_slots:].permute(2, 0, 1, 3)
-                image_IRHK[:given] = image_GCHK.repeat_interleave(candidates, dim=1)
-            caches.append(cache)
-        return caches
-
-    def _attend(self, block: Attention, x_RSD: torch.Tensor, cache: _Cache, slot: int, visible_M: torch.Tensor):
-        """The attention resblock for one image slot of every row."""
-        q_RHSK, k_RHSK, v_RHSK = block.split(x_RSD)
-        cache.image_k_IRHK[slot], cache.image_v_IRHK[slot] = k_RHSK[:, :, 0], v_RHSK[:, :, 0]
-        captions, heads, text_slots, head_width = cache.text_k_CHTK.shape
-        rows = q_RHSK.shape[0]
-        q_RHSK = q_RHSK.to(self.dtype) / math.sqrt(head_width)
-        # one matrix product for all candidates of a caption
-        q_CHNK = q_RHSK.view(captions, rows // captions, heads, head_width).transpose(1, 2)
-        text_CHNT = q_CHNK @ cache.text_k_CHTK.transpose(-1, -2)
-        image_k_RHMK = cache.image_k_IRHK.index_select(0, visible_M).permute(1, 2, 0, 3)
-        image_v_RHMK = cache.image_v_IRHK.index_select(0, visible_M).permute(1, 2, 0, 3)
-        image_RHSM = q_RHSK @ image_k_RHMK.transpose(-1, -2)
-        text_RHST = text_CHNT.transpose(1, 2).reshape(rows, heads, 1, text_slots)
-        weights = torch.cat([text_RHST, image_RHSM], dim=-1).float().softmax(dim=-1).to(self.dtype)
-        text_RHST, image_RHSM = weights.split([text_slots, len(visible_M)], dim=-1)
-        text_CHNT = text_RHST.reshape(captions, rows // captions, heads, text_slots).transpose(1, 2)
-        values_RHSK = (text_CHNT @ cache.text_v_CHTK).transpose(1, 2).reshape(rows, heads, 1, head_width)
-        return block.merge(values_RHSK + image_RHSM @ image_v_RHMK)
+            for kind in self.prior.kinds
+        ]
 
 
-def _cast(prior: Prior, dtype: torch.dtype) -> Prior:
-    """The prior with the weights of its linear layers in `dtype`. Cast once: autocast would do it again at every step."""
-    modules = [module for module in prior.modules() if isinstance(module, nn.Linear | InputMajorLinear)]
-    linear = {id(p) for module in modules for p in module.parameters()}
-    tensors: dict[int, torch.Tensor] = {id(buffer): buffer for buffer in prior.buffers()}
-    for p in prior.parameters():
-        tensors[id(p)] = nn.Parameter(p.detach().to(dtype if id(p) in linear else p.dtype), requires_grad=False)
-    return copy.deepcopy(prior, tensors)  # what is in its second argument it takes from there
-
-
-def choose(logits_NV: torch.Tensor, uniform_N: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """A code for each row, by inverting the cumulative distribution at a uniform number: int64 [...].
+class _Batch:
+    """All that a step reads and writes: nothing else is allocated for it on a GPU.
 
     Args:
-        logits_NV: fp32 [..., V]
-        uniform_N: in [0, 1) [...]
-        sampling: temperature, then top-k, then top-p
+        shape: captions, candidates of each, and whether their rows are there again without the captions
+        caches: of the layers
+        prior: for its sizes and device
     """
-    logits_NV = logits_NV / sampling.temperature
-    if sampling.top_k is not None and sampling.top_k < logits_NV.shape[-1]:
-        least = logits_NV.topk(sampling.top_k, dim=-1).values[..., -1:]
-        logits_NV = logits_NV.masked_fill(logits_NV < least, -math.inf)
-    p_NV = logits_NV.softmax(dim=-1)
-    if sampling.top_p is not None and sampling.top_p < 1:
-        sorted_NV, order_NV = p_NV.sort(dim=-1, descending=True)
-        # keep a code when those before it have less than top_p together; the likeliest always stays
-        dropped_NV = sorted_NV.cumsum(dim=-1) - sorted_NV >= sampling.top_p
-        p_NV = p_NV.scatter(-1, order_NV, sorted_NV.masked_fill(dropped_NV, 0))
-    cumulative_NV = p_NV.cumsum(dim=-1)
-    target_N1 = (uniform_N * cumulative_NV[..., -1])[..., None]
-    chosen_N = torch.searchsorted(cumulative_NV, target_N1, right=True)[..., 0]
-    # rounding may put the target past the last code that has any probability
-    last_N = (p_NV > 0).int().cumsum(dim=-1).argmax(dim=-1)
-    return torch.minimum(chosen_N, last_N)
+
+    def __init__(self, shape: tuple[int, int, bool], caches: list[LayerCache], prior: Prior):
+        captions, candidates, guided = self.shape = shape
+        self.caches = caches
+        self.sampling: Sampling | None = None
+        self.step: Callable[[], None] | None = None
+        slots, options = prior.config.image_slots, {"device": prior.image_head.weight.device, "dtype": torch.int64}
+        self.slot_1 = torch.zeros(1, **options)
+        self.held_R = torch.zeros(captions * candidates * (1 + guided), **options)
+        self.seeds_X = torch.zeros(captions * candidates, **options)
+        self.codes_IX = torch.zeros(slots, captions * candidates, **options)
+        self.kept_I = torch.zeros(slots, device=self.slot_1.device, dtype=torch.bool)
+
+    def hold(self, codes_X: torch.Tensor) -> None:
+        """The next slot holds these codes."""
+        self.held_R.view(-1, len(codes_X)).copy_(codes_X)
+        self.slot_1.add_(1)
 
 
-def _uniform_numbers(seeds_CN: torch.Tensor, slots: int) -> torch.Tensor:
-    """Uniform numbers in [0, 1) for each candidate and slot, from the candidate's own seed: fp32 [C, N, I].
+def _stepper(model: SlotModel, batch: _Batch) -> Callable[[], None]:
+    """Draws the next slot's codes; on CUDA a captured graph of that."""
 
-    Drawn on the CPU, so that they are the same on every device.
-    """
-    generator = torch.Generator()
-    rows = [torch.rand(slots, generator=generator.manual_seed(int(seed))) for seed in seeds_CN.flatten()]
-    return torch.stack(rows).view(*seeds_CN.shape, slots)
+    def step() -> None:
+        logits_RV = model.logits(batch.held_R, batch.slot_1, batch.caches)
+        if batch.shape[2]:
+            captioned_XV, free_XV = logits_RV.chunk(2)
+            logits_RV = free_XV + batch.sampling.guidance * (captioned_XV - free_XV)
+        uniform_XU = uniform_numbers(batch.seeds_X, batch.slot_1, num_uniform(logits_RV.shape[-1]))
+        drawn_X = choose(logits_RV, uniform_XU, batch.sampling)
+        code_1X = torch.where(batch.kept_I[batch.slot_1][:, None], batch.codes_IX[batch.slot_1], drawn_X)
+        batch.codes_IX.index_copy_(0, batch.slot_1, code_1X)
+        batch.hold(code_1X[0])
+
+    if batch.slot_1.device.type != "cuda":
+        return step
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):  # what is made at first use is not part of the graph
+            batch.slot_1.zero_()
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    batch.slot_1.zero_()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def choose_chunk(loop: TokenLoop, sampling: Sampling) -> int:
+    """How many candidates are decoded together: as asked for, or the largest power of two whose caches fit half of the memory
+    that the weights leave. Of all memory, not of what is free at the moment: the width decides the last bits of an image."""
+    if sampling.chunk is not None:
+        return sampling.chunk
+    weights = sum(p.numel() * (p.element_size() + loop.dtype.itemsize) for p in loop.prior.parameters())
+    room = (_memory_bytes(loop.device) - weights) / 2
+    width = _MOST_TOGETHER[loop.device.type]
+    while width > 1 and loop.cache_bytes(1, width, sampling.guidance != 1) > room:
+        width //= 2
+    return width
+
+
+def _memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

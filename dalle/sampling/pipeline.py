@@ -3,40 +3,46 @@
 pipeline = dalle.load("demo")
 for drawing in pipeline.generate("a red circle above a blue square", n=32, keep=4):
     drawing.image.save(f"{drawing.rank}.png"); print(drawing.score)
+
+Axes: C captions, N candidates of each, R = C·N images, I codes of an image, E width of the reranker's embeddings.
 """
 
 from __future__ import annotations
 
-import heapq
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from dalle.config import Sampling
-from dalle.data.images import centre_crop, to_rgb
 from dalle.models.clip import CLIP, load_clip
 from dalle.models.dvae import DVAE
-from dalle.models.folder import check_links, load_dvae, load_prior, read_config, read_header
+from dalle.models.folder import load_dvae, load_prior
 from dalle.models.prior import Prior
-from dalle.sampling.decode import TokenLoop
-from dalle.sampling.gallery import Drawing
+from dalle.sampling.candidates import Best, Candidates, Chunks, Work, draw
+from dalle.sampling.decode import TokenLoop, choose_chunk
+from dalle.sampling.drawing import Drawing, read_drawing
+from dalle.sampling.folder import check_sampling, find_models
+from dalle.sampling.prompt import Prompt, encode_with, known_codes, make_prompt
 from dalle.text import Tokenizer, pad
+
+_PIXELS_TOGETHER = 8 * 256**2
+"""Pixels that the dVAE decodes and the reranker looks at in one go. The published dVAE's widest maps take 64 MB an image of
+256² in fp32, and some of them stand side by side. A constant: the shape of a batch decides the last bits."""
 
 
 @dataclass
-class Candidates:
-    """Some candidates of a few captions: images uint8 [C, N, Y, X, 3], codes [C, N, I], seeds [C, N], and scores
-    [C, N] of the reranker, null without one."""
+class Reading:
+    """Captions as the models read them: tokens int64 [C, T − 1], and embeddings [C, E] where there is a reranker."""
 
-    images_CNYX3: np.ndarray
-    codes_CNI: np.ndarray
-    seeds_CN: np.ndarray
-    scores_CN: np.ndarray | None
+    captions: Sequence[str]
+    text_CU: torch.Tensor
+    embeddings_CE: torch.Tensor | None
 
 
 class Pipeline:
@@ -59,55 +65,59 @@ class Pipeline:
         self.prior, self.dvae, self.tokenizer, self.clip = prior, dvae, tokenizer, clip
         self.hashes = hashes or {}
         self.device = prior.image_head.weight.device
-        self._loops: dict[str, TokenLoop] = {}
+        self._loops: dict[tuple[str, bool], TokenLoop] = {}
 
     def generate(
         self,
-        caption: str,
+        caption: str | None = None,
         n: int = 32,
         keep: int | None = None,
         seed: int = 0,
         sampling: Sampling = Sampling(),
         prompt_image: Image.Image | None = None,
         rows: int = 0,
+        region: tuple[int, int, int, int] | None = None,
+        variations_of: str | Path | None = None,
         progress: Callable[[int], None] = lambda done: None,
     ) -> list[Drawing]:
         """The best of n candidates, best first by the reranker (in order of their seeds without one).
 
         Args:
-            caption: what to draw
+            caption: what to draw; null with `variations_of` means the drawing's own
             n: candidates drawn; candidate i has seed `seed + i` and is the same image whatever n is
             keep: how many are returned; null returns all
             seed: of the first candidate
-            sampling: temperature, filters, chunk width, precision
-            prompt_image: an image whose top part is kept
+            sampling: temperature, filters, guidance, chunk width, precision
+            prompt_image: an image of which some is kept: its top rows, or all but a region
             rows: token rows (of the prior's grid) that are kept of it
+            region: left, top, right, bottom in pixels of the image: what is drawn
+            variations_of: a PNG of ours, in place of `prompt_image`
             progress: told how many candidates are done
 
         Raises:
-            ValueError: an empty caption, n < 1, or rows outside 0 … grid − 1
+            ValueError: an empty caption, n or keep < 1, an image without rows or region, or either of them out of range
         """
         if n < 1:
             raise ValueError(f"n {n}: must be at least 1")
-        keep = n if keep is None else keep
-        if keep < 1:
+        if keep is not None and keep < 1:
             raise ValueError(f"keep {keep}: must be at least 1")
-        settings = {**asdict(sampling), "rows": rows, "models": self.hashes}
-        best: list[tuple[float, int, np.ndarray]] = []
-        for chunk in self.candidates([caption], n, seed, sampling, prompt_image, rows):
-            scores = -chunk.seeds_CN[0].astype(float) if chunk.scores_CN is None else chunk.scores_CN[0]
-            for image, number, score in zip(chunk.images_CNYX3[0], chunk.seeds_CN[0], scores, strict=True):
-                entry = (float(score), -int(number), image)
-                if len(best) < keep:
-                    heapq.heappush(best, entry)
-                elif entry[:2] > best[0][:2]:
-                    heapq.heapreplace(best, entry)
-            progress(len(chunk.seeds_CN[0]))
-        ranked = sorted(best, key=lambda entry: entry[:2], reverse=True)
-        return [
-            Drawing(Image.fromarray(image), caption, None if self.clip is None else score, -number, rank, settings)
-            for rank, (score, number, image) in enumerate(ranked, 1)
-        ]
+        known = None
+        if variations_of is not None:
+            origin = read_drawing(variations_of)
+            caption = origin.caption if caption is None else caption
+            prompt_image = origin.image
+            known = known_codes(origin, self.hashes.get("dvae"), self.prior.config.grid)
+        prompt = None
+        if prompt_image is not None or rows or region is not None:
+            if prompt_image is None:
+                raise ValueError("an image prompt needs an image beside rows or region")
+            prompt = self.prompt(prompt_image, rows, region, known)
+        work = Work((caption or "",), n, n if keep is None else keep, seed, sampling, prompt)
+        best = Best(work.keep)
+        for part in draw(self, work):
+            best.add(part.drawings)
+            progress(part.drawn)
+        return best.ranked()
 
     def candidates(
         self,
@@ -115,60 +125,112 @@ class Pipeline:
         n: int,
         seed: int = 0,
         sampling: Sampling = Sampling(),
-        prompt_image: Image.Image | None = None,
-        rows: int = 0,
+        prompt: Prompt | None = None,
     ) -> Iterator[Candidates]:
-        """All candidates, chunk by chunk of at most `sampling.chunk` for each caption.
+        """All candidates of captions that are drawn together, in one batch, chunk by chunk.
 
         A chunk is always drawn at its full width, and what is over is thrown away, so that a candidate does not depend
         on n. It does depend, in the last bits of its logits, on the number of captions drawn together.
         """
+        return Chunks(self, sampling).draw(self.read(captions), range(n), seed, prompt)
+
+    def prompt(
+        self,
+        image: Image.Image,
+        rows: int = 0,
+        region: tuple[int, int, int, int] | None = None,
+        known_codes_I: np.ndarray | None = None,
+    ) -> Prompt:
+        """What is given of an image (`dalle.sampling.prompt`)."""
+        grid, size_px = self.prior.config.grid, self.dvae.config.image_size_px
+        return make_prompt(image, rows, region, grid, size_px, lambda im: encode_with(self.dvae, im), known_codes_I)
+
+    @torch.inference_mode()
+    def read(self, captions: Sequence[str]) -> Reading:
+        """Captions, ready to be drawn together. Raises ValueError for an empty one."""
         text_CU = self.tokens(captions)
-        given_CG = self._given(len(captions), prompt_image, rows)
-        loop = self._loop(sampling.precision)
-        text_embeddings = self._embed(captions) if self.clip is not None else None
-        for first in range(0, n, sampling.chunk):
-            seeds = torch.arange(seed + first, seed + first + sampling.chunk).expand(len(captions), -1)
-            wanted = min(sampling.chunk, n - first)
-            codes_CNI = loop.codes(text_CU, seeds, sampling, given_CG)
-            images_RCYX = self.decode(codes_CNI.flatten(0, 1), sampling.precision)
-            scores_CN = None
-            if text_embeddings is not None:
-                images_RE = self._embed_images(images_RCYX, sampling.precision)
-                images_CNE = images_RE.view(*seeds.shape, -1)
-                scores_CN = torch.einsum("CNE,CE->CN", images_CNE, text_embeddings).cpu().numpy()
-            pixels = to_pixels(images_RCYX)
-            # only now is what is over thrown away: decoder and reranker round by the shape of their batch as well
-            yield Candidates(
-                pixels.reshape(*seeds.shape, *pixels.shape[1:])[:, :wanted],
-                codes_CNI[:, :wanted].cpu().numpy(),
-                seeds[:, :wanted].numpy(),
-                None if scores_CN is None else scores_CN[:, :wanted],
+        embeddings_CE = None
+        if self.clip is not None:
+            embeddings_CE = self.clip.embed_texts(self.clip.tokens(captions).to(self.device))
+        return Reading(captions, text_CU, embeddings_CE)
+
+    def chunk_width(self, sampling: Sampling) -> int:
+        """Candidates of each caption that are drawn together."""
+        return choose_chunk(self._loop(sampling), sampling)
+
+    def chunk(self, reading: Reading, first_seed: int, sampling: Sampling, prompt: Prompt | None = None) -> Candidates:
+        """The `sampling.chunk` candidates of each caption whose seeds begin with `first_seed`.
+
+        Raises:
+            ValueError: a filter that does not fit the prior, or scores that are not finite
+            torch.OutOfMemoryError: or, on a CPU, a RuntimeError that says so
+        """
+        check_sampling(sampling, self.prior.config)
+        captions, width = len(reading.captions), sampling.chunk
+        seeds_CN = torch.arange(first_seed, first_seed + width).expand(captions, -1)
+        given = None if prompt is None else prompt.given(captions)
+        codes_CNI = self._loop(sampling).codes(reading.text_CU, seeds_CN, sampling, given)
+        images_RYX3, scores_R = self._show(codes_CNI.flatten(0, 1), reading, width, sampling.precision)
+        if scores_R is not None and not np.isfinite(scores_R).all():
+            seed = seeds_CN.flatten()[int(np.argmin(np.isfinite(scores_R)))]
+            raise ValueError(
+                f"the reranker gives scores that are not finite (first for seed {seed}): it is broken, or of no use with "
+                f"precision {sampling.precision}; draw without --rerank, or name another with --clip"
             )
+        return Candidates(
+            reading.captions,
+            images_RYX3.reshape(captions, width, *images_RYX3.shape[1:]),
+            codes_CNI.cpu().numpy().copy(),  # the loop writes the next chunk's into the same memory
+            seeds_CN.numpy(),
+            None if scores_R is None else scores_R.reshape(captions, width),
+            self._settings(sampling, captions, prompt),
+        )
+
+    def _settings(self, sampling: Sampling, captions: int, prompt: Prompt | None) -> dict[str, Any]:
+        """All but seed and place in the chunk that decides the bits of an image."""
+        machine = {"device": self.device.type, "torch": str(torch.__version__)}
+        if self.device.type == "cuda":
+            machine["processor"] = torch.cuda.get_device_name(self.device)
+        else:
+            machine |= {"processor": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
+        given = {} if prompt is None else {"given": prompt.to_json()}
+        return {**asdict(sampling), "captions_together": captions, **given, "models": self.hashes, **machine}
+
+    @torch.inference_mode()
+    def _show(
+        self, codes_RI: torch.Tensor, reading: Reading, candidates: int, precision: str
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Images uint8 [R, Y, X, 3] of codes, and their scores [R] where there is a reranker; some at a time, in batches of
+        one width, the last filled up. One transfer to the host for all."""
+        rows = len(codes_RI)
+        width = min(rows, max(1, _PIXELS_TOGETHER // self.dvae.config.image_size_px**2))
+        codes_RI = torch.cat([codes_RI, codes_RI[-1:].expand(-rows % width, -1)])
+        pixels, embeddings = [], []
+        for codes_BI in codes_RI.split(width):
+            images_BCYX = to_uint8(self.decode(codes_BI, precision))
+            pixels.append(images_BCYX)
+            if self.clip is not None:
+                # of what is saved, so that a last bit of the decoder seldom shows in a score
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                    embeddings.append(self.clip.embed_images(images_BCYX))
+        scores_R = None
+        if self.clip is not None:
+            # not a matrix product, which would round by the shape of the batch
+            texts_RE = reading.embeddings_CE.repeat_interleave(candidates, dim=0)
+            scores_R = (torch.cat(embeddings)[:rows] * texts_RE).sum(dim=1).cpu().numpy()
+        return torch.cat(pixels)[:rows].permute(0, 2, 3, 1).cpu().numpy(), scores_R
 
     def tokens(self, captions: Sequence[str]) -> torch.Tensor:
         """Caption tokens int64 [C, T − 1]; a caption that is too long is cut, with a warning that shows what was lost.
         Raises ValueError for an empty one."""
-        limit = self.prior.config.caption_tokens
-        ids = []
-        for caption in captions:
-            if not caption.strip():
-                raise ValueError("the caption is empty")
-            tokens = self.tokenizer.encode(" ".join(caption.split()))
-            if len(tokens) > limit:
-                lost = self.tokenizer.decode(tokens[limit:])
-                warnings.warn(
-                    f"the caption has {len(tokens)} tokens, {limit} are read; cut off: {lost!r}", stacklevel=2
-                )
-            ids.append(tokens)
-        return torch.from_numpy(pad(ids, limit))
+        return caption_tokens(self.tokenizer, captions, self.prior.config.caption_tokens)
 
     @torch.inference_mode()
     def decode(self, codes_BI: torch.Tensor, precision: str) -> torch.Tensor:
         """Images in [0, 1], fp32 [B, 3, Y, X], of codes [B, I]."""
         grid = self.prior.config.grid
         with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return self.dvae.decode(codes_BI.view(-1, grid, grid))
+            return self.dvae.decode(codes_BI.reshape(-1, grid, grid))
 
     @torch.inference_mode()
     def reconstruct(self, images_BYX3: np.ndarray, precision: str) -> np.ndarray:
@@ -177,31 +239,33 @@ class Pipeline:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
             return to_pixels(self.dvae.decode(self.dvae.encode(images_BCYX)))
 
-    @torch.inference_mode()
-    def _embed(self, captions: Sequence[str]) -> torch.Tensor:
-        return self.clip.embed_texts(self.clip.tokens(captions).to(self.device))
+    def release(self) -> None:
+        """Give back the memory of the token loops; the next chunk makes its own."""
+        self._loops.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
-    @torch.inference_mode()
-    def _embed_images(self, images_BCYX: torch.Tensor, precision: str) -> torch.Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return self.clip.embed_images(images_BCYX)
+    def _loop(self, sampling: Sampling) -> TokenLoop:
+        key = (sampling.precision, sampling.compile)
+        if key not in self._loops:
+            self._loops[key] = TokenLoop(self.prior, sampling.precision, sampling.compile)
+        return self._loops[key]
 
-    def _given(self, num_captions: int, prompt_image: Image.Image | None, rows: int) -> torch.Tensor | None:
-        grid = self.prior.config.grid
-        if (prompt_image is None) != (rows == 0):
-            raise ValueError("an image prompt needs both an image and the number of rows to keep (at least 1)")
-        if prompt_image is None:
-            return None
-        if not 0 < rows < grid:
-            raise ValueError(f"rows {rows}: must lie between 1 and {grid - 1}, for the image has {grid} rows of tokens")
-        pixels = np.array(centre_crop(to_rgb(prompt_image), self.dvae.config.image_size_px))
-        codes_YX = self.dvae.encode(torch.from_numpy(pixels).permute(2, 0, 1)[None].to(self.device))[0]
-        return codes_YX[:rows].flatten().expand(num_captions, -1)
 
-    def _loop(self, precision: str) -> TokenLoop:
-        if precision not in self._loops:
-            self._loops[precision] = TokenLoop(self.prior, precision)
-        return self._loops[precision]
+def caption_tokens(tokenizer: Tokenizer, captions: Sequence[str], limit: int) -> torch.Tensor:
+    """Caption tokens int64 [C, limit], PAD after the end; a caption that is too long is cut, with a warning that shows what
+    was lost. Raises ValueError for an empty one."""
+    ids = []
+    for caption in captions:
+        if not caption.strip():
+            raise ValueError("the caption is empty")
+        tokens = tokenizer.encode(" ".join(caption.split()))
+        if len(tokens) > limit:
+            lost = tokenizer.decode(tokens[limit:])
+            # of this line, whoever asks: Python then shows it once
+            warnings.warn(f"the caption has {len(tokens)} tokens, {limit} are read; cut off: {lost!r}", stacklevel=1)
+        ids.append(tokens)
+    return torch.from_numpy(pad(ids, limit))
 
 
 def to_uint8(images_BCYX: torch.Tensor) -> torch.Tensor:
@@ -232,14 +296,11 @@ def load(
         device: null takes a GPU where there is one
 
     Raises:
-        ValueError: a model is missing, or the prior was trained with another dVAE or tokenizer
+        ValueError: a model is missing, or was trained with another dVAE or tokenizer
     """
-    folder = Path(folder)
-    prior, dvae = Path(prior or folder / "prior"), Path(dvae or folder / "dvae")
+    models = find_models(folder, dvae, prior, clip, rerank)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    read_config(prior, "prior")  # names what is wrong with the folder before anything else does
-    tokenizer = Tokenizer.load(prior / "tokenizer.json")
-    check_links(prior, dvae, tokenizer)
-    hashes = {"prior": read_header(prior)["hash"], "dvae": read_header(dvae)["hash"], "tokenizer": tokenizer.hash}
-    reranker = load_clip(clip or folder / "clip", device) if rerank else None
-    return Pipeline(load_prior(prior, device), load_dvae(dvae, device), tokenizer, reranker, hashes)
+    reranker = None if models.clip is None else load_clip(models.clip, device)
+    return Pipeline(
+        load_prior(models.prior, device), load_dvae(models.dvae, device), models.tokenizer, reranker, models.hashes
+    )

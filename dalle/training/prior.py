@@ -12,7 +12,8 @@ from dalle.models.flops import prior_flops
 from dalle.models.folder import check_link, load_dvae, read_header
 from dalle.models.prior import Prior
 from dalle.objectives.prior import PriorObjective
-from dalle.sampling.gallery import Drawing, make_grid
+from dalle.sampling.drawing import Drawing
+from dalle.sampling.grid import make_grid
 from dalle.sampling.pipeline import Pipeline, to_pixels
 from dalle.text import Tokenizer
 from dalle.training.engine import sharded_construction
@@ -40,6 +41,7 @@ def stage(config: TrainPrior, world: World) -> Stage:
         batch_size,
         config.run.seed,
         config.bpe_dropout,
+        config.caption_dropout,
         world.rank,
         world.size,
     )
@@ -62,11 +64,17 @@ def stage(config: TrainPrior, world: World) -> Stage:
 
 def count_text_targets(micro_batches: list[dict], step: int, world: World) -> None:
     """Put into each micro-batch what its text loss is divided by: the mean number of caption tokens over all ranks and
-    micro-batches of the update. So the update's text loss is the average over all caption tokens of the global batch."""
+    micro-batches of the update. So the update's text loss is the average over all caption tokens of the global batch, or 0
+    where it has none."""
     counts = [(batch["text_BU"] >= 0).sum().float() for batch in micro_batches]
-    mean = world.mean(torch.stack(counts).mean())
+    mean = _divisor(world.mean(torch.stack(counts).mean()))
     for batch in micro_batches:
         batch["text_targets"] = mean
+
+
+def _divisor(count: torch.Tensor) -> torch.Tensor:
+    """What the text nats are divided by: the number of caption tokens, or 1 where there are none, whose nats are 0."""
+    return count.where(count > 0, 1.0)
 
 
 def _check(config: TrainPrior, shards: TokenShards, tokenizer: Tokenizer) -> None:
@@ -108,7 +116,7 @@ class _Validation:
             number = first + self.world.rank
             batch = self.batches[number if number < self.count else first]
             batch = {name: tensor.to(self.world.device) for name, tensor in batch.items()}
-            batch["text_targets"] = (batch["text_BU"] >= 0).sum().float()
+            batch["text_targets"] = _divisor((batch["text_BU"] >= 0).sum().float())
             _, metrics = self.objective(batch)
             for name, value in metrics.items():
                 totals[name] = totals.get(name, 0.0) + (value if number < self.count else 0.0 * value) / self.count

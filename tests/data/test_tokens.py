@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dalle.data.tokens import Meta, TokenBatches, TokenLoader, TokenShards, TokenWriter
-from dalle.text import Tokenizer
+from dalle.text import PAD, Tokenizer, pad
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,8 @@ def test_groups_of_shards_cover_everything(shards, monkeypatch):
 
 
 def _batches(shards, tokenizer, size, rank=0, world_size=1):
-    return TokenBatches(shards, tokenizer, 15, size, seed=3, bpe_dropout=0.2, rank=rank, world_size=world_size)
+    dropouts = {"bpe_dropout": 0.2, "caption_dropout": 0.3}
+    return TokenBatches(shards, tokenizer, 15, size, seed=3, **dropouts, rank=rank, world_size=world_size)
 
 
 def test_the_global_batch_is_the_same_for_any_number_of_ranks(shards, tokenizer):
@@ -73,8 +74,41 @@ def test_loader_resumes_also_with_another_batch_size(shards, tokenizer, workers)
     later = iter(resumed)
     following = next(stream)
     halves = [next(later) for _ in range(2)]
-    assert np.array_equal(following["codes_BI"], np.concatenate([h["codes_BI"] for h in halves]))
+    for name in ("text_BU", "codes_BI"):
+        assert np.array_equal(following[name], np.concatenate([half[name] for half in halves]))
     assert not np.array_equal(seen[0]["codes_BI"], following["codes_BI"])
+
+
+def _whole(shards, tokenizer, caption_dropout):
+    """A batch of 2,000: 50 epochs of the 40 pairs."""
+    batch = TokenBatches(shards, tokenizer, 15, 2000, 3, bpe_dropout=0.2, caption_dropout=caption_dropout)[0]
+    return {name: tensor.numpy() for name, tensor in batch.items()}
+
+
+def test_without_caption_dropout_captions_are_what_they_were(shards, tokenizer):
+    """Spelled out: what drew a batch's tokens before there was caption dropout."""
+    texts = []
+    for place in range(2000):
+        epoch, shard, row = shards.place(place, 3)
+        captions = shards.pair(shard, row)[1]
+        generator = np.random.default_rng([3, epoch, shard, row])
+        caption = captions[generator.integers(len(captions))]
+        texts.append(tokenizer.encode_with_dropout(caption, 0.2, generator))
+    assert np.array_equal(_whole(shards, tokenizer, 0.0)["text_BU"], pad(texts, 15))
+
+
+def test_caption_dropout_takes_whole_captions_at_its_rate_and_leaves_the_rest(shards, tokenizer):
+    before, after = (_whole(shards, tokenizer, rate) for rate in (0.0, 0.3))
+    assert np.array_equal(before["codes_BI"], after["codes_BI"])
+    dropped_B = (after["text_BU"] == PAD).all(axis=1)
+    assert np.array_equal(before["text_BU"][~dropped_B], after["text_BU"][~dropped_B])
+    # 600 with a standard deviation of 20.5: a right rate is farther off than this once in 16,000 seeds
+    assert abs(dropped_B.sum() - 600) < 82
+    # each pair has 50 epochs: dropping the same ones in all of them would make these 0 or 50. 15 ± 3.2
+    per_pair = np.bincount(after["codes_BI"][dropped_B, 0] // 20, minlength=40)
+    assert 1 < per_pair.min() <= per_pair.max() < 32
+    more = (_whole(shards, tokenizer, 0.6)["text_BU"] == PAD).all(axis=1)
+    assert (more | ~dropped_B).all(), "a higher rate drops these as well"
 
 
 def test_batches_can_be_sent_to_a_spawned_worker(shards, tokenizer):

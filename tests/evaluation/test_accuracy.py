@@ -8,7 +8,7 @@ import pytest
 
 from dalle.data.shapes import write_shards
 from dalle.evaluation import accuracy
-from dalle.sampling.pipeline import Candidates
+from dalle.sampling.candidates import Candidates
 
 RIGHT = [[False, True, False], [True, False, False], [False, False, False], [False, True, True], [True, True, True]]
 SCORES = [0.1, 0.9, 0.5]  # the second candidate is always the reranked best
@@ -19,7 +19,6 @@ class _Pipeline:
     """Draws the pair's own image where `RIGHT` says so, and nothing at all elsewhere."""
 
     pairs: list
-    hashes = {"prior": "abc"}  # noqa: RUF012
     dvae = SimpleNamespace(config=SimpleNamespace(image_size_px=32))
 
     def candidates(self, captions, n, seed, sampling):
@@ -30,7 +29,10 @@ class _Pipeline:
         seeds = np.tile(np.arange(seed, seed + n), (len(rows), 1))
         scores = np.tile(np.array(SCORES, np.float32), (len(rows), 1))
         for part in (slice(0, 2), slice(2, n)):  # chunk by chunk
-            yield Candidates(images[:, part], np.zeros((len(rows), 1, 1)), seeds[:, part], scores[:, part])
+            settings = {"chunk": sampling.chunk, "first": part.start}
+            codes = np.zeros((len(rows), n, 1), np.int64)
+            arrays = (array[:, part] for array in (images, codes, seeds, scores))
+            yield Candidates(captions, *arrays, settings)
 
     def reconstruct(self, images_BYX3, precision):
         return images_BYX3
@@ -60,6 +62,8 @@ def test_shares_are_those_of_the_candidates(shards):
     assert (best.seed, best.rank, second.seed, second.rank) == (8, 1, 9, 2)
     assert best.score == pytest.approx(0.9)
     assert np.array_equal(np.asarray(best.image), pairs[0].image)
+    assert best.settings == {"chunk": 3, "first": 0, "place": 1}
+    assert second.settings == {"chunk": 3, "first": 2, "place": 0}
 
 
 def test_captions_are_distinct_and_enough(shards):

@@ -1,11 +1,13 @@
-"""The token loop against the full forward pass, and the sampler against exact probabilities."""
+"""The token loop against the full forward pass."""
+
+import copy
 
 import pytest
 import torch
 
 from dalle.config import PriorModel, Sampling
-from dalle.models.prior import InputMajorLinear, Prior
-from dalle.sampling.decode import TokenLoop, choose
+from dalle.models.prior import Prior
+from dalle.sampling.decode import Given, TokenLoop
 from dalle.text import PAD
 
 
@@ -25,12 +27,16 @@ def _prior(attention="paper", grid=4, depth=6):
 TEXT = torch.tensor([[1, 2, 3, 4, 5], [7, 8, PAD, PAD, PAD], [9, PAD, PAD, PAD, PAD]])
 
 
-@pytest.mark.parametrize(("attention", "grid", "depth"), [("paper", 4, 6), ("paper", 3, 1), ("dense", 4, 2)])
-def test_cached_logits_are_those_of_the_full_forward(attention, grid, depth):
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize(
+    ("attention", "grid", "depth"),
+    [("paper", 4, 6), ("paper", 3, 1), ("paper", 7, 3), ("paper", 1, 2), ("dense", 4, 2)],
+)
+def test_cached_logits_are_those_of_the_full_forward(attention, grid, depth, compile):
     prior = _prior(attention, grid, depth)
     codes = torch.randint(0, 11, (3, 2, grid**2), generator=torch.Generator().manual_seed(1))
-    loop = TokenLoop(prior, "fp32")
-    for num_given in (0, 1, grid, grid**2 - 1):
+    loop = TokenLoop(prior, "fp32", compile)
+    for num_given in sorted({0, 1, grid, grid**2 - 1} - {grid**2}):
         codes[:, :, :num_given] = codes[:, :1, :num_given]  # of an image prompt, the same for both candidates
         with torch.no_grad():
             cached = torch.stack(list(loop.logits(TEXT, codes, num_given)), dim=2)
@@ -38,18 +44,6 @@ def test_cached_logits_are_those_of_the_full_forward(attention, grid, depth):
                 _, expected = prior(TEXT, codes[:, candidate])
                 # fp32; sums of at most 96 terms in another order, through six layers
                 torch.testing.assert_close(cached[:, candidate], expected[:, num_given:], atol=5e-4, rtol=1e-4)
-
-
-def test_only_matrices_of_another_precision_are_copied():
-    prior = _prior().train()
-    matrices = {n for n, m in prior.named_modules() if isinstance(m, torch.nn.Linear | InputMajorLinear)}
-    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        held = TokenLoop(prior, precision).prior
-        own = {n for n, t in held.named_parameters() if t.data_ptr() != prior.get_parameter(n).data_ptr()}
-        assert own == {f"{n}.{t}" for n in matrices for t in ("weight", "bias") if precision == "bf16"}
-        assert all(held.get_submodule(n).weight.dtype == dtype for n in matrices)
-        assert held.masked["row"].mask_SS.data_ptr() == prior.masked["row"].mask_SS.data_ptr()
-    assert prior.training and all(p.dtype == torch.float32 and p.requires_grad for p in prior.parameters())
 
 
 def test_greedy_decoding_is_that_of_the_full_forward():
@@ -75,42 +69,102 @@ def test_a_candidate_depends_on_its_seed_alone():
 def test_given_codes_are_kept_and_matter():
     loop = TokenLoop(_prior(), "fp32")
     seeds = torch.tensor([[1, 2]])
-    given = torch.tensor([[3, 1, 4, 1, 5]])
-    codes = loop.codes(TEXT[:1], seeds, Sampling(temperature=0.5), given)
+    codes = loop.codes(TEXT[:1], seeds, Sampling(temperature=0.5), _first([[3, 1, 4, 1, 5]]))
     assert codes[0, :, :5].tolist() == [[3, 1, 4, 1, 5]] * 2
-    other = loop.codes(TEXT[:1], seeds, Sampling(temperature=0.5), torch.tensor([[9, 9, 9, 9, 9]]))
+    other = loop.codes(TEXT[:1], seeds, Sampling(temperature=0.5), _first([[9, 9, 9, 9, 9]]))
     assert not torch.equal(codes[..., 5:], other[..., 5:])
 
 
+def _first(codes, slots=16):
+    given = torch.tensor(codes)
+    return Given(torch.nn.functional.pad(given, (0, slots - given.shape[1])), torch.arange(slots) < given.shape[1])
+
+
 def test_given_codes_are_what_was_drawn_before():
-    """Keeping the first codes of a drawing, the same seed draws the same rest."""
+    """Keeping any codes of a drawing, the same seed draws the same rest: what is kept may lie before, between and after."""
     loop = TokenLoop(_prior(), "fp32")
     seeds = torch.tensor([[3], [4], [5]])
     whole = loop.codes(TEXT, seeds, Sampling())
-    for num_given in (1, 8, 15):
-        assert torch.equal(loop.codes(TEXT, seeds, Sampling(), whole[:, 0, :num_given]), whole)
+    region = torch.ones(4, 4, dtype=torch.bool)
+    region[1:3, 1:3] = False
+    for kept in (
+        torch.arange(16) < 1,
+        torch.arange(16) < 8,
+        torch.arange(16) < 15,
+        region.flatten(),
+        torch.arange(16) < 16,
+    ):
+        given = whole[:, 0].where(kept, 0)
+        assert torch.equal(loop.codes(TEXT, seeds, Sampling(), Given(given, kept)), whole)
+    changed = Given((whole[:, 0] + 1) % 11, region.flatten())
+    codes = loop.codes(TEXT, seeds, Sampling(), changed)
+    assert torch.equal(codes[:, 0, region.flatten()], changed.codes_CI[:, region.flatten()])
+    assert not torch.equal(codes[:, 0, ~region.flatten()], whole[:, 0, ~region.flatten()])
 
 
-def test_choose_draws_the_softmax():
-    """Chi-squared over 50,000 draws, 9 degrees of freedom: a right sampler passes 33.7 once in 10,000 seeds."""
-    logits = torch.randn(10, generator=torch.Generator().manual_seed(0))
-    uniform = torch.rand(50_000, generator=torch.Generator().manual_seed(1))
-    chosen = choose(logits.expand(50_000, 10), uniform, Sampling(temperature=0.7))
-    expected = 50_000 * (logits / 0.7).softmax(0)
-    counts = torch.bincount(chosen, minlength=10)
-    assert ((counts - expected) ** 2 / expected).sum() < 33.7
+def test_a_batch_is_used_again():
+    """What an earlier caption, prompt or setting left in the tensors is not met again."""
+    seeds = torch.tensor([[3, 4]])
+    used, asked = TokenLoop(_prior(), "fp32"), [
+        (TEXT[:1], Sampling(), None), (TEXT[1:2], Sampling(top_k=3), _first([[3, 1, 4, 1, 5]])),
+        (TEXT[2:], Sampling(guidance=2.0), None), (TEXT[:1], Sampling(), None),
+    ]  # fmt: skip
+    for text, sampling, given in asked:
+        fresh = TokenLoop(_prior(), "fp32").codes(text, seeds, sampling, given)
+        assert torch.equal(used.codes(text, seeds, sampling, given), fresh)
 
 
-def test_filters_keep_what_they_say():
-    logits = torch.log(torch.tensor([0.4, 0.05, 0.3, 0.05, 0.2])).expand(5000, 5)
-    uniform = torch.rand(5000, generator=torch.Generator().manual_seed(0))
-    assert set(choose(logits, uniform, Sampling(top_k=2)).tolist()) == {0, 2}
-    assert set(choose(logits, uniform, Sampling(top_p=0.7)).tolist()) == {0, 2}
-    assert set(choose(logits, uniform, Sampling(top_p=0.71)).tolist()) == {0, 2, 4}
-    assert set(choose(logits, uniform, Sampling(top_p=1e-6)).tolist()) == {0}
-    assert set(choose(logits, uniform, Sampling(top_k=100)).tolist()) == set(range(5))
+def test_guidance_moves_logits_away_from_those_without_a_caption():
+    """Greedy, against the full forward pass of both branches."""
+    prior = _prior()
+    found = TokenLoop(prior, "fp32").codes(TEXT, torch.zeros(3, 1, dtype=torch.int64), Sampling(top_k=1, guidance=3.0))
+    codes = torch.zeros(3, 16, dtype=torch.int64)
+    with torch.no_grad():
+        for slot in range(16):
+            captioned, free = (prior(text, codes)[1][:, slot] for text in (TEXT, torch.full_like(TEXT, PAD)))
+            codes[:, slot] = (free + 3 * (captioned - free)).argmax(dim=-1)
+    assert torch.equal(found[:, 0], codes)
+    plain = TokenLoop(prior, "fp32").codes(TEXT, torch.zeros(3, 1, dtype=torch.int64), Sampling(top_k=1))
+    assert not torch.equal(found, plain)
 
 
-def test_choose_never_takes_an_impossible_code():
-    logits = torch.tensor([[0.0, 1.0, -float("inf"), -float("inf")]] * 2)
-    assert choose(logits, torch.tensor([0.0, 1 - 2**-24]), Sampling()).tolist() == [0, 1]
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_place_in_the_batch_changes_no_bit(precision):
+    """At a size where kernels have blocks and tails: 64 candidates in another order, and with others beside them."""
+    torch.manual_seed(0)
+    prior = Prior(
+        PriorModel(text_slots=40, grid=6, text_vocabulary=20, codebook_size=1000, width=192, depth=4, heads=3)
+    )
+    loop = TokenLoop(prior.eval(), precision)
+    text, seeds = torch.randint(0, 20, (1, 39)), torch.arange(64)[None]
+    whole = loop.codes(text, seeds, Sampling())
+    order = torch.randperm(64)
+    assert torch.equal(loop.codes(text, seeds[:, order], Sampling()), whole[:, order])
+    assert torch.equal(loop.codes(text, seeds + 60, Sampling())[:, :4], whole[:, 60:])
+
+
+def test_caches_hold_what_a_mask_can_see():
+    paper = Prior(PriorModel(text_vocabulary=8, codebook_size=8, width=8, depth=8, heads=1))
+    loop = TokenLoop(paper, "bf16")
+    # row 33 places five times, column 1024 twice, conv 5 rows and 6 slots; 256 of the caption; k and v of 8 × 2 bytes
+    assert loop.cache_bytes(1, 10) == (10 * (5 * 33 + 2 * 1024 + 166) + 8 * 256) * 2 * 8 * 2
+    loop.codes(
+        torch.zeros(1, 255, dtype=torch.int64), torch.zeros(1, 10, dtype=torch.int64), Sampling(), _most_given(1024)
+    )
+    held = [t for c in loop._batch.caches for t in (c.text_k_CHKT, c.text_v_CHTK, c.k_RHPK, c.v_RHPK)]
+    assert sum(t.nbytes for t in held) == loop.cache_bytes(1, 10)
+
+
+def _most_given(slots):
+    return Given(torch.zeros(1, slots, dtype=torch.int64), torch.arange(slots) < slots - 1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_a_graph_draws_what_a_cpu_draws(guidance):
+    prior = _prior()
+    seeds, sampling = torch.tensor([[1, 2, 3]]), Sampling(guidance=guidance)
+    expected = TokenLoop(prior, "fp32").codes(TEXT[:1], seeds, sampling)
+    loop = TokenLoop(copy.deepcopy(prior).cuda(), "fp32")
+    for _ in range(2):
+        assert torch.equal(loop.codes(TEXT[:1], seeds, sampling).cpu(), expected)

@@ -1,17 +1,21 @@
-"""Pictures and pages: facts inside the PNG, escaped captions, links that exist."""
+"""Pictures and pages: facts inside the PNG, escaped captions, links that exist, pages that are written again."""
 
 import json
 import re
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from dalle.sampling.gallery import Drawing, make_grid, save_drawing, write_gallery, write_grid, write_sheet
+from dalle.sampling.drawing import Drawing, read_drawing, save_drawing
+from dalle.sampling.gallery import Gallery, write_gallery
+from dalle.sampling.grid import make_grid, write_grid, write_sheet
 
 CAPTION = 'a <b>red</b> "circle" & ü / ../../x'
+WHOLE = "whole\u2028caption"  # with what some take for the end of a line
 
 
-def _drawings(count, caption=CAPTION, scored=True):
+def _drawings(count, caption=CAPTION, scored=True, first=0):
     return [
         Drawing(
             Image.new("RGB", (32, 32), (i * 20, 0, 0)),
@@ -20,17 +24,43 @@ def _drawings(count, caption=CAPTION, scored=True):
             7 + i,
             i + 1,
             {"n": 4},
+            np.array([i, 70_000, 3, 0]),
         )
-        for i in range(count)
+        for i in range(first, count)
     ]
 
 
+def _results(folder):
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
 def test_a_png_says_what_it_is(tmp_path):
-    save_drawing(_drawings(1)[0], tmp_path / "one.png")
+    (drawing,) = _drawings(1)
+    save_drawing(drawing, tmp_path / "one.png")
     image = Image.open(tmp_path / "one.png")
     assert image.size == (32, 32)
     assert image.text["caption"] == CAPTION
-    assert json.loads(image.text["dalle"]) == {"seed": 7, "rank": 1, "score": 0.9, "settings": {"n": 4}}
+    facts = json.loads(image.text["dalle"])
+    assert {name: facts[name] for name in ("seed", "rank", "score")} == {"seed": 7, "rank": 1, "score": 0.9}
+    back = read_drawing(tmp_path / "one.png")
+    assert np.array_equal(back.image, drawing.image)
+    assert back.codes_I.tolist() == [0, 70_000, 3, 0]
+    assert (back.caption, back.score, back.seed, back.rank, back.settings) == (CAPTION, 0.9, 7, 1, {"n": 4})
+    assert [path.name for path in tmp_path.iterdir()] == ["one.png"]
+
+
+def test_a_file_that_is_no_drawing_of_ours_is_named(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    (tmp_path / "text.png").write_text("no image")
+    write_grid(_drawings(2), tmp_path / "grid.png")
+    for name, words in (
+        ("plain.png", "does not say how it was drawn"),
+        ("text.png", "no image"),
+        ("grid.png", "several drawings"),
+        ("gone.png", "No such file"),
+    ):
+        with pytest.raises(ValueError, match=f"{name}.*{words}"):
+            read_drawing(tmp_path / name)
 
 
 def test_grid_shows_every_image_enlarged(tmp_path):
@@ -55,7 +85,39 @@ def test_gallery_is_escaped_and_complete(tmp_path):
     links = set(re.findall(r'(?:src|href)="(images/[^"]+)"', page))
     assert len(links) == 5
     assert all((tmp_path / link).is_file() for link in links)
-    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    lines = _results(tmp_path)
     assert [line["score"] for line in lines] == [0.9, 0.8, 0.7, None, None]
     assert all((tmp_path / line["file"]).is_file() for line in lines)
     assert not [p for p in tmp_path.rglob("*") if p.name.endswith(".tmp")]
+
+
+def test_a_page_written_again_drops_what_fell_out(tmp_path):
+    gallery = Gallery(tmp_path, "t")
+    gallery.put(CAPTION, _drawings(3, first=1), candidates=4)
+    gallery.put("other", _drawings(1, "other"), candidates=4)
+    gallery.write()
+    gallery.put(CAPTION, _drawings(2), candidates=8)
+    assert len(list((tmp_path / "images").iterdir())) == 4  # the page still shows the one that fell out
+    gallery.write()
+    assert [(line["seed"], line["candidates"]) for line in _results(tmp_path)] == [(7, 8), (8, 8), (7, 4)]
+    assert {f"images/{path.name}" for path in (tmp_path / "images").iterdir()} == {
+        line["file"] for line in _results(tmp_path)
+    }
+
+
+def test_a_gallery_takes_up_what_is_whole(tmp_path):
+    gallery = Gallery(tmp_path, "t")
+    for caption, candidates in ((WHOLE, 8), ("half", 4), ("lost", 8)):
+        gallery.put(caption, _drawings(2, caption), candidates)
+    gallery.write()
+    next((tmp_path / "images").glob("lost-*")).unlink()
+    pages = (tmp_path / "index.html").read_text()
+    again = Gallery(tmp_path, "t")
+    assert again.resume(8) == {WHOLE}
+    again.put("half", _drawings(2, "half"), 8)
+    again.put("lost", _drawings(2, "lost"), 8)
+    again.write()
+    assert (tmp_path / "index.html").read_text() == pages
+    (tmp_path / "results.jsonl").write_text('{"caption": "whole"}\n{"cap\n')
+    with pytest.raises(ValueError, match="line 2: is damaged"):
+        Gallery(tmp_path, "t").resume(8)

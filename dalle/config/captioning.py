@@ -1,0 +1,42 @@
+"""How captions are scored for an image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dalle.config.checks import at_least
+from dalle.config.training import Precision
+
+RankBy = Literal["image", "joint"]
+
+
+@dataclass(frozen=True)
+class Caption:
+    """Score given captions for an image by the joint model, best first.
+
+    Args:
+        image: an image file; its central square is read
+        captions: what is scored: a text file with one caption a line, or a .jsonl file of objects that have a "caption"
+        model: folder with `prior/` and `dvae/` in it
+        dvae: dVAE folder in place of the model's
+        prior: prior folder in place of the model's
+        rank_by: "image" ranks by ln p(image | caption), all captions being as likely beforehand; "joint" by
+            ln p(caption, image), where what the prior thinks of the text counts as well and short captions win easily
+        batch_size: captions scored together; fewer need less memory
+        precision: of the prior's matrix products
+        json: print JSON in place of a table
+    """
+
+    image: str
+    captions: str
+    model: str = "demo"
+    dvae: str | None = None
+    prior: str | None = None
+    rank_by: RankBy = "image"
+    batch_size: int = 16
+    precision: Precision = "fp32"
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "batch_size")

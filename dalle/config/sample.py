@@ -1,0 +1,114 @@
+"""What `dalle-sample` is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field, fields
+
+from dalle.config.checks import at_least, require
+from dalle.config.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw candidates for a caption, rank them, and write the best as a grid and a gallery.
+
+    Args:
+        caption: what to draw; left out where `captions`, `variations_of` or `again` tells
+        captions: a file with one caption a line, or a .jsonl file of objects with a "caption". Each is drawn by itself, and a
+            run that was stopped goes on where it was when it is given the same output folder
+        model: folder with `prior/`, `dvae/` and, for reranking, `clip/` in it
+        output: folder of the gallery
+        n: candidates of each caption
+        keep: how many of the best are kept
+        seed: of the first candidate; candidate i has seed + i
+        rerank: rank by CLIP
+        clip: reranker in place of the model's: a folder, or ARCHITECTURE:PRETRAINED of open_clip
+        dvae: dVAE folder in place of the model's
+        prior: prior folder in place of the model's
+        prompt_image: an image of which some is kept; it takes `rows` or `region`
+        variations_of: a PNG that dalle-sample drew, in place of `prompt_image`; its caption is drawn where none is given
+        rows: token rows that are kept of the image, from the top
+        region: "left,top,right,bottom" in pixels of the image: only the cells that it touches are drawn, all else is kept. Codes
+            are drawn in raster order, so what is drawn does not see what comes after it, right of or below the region
+        again: a PNG of ours: draw the very same once more, from what its metadata tell; takes no other option than the
+            folders of the models and the output
+        processes: that share the candidates; null means one for each GPU, or one where there is none
+        sampling: temperature, filters, guidance, chunk, precision
+    """
+
+    caption: str = ""
+    captions: str | None = None
+    model: str = "demo"
+    output: str = "samples"
+    n: int = 32
+    keep: int = 16
+    seed: int = 0
+    rerank: bool = False
+    clip: str | None = None
+    dvae: str | None = None
+    prior: str | None = None
+    prompt_image: str | None = None
+    variations_of: str | None = None
+    rows: int = 0
+    region: str | None = None
+    again: str | None = None
+    processes: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "n", "keep")
+        at_least(self, 0, "rows")
+        require(abs(self.seed) < 2**62, f"seed {self.seed}: must lie between −2⁶² and 2⁶²")
+        require(
+            self.processes is None or self.processes >= 1, f"processes {self.processes}: must be at least 1, or null"
+        )
+        if self.again is not None:
+            self._check_again()
+            return
+        require(not self.caption or bool(self.caption.strip()), "caption: is empty")
+        require(
+            not (self.caption and self.captions is not None),
+            "caption and captions: give one of them, the caption itself or the file of many",
+        )
+        require(
+            bool(self.caption) or self.captions is not None or self.variations_of is not None,
+            "missing: --caption (or --captions FILE, --variations-of FILE.png, --again FILE.png)",
+        )
+        self._check_image()
+
+    def _check_again(self) -> None:
+        for option in fields(self):
+            if option.name not in ("again", "model", "dvae", "prior", "output"):
+                default = option.default_factory() if option.default is MISSING else option.default
+                require(
+                    getattr(self, option.name) == default,
+                    f"again and {option.name}: the file tells all that decides its pixels; leave {option.name} out",
+                )
+
+    def _check_image(self) -> None:
+        require(
+            self.prompt_image is None or self.variations_of is None,
+            "prompt_image and variations_of: give one of them",
+        )
+        image = "prompt_image" if self.variations_of is None else "variations_of"
+        given, parts = getattr(self, image) is not None, (self.rows > 0) + (self.region is not None)
+        require(parts < 2, "rows and region: give one of them, the rows to keep or the region to draw")
+        require(
+            given == (parts == 1),
+            f"{image} and rows: an image prompt needs both, the file and how many token rows to keep (or, in place of rows, "
+            "the region to draw)",
+        )
+        if self.region is not None:
+            self.region_px()
+
+    def region_px(self) -> tuple[int, int, int, int] | None:
+        """The region as numbers. Raises ValueError when it is no region."""
+        if self.region is None:
+            return None
+        try:
+            x0, y0, x1, y1 = (int(part) for part in self.region.split(","))
+        except ValueError:
+            raise ValueError(f"region {self.region}: must be four whole numbers, left,top,right,bottom") from None
+        require(x0 < x1 and y0 < y1, f"region {self.region}: is empty; it is left,top,right,bottom in pixels")
+        require(x0 >= 0 and y0 >= 0, f"region {self.region}: begins outside the image")
+        return x0, y0, x1, y1

@@ -1,0 +1,107 @@
+"""A drawing made once more from its file and the models alone.
+
+The bits of an image are decided by its seed and settings, by the models, and by how a machine rounds: its kind of
+processor, on a CPU the number of threads, and PyTorch's version. All of it is in the metadata.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dalle.config import Sampling
+from dalle.sampling.candidates import out_of_memory
+from dalle.sampling.drawing import Drawing, read_drawing
+from dalle.sampling.pipeline import Pipeline
+from dalle.sampling.prompt import Prompt
+
+_NEEDED = ("chunk", "place", "precision", "captions_together", "models", "device", "processor", "torch")
+
+
+def read_record(path: str | Path, hashes: dict[str, str]) -> Drawing:
+    """The drawing of a file, if these models can make it again.
+
+    Args:
+        path: a PNG of ours
+        hashes: of the models, by name
+
+    Raises:
+        ValueError: no PNG of ours, one of an earlier version, or one of other models, with both hashes
+    """
+    drawing = read_drawing(path)
+    missing = [name for name in _NEEDED if name not in drawing.settings]
+    if missing:
+        raise ValueError(
+            f"{path}: does not say its {', '.join(missing)}: it was drawn by another version of this program"
+        )
+    for name in ("prior", "dvae", "tokenizer"):
+        drawn_with, found = drawing.settings["models"].get(name), hashes[name]
+        if drawn_with != found:
+            shown = f"{str(drawn_with)[:16]}…" if drawn_with else "an unknown one"
+            raise ValueError(f"{path}: was drawn with another {name}: expected {shown}, found {found[:16]}…")
+    return drawing
+
+
+def choose_device(settings: dict[str, Any]) -> str:
+    """The kind of device that it was drawn on, where there is one here."""
+    return "cuda" if settings["device"] == "cuda" and torch.cuda.is_available() else "cpu"
+
+
+def differences(settings: dict[str, Any], device: str) -> list[str]:
+    """What is not as it was and may round otherwise, in words."""
+    on_cuda = device == "cuda"
+    processor = torch.cuda.get_device_name() if on_cuda else torch.backends.cpu.get_cpu_capability()
+    here = {"device": device, "processor": processor, "torch": str(torch.__version__)}
+    return [f"{name} was {settings[name]}, is {now}" for name, now in here.items() if settings[name] != now]
+
+
+def draw_again(pipeline: Pipeline, drawing: Drawing) -> Drawing:
+    """The drawing of these metadata, in the very chunk that it was drawn in, at its own place.
+
+    Captions that were drawn together were different ones; here the same one stands for all of them, for a row of the
+    batch does not depend on the others.
+
+    Raises:
+        ValueError: the metadata are damaged, or there is no memory for its chunk
+    """
+    settings = drawing.settings
+    known = {field.name: settings[field.name] for field in fields(Sampling) if field.name in settings}
+    try:
+        sampling = Sampling(**known)
+        prompt = Prompt.from_json(settings["given"]) if "given" in settings else None
+        captions, place = [drawing.caption] * settings["captions_together"], settings["place"]
+        first_seed = drawing.seed - place
+        slots, codes = pipeline.prior.config.image_slots, pipeline.prior.config.codebook_size
+        if prompt is not None and (len(prompt.codes_I) != slots or prompt.codes_I.max() >= codes):
+            raise ValueError("the given codes are none of this prior")
+        if not captions or not 0 <= place < sampling.chunk:
+            raise ValueError("its place in the chunk is not in the chunk")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the metadata are damaged: {error}") from None
+    threads = torch.get_num_threads()
+    try:
+        if pipeline.device.type == "cpu":
+            torch.set_num_threads(int(settings.get("threads", threads)))
+        chunk = pipeline.chunk(pipeline.read(captions), first_seed, sampling, prompt)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise ValueError(
+            f"out of memory with {sampling.chunk} candidates at a time, with which it was drawn: another width would draw "
+            "other bits"
+        ) from None
+    finally:
+        torch.set_num_threads(threads)
+    again = chunk.drawing(0, place, drawing.rank)
+    return replace(again, score=drawing.score)
+
+
+def count_differing_pixels(one: Drawing, other: Drawing) -> int:
+    """Pixels that are not the same in both; all of them where the sizes differ."""
+    if one.image.size != other.image.size:
+        return max(d.image.width * d.image.height for d in (one, other))
+    return int((np.asarray(one.image) != np.asarray(other.image)).any(axis=-1).sum())

@@ -1,0 +1,192 @@
+"""Candidates as a stream: drawn in chunks of one width, of which only the best are kept.
+
+A candidate is the same whatever n is and wherever it is drawn, so the work can be cut anywhere: into chunks for the
+memory, and among processes (`workers`). It is always done at the full width of a chunk, and what is over is thrown away.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dalle.config import Sampling
+from dalle.sampling.drawing import Drawing
+from dalle.sampling.prompt import Prompt
+
+if TYPE_CHECKING:
+    from dalle.sampling.pipeline import Pipeline, Reading
+
+
+@dataclass
+class Candidates:
+    """Some candidates of a few captions: images uint8 [C, N, Y, X, 3], codes [C, N, I], seeds [C, N], and scores
+    [C, N] of the reranker, null without one. settings: how they were drawn."""
+
+    captions: Sequence[str]
+    images_CNYX3: np.ndarray
+    codes_CNI: np.ndarray
+    seeds_CN: np.ndarray
+    scores_CN: np.ndarray | None
+    settings: dict[str, Any]
+
+    def first(self, count: int) -> Candidates:
+        """The first candidates of each caption."""
+        scores_CN = None if self.scores_CN is None else self.scores_CN[:, :count]
+        arrays = (self.images_CNYX3[:, :count], self.codes_CNI[:, :count], self.seeds_CN[:, :count], scores_CN)
+        return Candidates(self.captions, *arrays, self.settings)
+
+    def drawing(self, caption: int, place: int, rank: int = 0) -> Drawing:
+        """One of them, by the numbers of its caption and of its place in the chunk."""
+        return Drawing(
+            Image.fromarray(self.images_CNYX3[caption, place]),
+            self.captions[caption],
+            None if self.scores_CN is None else float(self.scores_CN[caption, place]),
+            int(self.seeds_CN[caption, place]),
+            rank,
+            {**self.settings, "place": place},
+            self.codes_CNI[caption, place].copy(),  # not a view, which would keep the whole chunk
+        )
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be drawn: n candidates of each caption, one caption after another, each alone in its batch.
+
+    keep: how many of the best of a caption are kept. seed: of each caption's first candidate. prompt: of all captions.
+    """
+
+    captions: tuple[str, ...]
+    n: int
+    keep: int
+    seed: int = 0
+    sampling: Sampling = Sampling()
+    prompt: Prompt | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Of what was drawn last: of which caption (its number), how many candidates, and those of them that were among the
+    best so far."""
+
+    caption: int
+    drawn: int
+    drawings: list[Drawing]
+
+
+class Best:
+    """The best of a caption: by score, and of equal ones, or without a reranker, those of the lowest seeds.
+
+    Args:
+        keep: how many
+    """
+
+    def __init__(self, keep: int):
+        self.keep = keep
+        self._heap: list[tuple[float, int, Drawing]] = []  # the worst is first; no two have one seed
+
+    def add(self, drawings: Iterable[Drawing]) -> list[Drawing]:
+        """Take in drawings, and return those of them that are now among the best."""
+        entered = []
+        for drawing in drawings:
+            entry = (0.0 if drawing.score is None else drawing.score, -drawing.seed, drawing)
+            if len(self._heap) < self.keep:
+                heapq.heappush(self._heap, entry)
+            elif entry[:2] > self._heap[0][:2]:
+                heapq.heapreplace(self._heap, entry)
+            else:
+                continue
+            entered.append(entry)
+        return [entry[2] for entry in entered if entry[:2] >= self._heap[0][:2]]
+
+    def ranked(self) -> list[Drawing]:
+        """The best first, with their ranks from 1."""
+        ordered = sorted(self._heap, key=lambda entry: entry[:2], reverse=True)
+        return [replace(drawing, rank=rank) for rank, (_, _, drawing) in enumerate(ordered, 1)]
+
+
+class Chunks:
+    """Draws candidates in chunks of one width, which is halved for good when memory runs out.
+
+    Args:
+        pipeline: the models
+        sampling: its chunk, where it has one, is the width to begin with
+    """
+
+    def __init__(self, pipeline: Pipeline, sampling: Sampling):
+        self.pipeline, self.sampling = pipeline, sampling
+        self.width = sampling.chunk or pipeline.chunk_width(sampling)
+
+    def draw(self, reading: Reading, numbers: range, seed: int, prompt: Prompt | None) -> Iterator[Candidates]:
+        """The candidates of these numbers, of all captions read; candidate i has seed `seed + i`.
+
+        Raises:
+            ValueError: there is no memory for one candidate at a time
+        """
+        first = numbers.start
+        while first < numbers.stop:
+            chunk = self._try(reading, seed + first, prompt)
+            if chunk is None:
+                self._halve(seed + first)
+                continue
+            chunk = chunk.first(numbers.stop - first)
+            yield chunk
+            first += chunk.seeds_CN.shape[1]
+
+    def _try(self, reading: Reading, first_seed: int, prompt: Prompt | None) -> Candidates | None:
+        """A chunk; None when there was no memory for it. Not halved here, where the error still holds on to tensors."""
+        try:
+            return self.pipeline.chunk(reading, first_seed, replace(self.sampling, chunk=self.width), prompt)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            return None
+
+    def _halve(self, seed: int) -> None:
+        self.pipeline.release()
+        if self.width == 1:
+            raise ValueError("out of memory even with one candidate at a time: this model needs a larger machine")
+        warnings.warn(
+            f"out of memory with {self.width} candidates at a time; from seed {seed} on {self.width // 2} at a time",
+            stacklevel=2,
+        )
+        self.width //= 2
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this is PyTorch or NumPy saying that there is no memory left."""
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or "can't allocate memory" in str(error)  # of the CPU's allocator
+
+
+def draw(pipeline: Pipeline, work: Work, numbers: Iterable[int] | None = None) -> Iterator[Part]:
+    """Draw, and hand on what may be among the best, chunk by chunk.
+
+    Args:
+        pipeline: the models
+        work: what is drawn; it is numbered in blocks of one chunk, caption by caption
+        numbers: of the blocks to draw, ascending, those beyond the last are ignored; null draws all
+    """
+    chunks = Chunks(pipeline, work.sampling)
+    width = chunks.width  # of the blocks, whatever becomes of that of the chunks
+    blocks = math.ceil(work.n / width)
+    current = None
+    for number in itertools.count() if numbers is None else numbers:
+        caption, block = divmod(number, blocks)
+        if caption >= len(work.captions):
+            return
+        if caption != current:
+            current, best = caption, Best(work.keep)
+            reading = pipeline.read([work.captions[caption]])
+        candidates = range(block * width, min(work.n, (block + 1) * width))
+        for chunk in chunks.draw(reading, candidates, work.seed, work.prompt):
+            drawn = chunk.seeds_CN.shape[1]
+            yield Part(caption, drawn, best.add(chunk.drawing(0, place) for place in range(drawn)))

@@ -1,0 +1,178 @@
+"""Captions for an image: the joint model scores those that it is given.
+
+The prior models p(caption) · p(image | caption), so by Bayes' rule p(caption | image) ∝ p(caption, image). Its text has no
+end token: ln p(caption) is the probability that a text begins so, and every further token makes it smaller. That is why
+captions are ranked by ln p(image | caption) unless asked otherwise (docs/captioning.md), and why none are drawn from the
+model: it would not know where to stop.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dalle.config import Precision, RankBy
+from dalle.data.images import centre_crop, to_rgb
+from dalle.layout import predicting
+from dalle.models.prior import Head, Prior
+from dalle.sampling.pipeline import Pipeline
+from dalle.sampling.prompt import encode_with
+from dalle.text import PAD
+
+_CHUNK_ROWS = 1024
+"""Rows whose logits are there at a time: 64 MB of 16,384 tokens in fp32."""
+
+
+@dataclass(frozen=True)
+class ScoredCaption:
+    """A caption and what the prior thinks of it, in nats.
+
+    Args:
+        rank: from 1, the best
+        caption: as it was given
+        tokens: of it that were read
+        ln_p_text: ln p(caption), of its tokens with any that may follow
+        ln_p_image: ln p(image | caption), of all codes
+        gain: ln p(image | caption) − ln p(image | no caption). Means something only of a prior that was trained with
+            `caption_dropout`: another one has never seen an image without a caption
+        ln_p_joint: ln p(caption, image), the sum of the first two
+    """
+
+    rank: int
+    caption: str
+    tokens: int
+    ln_p_text: float
+    ln_p_image: float
+    gain: float
+    ln_p_joint: float
+
+
+def score(
+    pipeline: Pipeline,
+    image: Image.Image,
+    captions: Sequence[str],
+    rank_by: RankBy = "image",
+    batch_size: int = 16,
+    precision: Precision = "fp32",
+) -> list[ScoredCaption]:
+    """The captions, best first; those that are equal stay in their order.
+
+    Args:
+        pipeline: prior, dVAE and tokenizer; its reranker is not asked
+        image: its central square is read
+        captions: at least one; a warning shows what is cut from one that is too long
+        rank_by: "image", ln p(image | caption), takes all captions for equally likely beforehand; "joint" is
+            ln p(caption, image). The gain would rank like "image", being less by one number for the whole image
+        batch_size: captions in a forward pass of the prior
+        precision: of the prior's matrix products
+
+    Raises:
+        ValueError: no captions, an empty one, a batch_size below 1, or another rank_by
+    """
+    if not captions:
+        raise ValueError("captions: there are none to score")
+    if batch_size < 1:
+        raise ValueError(f"batch_size {batch_size}: must be at least 1")
+    if rank_by not in ("image", "joint"):
+        raise ValueError(f"rank_by {rank_by}: must be one of image, joint")
+    text_CU = pipeline.tokens(captions).to(pipeline.device)
+    no_caption_1U = torch.full_like(text_CU[:1], PAD)
+    codes_I = image_codes(pipeline, image)
+    text_C, image_C = ln_p(pipeline.prior, torch.cat([no_caption_1U, text_CU]), codes_I, batch_size, precision)
+    without, text, given = image_C[0].item(), text_C[1:].tolist(), image_C[1:].tolist()
+    keys = {"image": given, "joint": [t + i for t, i in zip(text, given, strict=True)]}[rank_by]
+    num_tokens = (text_CU != PAD).sum(dim=1).tolist()
+    return [
+        ScoredCaption(rank, captions[i], num_tokens[i], text[i], given[i], given[i] - without, text[i] + given[i])
+        for rank, i in enumerate(sorted(range(len(captions)), key=keys.__getitem__, reverse=True), 1)
+    ]
+
+
+def image_codes(pipeline: Pipeline, image: Image.Image) -> torch.Tensor:
+    """The dVAE's codes int64 [I] of an image's central square, in fp32: which of two close codes it is matters more here
+    than the time for one image."""
+    pixels_YX3 = np.array(centre_crop(to_rgb(image), pipeline.dvae.config.image_size_px))
+    return torch.from_numpy(encode_with(pipeline.dvae, pixels_YX3)).to(pipeline.device)
+
+
+@torch.inference_mode()
+def ln_p(
+    prior: Prior, text_CU: torch.Tensor, codes_I: torch.Tensor, batch_size: int, precision: Precision
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """ln p(caption) and ln p(image | caption) of each caption, in nats: float64 [C] and [C].
+
+    Memory is that of one forward pass, and of the logits of a few rows.
+
+    Args:
+        prior: in evaluation mode
+        text_CU: caption tokens int64 [C, T − 1], PAD after the end; a row of PAD alone is no caption
+        codes_I: of the one image
+        batch_size: the most captions in a forward pass
+        precision: of the matrix products
+    """
+    # one width for all batches, of which FlexAttention compiles each anew: what the last one lacks are no captions
+    num_batches = math.ceil(len(text_CU) / batch_size)
+    width = math.ceil(len(text_CU) / num_batches)
+    lacking_U = text_CU.new_full((num_batches * width - len(text_CU), text_CU.shape[1]), PAD)
+    codes_BI = codes_I.expand(width, -1)
+    found = []
+    with torch.autocast(text_CU.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        for text_BU in torch.cat([text_CU, lacking_U]).split(width):
+            text_BUD, image_BID = predicting(prior.states(text_BU, codes_BI), prior.config.text_slots)
+            text_B = _sums(prior.text_head, text_BUD, text_BU)
+            found.append(torch.stack([text_B, _sums(prior.image_head, image_BID, codes_BI)]))
+    text_C, image_C = torch.cat(found, dim=1)[:, : len(text_CU)]
+    return text_C, image_C
+
+
+def _sums(head: Head, x_BND: torch.Tensor, targets_BN: torch.Tensor) -> torch.Tensor:
+    """Of each sample the sum of ln softmax(logits)[target], PAD counting for nothing: float64 [B]. The differences between
+    captions are small beside sums over all codes."""
+    targets_R = targets_BN.flatten()
+    found = []
+    for x_ND, targets_N in zip(x_BND.flatten(0, 1).split(_CHUNK_ROWS), targets_R.split(_CHUNK_ROWS), strict=True):
+        ln_p_NV = head(x_ND).log_softmax(dim=1)
+        ln_p_N = ln_p_NV.gather(1, targets_N.clamp(min=0)[:, None])[:, 0]
+        found.append(ln_p_N.masked_fill(targets_N == PAD, 0))
+    return torch.cat(found).view_as(targets_BN).double().sum(dim=1)
+
+
+def read_captions_file(path: str | Path) -> list[str]:
+    """The captions of a text file, one a line, or of a .jsonl file of objects that have a "caption". Blank lines are left
+    out.
+
+    Raises:
+        ValueError: the file cannot be read, is no such file, or has no caption, or an empty one; names the line
+    """
+    path = Path(path)
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
+    except OSError as error:
+        raise ValueError(f"captions {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"captions {path}: is not UTF-8 text ({error.reason}): convert it first") from None
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line]
+    if not numbered:
+        raise ValueError(f"captions {path}: has no caption in it")
+    if path.suffix != ".jsonl":
+        return [line for _, line in numbered]
+    return [_caption_of(line, f"captions {path}, line {number}") for number, line in numbered]
+
+
+def _caption_of(line: str, where: str) -> str:
+    try:
+        caption = json.loads(line)["caption"]
+    except (ValueError, KeyError, TypeError):
+        caption = None
+    if not isinstance(caption, str):
+        raise ValueError(f'{where}: is not an object like {{"caption": "a red circle"}}')
+    if not caption.strip():
+        raise ValueError(f"{where}: the caption is empty")
+    return caption

@@ -1,0 +1,99 @@
+"""Which code comes next: temperature, filters, and an exponential race on numbers that depend on a candidate's seed alone.
+
+If each code v runs for a time E / p_v, with E exponential, the first to arrive is v with probability p_v: no cumulative
+sums, and a result that does not depend on the order of the codes. It is run in two rounds, blocks of about √V codes and
+then the codes of the block that won, which takes 2·√V random numbers in place of V.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+from dalle.config import Sampling
+
+_GOLDEN, _MIX_1, _MIX_2 = (n - (1 << 64) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+def choose(logits_RV: torch.Tensor, uniform_RU: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """A code for each row: int64 [R].
+
+    Args:
+        logits_RV: fp32
+        uniform_RU: in (0, 1), `num_uniform` of them for each row
+        sampling: temperature, then top-k, then top-p
+    """
+    weights_RV = _filtered(logits_RV, sampling)
+    blocks, width = _race(logits_RV.shape[-1])
+    weights_RBW = F.pad(weights_RV, (0, blocks * width - weights_RV.shape[-1])).unflatten(-1, (blocks, width))
+    block_time_RB, code_time_RW = (-uniform_RU.log()).split([blocks, width], dim=-1)
+    block_R1 = (weights_RBW.sum(dim=-1) / block_time_RB).argmax(dim=-1, keepdim=True)
+    weights_RW = weights_RBW.take_along_dim(block_R1[..., None], dim=1)[:, 0]
+    return block_R1[:, 0] * width + (weights_RW / code_time_RW).argmax(dim=-1)
+
+
+def num_uniform(vocabulary: int) -> int:
+    """U, the random numbers that one choice takes."""
+    return sum(_race(vocabulary))
+
+
+def uniform_numbers(seeds_R: torch.Tensor, slot_1: torch.Tensor, count: int) -> torch.Tensor:
+    """In (0, 1), fp32 [R, U], for one slot of each candidate: SplitMix64 (Steele et al., 2014) with a counter, which is the
+    same on every device and for any batch.
+
+    Args:
+        seeds_R: int64
+        slot_1: int64 [1], or of as many elements as there are seeds
+        count: U
+    """
+    counter_1U = slot_1[:, None] * count + torch.arange(1, count + 1, device=seeds_R.device)
+    # the seed is mixed first: the streams of neighbouring seeds begin far apart
+    bits_RU = _mix(_mix(seeds_R * _GOLDEN)[:, None] + counter_1U * _GOLDEN)
+    # of 23 bits, so that the middle of each interval is a float and neither 0 nor 1 comes up
+    return (((bits_RU >> 41) & 0x7FFFFF).float() + 0.5) * 2.0**-23
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    x = (x ^ _shifted(x, 30)) * _MIX_1
+    x = (x ^ _shifted(x, 27)) * _MIX_2
+    return x ^ _shifted(x, 31)
+
+
+def _shifted(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """To the right, with zeros from the left, which int64 does not do of itself."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _race(vocabulary: int) -> tuple[int, int]:
+    """Blocks, and codes in each."""
+    width = 1 << (math.ceil(math.log2(vocabulary)) // 2)
+    return math.ceil(vocabulary / width), width
+
+
+def _filtered(logits_RV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Probabilities up to a factor of each row, 0 for what the filters drop. Codes as likely as the last one kept stay."""
+    most_R1 = logits_RV.amax(dim=-1, keepdim=True)
+    weights_RV = ((logits_RV - most_R1) / sampling.temperature).exp()
+    if sampling.top_k is not None and sampling.top_k < logits_RV.shape[-1]:
+        least_R1 = logits_RV.topk(sampling.top_k, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
+        weights_RV = weights_RV.where(logits_RV >= least_R1, 0)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        weights_RV = _nucleus(weights_RV / weights_RV.sum(dim=-1, keepdim=True), sampling.top_p)
+    return weights_RV
+
+
+def _nucleus(p_RV: torch.Tensor, top_p: float) -> torch.Tensor:
+    """The likeliest codes that together have `top_p`, the others 0.
+
+    The least probability that stays is found bit by bit, since floats in [0, 1] are ordered as their bits are: exact, and
+    without a sort.
+    """
+    bits_RV = p_RV.view(torch.int32)
+    least_R1 = torch.zeros_like(bits_RV[:, :1])
+    for bit in reversed(range(30)):
+        higher_R1 = least_R1 | (1 << bit)
+        mass_R1 = p_RV.where(bits_RV >= higher_R1, 0).sum(dim=-1, keepdim=True)
+        least_R1 = torch.where(mass_R1 >= top_p, higher_R1, least_R1)
+    return p_RV.where(bits_RV >= least_R1, 0)

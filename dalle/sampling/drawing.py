@@ -1,0 +1,120 @@
+"""One drawing, and the PNG that holds it: its pixels, and in text chunks all that is needed to draw it again.
+
+Every PNG carries its caption and how it was drawn as iTXt chunks, so that a picture that was passed on alone still
+tells them.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+_MAX_UNPACKED_BYTES = 2**24
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One image that was drawn for a caption.
+
+    score: the reranker's, higher is better; None when there was none. seed: what draws it again.
+    rank: its place among its caption's candidates; 0 before they are ranked. settings: how it was drawn; must be
+    writable as JSON. codes_I: the image's codes in raster order, int64 [I]; None where they are not known.
+    """
+
+    image: Image.Image
+    caption: str
+    score: float | None
+    seed: int
+    rank: int
+    settings: dict[str, Any]
+    codes_I: np.ndarray | None = field(default=None, compare=False, repr=False)
+
+
+def finite_score(drawing: Drawing, missing: float | None = None) -> float | None:
+    """The score; `missing` where there is none, or none that is finite."""
+    return drawing.score if drawing.score is not None and math.isfinite(drawing.score) else missing
+
+
+def best_first(drawings: Sequence[Drawing]) -> list[Drawing]:
+    """Highest score first; those without a finite score last; ties by rank."""
+    return sorted(drawings, key=lambda drawing: (-finite_score(drawing, -math.inf), drawing.rank))
+
+
+def facts(drawing: Drawing) -> dict[str, Any]:
+    """Seed, rank, score and settings, as they are written into files."""
+    score = finite_score(drawing)
+    return {
+        "seed": drawing.seed,
+        "rank": drawing.rank,
+        "score": None if score is None else float(score),
+        "settings": drawing.settings,
+    }
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def save_drawing(drawing: Drawing, path: Path) -> None:
+    """Writes one PNG, whole or not at all, with the text chunks "caption" and "dalle" (JSON: seed, rank, score, settings,
+    and the codes where they are known)."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    codes = {} if drawing.codes_I is None else {"codes": pack_codes(drawing.codes_I)}
+    text = PngInfo()
+    text.add_itxt("caption", drawing.caption)
+    text.add_itxt("dalle", to_json({**facts(drawing), **codes}))
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    drawing.image.save(partial, format="PNG", pnginfo=text)
+    os.replace(partial, path)
+
+
+def read_drawing(path: str | Path) -> Drawing:
+    """The drawing of a PNG that `save_drawing` wrote.
+
+    Raises:
+        ValueError: the file is missing, no PNG, not one of ours, or a grid of several drawings
+    """
+    try:
+        with Image.open(path) as file:
+            file.load()
+            text = dict(getattr(file, "text", {}))
+            image = file.convert("RGB")
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or 'is no image that can be read'}") from None
+    except Exception as error:  # Pillow's decoders raise many kinds for a damaged file
+        raise ValueError(f"{path}: does not decode: {error}") from None
+    if "captions" in text:
+        raise ValueError(f"{path}: is a picture of several drawings; name one of those in images/ beside it")
+    try:
+        known = json.loads(text["dalle"])
+        codes_I = unpack_codes(known["codes"]) if "codes" in known else None
+        return Drawing(image, text["caption"], known["score"], known["seed"], known["rank"], known["settings"], codes_I)
+    except (KeyError, TypeError, ValueError):
+        what = "does not say how it was drawn: no PNG of dalle-sample, or its text was lost"
+        raise ValueError(f"{path}: {what}") from None
+
+
+def pack_codes(codes_I: np.ndarray) -> str:
+    """Codes as text: base64 of deflated little-endian 32-bit numbers."""
+    return base64.b64encode(zlib.compress(codes_I.astype("<u4").tobytes(), 9)).decode()
+
+
+def unpack_codes(text: str) -> np.ndarray:
+    """What `pack_codes` packed: int64 [I]. Raises ValueError when it is something else."""
+    try:
+        unpacked = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), _MAX_UNPACKED_BYTES)
+    except zlib.error as error:
+        raise ValueError(f"no packed codes: {error}") from None
+    return np.frombuffer(unpacked, "<u4").astype(np.int64)

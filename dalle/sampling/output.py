@@ -1,0 +1,132 @@
+"""The output folder of a run: a gallery that is written as candidates come, and that a run over many captions resumes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dalle.sampling.candidates import Best, Part, Work
+from dalle.sampling.drawing import read_drawing
+from dalle.sampling.gallery import Gallery
+from dalle.sampling.grid import write_grid, write_sheet
+from dalle.sampling.page import replace_text
+
+_REQUEST = "request.json"
+_WRITE_EVERY_S = 10.0
+_WRITING_SHARE = 0.05
+"""Of the time, at most, goes into writing what is there so far."""
+_SHEET_CAPTIONS, _SHEET_COLUMNS = 48, 6
+
+
+class Output:
+    """Takes in what is drawn, keeps the best of each caption, and writes it.
+
+    Args:
+        folder: of the gallery
+        work: what is drawn; of many captions `todo` are those that the folder does not have yet
+        title: of the gallery
+        models: hashes by name, for its head
+        resumable: many captions: the folder remembers what was asked for, and takes up where it was left
+
+    Raises:
+        ValueError: the folder holds drawings of another request
+    """
+
+    def __init__(self, folder: Path, work: Work, title: str, models: dict[str, str], resumable: bool = False):
+        self.folder, self.work = folder, work
+        facts = {"candidates": f"{work.n:,}", **{name: digest[:16] for name, digest in models.items()}}
+        self.gallery = Gallery(folder, title, facts)
+        self.drawn = 0
+        self._resumable = resumable
+        self._request = json.loads(json.dumps(_request(work, models)))  # as it is read back: JSON has no tuples
+        self._check_request()
+        done = self.gallery.resume(work.n) if resumable and (folder / _REQUEST).is_file() else set()
+        self.todo = tuple(caption for caption in work.captions if caption not in done)
+        self._best: dict[int, Best] = {}
+        self._counts: Counter[int] = Counter()
+        self._next_write_s = time.monotonic() + _WRITE_EVERY_S
+
+    def add(self, part: Part) -> None:
+        """Take in what was drawn; the numbers of captions are those of `todo`. Now and then all is written."""
+        self._best.setdefault(part.caption, Best(self.work.keep)).add(part.drawings)
+        self._counts[part.caption] += part.drawn
+        self.drawn += part.drawn
+        if self._counts[part.caption] == self.work.n and self._resumable:  # its images need not be held any longer
+            self._put(part.caption)
+            del self._best[part.caption]
+        if time.monotonic() >= self._next_write_s:
+            self.write()
+
+    def write(self) -> None:
+        """Write the best so far."""
+        began_s = time.monotonic()
+        if self._resumable:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            replace_text(self.folder / _REQUEST, json.dumps(self._request, indent=1))
+        for caption in self._best:
+            self._put(caption)
+        self.gallery.write()
+        now_s = time.monotonic()
+        self._next_write_s = now_s + max(_WRITE_EVERY_S, (now_s - began_s) / _WRITING_SHARE)
+
+    def finish(self) -> str:
+        """Write all there is, with a grid, or for many captions a sheet of the best of some. Returns what was written, in
+        words."""
+        self.write()
+        if self._resumable:
+            picture = self.folder / "sheet.png"
+            best = [read_drawing(file) for file in self.gallery.best_files(_SHEET_CAPTIONS)]
+            write_sheet(best, picture, min(_SHEET_COLUMNS, len(best)))
+        else:
+            picture = self.folder / "grid.png"
+            write_grid(self._best[0].ranked(), picture)
+        return f"{picture} and {self.folder / 'index.html'}"
+
+    def _put(self, number: int) -> None:
+        self.gallery.put(self.todo[number], self._best[number].ranked(), self._counts[number])
+
+    def _check_request(self) -> None:
+        path = self.folder / _REQUEST
+        if not path.is_file():
+            if self._resumable and (self.folder / "results.jsonl").exists():
+                raise ValueError(f"output {self.folder}: holds other drawings; name another folder with --output")
+            return
+        if not self._resumable:
+            raise ValueError(
+                f"output {self.folder}: holds the drawings of a file of captions; name another folder with --output"
+            )
+        try:
+            before = dict(_flat(json.loads(path.read_text(encoding="utf-8"))))
+        except ValueError:
+            raise ValueError(f"{path}: is damaged; name another folder with --output") from None
+        for name, value in _flat(self._request):
+            if before.get(name) != value:
+                raise ValueError(
+                    f"output {self.folder}: holds drawings of another request ({name} was {_short(before.get(name))}, is "
+                    f"{_short(value)}); name another folder with --output"
+                )
+
+
+def _request(work: Work, models: dict[str, str]) -> dict[str, Any]:
+    """All that decides which drawings a caption gets."""
+    prompt = None if work.prompt is None else work.prompt.to_json()
+    settings = {"n": work.n, "keep": work.keep, "seed": work.seed, "prompt": prompt}
+    return {**settings, "sampling": asdict(work.sampling), "models": {"clip": None, **models}}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        # a prompt is one thing to a person
+        nested = isinstance(value, dict) and name != "prompt"
+        found += _flat(value, f"{prefix}{name}.") if nested else [(prefix + name, value)]
+    return found
+
+
+def _short(value: Any) -> str:
+    text = "another one" if isinstance(value, dict) else json.dumps(value).strip('"')
+    return f"{text[:16]}…" if len(text) > 20 else text

@@ -1,0 +1,216 @@
+"""`dalle-sample`: what it writes, what it takes up again, what it draws again, and what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dalle.cli import arguments
+from dalle.cli.sample import sample
+from dalle.config import Sample
+from dalle.sampling import candidates
+from dalle.sampling.drawing import read_drawing
+
+FAST = ["--sampling.chunk", "4", "--sampling.precision", "fp32"]
+
+
+@pytest.fixture
+def base(models, tmp_path):
+    return ["--model", str(models), "--output", str(tmp_path / "out"), *FAST]
+
+
+@pytest.fixture
+def captions(tmp_path):
+    path = tmp_path / "captions.txt"
+    path.write_text("a red circle\n\na  blue cross\na red circle\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def drawn(models, tmp_path_factory):
+    """A folder with a few drawings."""
+    folder = tmp_path_factory.mktemp("drawn")
+    sample(
+        ["--model", str(models), "--output", str(folder), *FAST, "--n", "6", "--keep", "2", "--rerank", "a red circle"]
+    )
+    return folder
+
+
+def _results(folder):
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def test_grid_and_gallery(drawn):
+    grid = Image.open(drawn / "grid.png")
+    assert json.loads(grid.text["captions"]) == ["a red circle"]
+    lines = _results(drawn)
+    assert [line["rank"] for line in lines] == [1, 2]
+    assert {(line["caption"], line["candidates"], line["settings"]["chunk"]) for line in lines} == {
+        ("a red circle", 6, 4)
+    }
+    assert set(lines[0]["settings"]["models"]) == {"prior", "dvae", "tokenizer", "clip"}
+    assert (drawn / "index.html").is_file()
+    for line in lines:
+        drawing = read_drawing(drawn / line["file"])
+        assert (drawing.seed, drawing.score) == (line["seed"], line["score"])
+
+
+def test_again_says_whether_the_pixels_are_the_same(drawn, models, tmp_path, capsys):
+    file = drawn / _results(drawn)[1]["file"]
+    sample(["--model", str(models), "--output", str(tmp_path), "--again", str(file)])
+    assert "all pixels are those of" in capsys.readouterr().out
+    assert np.array_equal(read_drawing(tmp_path / f"{file.stem}-again.png").image, read_drawing(file).image)
+    with Image.open(file) as image:
+        image.load()
+        changed, text = image.copy(), image.text
+    changed.putpixel((3, 4), (1, 2, 3))
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for name, value in text.items():
+        info.add_itxt(name, value.replace('"torch": "', '"torch": "0'))
+    changed.save(tmp_path / "changed.png", pnginfo=info)
+    with pytest.warns(UserWarning, match="torch was 0"), pytest.raises(SystemExit) as left:
+        sample(["--model", str(models), "--output", str(tmp_path), "--again", str(tmp_path / "changed.png")])
+    assert left.value.code == 1
+    assert "1 of 1024 pixels are not those of" in capsys.readouterr().out
+
+
+def test_many_captions_are_taken_up_where_they_were_left(base, captions, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    arguments = [*base, "--captions", str(captions), "--n", "5", "--keep", "2"]
+    whole = candidates.draw
+    calls = []
+
+    def interrupted(pipeline, work):
+        for number, part in enumerate(whole(pipeline, work)):
+            if number == 3:  # the first caption whole, the first chunk of the second
+                raise KeyboardInterrupt
+            yield part
+
+    def counted(pipeline, work):
+        calls.append(work.captions)
+        return whole(pipeline, work)
+
+    monkeypatch.setattr(candidates, "draw", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sample(arguments)
+    assert "interrupted; 9 of 10 candidates were drawn" in capsys.readouterr().err
+    assert [(line["caption"], line["candidates"]) for line in _results(out)] == [
+        ("a red circle", 5), ("a red circle", 5), ("a blue cross", 4), ("a blue cross", 4),
+    ]  # fmt: skip
+    monkeypatch.setattr(candidates, "draw", counted)
+    sample(arguments)
+    assert calls == [("a blue cross",)]
+    assert "1 of 2 captions are there already" in capsys.readouterr().err
+    lines = _results(out)
+    assert [line["candidates"] for line in lines] == [5] * 4
+    assert all((out / line["file"]).is_file() for line in lines)
+    assert (out / "sheet.png").is_file()
+    sample(arguments)  # nothing is left to do
+    assert len(calls) == 1
+    assert _results(out) == lines
+    for options, message in (
+        (["--sampling.temperature", "0.5"], r"another request \(sampling.temperature was 1.0, is 0.5\)"),
+        (["--n", "6"], r"\(n was 5, is 6\)"),
+        (["--rerank"], r"\(models.clip was null, is "),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample([*arguments, *options])
+    with pytest.raises(ValueError, match="holds the drawings of a file of captions"):
+        sample([*base, "a red circle"])
+    (out / "request.json").unlink()
+    with pytest.raises(ValueError, match="holds other drawings"):
+        sample(arguments)
+
+
+def test_interrupting_keeps_the_best_found_so_far(base, tmp_path, capsys, monkeypatch):
+    whole = candidates.draw
+
+    def interrupted(pipeline, work):
+        yield next(whole(pipeline, work))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(candidates, "draw", interrupted)
+    monkeypatch.setattr("dalle.sampling.output._WRITE_EVERY_S", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        sample([*base, "--n", "100", "--keep", "3", "a red circle"])
+    said = capsys.readouterr()
+    assert "interrupted; 4 of 100 candidates were drawn" in said.err
+    assert "the best 3 of 4" in said.out
+    assert [line["candidates"] for line in _results(tmp_path / "out")] == [4] * 3
+
+    monkeypatch.setattr(candidates, "draw", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        sample([*base[:3], str(tmp_path / "none"), *base[4:], "a red circle"])
+    assert "before anything was drawn" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_variations_of_a_drawing(drawn, base, tmp_path):
+    file = drawn / _results(drawn)[0]["file"]
+    sample([*base, "--variations-of", str(file), "--region", "8,8,16,16", "--n", "2"])
+    codes = read_drawing(file).codes_I.reshape(4, 4)
+    for line in _results(tmp_path / "out"):
+        assert line["caption"] == "a red circle"
+        other = read_drawing(tmp_path / "out" / line["file"]).codes_I.reshape(4, 4)
+        assert {tuple(cell) for cell in np.argwhere(other != codes)} <= {(1, 1)}
+
+
+def test_an_image_of_another_size_is_said(base, tmp_path):
+    Image.new("RGB", (70, 50), "red").save(tmp_path / "wide.png")
+    prompt = ["--prompt-image", str(tmp_path / "wide.png")]
+    with pytest.warns(UserWarning, match="70×50 px: its central square was brought to 32×32"):
+        sample([*base, *prompt, "--rows", "3", "--n", "1", "a red circle"])
+    with pytest.raises(ValueError, match="leaves the prompt image, which has 70×50 px"):
+        sample([*base, *prompt, "--region", "0,0,71,20", "a red circle"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "missing: --caption"),
+        (["   "], "caption: is empty"),
+        (["--captions", "c.txt", "a cat"], "caption and captions"),
+        (["--captions", "gone.txt"], "gone.txt: No such file"),
+        (["--captions", "{tmp}/empty.txt"], "has no caption"),
+        (["--sampling.top_k", "17", "a cat"], "top_k 17: .*16 codes"),
+        (["--rows", "2", "a cat"], "prompt_image and rows"),
+        (["--prompt-image", "x.png", "a cat"], "prompt_image and rows"),
+        (["--prompt-image", "x.png", "--rows", "1", "--region", "0,0,8,8", "a cat"], "rows and region"),
+        (["--prompt-image", "x.png", "--variations-of", "y.png", "--rows", "1"], "prompt_image and variations_of"),
+        (["--prompt-image", "{tmp}/empty.txt", "--rows", "1", "a cat"], "prompt_image .*empty.txt: .*does not decode"),
+        (["--prompt-image", "x.png", "--region", "0,0,8", "a cat"], "region 0,0,8: must be four whole numbers"),
+        (["--prompt-image", "x.png", "--region", "8,0,8,8", "a cat"], "region 8,0,8,8: is empty"),
+        (["--prompt-image", "x.png", "--region=-8,0,8,8", "a cat"], "region -8,0,8,8: begins outside"),
+        (["--variations-of", "gone.png", "--rows", "1"], "variations_of gone.png: No such file"),
+        (["--again", "gone.png"], "gone.png: No such file"),
+        (["--processes", "0", "a cat"], "processes 0"),
+        (["--clip", "{models}/prior", "a cat"], "holds a prior, not a clip"),
+    ],
+)
+def test_refusals_come_before_models_are_loaded(models, tmp_path, monkeypatch, options, message):
+    (tmp_path / "empty.txt").write_text("\n")
+    monkeypatch.setattr("dalle.sampling.pipeline.load_prior", None)
+    options = [option.format(tmp=tmp_path, models=models) for option in options]
+    with pytest.raises(ValueError, match=message):
+        sample(["--model", str(models), "--output", str(tmp_path / "out"), *options])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "option", [["--n", "5"], ["--sampling.temperature", "0.5"], ["a cat"], ["--captions", "c.txt"]]
+)
+def test_again_takes_no_other_settings(option):
+    with pytest.raises(ValueError, match=r"again and .*leave .* out"):
+        arguments.parse(Sample, "dalle-sample", ["--again", "x.png", *option], positional="caption")
+
+
+def test_what_a_caption_may_look_like():
+    for caption in ("null", "true", "12", "a: b", "[a]", "8,8,16,16"):
+        assert arguments.parse(Sample, "dalle-sample", [caption], positional="caption").caption == caption
+    config = arguments.parse(
+        Sample, "dalle-sample", ["a", "--prompt-image", "x.png", "--region", "8,8,16,16"], "caption"
+    )
+    assert config.region_px() == (8, 8, 16, 16)

@@ -1,0 +1,128 @@
+"""Candidates as a stream: the best of them, chunks that shrink, and processes that share the work."""
+
+import os
+import signal
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dalle
+from dalle.config import Sampling
+from dalle.sampling.candidates import Best, Work, draw, out_of_memory
+from dalle.sampling.drawing import Drawing
+from dalle.sampling.workers import WorkerDied, draw_with_workers
+
+FAST = Sampling(chunk=4, precision="fp32")
+WORK = Work(("a red circle", "a blue cross"), n=10, keep=3, seed=5, sampling=FAST)
+
+
+@pytest.fixture(scope="module")
+def pipeline(models):
+    return dalle.load(models, device="cpu")
+
+
+def _drawing(seed, score):
+    return Drawing(Image.new("RGB", (1, 1)), "", score, seed, 0, {})
+
+
+def _best(parts, work=WORK):
+    """The drawings of each caption, best first, and how many candidates they are of."""
+    best, drawn = [Best(work.keep) for _ in work.captions], [0] * len(work.captions)
+    for part in parts:
+        best[part.caption].add(part.drawings)
+        drawn[part.caption] += part.drawn
+    return [caption.ranked() for caption in best], drawn
+
+
+def _assert_same(found, expected):
+    for ours, theirs in zip(found, expected, strict=True):
+        assert [(d.seed, d.score, d.rank) for d in ours] == [(d.seed, d.score, d.rank) for d in theirs]
+        assert all(np.array_equal(a.image, b.image) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_the_best_are_kept_and_only_they_are_handed_on():
+    best = Best(2)
+    assert [d.seed for d in best.add([_drawing(0, 0.5), _drawing(1, 0.1), _drawing(2, 0.9)])] == [0, 2]
+    assert best.add([_drawing(3, 0.5)]) == []  # of equal ones the lowest seed
+    assert [d.seed for d in best.add([_drawing(4, 0.7), _drawing(5, 0.2)])] == [4]
+    assert [(d.seed, d.rank) for d in best.ranked()] == [(2, 1), (4, 2)]
+    unranked = Best(2)
+    unranked.add(_drawing(seed, None) for seed in (7, 3, 5))
+    assert [d.seed for d in unranked.ranked()] == [3, 5]
+
+
+def test_parts_do_not_depend_on_who_draws_them(pipeline):
+    """Blocks drawn in two halves, as two workers would, give the best of all."""
+    expected, drawn = _best(draw(pipeline, WORK))
+    assert drawn == [10, 10]
+    assert [len(drawings) for drawings in expected] == [3, 3]
+    halves = [*draw(pipeline, WORK, [0, 3, 4]), *draw(pipeline, WORK, [1, 2, 5, 6, 9])]
+    found, drawn = _best(halves)
+    assert drawn == [10, 10]
+    _assert_same(found, expected)
+
+
+def test_out_of_memory_halves_the_chunk_and_loses_nothing(pipeline, monkeypatch):
+    whole = pipeline.chunk
+    widths = []
+
+    def tight(reading, first_seed, sampling, prompt):
+        widths.append(sampling.chunk)
+        if first_seed >= 9 and sampling.chunk > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(reading, first_seed, sampling, prompt)
+
+    monkeypatch.setattr(pipeline, "chunk", tight)
+    with pytest.warns(UserWarning) as said:
+        drawings = pipeline.generate("a red circle", n=10, seed=5, sampling=FAST)
+    assert widths == [4, 4, 2, 1, 1, 1, 1, 1, 1]
+    assert [str(w.message) for w in said if "out of memory" in str(w.message)] == [
+        "out of memory with 4 candidates at a time; from seed 9 on 2 at a time",
+        "out of memory with 2 candidates at a time; from seed 9 on 1 at a time",
+    ]
+    assert sorted(d.seed for d in drawings) == list(range(5, 15))
+    assert {d.seed: d.settings["chunk"] for d in drawings} == {seed: 4 if seed < 9 else 1 for seed in range(5, 15)}
+    monkeypatch.setattr(pipeline, "chunk", _no_memory)
+    with pytest.raises(ValueError, match="even with one candidate"), pytest.warns(UserWarning):
+        pipeline.generate("a red circle", n=1, sampling=FAST)
+
+
+def _no_memory(*_):
+    raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried")
+
+
+def test_other_errors_are_not_taken_for_a_want_of_memory(pipeline, monkeypatch):
+    assert not out_of_memory(RuntimeError("shapes do not match"))
+    monkeypatch.setattr(pipeline, "chunk", lambda *_: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="size"):
+        pipeline.generate("a red circle", n=1, sampling=FAST)
+
+
+def _load(folder, device):
+    """In a worker."""
+    return dalle.load(folder, device=device)
+
+
+def _die(device):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_two_processes_draw_what_one_draws(models, pipeline):
+    """With as many threads: oneDNN's convolutions round by their number."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // 2))  # what each of two workers gets
+    try:
+        expected, _ = _best(draw(pipeline, WORK))
+    finally:
+        torch.set_num_threads(threads)
+    found, drawn = _best(draw_with_workers(partial(_load, models), WORK, processes=2))
+    assert drawn == [10, 10]
+    _assert_same(found, expected)
+
+
+def test_a_worker_that_dies_is_named():
+    with pytest.raises(WorkerDied, match=r"worker [12] of 2 \(cpu\) died with exit code -9 \(SIGKILL"):
+        list(draw_with_workers(_die, WORK, processes=2))
