@@ -41,6 +41,12 @@ inline float exp_of_negative(float x) {
     return x < -87.0f ? 0.0f : p * scale;
 }
 
+// The caches stream from memory in short runs, which a processor does not foresee. An address beyond them does no harm.
+template <typename T>
+inline void prefetch(const T* from, int64_t width) {
+    for (int64_t i = 0; i < width; i += 64 / sizeof(T)) __builtin_prefetch(from + i);
+}
+
 // K is the head width where it is known when compiling, else 0.
 template <typename T, int K>
 void attend(const T* qkv, int64_t rows, int64_t heads, int64_t width, T* k_cache, T* v_cache, int64_t places, int64_t place,
@@ -69,7 +75,9 @@ void attend(const T* qkv, int64_t rows, int64_t heads, int64_t width, T* k_cache
             for (int64_t m = 0; m < num_visible; m++) {
                 float score = bias[m];
                 if (score == 0) {
-                    const T* k = k_at + (visible ? visible[m] : m) * k_width;
+                    const int64_t at = (visible ? visible[m] : m) * k_width;
+                    const T* k = k_at + at;
+                    prefetch(v_at + at, k_width);
                     float sum = 0;
 #pragma omp simd reduction(+ : sum)
                     for (int64_t i = 0; i < k_width; i++) sum += load(q + i) * load(k + i);
@@ -91,7 +99,9 @@ void attend(const T* qkv, int64_t rows, int64_t heads, int64_t width, T* k_cache
                 if (bias[m] != 0) continue;
                 float weight = exp_of_negative(row_scores[m] - most);
                 total += weight;
-                const T* v = v_at + (visible ? visible[m] : m) * k_width;
+                const int64_t at = (visible ? visible[m] : m) * k_width;
+                const T* v = v_at + at;
+                prefetch(k_at + places * k_width + at, k_width);  // of the next head
 #pragma omp simd
                 for (int64_t i = 0; i < k_width; i++) sums[i] += weight * load(v + i);
             }

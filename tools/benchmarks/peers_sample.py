@@ -158,7 +158,7 @@ class DenseSampler:
             qkv_RzHK = layer.qkv(layer.attention_norm(x_RD)).unflatten(-1, (3, layer.heads, -1))
             q_RHK, k_RHSK[:, :, place], v_RHSK[:, :, place] = qkv_RzHK.unbind(1)
             filled = (k_RHSK[:, :, : place + 1], v_RHSK[:, :, : place + 1])
-            values_RH1K = F.scaled_dot_product_attention(q_RHK[:, :, None], *filled)
+            values_RH1K = _attend(q_RHK[:, :, None], *filled)
             x_RD = x_RD + layer.project(values_RH1K.flatten(1))
             x_RD = x_RD + layer.narrow(F.gelu(layer.widen(layer.mlp_norm(x_RD))))
         return gpt.image_head(gpt.norm(x_RD)).float()
@@ -172,6 +172,14 @@ class DenseSampler:
             logits_RV = self.logits(held_R, first + number)
             held_R = codes_RN[:, number] = torch.multinomial(logits_RV.softmax(dim=-1), 1)[:, 0]
         return codes_RN
+
+
+def _attend(q_RH1K: torch.Tensor, k_RHMK: torch.Tensor, v_RHMK: torch.Tensor) -> torch.Tensor:
+    """Attention of one slot, in the form that is faster: on a CPU in fp32, plain products take two thirds of the time of
+    PyTorch's fused kernel; in bf16 they take longer."""
+    if q_RH1K.is_cuda or q_RH1K.dtype != torch.float32:
+        return F.scaled_dot_product_attention(q_RH1K, k_RHMK, v_RHMK)
+    return (q_RH1K * q_RH1K.shape[-1] ** -0.5 @ k_RHMK.mT).softmax(dim=-1) @ v_RHMK
 
 
 def _dense(config, rows: int, dtype: torch.dtype, steps: int) -> dict[str, Callable]:
