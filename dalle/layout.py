@@ -151,8 +151,8 @@ def windows(kind: Kind, grid: int, conv_kernel: int = 11) -> Windows:
 
 @dataclass(frozen=True)
 class CachePlaces:
-    """Where a layer keeps the keys and values of the image slots while they are drawn one after another: a ring of as many
-    places as it sees back, or for column layers a place for every slot, column by column.
+    """Where a layer keeps the keys and values of the image slots while they are drawn one after another: as many as it sees
+    back, and for column layers all.
 
     Args:
         size: P, the number of places
@@ -177,18 +177,23 @@ class CachePlaces:
 
 
 def cache_places(kind: Kind, grid: int, conv_kernel: int = 11) -> CachePlaces:
-    """The places of a layer's kind. M does not depend on the slot, so that a step is the same for all slots."""
-    slot_I1 = torch.arange(grid**2)[:, None]
-    if kind == "column":
-        row_I1, column_I1, row_M = slot_I1 // grid, slot_I1 % grid, torch.arange(grid)
-        return CachePlaces(grid**2, (column_I1 * grid + row_I1)[:, 0], column_I1 * grid + row_M, _bias(row_M <= row_I1))
+    """The places of a layer's kind. M does not depend on the slot, so that a step is the same for all slots. Places are read
+    in ascending order, and those of column and convolutional layers are laid out so that they lie nearly side by side."""
+    slots = grid**2
+    slot_I1 = torch.arange(slots)[:, None]
     offset_M = torch.tensor(seen_offsets(kind, grid, conv_kernel))
-    size = int(offset_M[-1]) + 1
-    if size == len(offset_M):  # all places are read, so they may as well be read in their order
-        back_IM = (slot_I1 - torch.arange(size)) % size
-        return CachePlaces(size, slot_I1[:, 0] % size, None, _bias(back_IM <= slot_I1))
-    return CachePlaces(size, slot_I1[:, 0] % size, (slot_I1 - offset_M) % size, _bias(offset_M <= slot_I1))
-
-
-def _bias(seen: torch.Tensor) -> torch.Tensor:
-    return torch.zeros(seen.shape).masked_fill(~seen, -math.inf)
+    if kind in (
+        "column",
+        "conv",
+    ):  # column by column, of each the last rows: a slot's place is taken `rows` rows further on
+        rows = grid if kind == "column" else min(grid, conv_kernel // 2 + 1)
+        size, place_I = grid * rows, slot_I1[:, 0] % grid * rows + slot_I1[:, 0] // grid % rows
+        visible_IM = place_I[(slot_I1 - offset_M) % slots]
+    else:
+        size = int(offset_M[-1]) + 1
+        place_I, visible_IM = slot_I1[:, 0] % size, (slot_I1 - offset_M) % size
+    visible_IM, order_IM = visible_IM.sort(dim=1)
+    seen_IM = (offset_M <= slot_I1).gather(1, order_IM)
+    bias_IM = torch.zeros(seen_IM.shape).masked_fill(~seen_IM, -math.inf)
+    reads_all = size == len(offset_M) and bool((visible_IM == torch.arange(size)).all())
+    return CachePlaces(size, place_I, None if reads_all else visible_IM, bias_IM)

@@ -16,7 +16,7 @@ LEVELS = [
 ]
 HOMES = {
     "deepspeed": ["training/engine.py"],
-    "torch.distributed": ["training/", "sampling/candidates.py"],
+    "torch.distributed": ["training/"],
     "jsonargparse": ["cli/"],
     "argparse": ["cli/"],
 }

@@ -76,7 +76,4 @@ def test_cache_places_hold_what_each_slot_sees(kind, grid, kernel):
         read = held if visible is None else held[visible]
         assert sorted(read[bias == 0].tolist()) == mask[slot].nonzero().flatten().tolist()
         assert bias.unique().tolist() in ([0.0], [-float("inf"), 0.0])
-    assert (
-        places.size
-        <= {"row": grid + 1, "column": grid**2, "conv": kernel // 2 * (grid + 1) + 1, "dense": grid**2}[kind]
-    )
+    assert places.size <= {"row": grid + 1, "column": grid**2, "conv": (kernel // 2 + 1) * grid, "dense": grid**2}[kind]

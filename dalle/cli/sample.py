@@ -64,27 +64,37 @@ def sample(argv: list[str] | None = None) -> None:
     work = replace(work, captions=output.todo)
     total = config.n * len(output.todo)
     processes = config.processes or max(1, torch.cuda.device_count())
-    parts = _parts(config, work, rerank, min(processes, total))
-    stopped = ""
+    stopped: BaseException | None = None
     with tqdm(total=total, unit=" images", disable=not sys.stderr.isatty()) as bar:
+        slots = models.prior_config.image_slots
+
+        def tell(slot: int) -> None:
+            if (slot + 1) % models.prior_config.grid == 0:  # once a row: a chunk may take minutes
+                bar.set_postfix_str(f"code {slot + 1}/{slots} of a chunk")
+
+        parts = _parts(config, work, rerank, min(processes, total), tell)
         try:
             for part in parts:
                 output.add(part)
                 bar.update(part.drawn)
-        except (KeyboardInterrupt, WorkerDied) as error:
+        except (KeyboardInterrupt, WorkerDied, ValueError) as error:
             parts.close()  # ends the workers
-            stopped = str(error) or "interrupted"
-            cause = error
-    if stopped and output.drawn == 0:
-        print(f"dalle-sample: {stopped}, before anything was drawn", file=sys.stderr)
-    elif stopped:
-        print(f"dalle-sample: {stopped}; {output.drawn} of {total} candidates were drawn", file=sys.stderr)
-    if output.drawn or not stopped:
+            stopped = error
+    if stopped is None:
         print(f"the best {_count(config, output.drawn, len(captions))}: {output.finish()}")
-    if stopped:
-        if isinstance(cause, WorkerDied):
-            sys.exit(1)
-        raise KeyboardInterrupt
+        return
+    why = str(stopped) or "interrupted"
+    if output.drawn:
+        print(f"dalle-sample: {why}; {output.drawn} of {total} candidates were drawn", file=sys.stderr)
+        best = (
+            "best so far" if config.captions is not None else f"best {min(config.keep, output.drawn)} of {output.drawn}"
+        )
+        print(f"the {best}: {output.finish()}")
+    elif not isinstance(stopped, ValueError):
+        print(f"dalle-sample: {why}, before anything was drawn", file=sys.stderr)
+    if isinstance(stopped, WorkerDied):
+        sys.exit(1)
+    raise stopped
 
 
 def _count(config: Sample, drawn: int, captions: int) -> str:
@@ -130,8 +140,8 @@ def _prompt(config: Sample, models: Models, origin: Drawing | None) -> Prompt | 
     return make_prompt(image, config.rows, config.region_px(), grid, size_px, encode, known)
 
 
-def _parts(config: Sample, work: Work, rerank: bool, processes: int) -> Iterator[Part]:
-    """What is drawn, in this process or in several."""
+def _parts(config: Sample, work: Work, rerank: bool, processes: int, tell: Callable[[int], None]) -> Iterator[Part]:
+    """What is drawn, in this process, which tells each slot that it has come to, or in several."""
     from dalle.sampling.candidates import draw
     from dalle.sampling.pipeline import load
     from dalle.sampling.workers import draw_with_workers
@@ -140,7 +150,7 @@ def _parts(config: Sample, work: Work, rerank: bool, processes: int) -> Iterator
     if processes > 1:
         yield from draw_with_workers(partial(_load_in_worker, load_these), work, processes)
     elif work.captions:
-        yield from draw(load_these(), work)
+        yield from draw(load_these(), work, progress=tell)
 
 
 def _load_in_worker(load: Callable[..., Pipeline], device: str) -> Pipeline:
@@ -156,7 +166,8 @@ def _again(config: Sample, models: Models, folder: Path) -> None:
 
     drawing = read_record(config.again, models.hashes)
     device = choose_device(drawing.settings)
-    if found := differences(drawing.settings, device):
+    head_width = models.prior_config.width // models.prior_config.heads
+    if found := differences(drawing.settings, device, head_width):
         warnings.warn(f"another machine may round otherwise, and draw other bits: {'; '.join(found)}", stacklevel=2)
     again = draw_again(load(config.model, config.dvae, config.prior, rerank=False, device=device), drawing)
     path = folder / f"{Path(config.again).stem}-again.png"

@@ -67,12 +67,12 @@ class Sample:
             return
         require(not self.caption or bool(self.caption.strip()), "caption: is empty")
         require(
-            not (self.caption and self.captions is not None),
+            not self.caption or self.captions is None,
             "caption and captions: give one of them, the caption itself or the file of many",
         )
         require(
             bool(self.caption) or self.captions is not None or self.variations_of is not None,
-            "missing: --caption (or --captions FILE, --variations-of FILE.png, --again FILE.png)",
+            "caption: is missing or empty; give --caption (or --captions FILE, --variations-of FILE.png, --again FILE.png)",
         )
         self._check_image()
 

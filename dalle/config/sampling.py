@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from dalle.config.checks import require
@@ -22,7 +23,7 @@ class Sampling:
         chunk: candidates decoded together; null takes what the device's memory holds, 64 at most on a CPU and 512 on a GPU.
             Matrix products of another shape round differently, so the chunk has one width whatever n is, and is part of
             what an image can be made again from
-        precision: of the matrix products
+        precision: of the matrix products; on a CPU bf16 also rounds the logits, to 8 bits
         compile: compiled kernels between the matrix products: by a C++ compiler on a CPU, by PyTorch's on a GPU
     """
 
@@ -35,8 +36,11 @@ class Sampling:
     compile: bool = True
 
     def __post_init__(self) -> None:
-        require(self.temperature > 0, f"temperature {self.temperature}: must be positive")
+        require(
+            1e-30 <= self.temperature < math.inf,
+            f"temperature {self.temperature}: must be positive and finite (1 in the paper; top_k 1 takes the likeliest)",
+        )
         require(self.top_k is None or self.top_k >= 1, f"top_k {self.top_k}: must be at least 1")
         require(self.top_p is None or 0 < self.top_p <= 1, f"top_p {self.top_p}: must lie in (0, 1]")
-        require(self.guidance >= 0, f"guidance {self.guidance}: must not be negative")
+        require(0 <= self.guidance < math.inf, f"guidance {self.guidance}: must be finite and not negative; 1 is none")
         require(self.chunk is None or self.chunk >= 1, f"chunk {self.chunk}: must be at least 1")

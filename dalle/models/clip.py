@@ -99,6 +99,12 @@ class CLIP(nn.Module):
             row[: len(ids)] = torch.tensor(ids)
         return rows
 
+    def cuts(self, caption: str) -> bool:
+        """Whether a caption has more tokens than are read; of a named architecture, whether it fills them all."""
+        if self.tokenizer is None:
+            return bool(self._open_clip_tokenizer([caption])[0, -1] != 0)  # its pads are 0
+        return len(self.tokenizer.encode(caption)) > self.config.text_slots - 2
+
     def embed_images(self, images_BCYX: torch.Tensor) -> torch.Tensor:
         """Unit vectors [B, E], fp32, of images in [0, 1] or uint8."""
         images_BCYX = unit_range(images_BCYX)

@@ -16,10 +16,22 @@ import torch
 from dalle.config import Sampling
 from dalle.sampling.candidates import out_of_memory
 from dalle.sampling.drawing import Drawing, read_drawing
+from dalle.sampling.kernels import kernels
 from dalle.sampling.pipeline import Pipeline
 from dalle.sampling.prompt import Prompt
 
-_NEEDED = ("chunk", "place", "precision", "captions_together", "models", "device", "processor", "torch")
+_NEEDED = (
+    "chunk",
+    "place",
+    "precision",
+    "captions_together",
+    "models",
+    "device",
+    "processor",
+    "torch",
+    "kernels",
+    "compile",
+)
 
 
 def read_record(path: str | Path, hashes: dict[str, str]) -> Drawing:
@@ -33,6 +45,8 @@ def read_record(path: str | Path, hashes: dict[str, str]) -> Drawing:
         ValueError: no PNG of ours, one of an earlier version, or one of other models, with both hashes
     """
     drawing = read_drawing(path)
+    if not isinstance(drawing.settings, dict) or not isinstance(drawing.settings.get("models", {}), dict):
+        raise ValueError(f"{path}: its metadata are damaged")
     missing = [name for name in _NEEDED if name not in drawing.settings]
     if missing:
         raise ValueError(
@@ -51,11 +65,12 @@ def choose_device(settings: dict[str, Any]) -> str:
     return "cuda" if settings["device"] == "cuda" and torch.cuda.is_available() else "cpu"
 
 
-def differences(settings: dict[str, Any], device: str) -> list[str]:
-    """What is not as it was and may round otherwise, in words."""
+def differences(settings: dict[str, Any], device: str, head_width: int) -> list[str]:
+    """What is not as it was and may round otherwise, in words. head_width: of the prior."""
     on_cuda = device == "cuda"
     processor = torch.cuda.get_device_name() if on_cuda else torch.backends.cpu.get_cpu_capability()
-    here = {"device": device, "processor": processor, "torch": str(torch.__version__)}
+    found = kernels(torch.device(device), settings["compile"], head_width).name
+    here = {"device": device, "processor": processor, "torch": str(torch.__version__), "kernels": found}
     return [f"{name} was {settings[name]}, is {now}" for name, now in here.items() if settings[name] != now]
 
 

@@ -10,7 +10,7 @@ import heapq
 import itertools
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -119,10 +119,11 @@ class Chunks:
     Args:
         pipeline: the models
         sampling: its chunk, where it has one, is the width to begin with
+        progress: told each slot of a chunk that was drawn
     """
 
-    def __init__(self, pipeline: Pipeline, sampling: Sampling):
-        self.pipeline, self.sampling = pipeline, sampling
+    def __init__(self, pipeline: Pipeline, sampling: Sampling, progress: Callable[[int], None] = lambda slot: None):
+        self.pipeline, self.sampling, self.progress = pipeline, sampling, progress
         self.width = sampling.chunk or pipeline.chunk_width(sampling)
 
     def draw(self, reading: Reading, numbers: range, seed: int, prompt: Prompt | None) -> Iterator[Candidates]:
@@ -144,7 +145,8 @@ class Chunks:
     def _try(self, reading: Reading, first_seed: int, prompt: Prompt | None) -> Candidates | None:
         """A chunk; None when there was no memory for it. Not halved here, where the error still holds on to tensors."""
         try:
-            return self.pipeline.chunk(reading, first_seed, replace(self.sampling, chunk=self.width), prompt)
+            sampling = replace(self.sampling, chunk=self.width)
+            return self.pipeline.chunk(reading, first_seed, sampling, prompt, self.progress)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -161,21 +163,35 @@ class Chunks:
         self.width //= 2
 
 
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "alloc_failed", "bad_alloc")
+
+
 def out_of_memory(error: BaseException) -> bool:
-    """Whether this is PyTorch or NumPy saying that there is no memory left."""
-    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return known or "can't allocate memory" in str(error)  # of the CPU's allocator
+    """Whether this, or what it was raised after, is PyTorch, a library of CUDA or NumPy saying that there is no memory."""
+    seen: BaseException | None = error
+    while seen is not None:
+        told = str(seen).lower()
+        if isinstance(seen, torch.OutOfMemoryError | MemoryError) or any(words in told for words in _OUT_OF_MEMORY):
+            return True
+        seen = seen.__context__
+    return False
 
 
-def draw(pipeline: Pipeline, work: Work, numbers: Iterable[int] | None = None) -> Iterator[Part]:
+def draw(
+    pipeline: Pipeline,
+    work: Work,
+    numbers: Iterable[int] | None = None,
+    progress: Callable[[int], None] = lambda slot: None,
+) -> Iterator[Part]:
     """Draw, and hand on what may be among the best, chunk by chunk.
 
     Args:
         pipeline: the models
         work: what is drawn; it is numbered in blocks of one chunk, caption by caption
         numbers: of the blocks to draw, ascending, those beyond the last are ignored; null draws all
+        progress: told each slot of a chunk that was drawn
     """
-    chunks = Chunks(pipeline, work.sampling)
+    chunks = Chunks(pipeline, work.sampling, progress)
     width = chunks.width  # of the blocks, whatever becomes of that of the chunks
     blocks = math.ceil(work.n / width)
     current = None

@@ -73,12 +73,13 @@ def _race(vocabulary: int) -> tuple[int, int]:
 
 
 def _filtered(logits_RV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Probabilities up to a factor of each row, 0 for what the filters drop. Codes as likely as the last one kept stay."""
+    """Probabilities up to a factor of each row, 0 for what the filters drop. Of top-p, codes as likely as the
+    last one kept stay."""
     most_R1 = logits_RV.amax(dim=-1, keepdim=True)
     weights_RV = ((logits_RV - most_R1) / sampling.temperature).exp()
     if sampling.top_k is not None and sampling.top_k < logits_RV.shape[-1]:
-        least_R1 = logits_RV.topk(sampling.top_k, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
-        weights_RV = weights_RV.where(logits_RV >= least_R1, 0)
+        best_RK = logits_RV.topk(sampling.top_k, dim=-1, sorted=False).indices  # so many, also of equal ones
+        weights_RV = torch.zeros_like(weights_RV).scatter(-1, best_RK, weights_RV.gather(-1, best_RK))
     if sampling.top_p is not None and sampling.top_p < 1:
         weights_RV = _nucleus(weights_RV / weights_RV.sum(dim=-1, keepdim=True), sampling.top_p)
     return weights_RV

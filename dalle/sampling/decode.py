@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -25,7 +26,7 @@ from dalle.sampling.layers import SlotModel
 from dalle.text import PAD
 
 _MOST_TOGETHER = {"cpu": 64, "cuda": 512}
-"""Candidates of a chunk where there is memory enough; docs/LOG.md has other widths."""
+"""Candidates of a chunk where there is memory enough: docs/LOG.md has the products of other widths."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,13 @@ class TokenLoop:
         self.prior = prior
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.device = prior.image_head.weight.device
-        with torch.inference_mode():
-            self._model = SlotModel(prior, self.dtype, kernels(self.device, compile))
         config = prior.config
+        self.kernels = kernels(self.device, compile, config.width // config.heads)
+        with torch.inference_mode():
+            self._model = SlotModel(prior, self.dtype, self.kernels)
         self._places = {k: cache_places(k, config.grid, config.conv_kernel).to(self.device) for k in set(prior.kinds)}
         self._batch: _Batch | None = None
+        self._step: tuple[Sampling, Callable[[], None]] | None = None
 
     @torch.inference_mode()
     def codes(
@@ -77,6 +80,9 @@ class TokenLoop:
             sampling: temperature, filters, guidance
             given: codes that are kept as they are
             progress: told each slot whose step was issued
+
+        Raises:
+            ValueError: the prior's logits are not finite
         """
         captions, candidates = seeds_CN.shape
         if given is None:
@@ -87,16 +93,22 @@ class TokenLoop:
         if not drawn:
             return codes_CI[:, None].repeat(1, candidates, 1)
         guided = sampling.guidance != 1
-        batch = self._batch_of(captions, candidates, sampling, guided)
+        batch = self._batch_of(captions, candidates, guided)
+        step = self._step_of(batch, sampling)
+        batch.finite_X.fill_(True)
         batch.seeds_X.copy_(seeds_CN.flatten())
         batch.kept_I.copy_(given.kept_I)
         batch.codes_IX.copy_(codes_CI.T.repeat_interleave(candidates, dim=1))
         text_BU = torch.cat([text_CU, torch.full_like(text_CU, PAD)]) if guided else text_CU
         self._read_given(batch, text_BU.to(self.device), codes_CI[:, : drawn[0]].repeat(1 + guided, 1))
         for slot in range(drawn[0], drawn[-1] + 1):
-            batch.step()
+            step()
             progress(slot)
-        return batch.codes_IX.T.contiguous().view(captions, candidates, -1)  # the batch is used again
+        if not batch.finite_X.all():
+            raise ValueError(
+                f"the prior's logits are not finite: its weights are broken, or no match for precision {self.dtype}"
+            )
+        return batch.codes_IX.T.clone(memory_format=torch.contiguous_format).view(captions, candidates, -1)
 
     @torch.inference_mode()
     def logits(self, text_CU: torch.Tensor, codes_CNI: torch.Tensor, num_given: int = 0) -> Iterator[torch.Tensor]:
@@ -108,7 +120,7 @@ class TokenLoop:
             num_given: how many of the first codes are read in one pass, the same for all candidates of a caption
         """
         captions, candidates, slots = codes_CNI.shape
-        batch = self._batch_of(captions, candidates, None, False)
+        batch = self._batch_of(captions, candidates, False)
         codes_CNI = codes_CNI.to(self.device)
         self._read_given(batch, text_CU.to(self.device), codes_CNI[:, 0, :num_given])
         for slot in range(num_given, slots):
@@ -136,16 +148,21 @@ class TokenLoop:
         batch.slot_1.fill_(given)
         batch.held_R.copy_(held_BH[:, given].repeat_interleave(len(batch.held_R) // len(text_BU)))
 
-    def _batch_of(self, captions: int, candidates: int, sampling: Sampling | None, guided: bool) -> _Batch:
+    def _batch_of(self, captions: int, candidates: int, guided: bool) -> _Batch:
         """The tensors for such a batch: those of the call before, where they fit."""
         shape = (captions, candidates, guided)
         if self._batch is None or self._batch.shape != shape:
-            self._batch = None  # given back before others are taken
+            self._batch = self._step = None  # given back before others are taken
             self._batch = _Batch(shape, self._new_caches(captions * (1 + guided), candidates), self.prior)
-        if sampling is not None and self._batch.sampling != sampling:
-            self._batch.sampling = sampling
-            self._batch.step = _stepper(self._model, self._batch)
         return self._batch
+
+    def _step_of(self, batch: _Batch, sampling: Sampling) -> Callable[[], None]:
+        """What draws the next codes: that of the call before, where it fits. Not kept by the batch, which would then not be
+        freed with its last use."""
+        if self._step is None or self._step[0] != sampling:
+            self._step = None
+            self._step = (sampling, _stepper(self._model, batch, sampling))
+        return self._step[1]
 
     def _new_caches(self, captions: int, candidates: int) -> list[LayerCache]:
         config, options = self.prior.config, {"device": self.device, "dtype": self.dtype}
@@ -173,14 +190,13 @@ class _Batch:
     def __init__(self, shape: tuple[int, int, bool], caches: list[LayerCache], prior: Prior):
         captions, candidates, guided = self.shape = shape
         self.caches = caches
-        self.sampling: Sampling | None = None
-        self.step: Callable[[], None] | None = None
         slots, options = prior.config.image_slots, {"device": prior.image_head.weight.device, "dtype": torch.int64}
         self.slot_1 = torch.zeros(1, **options)
         self.held_R = torch.zeros(captions * candidates * (1 + guided), **options)
         self.seeds_X = torch.zeros(captions * candidates, **options)
         self.codes_IX = torch.zeros(slots, captions * candidates, **options)
         self.kept_I = torch.zeros(slots, device=self.slot_1.device, dtype=torch.bool)
+        self.finite_X = torch.ones(captions * candidates, device=self.slot_1.device, dtype=torch.bool)
 
     def hold(self, codes_X: torch.Tensor) -> None:
         """The next slot holds these codes."""
@@ -188,33 +204,35 @@ class _Batch:
         self.slot_1.add_(1)
 
 
-def _stepper(model: SlotModel, batch: _Batch) -> Callable[[], None]:
+def _stepper(model: SlotModel, batch: _Batch, sampling: Sampling) -> Callable[[], None]:
     """Draws the next slot's codes; on CUDA a captured graph of that."""
 
     def step() -> None:
         logits_RV = model.logits(batch.held_R, batch.slot_1, batch.caches)
         if batch.shape[2]:
             captioned_XV, free_XV = logits_RV.chunk(2)
-            logits_RV = free_XV + batch.sampling.guidance * (captioned_XV - free_XV)
+            logits_RV = free_XV + sampling.guidance * (captioned_XV - free_XV)
         uniform_XU = uniform_numbers(batch.seeds_X, batch.slot_1, num_uniform(logits_RV.shape[-1]))
-        drawn_X = choose(logits_RV, uniform_XU, batch.sampling)
+        drawn_X = choose(logits_RV, uniform_XU, sampling)
+        batch.finite_X.logical_and_(logits_RV[:, 0].isfinite())  # one that is not spoils its whole row
         code_1X = torch.where(batch.kept_I[batch.slot_1][:, None], batch.codes_IX[batch.slot_1], drawn_X)
         batch.codes_IX.index_copy_(0, batch.slot_1, code_1X)
         batch.hold(code_1X[0])
 
     if batch.slot_1.device.type != "cuda":
         return step
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(2):  # what is made at first use is not part of the graph
-            batch.slot_1.zero_()
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    batch.slot_1.zero_()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
+    with torch.cuda.device(batch.slot_1.device):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):  # what is made at first use is not part of the graph
+                batch.slot_1.zero_()
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        batch.slot_1.zero_()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may train meanwhile
+            step()
     return graph.replay
 
 
@@ -234,4 +252,8 @@ def choose_chunk(loop: TokenLoop, sampling: Sampling) -> int:
 def _memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(physical, int(Path("/sys/fs/cgroup/memory.max").read_text()))  # of a container
+    except (OSError, ValueError):
+        return physical

@@ -42,7 +42,9 @@ class Gallery:
         (self.folder / "images").mkdir(parents=True, exist_ok=True)
         section = _Section([], [], [])
         for drawing in best_first(drawings):
-            file = f"images/{_safe_name(caption)}-{drawing.seed}.png"
+            # what else decided it is in the name, so that a later run with other settings writes over nothing
+            settings = hashlib.sha256(to_json(drawing.settings).encode()).hexdigest()[:4]
+            file = f"images/{_safe_name(caption)}-{drawing.seed}-{settings}.png"
             save_drawing(drawing, self.folder / file)
             counted = {} if candidates is None else {"candidates": candidates}
             record = {"caption": drawing.caption, **facts(drawing), **counted, "file": file}

@@ -14,84 +14,8 @@ from functools import cache
 import torch
 from torch import nn
 
+from dalle.sampling import native
 from dalle.sampling.caches import LayerCache
-from dalle.sampling.native import library, pointer
-
-
-class Kernels:
-    """The plain forms."""
-
-    attention = staticmethod(lambda *inputs: attend(*inputs))
-
-    def attend(
-        self,
-        qkv_RzHK: torch.Tensor,
-        cache: LayerCache,
-        slot_1: torch.Tensor,
-        visible_M: torch.Tensor | None,
-        bias_M: torch.Tensor,
-    ) -> torch.Tensor:
-        """Attention of one image slot, whose keys and values are written to the cache: [R, H, K]."""
-        q_RHK, k_RHK, v_RHK = qkv_RzHK.unbind(1)
-        cache.write(slot_1, k_RHK, v_RHK)
-        text = (cache.text_k_CHKT, cache.text_v_CHTK)
-        return self.attention(q_RHK, *text, cache.k_RHPK, cache.v_RHPK, visible_M, bias_M)
-
-    def add_norm(self, x_RD: torch.Tensor, change_RD: torch.Tensor | None, norm: nn.LayerNorm, dtype) -> torch.Tensor:
-        """Adds a change to the identity path x, fp32, in place, and returns its layer norm in `dtype`: [R, D]."""
-        if change_RD is not None:
-            x_RD += change_RD
-        return norm(x_RD).to(dtype)
-
-
-class CompiledKernels(Kernels):
-    """With attention by PyTorch's compiler."""
-
-    def __init__(self):
-        self.attention = compiled_attend()
-
-
-class NativeKernels(Kernels):
-    """In C++, for a CPU."""
-
-    def attend(self, qkv_RzHK, cache, slot_1, visible_M, bias_M):
-        rows, _, heads, width = qkv_RzHK.shape
-        captions, _, _, text_slots = cache.text_k_CHKT.shape
-        q_CHNK = _by_caption(qkv_RzHK[:, 0], captions)
-        text_CHNT = q_CHNK @ cache.text_k_CHKT  # becomes the softmax weights
-        scores_RHM = qkv_RzHK.new_empty(rows, heads, len(bias_M), dtype=torch.float32)
-        out_RHK = qkv_RzHK.new_empty(rows, heads, width)
-        function = library().attend_bf16 if qkv_RzHK.dtype == torch.bfloat16 else library().attend_fp32
-        function(
-            pointer(qkv_RzHK), rows, heads, width,
-            pointer(cache.k_RHPK), pointer(cache.v_RHPK), cache.places.size, cache.places.place_I[slot_1].item(),
-            pointer(visible_M), pointer(bias_M), len(bias_M),
-            pointer(text_CHNT), text_slots, rows // captions, pointer(scores_RHM), pointer(out_RHK),
-        )  # fmt: skip
-        return out_RHK + _by_row(text_CHNT @ cache.text_v_CHTK)
-
-    def add_norm(self, x_RD, change_RD, norm, dtype):
-        out_RD = torch.empty_like(x_RD, dtype=dtype)
-        function = library().add_norm_bf16 if dtype == torch.bfloat16 else library().add_norm_fp32
-        function(
-            pointer(x_RD),
-            pointer(change_RD),
-            pointer(norm.weight),
-            pointer(norm.bias),
-            *x_RD.shape,
-            norm.eps,
-            pointer(out_RD),
-        )
-        return out_RD
-
-
-def kernels(device: torch.device, compile: bool) -> Kernels:
-    """The fastest there are for a device, or the plain ones."""
-    if not compile:
-        return Kernels()
-    if device.type == "cuda":
-        return CompiledKernels()
-    return NativeKernels() if library() else Kernels()
 
 
 def attend(
@@ -150,6 +74,90 @@ def attend_fused(
     return (values_RHK / total_RH[..., None]).to(q_RHK.dtype)
 
 
+@cache
+def _compiled_attend():
+    """Each kind of layer and shape of batch is a compilation of its own."""
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    return torch.compile(attend_fused, dynamic=False, fullgraph=True)
+
+
+class Kernels:
+    """The plain forms."""
+
+    name = "plain"
+    attention = staticmethod(attend)
+
+    def attend(
+        self,
+        qkv_RzHK: torch.Tensor,
+        cache: LayerCache,
+        slot_1: torch.Tensor,
+        visible_M: torch.Tensor | None,
+        bias_M: torch.Tensor,
+    ) -> torch.Tensor:
+        """Attention of one image slot, whose keys and values are written to the cache: [R, H, K]."""
+        q_RHK, k_RHK, v_RHK = qkv_RzHK.unbind(1)
+        cache.write(slot_1, k_RHK, v_RHK)
+        text = (cache.text_k_CHKT, cache.text_v_CHTK)
+        return self.attention(q_RHK, *text, cache.k_RHPK, cache.v_RHPK, visible_M, bias_M)
+
+    def add_norm(self, x_RD: torch.Tensor, change_RD: torch.Tensor | None, norm: nn.LayerNorm, dtype) -> torch.Tensor:
+        """Adds a change to the identity path x, fp32, in place, and returns its layer norm in `dtype`: [R, D]."""
+        if change_RD is not None:
+            x_RD += change_RD
+        return norm(x_RD).to(dtype)
+
+
+class CompiledKernels(Kernels):
+    """With attention by PyTorch's compiler."""
+
+    name = "compiled"
+
+    def __init__(self):
+        self.attention = _compiled_attend()
+
+
+class NativeKernels(Kernels):
+    """In C++, for a CPU."""
+
+    def __init__(self):
+        self.library = native.library()
+        self.name = native.name()
+
+    def attend(self, qkv_RzHK, cache, slot_1, visible_M, bias_M):
+        rows, _, heads, width = qkv_RzHK.shape
+        captions, _, _, text_slots = cache.text_k_CHKT.shape
+        text_CHNT = _by_caption(qkv_RzHK[:, 0], captions) @ cache.text_k_CHKT  # becomes the softmax weights
+        scores_RHM = qkv_RzHK.new_empty(rows, heads, len(bias_M), dtype=torch.float32)
+        out_RHK = qkv_RzHK.new_empty(rows, heads, width)
+        function = self.library.attend_bf16 if qkv_RzHK.dtype == torch.bfloat16 else self.library.attend_fp32
+        function(
+            native.pointer(qkv_RzHK), rows, heads, width,
+            native.pointer(cache.k_RHPK), native.pointer(cache.v_RHPK),
+            cache.places.size, cache.places.place_I[slot_1].item(),
+            native.pointer(visible_M), native.pointer(bias_M), len(bias_M),
+            native.pointer(text_CHNT), text_slots, rows // captions,
+            native.pointer(scores_RHM), native.pointer(out_RHK), torch.get_num_threads(),
+        )  # fmt: skip
+        return out_RHK + _by_row(text_CHNT @ cache.text_v_CHTK)
+
+    def add_norm(self, x_RD, change_RD, norm, dtype):
+        out_RD = torch.empty_like(x_RD, dtype=dtype)
+        function = self.library.add_norm_bf16 if dtype == torch.bfloat16 else self.library.add_norm_fp32
+        function(
+            native.pointer(x_RD), native.pointer(change_RD), native.pointer(norm.weight), native.pointer(norm.bias),
+            *x_RD.shape, norm.eps, native.pointer(out_RD), torch.get_num_threads(),
+        )  # fmt: skip
+        return out_RD
+
+
+def kernels(device: torch.device, compile: bool, head_width: int) -> Kernels:
+    """The fastest there are for a device; or, where they are not wanted or cannot be had, the plain ones."""
+    if compile and device.type == "cuda":
+        return CompiledKernels()
+    return NativeKernels() if compile and head_width <= native.MOST_HEAD_WIDTH and native.library() else Kernels()
+
+
 def _by_caption(x_RH: torch.Tensor, captions: int) -> torch.Tensor:
     """[R, H, …] as [C, H, N, …]."""
     return x_RH.unflatten(0, (captions, -1)).transpose(1, 2)
@@ -158,10 +166,3 @@ def _by_caption(x_RH: torch.Tensor, captions: int) -> torch.Tensor:
 def _by_row(x_CHN: torch.Tensor) -> torch.Tensor:
     """[C, H, N, …] as [R, H, …]."""
     return x_CHN.transpose(1, 2).flatten(0, 1)
-
-
-@cache
-def compiled_attend():
-    """`attend_fused`, compiled. Each kind of layer and shape of batch is a compilation of its own."""
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-    return torch.compile(attend_fused, dynamic=False, fullgraph=True)

@@ -28,7 +28,9 @@ class Product:
     def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor, dtype: torch.dtype, gelu: bool = False):
         self.gelu = gelu
         self.weight, self.bias = weight_OI.detach().to(dtype), bias_O.detach().to(dtype)
-        self.packed = dtype == torch.bfloat16 and self.weight.device.type == "cpu"
+        on_cpu = self.weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        # oneDNN has no such products for processors without AVX-512
+        self.packed = dtype == torch.bfloat16 and on_cpu and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         if self.packed:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous())
 

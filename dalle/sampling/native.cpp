@@ -47,14 +47,14 @@ inline void prefetch(const T* from, int64_t width) {
     for (int64_t i = 0; i < width; i += 64 / sizeof(T)) __builtin_prefetch(from + i);
 }
 
-// K is the head width where it is known when compiling, else 0.
+// K is the head width where it is known when compiling, else 0; native.py refuses those above 1024.
 template <typename T, int K>
 void attend(const T* qkv, int64_t rows, int64_t heads, int64_t width, T* k_cache, T* v_cache, int64_t places, int64_t place,
             const int64_t* visible, const float* bias, int64_t num_visible, T* text, int64_t text_slots, int64_t candidates,
-            float* scores, T* out) {
+            float* scores, T* out, int64_t threads) {
     const int64_t k_width = K ? K : width;
     const float scale = 1 / std::sqrt(float(k_width));
-#pragma omp parallel for collapse(2) schedule(static)
+#pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
     for (int64_t r = 0; r < rows; r++)
         for (int64_t h = 0; h < heads; h++) {
             const T* q = qkv + (r * 3 * heads + h) * k_width;
@@ -62,6 +62,10 @@ void attend(const T* qkv, int64_t rows, int64_t heads, int64_t width, T* k_cache
             T* v_at = v_cache + (r * heads + h) * places * k_width;
             std::memcpy(k_at + place * k_width, q + heads * k_width, k_width * sizeof(T));
             std::memcpy(v_at + place * k_width, q + 2 * heads * k_width, k_width * sizeof(T));
+
+            float query[K ? K : 1024];
+#pragma omp simd
+            for (int64_t i = 0; i < k_width; i++) query[i] = load(q + i) * scale;
 
             // of the text [C, H, N, T] the scores are there
             T* text_row = text + (((r / candidates) * heads + h) * candidates + r % candidates) * text_slots;
@@ -80,8 +84,8 @@ void attend(const T* qkv, int64_t rows, int64_t heads, int64_t width, T* k_cache
                     prefetch(v_at + at, k_width);
                     float sum = 0;
 #pragma omp simd reduction(+ : sum)
-                    for (int64_t i = 0; i < k_width; i++) sum += load(q + i) * load(k + i);
-                    score = sum * scale;
+                    for (int64_t i = 0; i < k_width; i++) sum += query[i] * load(k + i);
+                    score = sum;
                     most = score > most ? score : most;
                 }
                 row_scores[m] = score;
@@ -117,16 +121,16 @@ void attend(const T* qkv, int64_t rows, int64_t heads, int64_t width, T* k_cache
 template <typename T>
 void attend_any(const T* qkv, int64_t rows, int64_t heads, int64_t width, T* k_cache, T* v_cache, int64_t places,
                 int64_t place, const int64_t* visible, const float* bias, int64_t num_visible, T* text, int64_t text_slots,
-                int64_t candidates, float* scores, T* out) {
+                int64_t candidates, float* scores, T* out, int64_t threads) {
     auto run = width == 64 ? attend<T, 64> : attend<T, 0>;
     run(qkv, rows, heads, width, k_cache, v_cache, places, place, visible, bias, num_visible, text, text_slots, candidates,
-        scores, out);
+        scores, out, threads);
 }
 
 template <typename T>
 void add_norm(float* x, const T* change, const float* gain, const float* offset, int64_t rows, int64_t width, float epsilon,
-              T* out) {
-#pragma omp parallel for schedule(static)
+              T* out, int64_t threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t r = 0; r < rows; r++) {
         float* row = x + r * width;
         float sum = 0;
@@ -151,25 +155,25 @@ extern "C" {
 
 void attend_bf16(const bf16* qkv, int64_t rows, int64_t heads, int64_t width, bf16* k_cache, bf16* v_cache, int64_t places,
                  int64_t place, const int64_t* visible, const float* bias, int64_t num_visible, bf16* text,
-                 int64_t text_slots, int64_t candidates, float* scores, bf16* out) {
+                 int64_t text_slots, int64_t candidates, float* scores, bf16* out, int64_t threads) {
     attend_any(qkv, rows, heads, width, k_cache, v_cache, places, place, visible, bias, num_visible, text, text_slots,
-               candidates, scores, out);
+               candidates, scores, out, threads);
 }
 
 void attend_fp32(const float* qkv, int64_t rows, int64_t heads, int64_t width, float* k_cache, float* v_cache,
                  int64_t places, int64_t place, const int64_t* visible, const float* bias, int64_t num_visible, float* text,
-                 int64_t text_slots, int64_t candidates, float* scores, float* out) {
+                 int64_t text_slots, int64_t candidates, float* scores, float* out, int64_t threads) {
     attend_any(qkv, rows, heads, width, k_cache, v_cache, places, place, visible, bias, num_visible, text, text_slots,
-               candidates, scores, out);
+               candidates, scores, out, threads);
 }
 
 void add_norm_bf16(float* x, const bf16* change, const float* gain, const float* offset, int64_t rows, int64_t width,
-                   float epsilon, bf16* out) {
-    add_norm(x, change, gain, offset, rows, width, epsilon, out);
+                   float epsilon, bf16* out, int64_t threads) {
+    add_norm(x, change, gain, offset, rows, width, epsilon, out, threads);
 }
 
 void add_norm_fp32(float* x, const float* change, const float* gain, const float* offset, int64_t rows, int64_t width,
-                   float epsilon, float* out) {
-    add_norm(x, change, gain, offset, rows, width, epsilon, out);
+                   float epsilon, float* out, int64_t threads) {
+    add_norm(x, change, gain, offset, rows, width, epsilon, out, threads);
 }
 }

@@ -15,20 +15,25 @@ from pathlib import Path
 
 import torch
 
+MOST_HEAD_WIDTH = 1024
+"""That `native.cpp` has room for."""
 _SOURCE = Path(__file__).with_name("native.cpp")
-# OpenMP's library is the one that PyTorch has loaded, and so are its threads
+# with g++, OpenMP's library is the one that PyTorch has loaded, and so are its threads
 _FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-funsafe-math-optimizations"]
 _INT, _FLOAT, _POINTER = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 _SIGNATURES = {
-    "attend": [_POINTER, *[_INT] * 3, *[_POINTER] * 2, *[_INT] * 2, *[_POINTER] * 2, _INT, _POINTER, *[_INT] * 2, *[_POINTER] * 2],
-    "add_norm": [*[_POINTER] * 4, *[_INT] * 2, _FLOAT, _POINTER],
-}  # fmt: skip
+    "attend": [
+        *(_POINTER, _INT, _INT, _INT, _POINTER, _POINTER, _INT, _INT, _POINTER, _POINTER, _INT),
+        *(_POINTER, _INT, _INT, _POINTER, _POINTER, _INT),
+    ],
+    "add_norm": [_POINTER, _POINTER, _POINTER, _POINTER, _INT, _INT, _FLOAT, _POINTER, _INT],
+}
 
 
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled functions; null, with a warning, where they cannot be compiled."""
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
     if compiler is None:
         _warn("there is no C++ compiler")
         return None
@@ -38,15 +43,16 @@ def library() -> ctypes.CDLL | None:
         detail = getattr(error, "stderr", None) or str(error)
         _warn(f"{compiler} cannot compile {_SOURCE.name} ({detail.strip()[-300:]})")
         return None
-    for name, types in _SIGNATURES.items():
+    for function_name, types in _SIGNATURES.items():
         for dtype in ("bf16", "fp32"):
-            function = getattr(found, f"{name}_{dtype}")
+            function = getattr(found, f"{function_name}_{dtype}")
             function.argtypes, function.restype = types, None
     return found
 
 
-def _warn(why: str) -> None:
-    warnings.warn(f"{why}: sampling uses PyTorch's own operations, which take longer", stacklevel=3)
+def name() -> str:
+    """Of what was compiled: another compiler or processor makes another one, which may round otherwise."""
+    return Path(library()._name).stem
 
 
 def pointer(tensor: torch.Tensor | None) -> int | None:
@@ -55,20 +61,35 @@ def pointer(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
+def _warn(why: str) -> None:
+    warnings.warn(f"{why}: sampling uses PyTorch's own operations, which take longer", stacklevel=3)
+
+
 def _compiled(compiler: str) -> Path:
     """The library's file, which other processes may be making at the same moment."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     told = "\n".join([version, *_FLAGS, _SOURCE.read_text(), _processor()])
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dalle"
+    folder = _folder()
     path = folder / f"native-{hashlib.sha256(told.encode()).hexdigest()[:16]}.so"
     if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as partial:
             output = Path(partial) / path.name
             command = [compiler, *_FLAGS, "-shared", "-fPIC", "-o", str(output), str(_SOURCE)]
             subprocess.run(command, capture_output=True, text=True, check=True)
             os.replace(output, path)
     return path
+
+
+def _folder() -> Path:
+    """Of the user's own, for what is loaded runs as this process; one for this process alone where there is none."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "dalle"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="dalle-"))
 
 
 def _processor() -> str:

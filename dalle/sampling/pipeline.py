@@ -151,6 +151,8 @@ class Pipeline:
         text_CU = self.tokens(captions)
         embeddings_CE = None
         if self.clip is not None:
+            for caption in filter(self.clip.cuts, captions):
+                warnings.warn(f"the reranker reads only the beginning of the caption {caption[:60]!r}", stacklevel=1)
             embeddings_CE = self.clip.embed_texts(self.clip.tokens(captions).to(self.device))
         return Reading(captions, text_CU, embeddings_CE)
 
@@ -158,18 +160,25 @@ class Pipeline:
         """Candidates of each caption that are drawn together."""
         return choose_chunk(self._loop(sampling), sampling)
 
-    def chunk(self, reading: Reading, first_seed: int, sampling: Sampling, prompt: Prompt | None = None) -> Candidates:
-        """The `sampling.chunk` candidates of each caption whose seeds begin with `first_seed`.
+    def chunk(
+        self,
+        reading: Reading,
+        first_seed: int,
+        sampling: Sampling,
+        prompt: Prompt | None = None,
+        progress: Callable[[int], None] = lambda slot: None,
+    ) -> Candidates:
+        """The `sampling.chunk` candidates of each caption whose seeds begin with `first_seed`. Each slot that was drawn is told.
 
         Raises:
-            ValueError: a filter that does not fit the prior, or scores that are not finite
+            ValueError: a filter that does not fit the prior, or logits or scores that are not finite
             torch.OutOfMemoryError: or, on a CPU, a RuntimeError that says so
         """
         check_sampling(sampling, self.prior.config)
         captions, width = len(reading.captions), sampling.chunk
         seeds_CN = torch.arange(first_seed, first_seed + width).expand(captions, -1)
         given = None if prompt is None else prompt.given(captions)
-        codes_CNI = self._loop(sampling).codes(reading.text_CU, seeds_CN, sampling, given)
+        codes_CNI = self._loop(sampling).codes(reading.text_CU, seeds_CN, sampling, given, progress)
         images_RYX3, scores_R = self._show(codes_CNI.flatten(0, 1), reading, width, sampling.precision)
         if scores_R is not None and not np.isfinite(scores_R).all():
             seed = seeds_CN.flatten()[int(np.argmin(np.isfinite(scores_R)))]
@@ -180,7 +189,7 @@ class Pipeline:
         return Candidates(
             reading.captions,
             images_RYX3.reshape(captions, width, *images_RYX3.shape[1:]),
-            codes_CNI.cpu().numpy().copy(),  # the loop writes the next chunk's into the same memory
+            codes_CNI.cpu().numpy(),
             seeds_CN.numpy(),
             None if scores_R is None else scores_R.reshape(captions, width),
             self._settings(sampling, captions, prompt),
@@ -188,7 +197,11 @@ class Pipeline:
 
     def _settings(self, sampling: Sampling, captions: int, prompt: Prompt | None) -> dict[str, Any]:
         """All but seed and place in the chunk that decides the bits of an image."""
-        machine = {"device": self.device.type, "torch": str(torch.__version__)}
+        machine = {
+            "device": self.device.type,
+            "torch": str(torch.__version__),
+            "kernels": self._loop(sampling).kernels.name,
+        }
         if self.device.type == "cuda":
             machine["processor"] = torch.cuda.get_device_name(self.device)
         else:

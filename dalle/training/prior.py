@@ -128,13 +128,14 @@ class _Validation:
         codes, captions = zip(*(self.shards.pair(*place) for place in places), strict=True)
         captions = [c[0] for c in captions]
         pipeline = Pipeline(self._plain_model(), load_dvae(self.config.dvae, self.world.device), self.tokenizer)
-        sampling = Sampling(chunk=_DRAWN_PER_CAPTION, precision=self.precision)
-        (drawn,) = pipeline.candidates(captions, _DRAWN_PER_CAPTION, self.seed, sampling)
+        sampling = Sampling(chunk=_DRAWN_PER_CAPTION, precision=self.precision, compile=False)
+        chunks = pipeline.candidates(captions, _DRAWN_PER_CAPTION, self.seed, sampling)
+        drawn_CNYX3 = np.concatenate([chunk.images_CNYX3 for chunk in chunks], axis=1)
         true_codes = torch.from_numpy(np.stack(codes).astype(np.int64)).to(self.world.device)
         true_CYX3 = to_pixels(pipeline.decode(true_codes, self.precision))
         drawings = []
         for row, caption in enumerate(captions):
-            images = [true_CYX3[row], *drawn.images_CNYX3[row]]
+            images = [true_CYX3[row], *drawn_CNYX3[row]]
             drawings += [Drawing(Image.fromarray(im), caption, None, -1, i, {}) for i, im in enumerate(images)]
         return {"samples": make_grid(drawings, columns=1 + _DRAWN_PER_CAPTION)}
 

@@ -83,15 +83,15 @@ def test_many_captions_are_taken_up_where_they_were_left(base, captions, tmp_pat
     whole = candidates.draw
     calls = []
 
-    def interrupted(pipeline, work):
-        for number, part in enumerate(whole(pipeline, work)):
+    def interrupted(pipeline, work, **more):
+        for number, part in enumerate(whole(pipeline, work, **more)):
             if number == 3:  # the first caption whole, the first chunk of the second
                 raise KeyboardInterrupt
             yield part
 
-    def counted(pipeline, work):
+    def counted(pipeline, work, **more):
         calls.append(work.captions)
-        return whole(pipeline, work)
+        return whole(pipeline, work, **more)
 
     monkeypatch.setattr(candidates, "draw", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -128,8 +128,8 @@ def test_many_captions_are_taken_up_where_they_were_left(base, captions, tmp_pat
 def test_interrupting_keeps_the_best_found_so_far(base, tmp_path, capsys, monkeypatch):
     whole = candidates.draw
 
-    def interrupted(pipeline, work):
-        yield next(whole(pipeline, work))
+    def interrupted(pipeline, work, **more):
+        yield next(whole(pipeline, work, **more))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(candidates, "draw", interrupted)
@@ -141,7 +141,7 @@ def test_interrupting_keeps_the_best_found_so_far(base, tmp_path, capsys, monkey
     assert "the best 3 of 4" in said.out
     assert [line["candidates"] for line in _results(tmp_path / "out")] == [4] * 3
 
-    monkeypatch.setattr(candidates, "draw", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(candidates, "draw", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         sample([*base[:3], str(tmp_path / "none"), *base[4:], "a red circle"])
     assert "before anything was drawn" in capsys.readouterr().err
@@ -170,7 +170,8 @@ def test_an_image_of_another_size_is_said(base, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "missing: --caption"),
+        ([], "caption: is missing or empty"),
+        ([""], "caption: is missing or empty"),
         (["   "], "caption: is empty"),
         (["--captions", "c.txt", "a cat"], "caption and captions"),
         (["--captions", "gone.txt"], "gone.txt: No such file"),

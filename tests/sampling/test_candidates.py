@@ -69,11 +69,11 @@ def test_out_of_memory_halves_the_chunk_and_loses_nothing(pipeline, monkeypatch)
     whole = pipeline.chunk
     widths = []
 
-    def tight(reading, first_seed, sampling, prompt):
+    def tight(reading, first_seed, sampling, *more):
         widths.append(sampling.chunk)
         if first_seed >= 9 and sampling.chunk > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(reading, first_seed, sampling, prompt)
+        return whole(reading, first_seed, sampling, *more)
 
     monkeypatch.setattr(pipeline, "chunk", tight)
     with pytest.warns(UserWarning) as said:

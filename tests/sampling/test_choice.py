@@ -38,6 +38,11 @@ def test_filters_keep_what_they_say():
         assert set(choose(logits, uniform, Sampling(**options)).tolist()) == kept, options
 
 
+def test_top_k_keeps_k_of_equal_ones():
+    chosen = choose(torch.zeros(2000, 50), _uniform(2000, 50), Sampling(top_k=3))
+    assert len(set(chosen.tolist())) == 3
+
+
 def test_the_nucleus_is_that_of_a_sort():
     logits = 3 * torch.randn(200, 1000, generator=torch.Generator().manual_seed(0))
     p = logits.softmax(-1)

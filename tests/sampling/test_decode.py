@@ -1,13 +1,17 @@
 """The token loop against the full forward pass."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
 
 from dalle.config import PriorModel, Sampling
 from dalle.models.prior import Prior
-from dalle.sampling.decode import Given, TokenLoop
+from dalle.sampling import decode
+from dalle.sampling.decode import Given, TokenLoop, choose_chunk
+from dalle.sampling.layers import Product
 from dalle.text import PAD
 
 
@@ -146,8 +150,8 @@ def test_a_place_in_the_batch_changes_no_bit(precision):
 def test_caches_hold_what_a_mask_can_see():
     paper = Prior(PriorModel(text_vocabulary=8, codebook_size=8, width=8, depth=8, heads=1))
     loop = TokenLoop(paper, "bf16")
-    # row 33 places five times, column 1024 twice, conv 5 rows and 6 slots; 256 of the caption; k and v of 8 × 2 bytes
-    assert loop.cache_bytes(1, 10) == (10 * (5 * 33 + 2 * 1024 + 166) + 8 * 256) * 2 * 8 * 2
+    # row 33 places five times, column 1024 twice, conv 6 rows; 256 of the caption; k and v of 8 × 2 bytes
+    assert loop.cache_bytes(1, 10) == (10 * (5 * 33 + 2 * 1024 + 192) + 8 * 256) * 2 * 8 * 2
     loop.codes(
         torch.zeros(1, 255, dtype=torch.int64), torch.zeros(1, 10, dtype=torch.int64), Sampling(), _most_given(1024)
     )
@@ -159,12 +163,94 @@ def _most_given(slots):
     return Given(torch.zeros(1, slots, dtype=torch.int64), torch.arange(slots) < slots - 1)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_a_graph_draws_what_a_cpu_draws(guidance):
+def test_bf16_logits_are_near_those_of_the_full_forward():
+    """Of a model of ordinary weights, wide enough for oneDNN's products: bf16 keeps 8 bits, and errors of some 2⁻⁸ a layer add
+    up over six. A missing GELU or norm, or a transposed weight, moves logits by as much as they are large."""
+    torch.manual_seed(0)
+    config = PriorModel(
+        text_slots=6, grid=4, text_vocabulary=20, codebook_size=64, width=64, depth=6, heads=2, conv_kernel=3
+    )
+    prior = Prior(config).eval()
+    for name, parameter in prior.named_parameters():
+        if parameter.ndim > 1 or name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=1.0 if "tokens" in name else 0.15)
+    codes = torch.randint(0, 64, (3, 2, 16), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = torch.stack([prior(TEXT, codes[:, n])[1] for n in range(2)], dim=1)
+    for compile in (False, True):
+        found = torch.stack(list(TokenLoop(prior, "bf16", compile).logits(TEXT, codes)), dim=2)
+        assert expected.std() > 1
+        assert (found - expected).abs().mean() < 0.03 * expected.std()
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 192), (36, 20)])
+def test_a_packed_product_is_the_plain_one(gelu, inputs, outputs):
+    weight, bias, x = torch.randn(outputs, inputs), torch.randn(outputs), torch.randn(5, inputs)
+    found = Product(weight, bias, torch.bfloat16, gelu)(x.bfloat16()).float()
+    expected = torch.nn.functional.linear(x, weight, bias)
+    expected = torch.nn.functional.gelu(expected) if gelu else expected
+    # sums of 64 products rounded to 8 bits each
+    assert (found - expected).abs().mean() < 0.01 * expected.std()
+
+
+def test_memory_is_given_back_at_once():
+    """Not when the cycle collector comes by: after running out of memory the next attempt needs it."""
+    loop = TokenLoop(_prior(), "fp32")
+    gc.collect()
+    gc.disable()
+    try:
+        loop.codes(TEXT[:1], torch.zeros(1, 2, dtype=torch.int64), Sampling())
+        first = weakref.ref(loop._batch)
+        loop.codes(TEXT[:1], torch.zeros(1, 3, dtype=torch.int64), Sampling())
+        second = weakref.ref(loop._batch)
+        assert first() is None
+        del loop
+        assert second() is None
+    finally:
+        gc.enable()
+
+
+def test_broken_weights_are_named():
     prior = _prior()
-    seeds, sampling = torch.tensor([[1, 2, 3]]), Sampling(guidance=guidance)
-    expected = TokenLoop(prior, "fp32").codes(TEXT[:1], seeds, sampling)
-    loop = TokenLoop(copy.deepcopy(prior).cuda(), "fp32")
+    prior.layers[2].mlp.widen.weight.data[0, 0] = float("nan")
+    for precision in ("fp32", "bf16"):
+        with pytest.raises(ValueError, match="logits are not finite"):
+            TokenLoop(prior, precision).codes(TEXT, torch.zeros(3, 1, dtype=torch.int64), Sampling())
+
+
+def test_a_chunk_fits_the_memory(monkeypatch):
+    loop = TokenLoop(_prior(), "fp32")
+    weights = sum(p.numel() * 8 for p in loop.prior.parameters())
+    for asked, memory, expected in (
+        (Sampling(), 1 << 40, 64),
+        (Sampling(chunk=7), 0, 7),
+        (Sampling(), weights + 2 * loop.cache_bytes(1, 16), 16),
+        (Sampling(), weights + 2 * loop.cache_bytes(1, 16) - 1, 8),
+        (Sampling(guidance=2.0), weights + 2 * loop.cache_bytes(1, 16), 4),  # the caption's keys, too, are there twice
+        (Sampling(), 0, 1),
+    ):
+        monkeypatch.setattr(decode, "_memory_bytes", lambda device, memory=memory: memory)
+        assert choose_chunk(loop, asked) == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, {"guidance": 2.0}, {"top_k": 3}, {"top_p": 0.8}, {"compile": False}])
+@pytest.mark.parametrize("given", [None, "first codes"])
+def test_a_graph_draws_what_a_cpu_draws(options, given):
+    prior, sampling = _prior(), Sampling(**options)
+    seeds, given = torch.tensor([[1, 2, 3]]), given and _first([[3, 1, 4, 1, 5]])
+    expected = TokenLoop(prior, "fp32").codes(TEXT[:1], seeds, sampling, given)
+    loop = TokenLoop(copy.deepcopy(prior).cuda(), "fp32", sampling.compile)
     for _ in range(2):
-        assert torch.equal(loop.codes(TEXT[:1], seeds, sampling).cpu(), expected)
+        assert torch.equal(loop.codes(TEXT[:1], seeds, sampling, given).cpu(), expected)
+
+
+@pytest.mark.gpu
+def test_a_second_gpu_has_its_own_graph():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    seeds = torch.tensor([[1, 2, 3]])
+    loops = [TokenLoop(copy.deepcopy(_prior()).to(f"cuda:{i}"), "bf16") for i in range(2)]
+    first, second = (loop.codes(TEXT[:1], seeds, Sampling()).cpu() for loop in loops)
+    assert torch.equal(first, second)

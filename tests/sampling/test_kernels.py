@@ -114,9 +114,9 @@ def test_without_a_compiler_sampling_goes_on(tmp_path):
     script = (
         "import torch, warnings; warnings.simplefilter('error');"
         "from dalle.sampling.kernels import Kernels, kernels\n"
-        "try: kernels(torch.device('cpu'), True)\n"
+        "try: kernels(torch.device('cpu'), True, 64)\n"
         "except UserWarning as told: print(told)\n"
-        "warnings.simplefilter('ignore'); assert type(kernels(torch.device('cpu'), True)) is Kernels"
+        "warnings.simplefilter('ignore'); assert type(kernels(torch.device('cpu'), True, 64)) is Kernels"
     )
     for compiler in ("/bin/false", "/no/such/compiler"):
         done = subprocess.run(
@@ -130,4 +130,4 @@ def test_without_a_compiler_sampling_goes_on(tmp_path):
 
 
 def test_plain_kernels_on_request():
-    assert type(kernels(torch.device("cpu"), False)) is Kernels
+    assert type(kernels(torch.device("cpu"), False, 64)) is Kernels
