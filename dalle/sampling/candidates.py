@@ -193,6 +193,9 @@ def draw(
     """
     chunks = Chunks(pipeline, work.sampling, progress)
     width = chunks.width  # of the blocks, whatever becomes of that of the chunks
+    if work.sampling.chunk is None and 4 * work.n <= width:
+        told = f"{width} candidates are drawn together, {work.n} are asked for: --sampling.chunk {work.n} is quicker"
+        warnings.warn(f"{told}, though it draws other pictures", stacklevel=2)
     blocks = math.ceil(work.n / width)
     current = None
     for number in itertools.count() if numbers is None else numbers:

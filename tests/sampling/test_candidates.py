@@ -90,6 +90,14 @@ def test_out_of_memory_halves_the_chunk_and_loses_nothing(pipeline, monkeypatch)
         pipeline.generate("a red circle", n=1, sampling=FAST)
 
 
+def test_a_chunk_that_is_much_too_wide_is_said(pipeline, recwarn):
+    for sampling, n in ((Sampling(precision="fp32"), 17), (Sampling(precision="fp32", chunk=64), 2)):
+        pipeline.generate("a red circle", n=n, sampling=sampling)
+    assert not [w for w in recwarn if "drawn together" in str(w.message)]
+    with pytest.warns(UserWarning, match="64 candidates are drawn together, 2 are asked for: --sampling.chunk 2 is"):
+        pipeline.generate("a red circle", n=2, sampling=Sampling(precision="fp32"))
+
+
 def _no_memory(*_):
     raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried")
 
