@@ -38,13 +38,17 @@ _TINY = {"text_slots": 8, "grid": 4, "text_vocabulary": 50, "codebook_size": 40,
 _QUICK = {**_TINY, "n": [2, 4], "repeats": 1, "peer_steps": 2, "rerank_batch": 2}
 
 
+_MOST_TOGETHER = 512
+_CHUNK = f"candidates that ours draws together; by default all, at most {_MOST_TOGETHER}, or on CUDA what it chooses"
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
     switch = argparse.BooleanOptionalAction
     parser.add_argument("--n", type=int, nargs="+", default=[8, 64, 512], help="candidates; a case for each")
     for name, default in zip(_SIZES, (256, 32, 16384, 8192, 512, 8, 8), strict=True):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--chunk", type=int, help="candidates that ours draws together; by default what it chooses")
+    parser.add_argument("--chunk", type=int, help=_CHUNK)
     parser.add_argument("--precision", default="bf16", choices=("fp32", "bf16"), help="of ours and of the limit")
     parser.add_argument("--compile", action=switch, default=True, help="our step")
     parser.add_argument("--repeats", type=int, default=3, help="images of ours, and slices of each peer at each place")
@@ -151,7 +155,8 @@ def _measured(
     """All sides in turn: seconds of their calls, their peaks, and what ours and the machine noted."""
     from dalle.config import Sampling
 
-    sampling = Sampling(chunk=options.chunk, precision=options.precision, compile=options.compile)
+    chunk = options.chunk or (min(n, _MOST_TOGETHER) if DEVICE == "cpu" else None)
+    sampling = Sampling(chunk=chunk, precision=options.precision, compile=options.compile)
     notes, machine_notes = folder / "ours.jsonl", folder / "machine.jsonl"
     builds = {
         "ours": partial(sides_sample.ours, config, n, sampling, notes),
