@@ -89,6 +89,8 @@ class Watch:
         self._error = error
         self._send({"left": True} if error is None else {"failed": _in_one_line(error)})
         self._thread.join()
+        if self._hub:
+            self._hub.join(self.limits.silent_s)  # it may still have to tell others that all is over
         self._socket.close()
         if error is None:  # otherwise it still bounds the time that ending takes
             faulthandler.cancel_dump_traceback_later()

@@ -16,7 +16,7 @@ from dalle.config import DrawShapes
 from dalle.training.agreement import check_same, facts
 from dalle.training.topology import joined
 from dalle.training.watch import EXIT_CODE, Watch
-from dalle.training.watch_hub import Limits, Member, judge, spans
+from dalle.training.watch_hub import Hub, Limits, Member, judge, spans
 
 LIMIT_S = 3.0
 LIMITS = Limits.of(LIMIT_S)
@@ -133,6 +133,21 @@ def _finish_one_by_one(world, folder: Path) -> None:
             time.sleep(0.6 * LIMIT_S)
 
 
+def _finish_while_the_hub_is_slow(world, folder: Path) -> None:
+    """Rank 0 hears first that all is over, and its process ends as soon as it may."""
+    send = Hub._send
+
+    def send_one_by_one(hub, ranks, data: bytes, wait_s: float = 0.0) -> None:
+        for rank in sorted(ranks):
+            send(hub, [rank], data, wait_s)
+            time.sleep(0.3 if b"over" in data else 0)
+
+    Hub._send = send_one_by_one
+    with Watch(world, LIMIT_S):
+        pass
+    os._exit(0)
+
+
 def _differ(world, folder: Path) -> None:
     same = facts(DrawShapes(output="x"))
     check_same(world, same)
@@ -205,6 +220,12 @@ def test_an_error_of_all_ranks_is_everyones_own(tmp_path):
 
 def test_ranks_may_finish_one_by_one(tmp_path):
     with Ranks(tmp_path, 3, _finish_one_by_one) as ranks:
+        assert ranks.exit_codes(0, 1, 2) == [0, 0, 0]
+    assert ranks.errors() == ""
+
+
+def test_all_hear_that_all_is_over(tmp_path):
+    with Ranks(tmp_path, 3, _finish_while_the_hub_is_slow) as ranks:
         assert ranks.exit_codes(0, 1, 2) == [0, 0, 0]
     assert ranks.errors() == ""
 
