@@ -182,10 +182,8 @@ def cache_places(kind: Kind, grid: int, conv_kernel: int = 11) -> CachePlaces:
     slots = grid**2
     slot_I1 = torch.arange(slots)[:, None]
     offset_M = torch.tensor(seen_offsets(kind, grid, conv_kernel))
-    if kind in (
-        "column",
-        "conv",
-    ):  # column by column, of each the last rows: a slot's place is taken `rows` rows further on
+    if kind in ("column", "conv"):
+        # column by column, of each the last rows: a slot's place is taken again that many rows further on
         rows = grid if kind == "column" else min(grid, conv_kernel // 2 + 1)
         size, place_I = grid * rows, slot_I1[:, 0] % grid * rows + slot_I1[:, 0] // grid % rows
         visible_IM = place_I[(slot_I1 - offset_M) % slots]

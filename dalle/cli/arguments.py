@@ -15,6 +15,7 @@ import sys
 import tempfile
 import types
 import typing
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,6 +87,11 @@ def run(main: Callable[[], None], prog: str) -> None:
             raise
         print(f"{prog}: {error.filename or 'file system'}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
+
+
+def plain_warnings(prog: str) -> None:
+    """Warnings as a user needs them: what is to be known, and not the line of code that says it."""
+    warnings.formatwarning = lambda message, *_: f"{prog}: {message}\n"
 
 
 def to_yaml(settings) -> str:

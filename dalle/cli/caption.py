@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Console script."""
-    warnings.formatwarning = lambda message, *_: f"dalle-caption: {message}\n"  # without the line that says it
+    arguments.plain_warnings("dalle-caption")
     arguments.run(caption, "dalle-caption")
 
 

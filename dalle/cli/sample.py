@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Console script."""
-    # what a user has to know, and not the line that says it
-    warnings.formatwarning = lambda message, *_: f"dalle-sample: {message}\n"
+    arguments.plain_warnings("dalle-sample")
     arguments.run(sample, "dalle-sample")
 
 

@@ -25,10 +25,14 @@ def attention_flops(kind: Kind, config: PriorModel) -> int:
     """Of one sample in the attention of one layer, forward: q·kᵀ and weights·v over all heads, for the pairs of slots that
     the layer's mask keeps. The projections before and after are not in it."""
     text, image = config.text_slots, config.image_slots
-    # an offset o is met by the I − o slots that have as many before them
-    between_images = sum(image - offset for offset in seen_offsets(kind, config.grid, config.conv_kernel))
-    pairs = text * (text + 1) // 2 + image * text + between_images
+    pairs = text * (text + 1) // 2 + image * text + image_pairs(kind, config)
     return 4 * config.width * pairs
+
+
+def image_pairs(kind: Kind, config: PriorModel) -> int:
+    """Pairs of image slots of which one sees the other, by the mask of a layer."""
+    # an offset o is met by the I − o slots that have as many before them
+    return sum(config.image_slots - offset for offset in seen_offsets(kind, config.grid, config.conv_kernel))
 
 
 def prior_flops(config: PriorModel) -> int:

@@ -21,7 +21,7 @@ class Gallery:
     """A folder with `index.html`, `images/*.png` and `results.jsonl`, one line for each image.
 
     It may be written again as drawings come. The two text files are renamed into place after the images, and an image's
-    name says its seed: a page never points at an image that is not there, or at another one.
+    name tells its seed and settings: a page never points at an image that is not there, or at another one.
 
     Args:
         folder: made when it is first written

@@ -86,7 +86,8 @@ class SlotModel:
             slot_1: its number, int64 [1]
             caches: of the layers; the slot's keys and values are written to them
         """
-        sights = {kind: cache.places.sight(slot_1) for kind, cache in zip(self.kinds, caches, strict=True)}
+        places = {kind: cache.places for kind, cache in zip(self.kinds, caches, strict=True)}
+        sights = {kind: of_kind.sight(slot_1) for kind, of_kind in places.items()}  # once for all layers of a kind
         add_norm, attend, dtype = self.kernels.add_norm, self.kernels.attend, self.dtype
         x_RD = self.tokens(held_R) + self.places_ID[slot_1]  # the identity path, fp32, to which each resblock adds
         change_RD = None

@@ -14,24 +14,17 @@ from dalle.models.flops import attention_flops, prior_flops
 from dalle.models.prior import Prior
 from dalle.objectives import prior as objectives
 from tests.conftest import ROOT, clean_environment
+from tests.tools.in_this_process import InThisProcess
 
 sys.path.insert(0, str(ROOT / "tools"))
 bench = importlib.import_module("bench")
-prior, peers_prior, sides = (
-    importlib.import_module(f"benchmarks.{name}") for name in ("prior", "peers_prior", "sides")
-)
+prior, peers_prior = (importlib.import_module(f"benchmarks.{name}") for name in ("prior", "peers_prior"))
 
 SIZES = {"text_slots": 6, "text_vocabulary": 20, "codebook_size": 16, "width": 32, "depth": 5, "heads": 2}
 TINY = PriorModel(**SIZES, grid=4)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """At these sizes threads wait for one another longer than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 needs_dalle_pytorch = pytest.mark.skipif(
@@ -124,24 +117,9 @@ def test_attention_alone_runs_on_every_side(kind):
         calls[what]()
 
 
-class _InThisProcess:
-    """A `Side` without a process."""
-
-    peak_memory_bytes = 5
-
-    def __init__(self, name, build, keep_memory):
-        self.calls = build()
-
-    def call(self, what):
-        return sides.timed(self.calls[what])
-
-    def close(self):
-        pass
-
-
 @pytest.fixture
 def in_this_process(monkeypatch):
-    monkeypatch.setattr(prior, "Side", _InThisProcess)
+    monkeypatch.setattr(prior, "Side", InThisProcess)
     monkeypatch.setattr(prior, "best_rate", lambda call, work: 1e12)
     monkeypatch.setattr(prior, "_train_dense", lambda config, batch, compile: _train_dense(config, batch, False))
 

@@ -12,6 +12,7 @@ import torch
 from dalle.config import PriorModel, Sampling
 from dalle.models.prior import Prior
 from tests.conftest import ROOT, clean_environment
+from tests.tools.in_this_process import InThisProcess
 
 sys.path.insert(0, str(ROOT / "tools"))
 bench = importlib.import_module("bench")
@@ -26,13 +27,7 @@ BY_HAND = {"text_slots": 2, "grid": 2, "codebook_size": 3, "width": 2, "heads": 
 PEER_CALLS = ["read", *(f"{what}{place}" for place in peers_sample.PLACES for what in ("prepare ", ""))]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """At these sizes threads wait for one another longer than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # ---- the dense sampler
@@ -196,23 +191,8 @@ def test_a_warmup_ends_early_and_an_image_after_it_is_whole(tmp_path):
         assert len(records[-1]["step_s"]) == 16 and min(records[-1]["step_s"]) > 0
 
 
-class _InThisProcess:
-    """A `Side` without a process."""
-
-    peak_memory_bytes = 5
-
-    def __init__(self, name, build, keep_memory):
-        self.calls = build()
-
-    def call(self, what):
-        return sides.timed(self.calls[what])
-
-    def close(self):
-        pass
-
-
 def test_a_quick_run_says_all(monkeypatch, capsys):
-    monkeypatch.setattr(sample, "Side", _InThisProcess)
+    monkeypatch.setattr(sample, "Side", InThisProcess)
     monkeypatch.setattr(sample, "_PROCESS_BYTES", 0)
     monkeypatch.setattr(sides_sample, "best_rate", lambda call, work: 1e12)
     monkeypatch.setattr(peers_prior, "why_no_dalle_pytorch", lambda config: "not today")

@@ -36,8 +36,6 @@ _RERANK_REPEATS = 2
 _SIZES = ("text_slots", "grid", "text_vocabulary", "codebook_size", "width", "depth", "heads")
 _TINY = {"text_slots": 8, "grid": 4, "text_vocabulary": 50, "codebook_size": 40, "width": 32, "depth": 3, "heads": 2}
 _QUICK = {**_TINY, "n": [2, 4], "repeats": 1, "peer_steps": 2, "rerank_batch": 2}
-
-
 _MOST_TOGETHER = 512
 _CHUNK = f"candidates that ours draws together; by default all, at most {_MOST_TOGETHER}, or on CUDA what it chooses"
 

@@ -107,17 +107,16 @@ def work(config, candidates: int, itemsize: int) -> dict[str, int]:
     Args:
         itemsize: bytes of a weight, and of a key's element
     """
-    from dalle.layout import layer_kinds, seen_offsets
+    from dalle.layout import layer_kinds
+    from dalle.models.flops import image_pairs
 
     width, depth, text, slots = config.width, config.depth, config.text_slots, config.image_slots
-    offsets = [seen_offsets(kind, config.grid, config.conv_kernel) for kind in layer_kinds(config)]
-    # an offset o is met by the I − o slots that have as many before them
-    image_pairs = sum(slots - offset for of_layer in offsets for offset in of_layer)
+    pairs = sum(image_pairs(kind, config) for kind in layer_kinds(config))
     weights = 12 * width**2 * depth + width * config.codebook_size
     text_pairs = (depth - 1) * text * (text + 1) // 2
     caption_flops = text * (24 * width**2 * (depth - 1) + 4 * width**2) + 4 * width * text_pairs
-    candidate_flops = 2 * weights * slots + 4 * width * (depth * text * slots + image_pairs)
-    keys = depth * text * slots + candidates * image_pairs
+    candidate_flops = 2 * weights * slots + 4 * width * (depth * text * slots + pairs)
+    keys = depth * text * slots + candidates * pairs
     return {
         "flops": caption_flops + candidates * candidate_flops,
         "bytes": itemsize * (slots * weights + 2 * width * keys),
