@@ -66,7 +66,7 @@ def pytest_collection_modifyitems(items) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _one_process_group():
     """DeepSpeed remembers the first process group of a process, so all trainings of the session share one."""
-    from dalle.training.topology import joined
+    from dalle.cluster.topology import joined
 
     with joined():
         yield

@@ -33,9 +33,9 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs without an installation
 
 from dalle.config import PriorModel, PriorObjective
+from dalle.gradients.scaling import GradientScales, static
 from dalle.models.prior import Prior
 from dalle.objectives.prior import PriorObjective as PriorLoss
-from dalle.training.gradient_scaling import GradientScales, static
 
 COLOURS = 8
 CLIP_NORM = 4.0

@@ -22,7 +22,7 @@ from pathlib import Path
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from dalle.cli.memory import keep_freed_memory
+from dalle.cli.allocator import keep_freed_memory
 
 
 def parse(cls: type, prog: str, argv: list[str] | None = None, positional: str | None = None):

@@ -58,7 +58,7 @@ def demo(argv: list[str] | None = None) -> None:
     _say("2/7", "learning the captions' tokens")
     train_tokenizer(_options({"data": train_shards, "output": tokenizer, "vocabulary": vocabulary}))
 
-    from dalle.training.topology import joined
+    from dalle.cluster.topology import joined
 
     with joined():
         _say("3/7", "stage one: a discrete VAE turns pixels into tokens")

@@ -18,7 +18,7 @@ from dalle.config import CLIPModel, DVAEModel, Export, PriorModel
 if TYPE_CHECKING:
     import torch
 
-    from dalle.training.checkpoint import Checkpoint
+    from dalle.checkpoints.checkpoint import Checkpoint
 
 _MODELS = {"dvae": DVAEModel, "prior": PriorModel, "clip": CLIPModel}
 _FILES = ("config.yaml", "tokenizer.json")
@@ -40,9 +40,9 @@ def export(argv: list[str] | None = None) -> None:
     import torch
     from safetensors import SafetensorError
 
+    from dalle.checkpoints.checkpoint import open_checkpoint, verify
+    from dalle.cluster.topology import World
     from dalle.models.folder import save_weights
-    from dalle.training.checkpoint import open_checkpoint, verify
-    from dalle.training.topology import World
 
     checkpoint = open_checkpoint(_find(Path(config.run)))
     kind, sizes, links = _identity(checkpoint)
@@ -67,7 +67,7 @@ def export(argv: list[str] | None = None) -> None:
 
 def _find(path: Path) -> Path:
     """The checkpoint that was named, or the newest of the run that was."""
-    from dalle.training.checkpoint import latest
+    from dalle.checkpoints.checkpoint import latest
 
     if not path.is_dir():
         raise ValueError(f"run {path}: no such folder")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dalle.cli import arguments
-from dalle.cli.memory import keep_freed_memory
+from dalle.cli.allocator import keep_freed_memory
 from dalle.config import Sample
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from dalle.sampling.candidates import Part, Work
     from dalle.sampling.drawing import Drawing
-    from dalle.sampling.folder import Models
+    from dalle.sampling.model_set import Models
     from dalle.sampling.pipeline import Pipeline
     from dalle.sampling.prompt import Prompt
 
@@ -39,7 +39,7 @@ def sample(argv: list[str] | None = None) -> None:
     from tqdm import tqdm
 
     from dalle.sampling.candidates import Work
-    from dalle.sampling.folder import check_sampling, find_models
+    from dalle.sampling.model_set import check_sampling, find_models
     from dalle.sampling.output import Output
     from dalle.sampling.pipeline import caption_tokens
     from dalle.sampling.workers import WorkerDied

@@ -27,9 +27,9 @@ def tokenize(argv: list[str] | None = None) -> None:
     import torch
     from tqdm import tqdm
 
-    from dalle.data.decoding import Counts
     from dalle.data.loading import load
     from dalle.data.pairs import PairPasses
+    from dalle.data.samples import Counts
     from dalle.data.tokens import Meta, TokenWriter
 
     images = replace(config.images, augmentation=config.images.augmentation if config.crops > 1 else "none")

@@ -44,16 +44,16 @@ def train(kind: str, cls: type, argv: list[str] | None = None) -> bool:
     folder = arguments.check_output(config.output, fresh=not config.resume)
 
     # torch and what builds on it come only now, when the settings are known to be sound
-    from dalle.training.agreement import check_same, facts
+    from dalle.cluster.agreement import check_same, facts
+    from dalle.cluster.topology import grouped, joined
+    from dalle.cluster.watch import Watch
     from dalle.training.loop import train as run_loop
-    from dalle.training.topology import grouped, joined
-    from dalle.training.watch import Watch
 
     with joined(config.run.silence_limit_s) as world:
         check_same(world, facts(config))
         with Watch(world, config.run.silence_limit_s) as watch:
             world = grouped(world, config.run)
-            stage = importlib.import_module(f"dalle.training.{kind}").stage(config, world)
+            stage = importlib.import_module(f"dalle.stages.{kind}").stage(config, world)
             # a resumed run is described as the whole run, which another one may repeat
             stage.files["config.yaml"] = arguments.to_yaml(replace(config, resume=False))
             return run_loop(stage, config.optimizer, config.run, folder, world, config.resume, watch)

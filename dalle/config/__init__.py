@@ -6,7 +6,7 @@ for each stage the default says whose it is. A field that the paper does not hav
 `dalle.cli.arguments` turns these classes into `--help`, YAML and dotted overrides.
 """
 
-from dalle.config.captioning import Caption, RankBy
+from dalle.config.caption_command import Caption, RankBy
 from dalle.config.commands import (
     Demo,
     Describe,
@@ -20,7 +20,7 @@ from dalle.config.commands import (
 )
 from dalle.config.models import CLIPModel, DVAEModel, PriorModel
 from dalle.config.run import Compression, Run, Wandb
-from dalle.config.sample import Sample
+from dalle.config.sample_command import Sample
 from dalle.config.sampling import Sampling
 from dalle.config.training import DVAEObjective, Images, Optimizer, Plateau, Precision, PriorObjective, Schedule
 

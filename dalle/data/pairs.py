@@ -20,8 +20,8 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from dalle.config import Images, Run
-from dalle.data.decoding import Counts, Decoder, Pair, read_pairs, sample_generator
 from dalle.data.loading import load
+from dalle.data.samples import Counts, Decoder, Pair, read_pairs, sample_generator
 from dalle.data.shards import Position, ShardStream, Split, expand, num_streams
 
 _BARREN_EPOCHS = 8

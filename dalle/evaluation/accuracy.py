@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dalle.config import Images, Sampling
-from dalle.data.decoding import Pair, read_pairs
+from dalle.data.samples import Pair, read_pairs
 from dalle.data.shapes import Claim, shows
 from dalle.sampling.drawing import Drawing
 from dalle.sampling.pipeline import Pipeline

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from dalle.config import Sampling
+from dalle.decoding.kernels import kernels
 from dalle.sampling.candidates import out_of_memory
 from dalle.sampling.drawing import Drawing, read_drawing
-from dalle.sampling.kernels import kernels
 from dalle.sampling.pipeline import Pipeline
 from dalle.sampling.prompt import Prompt
 

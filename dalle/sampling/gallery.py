@@ -13,8 +13,8 @@ from typing import Any
 
 from PIL import Image
 
+from dalle.reporting.page import head, replace_text
 from dalle.sampling.drawing import Drawing, best_first, facts, save_drawing, to_json
-from dalle.sampling.page import head, replace_text
 
 
 class Gallery:

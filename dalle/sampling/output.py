@@ -9,11 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dalle.reporting.page import replace_text
 from dalle.sampling.candidates import Best, Part, Work
 from dalle.sampling.drawing import read_drawing
 from dalle.sampling.gallery import Gallery
 from dalle.sampling.grid import write_grid, write_sheet
-from dalle.sampling.page import replace_text
 
 _REQUEST = "request.json"
 _WRITE_EVERY_S = 10.0

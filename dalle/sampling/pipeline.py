@@ -20,14 +20,14 @@ import torch
 from PIL import Image
 
 from dalle.config import Sampling
+from dalle.decoding.token_loop import TokenLoop, choose_chunk
 from dalle.models.clip import CLIP, load_clip
 from dalle.models.dvae import DVAE
 from dalle.models.folder import load_dvae, load_prior
 from dalle.models.prior import Prior
 from dalle.sampling.candidates import Best, Candidates, Chunks, Work, draw
-from dalle.sampling.decode import TokenLoop, choose_chunk
 from dalle.sampling.drawing import Drawing, read_drawing
-from dalle.sampling.folder import check_sampling, find_models
+from dalle.sampling.model_set import check_sampling, find_models
 from dalle.sampling.prompt import Prompt, encode_with, known_codes, make_prompt
 from dalle.text import Tokenizer, pad
 

@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 
 from dalle.data.images import centre_crop, decode, to_rgb
+from dalle.decoding.token_loop import Given
 from dalle.models.dvae import DVAE
-from dalle.sampling.decode import Given
 from dalle.sampling.drawing import Drawing, pack_codes, unpack_codes
 
 

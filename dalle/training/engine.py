@@ -20,15 +20,15 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
+from dalle.checkpoints.checkpoint import Checkpoint, Fragment
+from dalle.cluster.topology import World
 from dalle.config import Optimizer, Run
+from dalle.gradients.partition import MOMENTS, Partitioned, Piece, Sharded, Shards, Whole
+from dalle.gradients.reduction import Reduction
+from dalle.gradients.scaling import GradientScales
 from dalle.models.prior import InputMajorLinear, Linear
-from dalle.training import optimizer as optimizers
-from dalle.training.checkpoint import Checkpoint, Fragment
-from dalle.training.ema import EMA
-from dalle.training.gradient_scaling import GradientScales
-from dalle.training.reduction import Reduction
-from dalle.training.shards import MOMENTS, Partitioned, Piece, Sharded, Shards, Whole
-from dalle.training.topology import World
+from dalle.optim import optimizer as optimizers
+from dalle.optim.ema import EMA
 
 _SIXTEEN_BIT = (nn.Linear, nn.Conv2d, Linear, InputMajorLinear)
 """Modules, of these very classes, whose weights are gathered and whose gradients are reduced in the run's precision. A

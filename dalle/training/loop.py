@@ -16,18 +16,18 @@ from pathlib import Path
 
 import torch
 
+from dalle.checkpoints.checkpoint import NotSaved
+from dalle.cluster.topology import World
+from dalle.cluster.watch import Watch
 from dalle.config import Optimizer, Run
 from dalle.models.flops import matrix_flops_per_s
-from dalle.training.checkpoint import NotSaved
-from dalle.training.ema import EMA
+from dalle.optim.ema import EMA
+from dalle.optim.plateau import PlateauRule
+from dalle.reporting.telemetry import Telemetry
 from dalle.training.engine import Engine
-from dalle.training.plateau import PlateauRule
 from dalle.training.saving import Saver
 from dalle.training.stage import Stage
 from dalle.training.stopping import stop_requests
-from dalle.training.telemetry import Telemetry
-from dalle.training.topology import World
-from dalle.training.watch import Watch
 
 _POLL_STEPS = 5
 """Updates between two rounds of asking all processes whether one was told to stop, where they take less than a second."""

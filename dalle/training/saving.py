@@ -8,13 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dalle.checkpoints import checkpoint
+from dalle.checkpoints.checkpoint import Fragment
 from dalle.config import Optimizer, Run
 from dalle.models.folder import save_weights
-from dalle.training import checkpoint
-from dalle.training.checkpoint import Fragment
-from dalle.training.ema import EMA
+from dalle.optim.ema import EMA
+from dalle.optim.plateau import PlateauRule
 from dalle.training.engine import Engine
-from dalle.training.plateau import PlateauRule
 from dalle.training.stage import Stage
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from dalle.training.topology import World
+from dalle.cluster.topology import World
 
 
 @dataclass

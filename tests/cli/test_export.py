@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from dalle.checkpoints import checkpoint
+from dalle.checkpoints.checkpoint import Fragment
 from dalle.cli.export import export
+from dalle.cluster.topology import World
 from dalle.config import DVAEModel, PriorModel
 from dalle.models.dvae import DVAE
 from dalle.models.folder import load_dvae, load_prior, read_header, save_weights
 from dalle.models.prior import Prior
-from dalle.training import checkpoint
-from dalle.training.checkpoint import Fragment
-from dalle.training.topology import World
 from tests.conftest import clean_environment
 
 PRIOR = PriorModel(

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
+from dalle.checkpoints import checkpoint
+from dalle.cluster.topology import World, grouped
 from dalle.config import Optimizer, PriorModel, PriorObjective, Run, Schedule
 from dalle.models.prior import Prior
 from dalle.objectives.prior import PriorObjective as PriorLoss
-from dalle.training import checkpoint
 from dalle.training.engine import Engine, sharded_construction
-from dalle.training.topology import World, grouped
 
 SIZES = PriorModel(text_slots=4, grid=2, text_vocabulary=5, codebook_size=7, width=32, depth=2, heads=2)
 _BATCH = 8

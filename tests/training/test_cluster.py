@@ -6,13 +6,13 @@ import textwrap
 import pytest
 import torch
 
-from tests.training.processes import run_processes
+from tests.processes import run_processes
 
 _BEGIN = """
 import json, os, sys
 import torch
 from dalle.config import Compression
-from dalle.training.topology import joined
+from dalle.cluster.topology import joined
 from tests.training import cluster
 with joined() as world:
     told = {}
@@ -206,7 +206,7 @@ def test_an_update_after_a_validation_has_the_weights_back():
     """Sharded weights are gathered for a forward pass; what was gathered of the averaged ones must not be used again."""
     found = _run(
         """
-        from dalle.training.ema import EMA
+        from dalle.optim.ema import EMA
         for validated in (False, True):
             engine = cluster.make(world, zero_stage=3)
             ema = EMA(engine.shards.weights(), decay=0.5)

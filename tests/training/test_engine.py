@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from dalle.cluster.topology import World
 from dalle.config import CLIPModel, DVAEModel, Optimizer, PriorModel, PriorObjective, Run, Schedule
 from dalle.models.clip import CLIP
 from dalle.models.dvae import DVAE
@@ -15,7 +16,6 @@ from dalle.objectives.dvae import DVAEObjective, uniform_noise
 from dalle.objectives.prior import PriorObjective as PriorLoss
 from dalle.text import PAD, Tokenizer
 from dalle.training.engine import Engine
-from dalle.training.topology import World
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

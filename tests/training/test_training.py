@@ -17,11 +17,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dalle.checkpoints import checkpoint
 from dalle.cli.train import train
 from dalle.config import TrainCLIP, TrainDVAE, TrainPrior
 from dalle.data.tokens import TokenLoader
 from dalle.objectives.prior import PriorObjective
-from dalle.training import checkpoint
 from tests.conftest import ROOT, TINY_CLIP, TINY_DVAE, TINY_PRIOR, clean_environment
 
 

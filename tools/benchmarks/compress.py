@@ -56,8 +56,8 @@ def elements(name: str, rank: int) -> dict[str, int]:
     """Of one GPU and one update: elements of its shards of the matrices' gradients, of what the compressor has averaged in
     their place, of what is never compressed, and of P and Q by the table of appendix E."""
     from dalle.config import Compression, PriorModel
+    from dalle.gradients.powersgd import PowerSGD
     from dalle.models.prior import Prior
-    from dalle.training.powersgd import PowerSGD
 
     config = PriorModel(**yaml.safe_load((_CONFIGS / f"{name}.yaml").read_text())["model"])
     meta = torch.device("meta")
@@ -88,7 +88,7 @@ def elements(name: str, rank: int) -> dict[str, int]:
 def _megabytes(matrices: int, averaged: int, rest: int, table: int) -> dict:
     """Of the matrices' gradients and of what is sent in their place, by format; of the rest, which is fp32; and of P and Q
     by the table, in the paper's 16 bits."""
-    from dalle.training.exchange import encode
+    from dalle.gradients.exchange import encode
 
     size_mb = {name: encode(torch.zeros(1), name).element_size() / 1e6 for name in _FORMATS}
     return {

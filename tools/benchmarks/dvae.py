@@ -65,7 +65,7 @@ def _ours(config, batch: int, compile: bool, recompute: bool) -> dict[str, Calla
     from dalle.config import Optimizer, Schedule
     from dalle.models.dvae import DVAE
     from dalle.objectives.dvae import DVAEObjective, uniform_noise
-    from dalle.training import optimizer as optimizers
+    from dalle.optim import optimizer as optimizers
     from dalle.training.engine import recompute_blocks
 
     dvae = DVAE(config).to(DEVICE).to(memory_format=torch.channels_last)

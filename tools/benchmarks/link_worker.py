@@ -22,11 +22,11 @@ from pathlib import Path
 sys.path.extend(str(Path(__file__).parents[up]) for up in (1, 2))  # so that it runs without an installation
 
 from benchmarks import machines, patterns
-from dalle.cli.memory import keep_freed_memory
+from dalle.cli.allocator import keep_freed_memory
+from dalle.cluster.topology import World, grouped, joined
 from dalle.config import Compression, Optimizer, PriorModel, Run, Schedule, TrainPrior
+from dalle.stages.prior import stage
 from dalle.training import loop
-from dalle.training.prior import stage
-from dalle.training.topology import World, grouped, joined
 
 TEXT_SLOTS = 32
 _WARMUP_STEPS = 20

@@ -120,7 +120,7 @@ def _train_ours(config, batch: int, compile: bool, recompute: bool) -> dict[str,
     from dalle.config import Optimizer, PriorObjective, Schedule
     from dalle.models.prior import Prior
     from dalle.objectives import prior as objectives
-    from dalle.training import optimizer as optimizers
+    from dalle.optim import optimizer as optimizers
     from dalle.training.engine import recompute_blocks
 
     prior = Prior(config).to(DEVICE)

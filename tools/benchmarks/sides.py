@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from dalle.cli.memory import keep_freed_memory
+from dalle.cli.allocator import keep_freed_memory
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 _QUIET_S = 0.02
@@ -59,7 +59,7 @@ class Side:
     Args:
         name: what an error calls it
         build: makes the calls, {name: callable}; a function that another process can import
-        keep_memory: with our allocator settings (`dalle.cli.memory`), in place of PyTorch's and glibc's own
+        keep_memory: with our allocator settings (`dalle.cli.allocator`), in place of PyTorch's and glibc's own
     """
 
     def __init__(self, name: str, build: Callable[[], dict[str, Callable[[], Any]]], keep_memory: bool):

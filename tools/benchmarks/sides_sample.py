@@ -24,8 +24,8 @@ def ours(config, n: int, sampling, notes: Path) -> dict[str, Callable]:
     Args:
         sampling: a `Sampling`; a chunk is no wider than N, where `dalle-sample` would throw away what is over
     """
+    from dalle.decoding.token_loop import TokenLoop, choose_chunk
     from dalle.models.prior import Prior
-    from dalle.sampling.decode import TokenLoop, choose_chunk
 
     loop = TokenLoop(Prior(config).to(DEVICE).eval().requires_grad_(False), sampling.precision, sampling.compile)
     chunk = min(n, choose_chunk(loop, sampling))

@@ -1,0 +1,1 @@
+"""A training state on disk, read by any number of processes."""

@@ -1,0 +1,315 @@
+"""Checkpoints for resuming, written by all processes and independent of how many there were.
+
+    checkpoints/step-0001000/
+        rank-00000.safetensors   the fragments that this rank held
+        rank-00003.safetensors
+        state.json               written last: step, values; each tensor's shape, dtype and parts (file, key, start, stop of
+                                 the flattened tensor); each file's size and SHA-256
+
+No process ever holds a whole checkpoint: each writes and proves its own file, and reads back what it needs from whichever
+files hold it. A checkpoint appears under its name when it is complete and verified, and loading it runs no code.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from dalle.checkpoints.rank_file import DTYPES, Fragment, read_parts, sha256, write_fragments, write_proven
+from dalle.cluster.topology import World
+
+_STATE = "state.json"
+
+
+class NotSaved(ValueError):
+    """A checkpoint was not written; raised on every rank, and the older ones are as they were."""
+
+
+def save(folder: Path, step: int, fragments: Iterable[Fragment], values: dict, keep: int, world: World) -> Path:
+    """Write the checkpoint after `step` updates, verify it, and only then delete all but the latest `keep`.
+
+    All ranks call it, each with the fragments that it alone writes, perhaps none; together they must cover every tensor
+    once. One fragment at a time is copied to main memory. Each file is read back, from the disk rather than from memory
+    where the system can be asked for that, and compared with the hash of what was to be written.
+
+    Args:
+        folder: the model's folder, shared by all machines
+        step: updates done
+        fragments: what this rank writes; the tensors must not change meanwhile
+        values: JSON-able; those of the first rank are written
+        keep: how many stay
+        world: the processes
+
+    Raises:
+        NotSaved: on all ranks, naming the ranks, files and reasons; nothing of the new checkpoint stays
+    """
+    target = folder / "checkpoints" / f"step-{step:07d}"
+    partial = target.with_name(target.name + ".partial")
+    file = f"rank-{world.rank:05d}.safetensors"
+
+    def together(what: str, action: Callable[[], Any]) -> list[Any]:
+        """The action's outcome on each rank; where it fails on one, all of them hear of it and none waits for ever."""
+        outcome = complaint = cause = None
+        try:
+            outcome = action()
+        except Exception as error:
+            cause, complaint = error, f"rank {world.rank}, {what}: {_reason(error)}"
+        told = world.gather((outcome, complaint))
+        complaints = [c for _, c in told if c]
+        if complaints:
+            more = f" (and {len(complaints) - 3} more ranks)" if len(complaints) > 3 else ""
+            raise NotSaved(f"checkpoint {target} was not saved: {'; '.join(complaints[:3])}{more}") from cause
+        return [outcome for outcome, _ in told]
+
+    def write_own() -> dict | None:
+        held = [f for f in fragments if f.values.numel() or not math.prod(f.shape)]
+        return write_fragments(partial / file, held) if held else None
+
+    try:
+        together(partial.name, lambda: _make_room(partial) if world.is_main else None)
+        records = together(file, write_own)
+        files = {f"rank-{rank:05d}.safetensors": record for rank, record in enumerate(records) if record}
+        together(_STATE, lambda: _complete(partial, target, step, values, files) if world.is_main else None)
+    except NotSaved:
+        if world.is_main or (partial / file).exists():
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if world.is_main:
+        _delete_old(target, keep)
+    return target
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest complete checkpoint, if there is one."""
+    found = _all(folder / "checkpoints")
+    return found[-1] if found else None
+
+
+@dataclass(eq=False)
+class Checkpoint:
+    """A checkpoint open for reading. Made by `open_checkpoint` or `verify`.
+
+    Args:
+        path: its folder
+        step: updates done
+        values: as given to `save`
+        shapes: of all tensors, by name
+        files: size in bytes and SHA-256 of each, by name
+        tensors: shape, dtype and parts of each, by name
+    """
+
+    path: Path
+    step: int
+    values: dict
+    shapes: dict[str, tuple[int, ...]]
+    files: dict[str, dict]
+    tensors: dict[str, dict]
+    _open: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Elements `start` to `stop` of the flattened tensor, on the CPU, in the dtype it was saved in. Nothing but the
+        parts that overlap is read.
+
+        Raises:
+            ValueError: no such tensor, or the checkpoint is damaged
+        """
+        if name not in self.shapes:
+            raise ValueError(f"checkpoint {self.path} holds no tensor {name}")
+        numel = math.prod(self.shapes[name])
+        stop = numel if stop is None else stop
+        assert 0 <= start <= stop <= numel, (name, start, stop, numel)
+        values = torch.empty(stop - start, dtype=DTYPES[self.tensors[name]["dtype"]])
+        for file, key, part_start, part_stop in self.tensors[name]["parts"]:
+            begin, end = max(start, part_start), min(stop, part_stop)
+            if begin >= end:
+                continue
+            try:
+                if file not in self._open:
+                    self._open[file] = safe_open(self.path / file, framework="pt")
+                part = self._open[file].get_slice(key)[begin - part_start : end - part_start]
+            except Exception as error:
+                raise _damaged(self.path, f"{file}: {_reason(error)}") from error
+            if part.dtype != values.dtype or len(part) != end - begin:
+                raise _damaged(self.path, f"{file} holds other values of {name} than {_STATE} says")
+            values[begin - start : end - start] = part
+        return values
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open one for reading: the sizes of its files are checked, and that each tensor's parts cover it. What the files
+    hold is checked by `verify`.
+
+    Raises:
+        ValueError: there is none, or it is damaged; names what is wrong and the older checkpoint to fall back to
+    """
+    path = Path(path)
+    if not (path / _STATE).is_file():
+        raise ValueError(f"{path} is not a complete checkpoint: it holds no {_STATE}")
+    try:
+        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        if not isinstance(state, dict):
+            raise ValueError("it is not a mapping of names to values")
+    except (OSError, ValueError) as error:
+        raise _damaged(path, f"{_STATE}: {_reason(error)}") from error
+    if "tensors" not in state:
+        raise ValueError(f"checkpoint {path} was written by another version of this program, in another form")
+    try:
+        if _state_hash(state) != state.get("sha256"):
+            raise ValueError("its hash is not the one it was written with")
+        shapes = {name: tuple(tensor["shape"]) for name, tensor in state["tensors"].items()}
+        for name, tensor in state["tensors"].items():
+            _check_parts(name, shapes[name], tensor["parts"])
+            if tensor["dtype"] not in DTYPES or any(part[0] not in state["files"] for part in tensor["parts"]):
+                raise ValueError(f"{name} is of no known dtype or in no known file")
+        step, values, files = state["step"], state["values"], state["files"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, f"{_STATE}: {_reason(error)}") from error
+    for file, record in files.items():
+        try:
+            size = os.path.getsize(path / file)
+        except OSError as error:
+            raise _damaged(path, f"{file}: {_reason(error)}") from error
+        if size != record["bytes"]:
+            raise _damaged(path, f"{file} has {size:,} bytes, not {record['bytes']:,}")
+    return Checkpoint(path, step, values, shapes, files, state["tensors"])
+
+
+def verify(path: str | Path, world: World) -> Checkpoint:
+    """Open a checkpoint and compare the hashes of its files, shared out among all ranks, which all call it.
+
+    Raises:
+        ValueError: on all ranks, as `open_checkpoint` does
+    """
+    checkpoint = complaint = cause = None
+    try:
+        checkpoint = open_checkpoint(path)
+        for file in sorted(checkpoint.files)[world.rank :: world.size]:
+            try:
+                digest = sha256(checkpoint.path / file)
+            except OSError as error:
+                raise _damaged(checkpoint.path, f"{file}: {_reason(error)}") from error
+            if digest != checkpoint.files[file]["sha256"]:
+                raise _damaged(checkpoint.path, f"the hash of {file} is not the one it was written with")
+    except ValueError as error:
+        complaint, cause = str(error), error
+    complaints = [c for c in world.gather(complaint) if c]
+    if complaints:
+        raise ValueError(complaints[0]) from cause
+    return checkpoint
+
+
+def _make_room(partial: Path) -> None:
+    """An empty folder, and none left of saving that was cut off."""
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    for left in partial.parent.glob("step-*.partial"):
+        shutil.rmtree(left, ignore_errors=True)
+    partial.mkdir()
+
+
+def _complete(partial: Path, target: Path, step: int, values: dict, files: dict[str, dict]) -> None:
+    """The index over all files, from their headers; then the checkpoint gets its name."""
+    tensors: dict[str, dict] = {}
+    for file, record in files.items():
+        if not (partial / file).is_file() or os.path.getsize(partial / file) != record["bytes"]:
+            raise ValueError(f"{file} is not seen here as it was written: all machines have to share {target.parent}")
+        for key, (name, dtype, shape, start, stop) in read_parts(partial / file).items():
+            tensor = tensors.setdefault(name, {"shape": shape, "dtype": dtype, "parts": []})
+            if (tensor["shape"], tensor["dtype"]) != (shape, dtype):
+                raise ValueError(f"{name} is {tensor['dtype']} {tensor['shape']} and, in {file}, {dtype} {shape}")
+            tensor["parts"].append([file, key, start, stop])
+    for name, tensor in tensors.items():
+        tensor["parts"].sort(key=lambda part: part[2:])
+        _check_parts(name, tensor["shape"], tensor["parts"])
+    state = {"step": step, "values": values, "tensors": tensors, "files": files}
+    # once around, so that what is hashed is what will be read: JSON has neither tuples nor keys other than text
+    state = json.loads(json.dumps(state))
+    state["sha256"] = _state_hash(state)
+    write_proven(partial / _STATE, [json.dumps(state).encode()])
+    _sync_folder(partial)
+    if target.exists():  # the same update once more, as after resuming and stopping at once
+        _retire(target)
+    os.replace(partial, target)
+    _sync_folder(target.parent)
+
+
+def _state_hash(state: dict) -> str:
+    content = {name: value for name, value in state.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _check_parts(name: str, shape: Iterable[int], parts: list) -> None:
+    """Raises ValueError unless the parts, in order, cover the flattened tensor once."""
+    reached, numel = 0, math.prod(shape)
+    for _, _, start, stop in [*parts, (None, None, numel, numel)]:
+        if start > reached:
+            raise ValueError(f"nothing holds elements {reached:,} to {start:,} of {name}")
+        if start < reached or not start <= stop <= numel:
+            raise ValueError(f"of {name} two parts hold element {start:,}, or one reaches beyond the last")
+        reached = stop
+
+
+def _delete_old(target: Path, keep: int) -> None:
+    """Delete what is older than the latest `keep`, and copies that were replaced. What cannot be deleted now is tried
+    again after the next checkpoint: the new one is safe all the same."""
+    older = [path for path in _all(target.parent) if _step(path) < _step(target)]
+    for path in older[: max(0, len(older) - keep + 1)]:
+        with suppress(OSError):
+            _retire(path)
+    for path in target.parent.glob("step-*.old"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _retire(path: Path) -> None:
+    """Take a checkpoint's name away at once; a deletion that is cut off must not leave half of one under it."""
+    old = path.with_name(path.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    os.replace(path, old)
+
+
+def _all(checkpoints: Path) -> list[Path]:
+    found = [p for p in checkpoints.glob("step-*") if re.fullmatch(r"step-\d+", p.name) and (p / _STATE).is_file()]
+    return sorted(found, key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _damaged(path: Path, problem: str) -> ValueError:
+    if not (path / _STATE).exists():
+        return ValueError(f"checkpoint {path} was deleted while it was read: read the newest")
+    number = re.fullmatch(r"step-(\d+)", path.name)
+    older = [p for p in _all(path.parent) if number and _step(p) < int(number[1])]
+    way_on = f"delete it to go on from {older[-1]}" if older else "there is no older one"
+    return ValueError(f"checkpoint {path} is damaged: {problem}; {way_on}")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+
+
+def _sync_folder(folder: Path) -> None:
+    """See to it that the names in a folder are on the disk."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems do not know it of folders
+            raise
+    finally:
+        os.close(number)

@@ -1,0 +1,1 @@
+"""Who is there, do they agree, are they alive."""

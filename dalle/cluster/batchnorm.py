@@ -1,0 +1,49 @@
+"""Batch normalisation with the statistics of all processes, so that several of them are one with their whole batch.
+
+PyTorch's own `SyncBatchNorm` is for GPUs alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.distributed.nn.functional import all_reduce
+
+from dalle.cluster.topology import World
+
+
+def synchronised(norm: nn.BatchNorm2d, world: World) -> nn.BatchNorm2d:
+    """The same layer with the same parameters and names; with one process, the layer itself."""
+    if world.size == 1:
+        return norm
+    synchronised_norm = SynchronisedBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, world=world)
+    synchronised_norm.load_state_dict(norm.state_dict())
+    return synchronised_norm
+
+
+class SynchronisedBatchNorm(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` over the batches of all processes, each of which brings as many samples."""
+
+    def __init__(self, *arguments, world: World):
+        super().__init__(*arguments)
+        self.world_size = world.size
+
+    def forward(self, x_BCYX: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return super().forward(x_BCYX)
+        # about a value near the mean, or the difference of squares would lose digits
+        centre_C = self.running_mean.detach().clone()
+        centred_BCYX = x_BCYX - centre_C[:, None, None]
+        moments_2C = torch.stack([centred_BCYX.mean(dim=(0, 2, 3)), centred_BCYX.square().mean(dim=(0, 2, 3))])
+        mean_C, square_C = all_reduce(moments_2C) / self.world_size
+        variance_C = square_C - mean_C**2
+        with torch.no_grad():
+            count = self.world_size * x_BCYX.numel() // x_BCYX.shape[1]
+            self.running_mean.lerp_(mean_C + centre_C, self.momentum)
+            self.running_var.lerp_(variance_C * count / (count - 1), self.momentum)
+            self.num_batches_tracked += 1
+        scale_C = torch.rsqrt(variance_C + self.eps)
+        normalised_BCYX = (centred_BCYX - mean_C[:, None, None]) * scale_C[:, None, None]
+        if not self.affine:
+            return normalised_BCYX
+        return normalised_BCYX * self.weight[:, None, None] + self.bias[:, None, None]

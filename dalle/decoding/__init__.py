@@ -1,0 +1,1 @@
+"""From captions' tokens to codes, slot by slot: the heart of sampling."""

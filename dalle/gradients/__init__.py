@@ -1,0 +1,1 @@
+"""From the backward pass to the optimiser (appendices D and E)."""

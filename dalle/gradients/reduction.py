@@ -1,0 +1,171 @@
+"""What happens to the gradients between the backward pass and the optimiser: unscaling, averaging over the machines,
+compression, the norm, clipping, and the decision to skip. Nothing of it is read on the host; from stage 1 on DeepSpeed
+then reads the norm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.distributed as dist
+
+from dalle.checkpoints.checkpoint import Checkpoint
+from dalle.cluster.topology import World
+from dalle.config import Run
+from dalle.gradients.exchange import Exchange
+from dalle.gradients.partition import Piece, Shards, Whole
+from dalle.gradients.powersgd import PowerSGD
+from dalle.gradients.scaling import GradientScales
+
+_BUCKET_ELEMENTS = 2**26
+"""Largest number of uncompressed gradients that are averaged in one call."""
+
+
+class Reduction:
+    """Makes each process's gradients those of the global batch, clipped.
+
+    Args:
+        shards: where the gradients are
+        world: all processes; without `machines` DeepSpeed has averaged over all of them already
+        run: compression
+        clip_norm: largest global norm; null clips nothing
+        scales: of 16-bit gradients; null in fp32 and bf16
+        matrices: names of the resblocks' matrices, and how many matrices each holds side by side
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        world: World,
+        run: Run,
+        clip_norm: float | None,
+        scales: GradientScales | None,
+        matrices: dict[str, int],
+    ):
+        self.shards, self.world, self.machines, self.scales = shards, world, world.machines, scales
+        self.clip_norm = clip_norm or math.inf
+        self.powersgd: PowerSGD | None = None
+        self._whole = isinstance(shards, Whole)
+        sharded = self.machines is not None and not self._whole
+        self._num_shards = self.machines.ranks_per_machine if sharded else 1
+        self._shard = self.machines.ordinal if sharded else 0
+        if run.compression is not None:
+            wire = Exchange(self.machines.replicas, run.compression.format)
+            shapes = {name: self._rows(name, parts) for name, parts in matrices.items()}
+            self.powersgd = PowerSGD(shapes, run.compression, self._num_shards, wire, world.device)
+        self._fp32 = Exchange(self.machines.replicas) if self.machines else None
+
+    def _rows(self, name: str, parts: int) -> tuple[int, int, int]:
+        """What PowerSGD has to know of this process's rows of a matrix."""
+        rows, columns = self.shards.pieces[name].shape
+        if rows % (parts * self._num_shards):
+            raise ValueError(
+                f"run.compression with {self._num_shards} processes a machine: {name} has {rows // parts} rows, which do "
+                "not divide by them"
+            )
+        return rows // self._num_shards, columns, parts
+
+    @torch.no_grad()
+    def __call__(self) -> dict[str, torch.Tensor]:
+        """Prepare the gradients for the optimiser, or make it skip this update.
+
+        Returns:
+            `gradient_norm` before clipping, 0 where it is not finite, and `skipped`, 1 or 0: device scalars
+        """
+        gradients = self.shards.gradients()
+        finite = torch.ones((), dtype=torch.bool, device=self.world.device)
+        if self.scales is not None:
+            finite = self._unscale(gradients)
+        squares = torch.zeros((), device=self.world.device)
+        if self.powersgd or self.world.num_machines > 1:
+            squares = self._average(gradients)
+        compressed = self.powersgd.shapes if self.powersgd else {}
+        plain = [gradient for name, gradient in gradients.items() if name not in compressed]
+        if plain:
+            squares = squares + torch.stack(torch._foreach_norm(plain)).square().sum()
+        norm = self._over_shards(squares).sqrt()
+        applied = finite & norm.isfinite()
+        factor = (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        if not self._whole:
+            factor = factor.where(applied, torch.nan)  # DeepSpeed skips an update whose norm is not a number
+        if plain:
+            torch._foreach_mul_(plain, factor)
+        if self.powersgd:
+            for name, gradient in self.powersgd.apply(applied):
+                torch.mul(gradient, factor, out=gradients[name].view(gradient.shape))
+        self.shards.write_gradients(gradients)
+        if self._whole:
+            self.shards.optimizer.found_inf = (~applied).float()
+        return {"gradient_norm": norm.where(norm.isfinite(), 0), "skipped": (~applied).float()}
+
+    def _unscale(self, gradients: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Whether the gradients of all processes are finite, after the scales have learnt of it."""
+        parameters = self.shards.parameters
+        finite_N = self.scales.unscale((parameters[name], gradient) for name, gradient in gradients.items())
+        return self.scales.update(self.world.sum((~finite_N).float()) == 0)
+
+    def _average(self, gradients: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Average over the machines; the square of the compressed gradients' norm, infinite when one was not finite."""
+        squares = torch.zeros((), device=self.world.device)
+        if self.powersgd:
+            mine = {name: gradients.pop(name) for name in self.powersgd.shapes}
+            squares = self.powersgd.factorise(mine)
+            plain = dict(gradients)
+            gradients |= mine
+            self._average_plain(list(plain.values()))
+        else:
+            self._average_plain(list(gradients.values()))
+        return squares
+
+    def _average_plain(self, tensors: list[torch.Tensor]) -> None:
+        bucket, size = [], 0
+        for number, tensor in enumerate(tensors, 1):
+            bucket.append(tensor)
+            size += tensor.numel()
+            if number == len(tensors) or size + tensors[number].numel() > _BUCKET_ELEMENTS:
+                mean_N = self._fp32(torch.cat([t.flatten() for t in bucket]))
+                for held, part in zip(bucket, mean_N.split([t.numel() for t in bucket]), strict=True):
+                    held.copy_(part.view_as(held))
+                bucket, size = [], 0
+
+    def _over_shards(self, squares: torch.Tensor) -> torch.Tensor:
+        """The sum over a whole model's shards, not finite when any process's is not."""
+        if self._whole:
+            # all processes hold the same gradients, but for the decision to skip, which compression may see differently
+            return self.world.mean(squares) if self.powersgd else squares
+        return self.world.sum(squares) / (self.machines.count if self.machines else 1)
+
+    def error_buffers(self, writer: Callable[[str], int]) -> Iterator[tuple[str, Piece, torch.Tensor]]:
+        """The sum over the machines of each error buffer, and the scales of the factors, on the one machine that writes it.
+        All processes have to take all.
+
+        Args:
+            writer: from a tensor's name to that machine's number
+        """
+        if self.powersgd is None:
+            return
+        for name, values in self.powersgd.buffers():
+            total = values.clone()
+            dist.reduce(total, group=self.machines.replicas, group_dst=writer(f"error/{name}"))
+            if self.machines.number == writer(f"error/{name}"):
+                # together they would be as large as the gradients
+                yield f"error/{name}", self.shards.pieces[name], total.cpu()
+        if self.machines.number == writer("error_scales"):
+            piece = Piece((self._num_shards, 2), 2 * self._shard, 2, shared=self._whole)
+            yield "error_scales", piece, self.powersgd.scales
+
+    def load_error_buffers(self, checkpoint: Checkpoint) -> None:
+        """Share a sum of error buffers out among the machines: the sum stays what it was. A checkpoint without them, of a
+        run that did not compress, leaves them empty."""
+        if self.powersgd is None or "error_scales" not in checkpoint.shapes:
+            return
+        buffers = {}
+        for name in self.powersgd.shapes:
+            piece = self.shards.pieces[name]
+            values = checkpoint.read(f"error/{name}", piece.start, piece.start + piece.size)
+            buffers[name] = values.to(self.world.device) / self.machines.count
+        self.powersgd.load_buffers(buffers)
+        scales = checkpoint.read("error_scales").view(checkpoint.shapes["error_scales"])
+        self.powersgd.scales.copy_(scales[self._shard] if len(scales) == self._num_shards else scales.amin(dim=0))

@@ -1,0 +1,231 @@
+"""Training in fp16 with gradient scales: one for each resblock (appendix D), or one for the whole model.
+
+Gradients of activations shrink from the first resblock to the last, the more the deeper and wider the model, and fp16 spans
+but 40 powers of two. So each resblock multiplies the gradient that comes in by a scale of its own and divides what goes out
+by it; the identity path between them is fp32 and never scaled. Within a resblock all but the layer norm is fp16;
+embeddings, unembeddings and logits stay fp32.
+
+The loss is divided by M, the number of data-parallel replicas, and M is a factor of every scale: the rule is written for
+one replica. Scales live on the device, and nothing here waits for it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from dalle.gradients.partition import whole_shape
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a scale follows what it does. The first three are per replica.
+
+    Args:
+        start: the scale at first
+        least: never below
+        greatest: never above
+        growth: factor after `finite_updates` updates in a row with finite gradients only
+        back_off: factor after an update with a gradient that is not finite
+        finite_updates: see `growth`
+        window_updates: updates from one division of a scale to the next that is allowed
+    """
+
+    start: float
+    least: float
+    greatest: float
+    growth: float
+    back_off: float
+    finite_updates: int = 1
+    window_updates: int = 1
+
+
+PER_BLOCK = Rule(2**13, 2**7, 2**24, growth=2 ** (1 / 1000), back_off=2**-0.5, window_updates=125)
+"""Appendix D."""
+OVERALL = Rule(2**16, 1, 2**24, growth=2, back_off=1 / 2, finite_updates=2000)
+"""The usual dynamic loss scale."""
+
+
+def static(scale: float) -> Rule:
+    """A scale that never changes."""
+    return Rule(scale, scale, scale, growth=1, back_off=1)
+
+
+class GradientScales:
+    """The scales of a model, and the fp16 passes that they keep alive.
+
+    Args:
+        parts: the parameters that each scale belongs to
+        rule: of all scales
+        replicas: M
+        device: of the model
+        reduce_factor: what the gradients of the parts' matrices, which are the ones computed in fp16, are multiplied by
+            before they are communicated, and divided by in `unscale`: a constant chosen by hand so that sums over ranks
+            in 16 bits neither overflow nor underflow
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Iterable[nn.Parameter]],
+        rule: Rule,
+        replicas: int,
+        device: torch.device,
+        reduce_factor: float = 1.0,
+    ):
+        self.rule, self.replicas, self.reduce_factor = rule, replicas, reduce_factor
+        # per replica, so that a run may be resumed with another number of them
+        self._scale = torch.full((len(parts),), float(rule.start), device=device)
+        self._since_division = torch.full_like(self._scale, rule.window_updates, dtype=torch.int32)
+        self._finite_updates = torch.zeros_like(self._since_division)
+        self.scales = self._scale * replicas
+        """fp32 [number of scales], with their factor M"""
+        self._of_loss: torch.Tensor | float = 1.0
+        # by parameter the number of its scale, and whether the constant before the reduce is for it
+        self._places = {p: (number, len(whole_shape(p)) > 1) for number, part in enumerate(parts) for p in part}
+        if reduce_factor != 1:
+            for parameter, (_, is_matrix) in self._places.items():
+                if is_matrix:
+                    parameter.register_hook(partial(torch.mul, other=reduce_factor))
+
+    @classmethod
+    def per_block(
+        cls, blocks: Sequence[nn.Module], replicas: int, device: torch.device, rule: Rule = PER_BLOCK, **options
+    ) -> GradientScales:
+        """A scale for each resblock, whose forward pass runs in fp16 from now on.
+
+        Args:
+            blocks: modules without their identity path, fp32 in and out; their first argument is what they change
+            replicas, device, rule, options: see the class
+        """
+        scales = cls([list(block.parameters()) for block in blocks], rule, replicas, device, **options)
+        for block, scale in zip(blocks, scales.scales, strict=True):  # views: each follows its scale
+            block.forward = partial(_scaled, block.forward, scale)
+        return scales
+
+    @classmethod
+    def overall(
+        cls, objective: nn.Module, replicas: int, device: torch.device, rule: Rule = OVERALL, **options
+    ) -> GradientScales:
+        """One scale, by which the loss is multiplied. All of the objective runs under fp16 autocast from now on."""
+        scales = cls([list(objective.parameters())], rule, replicas, device, **options)
+        objective.forward = partial(_autocast, objective.forward, device.type)
+        scales._of_loss = scales.scales[0]
+        return scales
+
+    def scaled(self, loss: torch.Tensor) -> torch.Tensor:
+        """What the backward pass starts from: the loss divided by M, times the scale if there is but one."""
+        return loss * (self._of_loss / self.replicas)
+
+    @torch.no_grad()
+    def unscale(self, gradients: Iterable[tuple[nn.Parameter, torch.Tensor]]) -> torch.Tensor:
+        """Take scales and the constant out of gradients, in place, and multiply them by M, which makes a mean over replicas of
+        what has been averaged over them.
+
+        Args:
+            gradients: with their parameters; fp32, of any shape, for they may be a rank's parts
+
+        Returns:
+            whether all were finite, bool [number of scales + 1]: of the parameters of each scale, and of all others
+        """
+        groups = defaultdict(list)
+        for parameter, gradient in gradients:
+            groups[self._places.get(parameter, (len(self.scales), False))].append(gradient)
+        not_finite = self.scales.new_zeros(len(self.scales) + 1)
+        factors = self.replicas / torch.cat([self.scales, self.scales.new_ones(1)])
+        for (number, is_matrix), tensors in groups.items():
+            factor = factors[number] / self.reduce_factor if is_matrix else factors[number]
+            # what PyTorch's own GradScaler is made of: all tensors in one kernel
+            torch._amp_foreach_non_finite_check_and_unscale_(tensors, not_finite[number : number + 1], factor)
+        return not_finite == 0
+
+    @torch.no_grad()
+    def update(self, finite: torch.Tensor) -> torch.Tensor:
+        """Grow the scales whose gradients were finite, divide the others.
+
+        Args:
+            finite: as `unscale` gives it, but over all ranks
+
+        Returns:
+            whether the weights are to be updated, bool []: only when all was finite
+        """
+        rule, fine = self.rule, finite[:-1]
+        self._since_division += 1
+        self._finite_updates.add_(1).mul_(fine)
+        grow = self._finite_updates >= rule.finite_updates
+        divide = ~fine & (self._since_division >= rule.window_updates)
+        self._finite_updates.masked_fill_(grow, 0)
+        self._since_division.masked_fill_(divide, 0)
+        factor = torch.where(grow, rule.growth, torch.where(divide, rule.back_off, 1.0))
+        self._scale.mul_(factor).clamp_(rule.least, rule.greatest)
+        self.scales.copy_(self._scale * self.replicas)
+        return finite.all()
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Part of the training state: it does not depend on the number of replicas."""
+        state = {"scale": self._scale, "since_division": self._since_division, "finite_updates": self._finite_updates}
+        return {name: tensor.clone() for name, tensor in state.items()}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from where `state_dict` was taken. Raises ValueError when it has another number of scales."""
+        if len(state["scale"]) != len(self._scale):
+            raise ValueError(
+                f"the checkpoint holds {len(state['scale'])} gradient scales, this run has {len(self._scale)}: set "
+                "run.precision back to what it was"
+            )
+        self._scale.copy_(state["scale"])
+        self._since_division.copy_(state["since_division"])
+        self._finite_updates.copy_(state["finite_updates"])
+        self.scales.copy_(self._scale * self.replicas)
+
+
+def _scaled(forward: Callable, scale: torch.Tensor, x_BSD: torch.Tensor, *rest) -> torch.Tensor:
+    """A resblock in fp16. Autocast keeps its layer norm in fp32 and casts what comes of that."""
+    with torch.autocast(x_BSD.device.type, torch.float16):
+        return _Leave.apply(forward(_Enter.apply(x_BSD, scale), *rest), scale)
+
+
+def _autocast(forward: Callable, device: str, *inputs):
+    with torch.autocast(device, torch.float16):
+        return forward(*inputs)
+
+
+class _Enter(torch.autograd.Function):
+    """From the identity path into a resblock; its gradient comes out unscaled and filtered."""
+
+    @staticmethod
+    def forward(ctx, x, scale):
+        ctx.save_for_backward(scale)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (scale,) = ctx.saved_tensors
+        return _filtered(gradient / scale), None
+
+
+class _Leave(torch.autograd.Function):
+    """From a resblock to the identity path, fp32; its gradient goes in scaled, filtered and in the resblock's dtype.
+
+    The filter comes before the cast: what is not finite here is another's overflow, and leaves this scale alone. What
+    overflows in the cast is this scale's doing, and reaches the gradients of the parameters.
+    """
+
+    @staticmethod
+    def forward(ctx, x, scale):
+        ctx.save_for_backward(scale)
+        ctx.dtype = x.dtype
+        return x.float()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (scale,) = ctx.saved_tensors
+        return _filtered(gradient * scale).to(ctx.dtype), None
+
+
+def _filtered(x: torch.Tensor) -> torch.Tensor:
+    return torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)

@@ -1,0 +1,1 @@
+"""The optimiser, its averages and its plateau rule (appendix B.2)."""

@@ -1,0 +1,110 @@
+"""Exponentially weighted averages of the weights: what inference loads.
+
+The paper keeps them in main memory, copies the weights there every 25 updates while the GPU goes on, and has decay 0.99
+(appendix B.2). A process averages what it holds: its shards at ZeRO stage 3, else the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+
+from dalle.gradients.partition import Piece
+
+
+class EMA:
+    """Averages of floating-point weights and buffers; other buffers are copied.
+
+    The decay warms up as (1 + t) / (10 + t), t being the number of steps of the average, so that a short run is not an
+    average with its random start.
+
+    Args:
+        weights: what `Shards.weights` gives
+        decay: final decay per step of the average
+        every_steps: updates between two steps; above 1 the averages are kept in main memory
+    """
+
+    def __init__(self, weights: dict[str, tuple[Piece, torch.Tensor]], decay: float, every_steps: int = 1):
+        self.decay, self.every_steps = decay, every_steps
+        self.pieces = {name: piece for name, (piece, _) in weights.items()}
+        self._live = {name: tensor for name, (_, tensor) in weights.items()}
+        self._away = every_steps > 1 and any(tensor.is_cuda for tensor in self._live.values())
+        self._averages = {name: self._here(tensor) for name, tensor in self._live.items()}
+        self._copies = (
+            {name: torch.empty_like(t).pin_memory() for name, t in self._averages.items()} if self._away else {}
+        )
+        self._worker = ThreadPoolExecutor(1) if self._away else None
+        self._stream = torch.cuda.Stream() if self._away else None
+        self._copied: torch.cuda.Event | None = None
+        self._pending: Future | None = None
+
+    def _here(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach().cpu() if self._away else tensor.detach().clone()
+
+    @property
+    def averages(self) -> dict[str, torch.Tensor]:
+        """By name, of the same shapes as the weights."""
+        self._wait()
+        return self._averages
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after update `step`, counted from 0, if it is the turn."""
+        if (step + 1) % self.every_steps:
+            return
+        number = step // self.every_steps
+        weight = 1 - min(self.decay, (1 + number) / (10 + number))
+        if not self._away:
+            _lerp(self._averages, self._live, weight)
+            return
+        self._wait()  # long done, 25 updates later
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            for name, tensor in self._live.items():
+                self._copies[name].copy_(tensor, non_blocking=True)
+        copied = self._copied = self._stream.record_event()
+
+        def average() -> None:
+            copied.synchronize()
+            _lerp(self._averages, self._copies, weight)
+
+        self._pending = self._worker.submit(average)
+
+    def hold(self) -> None:
+        """Let the GPU wait, before it changes the weights, until they have been copied."""
+        if self._copied is not None:
+            torch.cuda.current_stream().wait_event(self._copied)
+            self._copied = None
+
+    def _wait(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """Within the block the model has the averaged weights."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        self._wait()
+        for name, live in self._live.items():
+            kept = live.clone()
+            live.copy_(self._averages[name])
+            self._averages[name].copy_(kept)
+
+
+@torch.no_grad()
+def _lerp(averages: dict[str, torch.Tensor], weights: dict[str, torch.Tensor], weight: float) -> None:
+    floating = [name for name, tensor in weights.items() if tensor.is_floating_point()]
+    torch._foreach_lerp_([averages[n] for n in floating], [weights[n] for n in floating], weight)
+    for name in weights.keys() - set(floating):
+        averages[name].copy_(weights[name])

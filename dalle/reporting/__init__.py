@@ -1,0 +1,1 @@
+"""What people watch: figures as they come, curves, pages, Weights & Biases."""

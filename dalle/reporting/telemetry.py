@@ -1,0 +1,316 @@
+"""What a person sees of a training run: metrics on disk, a progress bar, pictures, a report, and wandb when asked for.
+
+A run's folder gets four things. `metrics.jsonl` has one line per logging interval, validation or warning, and is the
+only thing that is appended to. `pictures/` has a few pictures per name. `report.html` (see `report.py`) is drawn from
+these. `run.json` says what `metrics.jsonl` cannot say without a special line: title, unit, number of steps, status, and
+what utilisation is counted from.
+
+Only the main rank sees anything: on the others every method returns at once. Nothing here synchronises ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from dalle.config import Wandb
+from dalle.reporting import weights_and_biases
+from dalle.reporting.page import replace_text
+from dalle.reporting.report import duration, list_pictures, read_lines, write_report
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+UNITS = ("images", "tokens")
+MAX_PICTURES_PER_NAME = 12
+REPORT_INTERVAL_S = 60.0
+# Every rank waits while the main one draws, so drawing may take this share of the run and no more.
+REPORT_SHARE = 0.01
+
+
+class Telemetry:
+    """The log of one training run.
+
+    folder: the run's folder, made when missing. title: headline of the report and name of the bar.
+    total_steps: the step at which the run ends. unit: what throughput counts, "images" or "tokens".
+    is_main: False on every rank but one. start_step: the step of the checkpoint that the run resumes from; lines and
+    pictures after it are dropped, for they will be made again. At 0, what an earlier run left goes to `previous-N/`.
+    highlights: names of the values that the bar shows beside loss and step size. flops_per_unit: floating-point operations
+    of training on one unit; null where they are not counted, and then no utilisation is logged. limit_flops_per_s: what
+    the matrix products of all ranks reach together.
+
+    Raises ValueError when wandb is switched on and cannot be imported or logged in to.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        title: str,
+        total_steps: int,
+        unit: str,
+        is_main: bool = True,
+        wandb_settings: Wandb | None = None,
+        show_progress: bool = True,
+        start_step: int = 0,
+        highlights: Sequence[str] = (),
+        flops_per_unit: float | None = None,
+        limit_flops_per_s: float | None = None,
+    ) -> None:
+        assert unit in UNITS, f"unit is {unit!r}, allowed: {UNITS}"
+        self.is_main = is_main
+        if not is_main:
+            return
+        self.folder, self.title, self.total_steps, self.unit = Path(folder), title, total_steps, unit
+        self.start_step = self.step = start_step
+        self.flops_per_unit, self.limit_flops_per_s = flops_per_unit, limit_flops_per_s
+        self._shown = ("loss", *highlights, "step_size")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        time_before_s = _drop_after(self.folder, start_step) if start_step > 0 else _set_aside(self.folder)
+
+        # wandb comes before the bar and the files: a failed login must leave nothing half open.
+        self._wandb_run = None
+        self._wandb_id = _read_run(self.folder).get("wandb_id") if start_step > 0 else None
+        if wandb_settings is not None and wandb_settings.enabled:
+            self._wandb_run = weights_and_biases.start_run(wandb_settings, title, self.folder, self._wandb_id)
+            self._wandb_id = self._wandb_run.id
+
+        self._is_open = True
+        self._show, self._bar = show_progress, None
+        self._file = (self.folder / "metrics.jsonl").open("a", encoding="utf-8", errors="replace")
+        self._write_run("running")
+        if show_progress and sys.stderr.isatty():
+            layout = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {postfix}"
+            self._bar = tqdm(total=total_steps, initial=start_step, desc=title, dynamic_ncols=True, bar_format=layout)
+        now_s = time.monotonic()
+        self._origin_s = now_s - time_before_s
+        self._paused_s = 0.0
+        self._pause_began_s: float | None = None
+        self._last_active_s = now_s
+        self._first_log: tuple[int, float] = (start_step, now_s)
+        self._num_logs = 0
+        self._report_due_s = now_s + REPORT_INTERVAL_S
+        self._report_failed = False
+
+    def log(self, step: int, values: dict[str, float | list[float]], num_units: int, waited_s: float = 0.0) -> None:
+        """Records `values` at `step`; `num_units` images or tokens were trained on, on all ranks, since the last call, in which
+        this rank has waited `waited_s` for data. Of a list, such as of gradient scales, wandb gets three figures, the line none.
+
+        To be called once per logging interval: each value is read as a float, which waits for the device.
+        """
+        if not self.is_main:
+            return
+        active_s = self._active_s()
+        elapsed_s = active_s - self._last_active_s
+        self._last_active_s = active_s
+        units_per_s = num_units / elapsed_s if elapsed_s > 0 else math.nan
+        self.step = step
+        record = {f"{self.unit}_per_s": units_per_s}
+        if self.flops_per_unit is not None:
+            record["mfu"] = units_per_s * self.flops_per_unit / self.limit_flops_per_s
+        record["data_wait"] = waited_s / elapsed_s if elapsed_s > 0 else math.nan
+        for key, value in values.items():
+            record[key] = [round(each, 4) for each in value] if isinstance(value, list) else float(value)
+        self._write(record)
+        self._show_progress(record)
+        if self._num_logs == 0:  # the first interval holds compilation and warm-up: a bad guide to the time left
+            self._first_log = (step, time.monotonic())
+        self._num_logs += 1
+        if time.monotonic() >= self._report_due_s:
+            self._refresh_report()
+
+    def log_validation(self, step: int, values: dict[str, float]) -> None:
+        """Records `values` at `step`, each under "valid/" and its name."""
+        if not self.is_main:
+            return
+        self.step = step
+        record = {f"valid/{key}": float(value) for key, value in values.items()}
+        self._write(record)
+        if self._show:
+            self._say(f"{self.title}  step {step}/{self.total_steps}  " + _join_values(record))
+
+    def pictures(self, name: str, step: int, image: Image) -> None:
+        """Saves `image` as `pictures/{name}-{step}.png`; of each name the first, the last and ten between are kept."""
+        if not self.is_main:
+            return
+        self.step = max(self.step, step)
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
+        folder = self.folder / "pictures"
+        with self._even_if_full(f"the picture {name}"):
+            folder.mkdir(exist_ok=True)
+            image.save(folder / f"{name}-{step:07d}.png")
+        kept = list_pictures(self.folder).get(name, [])
+        while len(kept) > MAX_PICTURES_PER_NAME:
+            # The one whose neighbours are nearest to each other tells least; what stays is spread over the whole run.
+            _, index = min((kept[i + 1][0] - kept[i - 1][0], i) for i in range(1, len(kept) - 1))
+            kept.pop(index)[1].unlink()
+        if self._wandb_run is not None:
+            import wandb
+
+            self._wandb_run.log({"step": step, name: wandb.Image(image)})
+
+    def warn(self, text: str) -> None:
+        """Shows `text` as one line and records it at the last step seen."""
+        if not self.is_main:
+            return
+        text = " ".join(text.split())
+        self._write_line({"step": self.step, "warning": text})
+        self._say(f"warning: {text}")
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time inside, such as validation, does not count for units per second."""
+        if not self.is_main or self._pause_began_s is not None:  # nested: the outer one counts
+            yield
+            return
+        self._pause_began_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self._paused_s += time.monotonic() - self._pause_began_s
+            self._pause_began_s = None
+
+    def close(self, status: str) -> None:
+        """Ends the log with a word such as "finished" or "failed" and writes the report. A second call has no effect."""
+        if not self.is_main or not self._is_open:
+            return
+        self._is_open = False
+        with self._even_if_full("metrics.jsonl"):
+            self._file.close()
+        self._write_run(status)
+        self._refresh_report()
+        if self._bar is not None:
+            self._bar.close()
+        if self._show:
+            spent = duration(time.monotonic() - self._origin_s)
+            self._say(f"{self.title}: {status} at step {self.step}/{self.total_steps} after {spent}")
+        if self._wandb_run is not None:
+            self._wandb_run.finish(exit_code=0 if status == "finished" else 1)
+
+    def _active_s(self) -> float:
+        """A clock that stands still while paused."""
+        return (time.monotonic() if self._pause_began_s is None else self._pause_began_s) - self._paused_s
+
+    def _write(self, record: dict[str, float | list[float]]) -> None:
+        assert "step" not in record and "time_s" not in record, "step and time_s are written by Telemetry"
+        time_s = round(time.monotonic() - self._origin_s, 3)
+        # JSON has no NaN or infinity; a diverging run must stay readable by any reader.
+        finite = json.loads(json.dumps(record), parse_constant=lambda _: None)
+        self._write_line({"step": self.step, "time_s": time_s, **finite})
+        if self._wandb_run is not None:
+            self._wandb_run.log({"step": self.step, **_summed_up(record)})
+
+    def _write_line(self, record: dict[str, Any]) -> None:
+        assert self._is_open, "the log is closed"
+        with self._even_if_full("metrics.jsonl"):
+            self._file.write(json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n")
+            self._file.flush()
+
+    def _write_run(self, status: str) -> None:
+        run = {"title": self.title, "unit": self.unit, "total_steps": self.total_steps, "status": status}
+        run |= {"flops_per_unit": self.flops_per_unit, "limit_flops_per_s": self.limit_flops_per_s}
+        with self._even_if_full("run.json"):
+            replace_text(self.folder / "run.json", json.dumps({**run, "wandb_id": self._wandb_id}, ensure_ascii=False))
+
+    @contextmanager
+    def _even_if_full(self, what: str) -> Iterator[None]:
+        """What people read is a comfort: where it cannot be written the run says so and goes on."""
+        try:
+            yield
+        except OSError as error:
+            self._say(f"warning: {what} was not written: {error}")
+
+    def _show_progress(self, record: dict[str, float | list[float]]) -> None:
+        if not self._show:
+            return
+        shown = {key: record[key] for key in self._shown if key in record}
+        speed = f"{_short(record[f'{self.unit}_per_s'])} {self.unit}/s"
+        for key, form in (("mfu", "mfu {:.0%}"), ("data_wait", "data {:.0%}"), ("memory_gb", "{:.1f} GB")):
+            speed += "  " + form.format(record[key]) if key in record else ""
+        step_then, then_s = self._first_log
+        left = ""
+        if self.step > step_then:
+            left_s = (time.monotonic() - then_s) / (self.step - step_then) * (self.total_steps - self.step)
+            left = f"  {duration(max(left_s, 0))} left"
+        text = f"{_join_values(shown)}  {speed}{left}".strip()
+        if self._bar is not None:
+            self._bar.n = self.step
+            self._bar.set_postfix_str(text, refresh=True)
+        else:
+            percent = 100 * self.step / max(self.total_steps, 1)
+            self._say(f"{self.title}  step {self.step}/{self.total_steps} ({percent:.0f}%)  {text}")
+
+    def _say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def _refresh_report(self) -> None:
+        """A report is a comfort: when it cannot be drawn the run says so once and goes on."""
+        began_s = time.monotonic()
+        with self.paused():
+            try:
+                write_report(self.folder)
+            except Exception as error:
+                if not self._report_failed:
+                    self._say(f"warning: report.html was not written: {type(error).__name__}: {error}")
+                self._report_failed = True
+        now_s = time.monotonic()
+        self._report_due_s = now_s + max(REPORT_INTERVAL_S, (now_s - began_s) / REPORT_SHARE)
+
+
+def _summed_up(record: dict[str, float | list[float]]) -> dict[str, float]:
+    """Of each list the least, the median and the greatest."""
+    lists = {key: value for key, value in record.items() if isinstance(value, list)}
+    summed_up = {f"{key}/{pick.__name__}": pick(value) for key, value in lists.items() for pick in (min, median, max)}
+    return {key: value for key, value in record.items() if key not in lists} | summed_up
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
+def _join_values(values: dict[str, float]) -> str:
+    return "  ".join(f"{key.replace('_', ' ')} {_short(value)}" for key, value in values.items())
+
+
+def _read_run(folder: Path) -> dict[str, Any]:
+    path = folder / "run.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _drop_after(folder: Path, start_step: int) -> float:
+    """Drops what was logged after `start_step`, and half-written lines; returns the seconds that the run has taken."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return 0.0
+    kept = [record for record in read_lines(path) if record["step"] <= start_step]
+    replace_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
+    for pictures in list_pictures(folder).values():
+        for step, picture in pictures:
+            if step > start_step:
+                picture.unlink()
+    return max((record.get("time_s", 0.0) for record in kept), default=0.0)
+
+
+def _set_aside(folder: Path) -> float:
+    """Moves what an earlier run left in `folder` to `previous-N/`: a new run neither mixes with it nor deletes it."""
+    names = ("metrics.jsonl", "run.json", "report.html", "pictures")
+    if left := [folder / name for name in names if (folder / name).exists()]:
+        previous = next(path for number in count(1) if not (path := folder / f"previous-{number}").exists())
+        previous.mkdir()
+        for path in left:
+            os.replace(path, previous / path.name)
+    return 0.0

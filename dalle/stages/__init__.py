@@ -1,0 +1,1 @@
+"""What each stage trains on, validates and shows."""

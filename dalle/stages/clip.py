@@ -1,0 +1,105 @@
+"""What training the reranker consists of: pairs, the dVAE's blur as augmentation, validation."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from dalle.cluster.topology import World
+from dalle.config import Precision, TrainCLIP
+from dalle.data.pairs import PairBatches, PairLoader, to_tensor, warn_of_bad_samples
+from dalle.data.samples import read_pairs
+from dalle.models.clip import CLIP
+from dalle.models.dvae import DVAE
+from dalle.models.folder import load_dvae, read_header
+from dalle.objectives.clip import CLIPObjective
+from dalle.sampling.pipeline import to_uint8
+from dalle.text import Tokenizer
+from dalle.training.stage import Stage
+
+
+def stage(config: TrainCLIP, world: World) -> Stage:
+    """The reranker's training, ready for the loop."""
+    tokenizer = Tokenizer.load(config.tokenizer) if config.tokenizer else None
+    torch.manual_seed(config.run.seed)
+    model = CLIP(config.model, tokenizer)
+    dvae = load_dvae(config.dvae, world.device) if config.dvae else None
+    links: dict[str, str] = {}
+    files: dict[str, str] = {}
+    if tokenizer is not None:
+        links["tokenizer_hash"] = tokenizer.hash
+        files["tokenizer.json"] = tokenizer.to_json()
+    size_px = model.image_size_px
+    if dvae is not None:
+        if size_px % dvae.config.downsampling:
+            raise ValueError(
+                f"CLIP reads images of {size_px} px, which is no multiple of {dvae.config.downsampling}, the downsampling of "
+                f"the dVAE {config.dvae}: change model.image_size_px, or leave dvae out"
+            )
+        links["dvae_hash"] = read_header(config.dvae)["hash"]
+    batches = PairBatches(config.data, config.images, size_px, config.run, world.rank, world.size)
+    loader = PairLoader(batches, config.run.loader_workers)
+    validation = _Validation(config, model, dvae, world.device) if config.valid_data and world.is_main else None
+    return Stage(
+        kind="clip",
+        objective=CLIPObjective(model, world.rank, world.size),
+        loader=loader,
+        unit="images",
+        units_per_sample=1,
+        model_config=config.model,
+        prepare=_prepare(model, dvae, config.run.precision),
+        validate=validation.figures if validation else None,
+        links=links,
+        files=files,
+        check=warn_of_bad_samples(loader),
+    )
+
+
+def _prepare(model: CLIP, dvae: DVAE | None, precision: Precision) -> Callable[[list[dict], int, World], None]:
+    def prepare(micro_batches: list[dict], step: int, world: World) -> None:
+        for batch in micro_batches:
+            batch["clip_tokens_BU"] = model.tokens(batch["captions"]).to(world.device)
+            if dvae is not None:
+                half = len(batch["images_BCYX"]) // 2
+                batch["images_BCYX"][:half] = reconstruct(dvae, batch["images_BCYX"][:half], precision)
+
+    return prepare
+
+
+@torch.inference_mode()
+def reconstruct(dvae: DVAE, images_BCYX: torch.Tensor, precision: Precision) -> torch.Tensor:
+    """uint8 images after encoding and decoding: what a perfect prior's samples look like."""
+    with torch.autocast(images_BCYX.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        return to_uint8(dvae.decode(dvae.encode(images_BCYX)))
+
+
+class _Validation:
+    """How often a held-out caption finds its image among a batch of others, and the other way round."""
+
+    def __init__(self, config: TrainCLIP, model: CLIP, dvae: DVAE | None, device: torch.device):
+        self.model, self.device = model, device
+        count = config.run.validation_batches * config.run.batch_size
+        images = replace(config.images, augmentation="none", cache_bytes=0)
+        pairs = list(itertools.islice(read_pairs(config.valid_data, images, model.image_size_px), count))
+        if not pairs:
+            raise ValueError(f"valid_data {config.valid_data}: no sample can be used")
+        size = min(config.run.batch_size, len(pairs))
+        self.batches = []
+        for first in range(0, len(pairs) - size + 1, size):
+            batch = to_tensor([p.image for p in pairs[first : first + size]]).to(device)
+            batch = reconstruct(dvae, batch, config.run.precision) if dvae is not None else batch
+            self.batches.append((batch, [p.captions[0] for p in pairs[first : first + size]]))
+
+    def figures(self) -> dict[str, float]:
+        image_found = caption_found = 0.0
+        for images_BCYX, captions in self.batches:
+            images_BE = self.model.embed_images(images_BCYX)
+            texts_BE = self.model.embed_texts(self.model.tokens(captions).to(self.device))
+            scores_BB = texts_BE @ images_BE.T
+            right = torch.arange(len(captions), device=self.device)
+            image_found += (scores_BB.argmax(dim=1) == right).float().mean().item() / len(self.batches)
+            caption_found += (scores_BB.argmax(dim=0) == right).float().mean().item() / len(self.batches)
+        return {"caption_accuracy": image_found, "image_accuracy": caption_found}

@@ -1,0 +1,148 @@
+"""What training a prior consists of: token shards, the count of text targets over all ranks, validation, samples."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dalle.cluster.topology import World
+from dalle.config import Sampling, TrainPrior
+from dalle.data.tokens import TokenBatches, TokenLoader, TokenShards
+from dalle.models.flops import prior_flops
+from dalle.models.folder import check_link, load_dvae, read_header
+from dalle.models.prior import Prior
+from dalle.objectives.prior import PriorObjective
+from dalle.sampling.drawing import Drawing
+from dalle.sampling.grid import make_grid
+from dalle.sampling.pipeline import Pipeline, to_pixels
+from dalle.text import Tokenizer
+from dalle.training.engine import sharded_construction
+from dalle.training.stage import Stage
+
+_DRAWN_CAPTIONS = 4
+_DRAWN_PER_CAPTION = 4
+
+
+def stage(config: TrainPrior, world: World) -> Stage:
+    """Stage two, ready for the loop."""
+    tokenizer = Tokenizer.load(config.tokenizer)
+    shards = TokenShards(config.data)
+    _check(config, shards, tokenizer)
+    torch.manual_seed(config.run.seed)
+    with sharded_construction(config.run, world):
+        model = Prior(config.model)
+    objective = PriorObjective(model, config.objective)
+    batch_size = config.run.micro_batch_size(world.size)
+    batches = TokenBatches(
+        shards,
+        tokenizer,
+        config.model.caption_tokens,
+        batch_size,
+        config.run.seed,
+        config.bpe_dropout,
+        config.caption_dropout,
+        world.rank,
+        world.size,
+    )
+    validation = _Validation(config, objective, tokenizer, world)
+    return Stage(
+        kind="prior",
+        objective=objective,
+        loader=TokenLoader(batches, config.run.loader_workers),
+        unit="tokens",
+        units_per_sample=config.model.slots,
+        model_config=config.model,
+        flops_per_sample=prior_flops(config.model),
+        prepare=count_text_targets,
+        validate=validation.figures if config.valid_data else None,
+        draw=validation.pictures,
+        links={"dvae_hash": shards.meta.dvae_hash, "tokenizer_hash": tokenizer.hash},
+        files={"tokenizer.json": tokenizer.to_json()},
+    )
+
+
+def count_text_targets(micro_batches: list[dict], step: int, world: World) -> None:
+    """Put into each micro-batch what its text loss is divided by: the mean number of caption tokens over all ranks and
+    micro-batches of the update. So the update's text loss is the average over all caption tokens of the global batch, or 0
+    where it has none."""
+    counts = [(batch["text_BU"] >= 0).sum().float() for batch in micro_batches]
+    mean = _divisor(world.mean(torch.stack(counts).mean()))
+    for batch in micro_batches:
+        batch["text_targets"] = mean
+
+
+def _divisor(count: torch.Tensor) -> torch.Tensor:
+    """What the text nats are divided by: the number of caption tokens, or 1 where there are none, whose nats are 0."""
+    return count.where(count > 0, 1.0)
+
+
+def _check(config: TrainPrior, shards: TokenShards, tokenizer: Tokenizer) -> None:
+    dvae_hash = read_header(config.dvae)["hash"]
+    check_link(
+        f"the tokens in {config.data} were made by another dVAE than {config.dvae}", shards.meta.dvae_hash, dvae_hash
+    )
+    if config.valid_data:
+        found = TokenShards(config.valid_data).meta.dvae_hash
+        check_link(f"the tokens in {config.valid_data} were made by another dVAE than {config.dvae}", found, dvae_hash)
+    for name, expected in (("grid", shards.meta.grid), ("codebook_size", shards.meta.codebook_size)):
+        if getattr(config.model, name) != expected:
+            raise ValueError(f"model.{name} {getattr(config.model, name)}: the tokens in {config.data} have {expected}")
+    if config.model.text_vocabulary < tokenizer.vocabulary:
+        raise ValueError(
+            f"model.text_vocabulary {config.model.text_vocabulary}: the tokenizer {config.tokenizer} has "
+            f"{tokenizer.vocabulary} tokens"
+        )
+
+
+class _Validation:
+    """Losses on held-out pairs, and samples for a few of their captions. Without held-out pairs samples alone, for
+    captions of the training."""
+
+    def __init__(self, config: TrainPrior, objective: PriorObjective, tokenizer: Tokenizer, world: World):
+        self.objective, self.tokenizer, self.world = objective, tokenizer, world
+        self.shards = TokenShards(config.valid_data or config.data)
+        self.config, self.sharded = config, config.run.zero_stage == 3
+        size = min(config.run.micro_batch_size(world.size), len(self.shards))
+        self.batches = TokenBatches(self.shards, tokenizer, config.model.caption_tokens, size, seed=0)
+        self.count = min(config.run.validation_batches * world.size, len(self.shards) // size)
+        self.seed = config.run.seed
+        self.precision = "fp32" if config.run.precision == "fp32" else "bf16"
+
+    def figures(self) -> dict[str, float]:
+        """Means over the batches, which the ranks share out. Where weights are sharded each has to compute as many."""
+        totals: dict[str, torch.Tensor] = {}
+        for first in range(0, self.count, self.world.size):
+            number = first + self.world.rank
+            batch = self.batches[number if number < self.count else first]
+            batch = {name: tensor.to(self.world.device) for name, tensor in batch.items()}
+            batch["text_targets"] = _divisor((batch["text_BU"] >= 0).sum().float())
+            _, metrics = self.objective(batch)
+            for name, value in metrics.items():
+                totals[name] = totals.get(name, 0.0) + (value if number < self.count else 0.0 * value) / self.count
+        return {name: self.world.sum(value).item() for name, value in totals.items()}
+
+    def pictures(self) -> dict[str, Image.Image]:
+        """Samples for a few captions, and what the dVAE makes of the true codes."""
+        places = [self.shards.place(number, seed=0)[1:] for number in range(min(_DRAWN_CAPTIONS, len(self.shards)))]
+        codes, captions = zip(*(self.shards.pair(*place) for place in places), strict=True)
+        captions = [c[0] for c in captions]
+        pipeline = Pipeline(self._plain_model(), load_dvae(self.config.dvae, self.world.device), self.tokenizer)
+        sampling = Sampling(chunk=_DRAWN_PER_CAPTION, precision=self.precision, compile=False)
+        chunks = pipeline.candidates(captions, _DRAWN_PER_CAPTION, self.seed, sampling)
+        drawn_CNYX3 = np.concatenate([chunk.images_CNYX3 for chunk in chunks], axis=1)
+        true_codes = torch.from_numpy(np.stack(codes).astype(np.int64)).to(self.world.device)
+        true_CYX3 = to_pixels(pipeline.decode(true_codes, self.precision))
+        drawings = []
+        for row, caption in enumerate(captions):
+            images = [true_CYX3[row], *drawn_CNYX3[row]]
+            drawings += [Drawing(Image.fromarray(im), caption, None, -1, i, {}) for i, im in enumerate(images)]
+        return {"samples": make_grid(drawings, columns=1 + _DRAWN_PER_CAPTION)}
+
+    def _plain_model(self) -> Prior:
+        """The model, or a copy without what sharding has hung onto it."""
+        if not self.sharded:
+            return self.objective.model
+        model = Prior(self.config.model).to(self.world.device).eval()
+        model.load_state_dict(self.objective.model.state_dict())
+        return model

@@ -1,0 +1,133 @@
+"""The fast kernels between the products against the plain ones, and what happens without a compiler."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dalle.decoding import native
+from dalle.decoding.caches import LayerCache
+from dalle.decoding.kernels import CompiledKernels, Kernels, NativeKernels, attend_fused, kernels
+from dalle.layout import cache_places
+
+needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
+# fp32: sums of at most 100 terms of size 1 in another order; bf16: the plain form rounds scores of up to 4 to 2⁻⁷, and
+# weights and values to 2⁻⁹ of themselves
+_TOLERANCE = {torch.float32: {"atol": 2e-6, "rtol": 1e-5}, torch.bfloat16: {"atol": 3e-2, "rtol": 1e-2}}
+
+
+def _cache(kind, captions, candidates, heads, width, dtype, text_slots=9, grid=5):
+    generator = torch.Generator().manual_seed(1)
+    places = cache_places(kind, grid, 3)
+
+    def random(*shape):
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    image = (captions * candidates, heads, places.size, width)
+    text = (random(captions, heads, width, text_slots), random(captions, heads, text_slots, width))
+    return LayerCache(places, *text, random(*image), random(*image))
+
+
+class _FusedKernels(Kernels):
+    attention = staticmethod(attend_fused)
+
+
+@pytest.mark.parametrize("fast", [pytest.param(NativeKernels, marks=needs_compiler), _FusedKernels, CompiledKernels])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["row", "column", "conv", "dense"])
+@pytest.mark.parametrize(("captions", "candidates", "width"), [(1, 7, 64), (2, 3, 12)])
+def test_attention_is_that_of_the_plain_kernel(fast, dtype, kind, captions, candidates, width):
+    if fast is CompiledKernels and (kind, captions, dtype) != ("column", 1, torch.bfloat16):
+        pytest.skip("each takes torch.compile seconds: one is enough")
+    expected, found = (_cache(kind, captions, candidates, 3, width, dtype) for _ in range(2))
+    plain, fast = Kernels(), fast()
+    for slot in (0, 1, 6, 13, 24):
+        qkv = torch.randn(captions * candidates, 3, 3, width, generator=torch.Generator().manual_seed(slot)).to(dtype)
+        slot_1 = torch.tensor([slot])
+        values = [k.attend(qkv, c, slot_1, *c.places.sight(slot_1)) for k, c in ((plain, expected), (fast, found))]
+        torch.testing.assert_close(values[1].float(), values[0].float(), **_TOLERANCE[dtype])
+        # written to the same place, bit for bit
+        assert torch.equal(expected.k_RHPK, found.k_RHPK) and torch.equal(expected.v_RHPK, found.v_RHPK)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_softmax_weights_of_far_apart_scores(dtype):
+    """Scores of ±60 and more, where the exponential runs out of range."""
+    caches = [_cache("row", 1, 4, 2, 64, dtype) for _ in range(2)]
+    for cache in caches:
+        cache.k_RHPK.mul_(8)
+        cache.text_k_CHKT.mul_(8)
+    qkv = 8 * torch.randn(4, 3, 2, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    slot_1 = torch.tensor([20])
+    plain, fast = (
+        k.attend(qkv, c, slot_1, *c.places.sight(slot_1))
+        for k, c in zip((Kernels(), NativeKernels()), caches, strict=True)
+    )
+    # scores of some hundreds are rounded to 16 bits by the plain form, which moves their softmax
+    torch.testing.assert_close(
+        fast.float(),
+        plain.float(),
+        **({"atol": 1e-4, "rtol": 1e-4} if dtype is torch.float32 else {"atol": 1.0, "rtol": 0.2}),
+    )
+    assert fast.isfinite().all()
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_add_norm_is_that_of_the_plain_kernel(dtype):
+    norm = torch.nn.LayerNorm(37)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x, change = torch.randn(5, 37) * 3 + 100, torch.randn(5, 37).to(dtype)
+    for given in (None, change):
+        states = [x.clone(), x.clone()]
+        with torch.no_grad():
+            plain, fast = (
+                k.add_norm(s, given, norm, dtype) for k, s in zip((Kernels(), NativeKernels()), states, strict=True)
+            )
+        assert torch.equal(states[0], states[1])
+        # the mean is 100, of which fp32 has 2⁻¹⁷; bf16 rounds to 2⁻⁹
+        atol = 5e-5 if dtype is torch.float32 else 2e-2
+        torch.testing.assert_close(fast.float(), plain.float(), atol=atol, rtol=1e-2)
+
+
+def test_plain_attention_is_a_softmax_over_caption_and_image():
+    """By the book, for one row and head at a time."""
+    cache = _cache("conv", 2, 3, 2, 8, torch.float32)
+    qkv, slot_1 = torch.randn(6, 3, 2, 8), torch.tensor([17])
+    visible, bias = cache.places.sight(slot_1)
+    found = Kernels().attend(qkv, cache, slot_1, visible, bias)
+    for row in range(6):
+        for head in range(2):
+            places = visible[bias == 0]
+            k = torch.cat([cache.text_k_CHKT[row // 3, head].T, cache.k_RHPK[row, head, places]])
+            v = torch.cat([cache.text_v_CHTK[row // 3, head], cache.v_RHPK[row, head, places]])
+            expected = (k @ qkv[row, 0, head] / math.sqrt(8)).softmax(0) @ v
+            torch.testing.assert_close(found[row, head], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_without_a_compiler_sampling_goes_on(tmp_path):
+    """In a process of its own, whose compiler fails."""
+    script = (
+        "import torch, warnings; warnings.simplefilter('error');"
+        "from dalle.decoding.kernels import Kernels, kernels\n"
+        "try: kernels(torch.device('cpu'), True, 64)\n"
+        "except UserWarning as told: print(told)\n"
+        "warnings.simplefilter('ignore'); assert type(kernels(torch.device('cpu'), True, 64)) is Kernels"
+    )
+    for compiler in ("/bin/false", "/no/such/compiler"):
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env={"CXX": compiler, "HOME": str(tmp_path), "PATH": "/usr/bin"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"{compiler} cannot compile native.cpp" in done.stdout
+
+
+def test_plain_kernels_on_request():
+    assert type(kernels(torch.device("cpu"), False, 64)) is Kernels

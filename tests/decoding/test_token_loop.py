@@ -1,0 +1,255 @@
+"""The token loop against the full forward pass."""
+
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+
+from dalle.config import PriorModel, Sampling
+from dalle.decoding.slot_model import Product
+from dalle.decoding.token_loop import Given, TokenLoop, choose_chunk
+from dalle.models.prior import Prior
+from dalle.text import PAD
+
+
+def _prior(attention="paper", grid=4, depth=6):
+    torch.manual_seed(0)
+    config = PriorModel(
+        text_slots=6, grid=grid, text_vocabulary=20, codebook_size=11, width=24, depth=depth, heads=2,
+        attention=attention, conv_kernel=3,
+    )  # fmt: skip
+    model = Prior(config)
+    for name, parameter in model.named_parameters():  # large enough that what a slot sees shows in its logits
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=1.0 if "tokens" in name else 0.3)
+    return model.eval()
+
+
+TEXT = torch.tensor([[1, 2, 3, 4, 5], [7, 8, PAD, PAD, PAD], [9, PAD, PAD, PAD, PAD]])
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize(
+    ("attention", "grid", "depth"),
+    [("paper", 4, 6), ("paper", 3, 1), ("paper", 7, 3), ("paper", 1, 2), ("dense", 4, 2)],
+)
+def test_cached_logits_are_those_of_the_full_forward(attention, grid, depth, compile):
+    prior = _prior(attention, grid, depth)
+    codes = torch.randint(0, 11, (3, 2, grid**2), generator=torch.Generator().manual_seed(1))
+    loop = TokenLoop(prior, "fp32", compile)
+    for num_given in sorted({0, 1, grid, grid**2 - 1} - {grid**2}):
+        codes[:, :, :num_given] = codes[:, :1, :num_given]  # of an image prompt, the same for both candidates
+        with torch.no_grad():
+            cached = torch.stack(list(loop.logits(TEXT, codes, num_given)), dim=2)
+            for candidate in range(2):
+                _, expected = prior(TEXT, codes[:, candidate])
+                # fp32; sums of at most 96 terms in another order, through six layers
+                torch.testing.assert_close(cached[:, candidate], expected[:, num_given:], atol=5e-4, rtol=1e-4)
+
+
+def test_greedy_decoding_is_that_of_the_full_forward():
+    prior = _prior()
+    loop = TokenLoop(prior, "fp32")
+    found = loop.codes(TEXT, torch.zeros(3, 1, dtype=torch.int64), Sampling(top_k=1))
+    codes = torch.zeros(3, 16, dtype=torch.int64)
+    with torch.no_grad():
+        for slot in range(16):
+            codes[:, slot] = prior(TEXT, codes)[1][:, slot].argmax(dim=-1)
+    assert torch.equal(found[:, 0], codes)
+
+
+def test_a_candidate_depends_on_its_seed_alone():
+    loop = TokenLoop(_prior(), "fp32")
+    seeds = torch.tensor([[5, 6, 7, 8]])
+    whole = loop.codes(TEXT[:1], seeds, Sampling())
+    shuffled = loop.codes(TEXT[:1], seeds[:, [2, 0, 3, 1]], Sampling())
+    assert torch.equal(whole[:, [2, 0, 3, 1]], shuffled)
+    assert len({tuple(row.tolist()) for row in whole[0]}) == 4
+
+
+def test_given_codes_are_kept_and_matter():
+    loop = TokenLoop(_prior(), "fp32")
+    seeds = torch.tensor([[1, 2]])
+    codes = loop.codes(TEXT[:1], seeds, Sampling(temperature=0.5), _first([[3, 1, 4, 1, 5]]))
+    assert codes[0, :, :5].tolist() == [[3, 1, 4, 1, 5]] * 2
+    other = loop.codes(TEXT[:1], seeds, Sampling(temperature=0.5), _first([[9, 9, 9, 9, 9]]))
+    assert not torch.equal(codes[..., 5:], other[..., 5:])
+
+
+def _first(codes, slots=16):
+    given = torch.tensor(codes)
+    return Given(torch.nn.functional.pad(given, (0, slots - given.shape[1])), torch.arange(slots) < given.shape[1])
+
+
+def test_given_codes_are_what_was_drawn_before():
+    """Keeping any codes of a drawing, the same seed draws the same rest: what is kept may lie before, between and after."""
+    loop = TokenLoop(_prior(), "fp32")
+    seeds = torch.tensor([[3], [4], [5]])
+    whole = loop.codes(TEXT, seeds, Sampling())
+    region = torch.ones(4, 4, dtype=torch.bool)
+    region[1:3, 1:3] = False
+    for kept in (
+        torch.arange(16) < 1,
+        torch.arange(16) < 8,
+        torch.arange(16) < 15,
+        region.flatten(),
+        torch.arange(16) < 16,
+    ):
+        given = whole[:, 0].where(kept, 0)
+        assert torch.equal(loop.codes(TEXT, seeds, Sampling(), Given(given, kept)), whole)
+    changed = Given((whole[:, 0] + 1) % 11, region.flatten())
+    codes = loop.codes(TEXT, seeds, Sampling(), changed)
+    assert torch.equal(codes[:, 0, region.flatten()], changed.codes_CI[:, region.flatten()])
+    assert not torch.equal(codes[:, 0, ~region.flatten()], whole[:, 0, ~region.flatten()])
+
+
+def test_a_batch_is_used_again():
+    """What an earlier caption, prompt or setting left in the tensors is not met again."""
+    seeds = torch.tensor([[3, 4]])
+    used, asked = TokenLoop(_prior(), "fp32"), [
+        (TEXT[:1], Sampling(), None), (TEXT[1:2], Sampling(top_k=3), _first([[3, 1, 4, 1, 5]])),
+        (TEXT[2:], Sampling(guidance=2.0), None), (TEXT[:1], Sampling(), None),
+    ]  # fmt: skip
+    for text, sampling, given in asked:
+        fresh = TokenLoop(_prior(), "fp32").codes(text, seeds, sampling, given)
+        assert torch.equal(used.codes(text, seeds, sampling, given), fresh)
+
+
+def test_guidance_moves_logits_away_from_those_without_a_caption():
+    """Greedy, against the full forward pass of both branches."""
+    prior = _prior()
+    found = TokenLoop(prior, "fp32").codes(TEXT, torch.zeros(3, 1, dtype=torch.int64), Sampling(top_k=1, guidance=3.0))
+    codes = torch.zeros(3, 16, dtype=torch.int64)
+    with torch.no_grad():
+        for slot in range(16):
+            captioned, free = (prior(text, codes)[1][:, slot] for text in (TEXT, torch.full_like(TEXT, PAD)))
+            codes[:, slot] = (free + 3 * (captioned - free)).argmax(dim=-1)
+    assert torch.equal(found[:, 0], codes)
+    plain = TokenLoop(prior, "fp32").codes(TEXT, torch.zeros(3, 1, dtype=torch.int64), Sampling(top_k=1))
+    assert not torch.equal(found, plain)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_place_in_the_batch_changes_no_bit(precision):
+    """At a size where kernels have blocks and tails: 64 candidates in another order, and with others beside them."""
+    torch.manual_seed(0)
+    prior = Prior(
+        PriorModel(text_slots=40, grid=6, text_vocabulary=20, codebook_size=1000, width=192, depth=4, heads=3)
+    )
+    loop = TokenLoop(prior.eval(), precision)
+    text, seeds = torch.randint(0, 20, (1, 39)), torch.arange(64)[None]
+    whole = loop.codes(text, seeds, Sampling())
+    order = torch.randperm(64)
+    assert torch.equal(loop.codes(text, seeds[:, order], Sampling()), whole[:, order])
+    assert torch.equal(loop.codes(text, seeds + 60, Sampling())[:, :4], whole[:, 60:])
+
+
+def test_caches_hold_what_a_mask_can_see():
+    paper = Prior(PriorModel(text_vocabulary=8, codebook_size=8, width=8, depth=8, heads=1))
+    loop = TokenLoop(paper, "bf16")
+    # row 33 places five times, column 1024 twice, conv 6 rows; 256 of the caption; k and v of 8 × 2 bytes
+    assert loop.cache_bytes(1, 10) == (10 * (5 * 33 + 2 * 1024 + 192) + 8 * 256) * 2 * 8 * 2
+    loop.codes(
+        torch.zeros(1, 255, dtype=torch.int64), torch.zeros(1, 10, dtype=torch.int64), Sampling(), _most_given(1024)
+    )
+    held = [t for c in loop._batch.caches for t in (c.text_k_CHKT, c.text_v_CHTK, c.k_RHPK, c.v_RHPK)]
+    assert sum(t.nbytes for t in held) == loop.cache_bytes(1, 10)
+
+
+def _most_given(slots):
+    return Given(torch.zeros(1, slots, dtype=torch.int64), torch.arange(slots) < slots - 1)
+
+
+def test_bf16_logits_are_near_those_of_the_full_forward():
+    """Of a model of ordinary weights, wide enough for oneDNN's products: bf16 keeps 8 bits, and errors of some 2⁻⁸ a layer add
+    up over six. A missing GELU or norm, or a transposed weight, moves logits by as much as they are large."""
+    torch.manual_seed(0)
+    config = PriorModel(
+        text_slots=6, grid=4, text_vocabulary=20, codebook_size=64, width=64, depth=6, heads=2, conv_kernel=3
+    )
+    prior = Prior(config).eval()
+    for name, parameter in prior.named_parameters():
+        if parameter.ndim > 1 or name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=1.0 if "tokens" in name else 0.15)
+    codes = torch.randint(0, 64, (3, 2, 16), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = torch.stack([prior(TEXT, codes[:, n])[1] for n in range(2)], dim=1)
+    for compile in (False, True):
+        found = torch.stack(list(TokenLoop(prior, "bf16", compile).logits(TEXT, codes)), dim=2)
+        assert expected.std() > 1
+        assert (found - expected).abs().mean() < 0.03 * expected.std()
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 192), (36, 20)])
+def test_a_packed_product_is_the_plain_one(gelu, inputs, outputs):
+    weight, bias, x = torch.randn(outputs, inputs), torch.randn(outputs), torch.randn(5, inputs)
+    found = Product(weight, bias, torch.bfloat16, gelu)(x.bfloat16()).float()
+    expected = torch.nn.functional.linear(x, weight, bias)
+    expected = torch.nn.functional.gelu(expected) if gelu else expected
+    # sums of 64 products rounded to 8 bits each
+    assert (found - expected).abs().mean() < 0.01 * expected.std()
+
+
+def test_memory_is_given_back_at_once():
+    """Not when the cycle collector comes by: after running out of memory the next attempt needs it."""
+    loop = TokenLoop(_prior(), "fp32")
+    gc.collect()
+    gc.disable()
+    try:
+        loop.codes(TEXT[:1], torch.zeros(1, 2, dtype=torch.int64), Sampling())
+        first = weakref.ref(loop._batch)
+        loop.codes(TEXT[:1], torch.zeros(1, 3, dtype=torch.int64), Sampling())
+        second = weakref.ref(loop._batch)
+        assert first() is None
+        del loop
+        assert second() is None
+    finally:
+        gc.enable()
+
+
+def test_broken_weights_are_named():
+    prior = _prior()
+    prior.layers[2].mlp.widen.weight.data[0, 0] = float("nan")
+    for precision in ("fp32", "bf16"):
+        with pytest.raises(ValueError, match="logits are not finite"):
+            TokenLoop(prior, precision).codes(TEXT, torch.zeros(3, 1, dtype=torch.int64), Sampling())
+
+
+def test_a_chunk_fits_the_memory(monkeypatch):
+    loop = TokenLoop(_prior(), "fp32")
+    weights = sum(p.numel() * 8 for p in loop.prior.parameters())
+    for asked, memory, expected in (
+        (Sampling(), 1 << 40, 64),
+        (Sampling(chunk=7), 0, 7),
+        (Sampling(), weights + 2 * loop.cache_bytes(1, 16), 16),
+        (Sampling(), weights + 2 * loop.cache_bytes(1, 16) - 1, 8),
+        (Sampling(guidance=2.0), weights + 2 * loop.cache_bytes(1, 16), 4),  # the caption's keys, too, are there twice
+        (Sampling(), 0, 1),
+    ):
+        monkeypatch.setattr(token_loop, "_memory_bytes", lambda device, memory=memory: memory)
+        assert choose_chunk(loop, asked) == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, {"guidance": 2.0}, {"top_k": 3}, {"top_p": 0.8}, {"compile": False}])
+@pytest.mark.parametrize("given", [None, "first codes"])
+def test_a_graph_draws_what_a_cpu_draws(options, given):
+    prior, sampling = _prior(), Sampling(**options)
+    seeds, given = torch.tensor([[1, 2, 3]]), given and _first([[3, 1, 4, 1, 5]])
+    expected = TokenLoop(prior, "fp32").codes(TEXT[:1], seeds, sampling, given)
+    loop = TokenLoop(copy.deepcopy(prior).cuda(), "fp32", sampling.compile)
+    for _ in range(2):
+        assert torch.equal(loop.codes(TEXT[:1], seeds, sampling, given).cpu(), expected)
+
+
+@pytest.mark.gpu
+def test_a_second_gpu_has_its_own_graph():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    seeds = torch.tensor([[1, 2, 3]])
+    loops = [TokenLoop(copy.deepcopy(_prior()).to(f"cuda:{i}"), "bf16") for i in range(2)]
+    first, second = (loop.codes(TEXT[:1], seeds, Sampling()).cpu() for loop in loops)
+    assert torch.equal(first, second)

@@ -1,0 +1,190 @@
+"""PowerSGD against the steps of appendix E written out with NumPy, a matrix at a time, machines as threads."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from dalle.config import Compression
+from dalle.gradients.exchange import decode, encode
+from dalle.gradients.lowbit import ONE_SIX_NINE
+from dalle.gradients.powersgd import PowerSGD
+
+CPU = torch.device("cpu")
+SHAPES = {"qkv": (3 * 8, 16, 3), "project": (8, 16, 1), "widen": (32, 16, 1), "narrow": (24, 16, 1)}
+"""What one of two processes holds at width 16; `narrow` stands for any other shape."""
+
+
+class _Wire:
+    """The mean over so many threads, in a format."""
+
+    def __init__(self, machines: int, format: str = "fp32"):
+        self.machines, self.format = machines, format
+        self.barrier, self.held = threading.Barrier(machines), {}
+        self.calls = 0
+
+    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+        self.held[threading.get_ident()] = decode(encode(values, self.format), self.format)
+        self.barrier.wait()
+        mean = torch.stack([self.held[i] for i in sorted(self.held)]).mean(dim=0)
+        if self.barrier.wait() == 0:
+            self.calls, self.held = self.calls + 1, {}
+        self.barrier.wait()
+        return mean
+
+
+def _machines(count: int, config: Compression, ranks_per_machine: int = 2) -> list[PowerSGD]:
+    wire = _Wire(count, config.format)
+    return [PowerSGD(SHAPES, config, ranks_per_machine, wire, CPU) for _ in range(count)]
+
+
+def _gradients(seed: int, scale: float = 1e-3) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {n: scale * torch.randn(rows * columns, generator=generator) for n, (rows, columns, _) in SHAPES.items()}
+
+
+def _update(machines: list[PowerSGD], gradients: list[dict], applied: bool = True):
+    """What one update applies on each machine, and the squared norms they found."""
+
+    def one(machine: PowerSGD, mine: dict):
+        squares = machine.factorise(mine)
+        return {name: gradient.flatten() for name, gradient in machine.apply(torch.tensor(applied))}, squares.item()
+
+    with ThreadPoolExecutor(len(machines)) as pool:
+        results = list(pool.map(one, machines, gradients))
+    return [r[0] for r in results], [r[1] for r in results]
+
+
+def _buffers(machine: PowerSGD) -> dict[str, torch.Tensor]:
+    return {name: values.clone() for name, values in machine.buffers()}
+
+
+def _reference(buffers: list[np.ndarray], q0: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Steps 3 to 10 for one matrix on all machines, by the orientation that makes P the shorter side: what is applied,
+    and the buffers afterwards."""
+    if buffers[0].shape[0] > buffers[0].shape[1]:
+        applied, left = _reference([b.T for b in buffers], q0)
+        return applied.T, [b.T for b in left]
+    p = np.mean([b @ q0 for b in buffers], axis=0)
+    p = p + 1e-6 * np.eye(*p.shape)
+    p, _ = np.linalg.qr(p)
+    q = np.mean([b.T @ p for b in buffers], axis=0)
+    return p @ q.T, [b - p @ q.T for b in buffers]
+
+
+def _matrices(flat: torch.Tensor, name: str) -> list[np.ndarray]:
+    rows, columns, parts = SHAPES[name]
+    return list(flat.double().numpy().reshape(parts, rows // parts, columns))
+
+
+def test_updates_are_those_of_the_steps_written_out():
+    machines = _machines(3, Compression(rank=8, format="fp32"))
+    q0 = {stack.names[0]: stack.q0_LK.double().numpy() for stack in machines[0]._stacks}
+    q0_of = {name: q0[stack.names[0]] for stack in machines[0]._stacks for name in stack.names}
+    kept = {
+        name: [[np.zeros(m.shape) for m in _matrices(torch.zeros(r * c), name)] for _ in machines]
+        for name, (r, c, _) in SHAPES.items()
+    }
+    for step in range(4):
+        gradients = [_gradients(10 * step + number) for number in range(3)]
+        applied, squares = _update(machines, gradients)
+        total = 0.0
+        for name in SHAPES:
+            for part in range(SHAPES[name][2]):
+                held = [kept[name][n][part] + _matrices(gradients[n][name], name)[part] for n in range(3)]
+                expected, left = _reference(held, q0_of[name])
+                for n in range(3):
+                    kept[name][n][part] = left[n]
+                    # fp32 against fp64: sums of at most 32 products of 1e-3 at relative 6e-8, through a QR
+                    np.testing.assert_allclose(_matrices(applied[n][name], name)[part], expected, atol=1e-8)
+                total += (expected**2).sum()
+        assert squares == pytest.approx([total] * 3, rel=1e-5)  # the norm of what is applied, found from Q alone
+    assert machines[0].average.calls == 4 * 2  # one grouped call each for P and Q
+
+
+@pytest.mark.parametrize("format", ["fp32", "bf16", "1-6-9"])
+def test_nothing_is_lost(format):
+    """The buffers' sum plus what was applied on every machine is the sum of all gradients so far."""
+    machines = _machines(2, Compression(rank=4, format=format))
+    given, taken = {n: 0.0 for n in SHAPES}, {n: 0.0 for n in SHAPES}
+    for step in range(20):
+        gradients = [_gradients(100 * step + number) for number in range(2)]
+        applied, _ = _update(machines, gradients)
+        for name in SHAPES:
+            given[name] = given[name] + gradients[0][name] + gradients[1][name]
+            taken[name] = taken[name] + 2 * applied[0][name]
+            assert torch.equal(applied[0][name], applied[1][name])
+    # a buffer is rounded twice an update, to 2⁻⁹ (bf16) or 2⁻¹⁰ (1-6-9) of at most 1e-2
+    tolerance = {"fp32": 1e-6, "bf16": 20 * 2 * 2 * 2**-9 * 1e-2, "1-6-9": 20 * 2 * 2 * 2**-10 * 1e-2}[format]
+    for name in SHAPES:
+        left = _buffers(machines[0])[name] + _buffers(machines[1])[name]
+        torch.testing.assert_close(left + taken[name], given[name], atol=tolerance, rtol=0)
+        last = gradients[0][name] + gradients[1][name]
+        assert left.norm() > last.norm()  # more than an update's worth has to wait: the rank is small
+    assert all(stack.buffer_NSL.element_size() == (4 if format == "fp32" else 2) for stack in machines[0]._stacks)
+
+
+def test_full_rank_on_one_machine_is_no_compression():
+    (machine,) = _machines(1, Compression(rank=64, format="fp32"))
+    for step in range(3):
+        gradients = _gradients(step)
+        (applied,), _ = _update([machine], [gradients])
+        for name in SHAPES:
+            # P is orthonormal to 1e-7, and gradients are 1e-3
+            torch.testing.assert_close(applied[name], gradients[name], atol=2e-9, rtol=1e-5)
+            assert _buffers(machine)[name].abs().max() < 2e-9
+
+
+def test_a_skipped_update_keeps_the_buffers():
+    machines = _machines(2, Compression(rank=4, format="fp32"))
+    _update(machines, [_gradients(0), _gradients(1)])
+    before = [_buffers(machine) for machine in machines]
+    gradients = [_gradients(2), _gradients(3)]
+    gradients[0]["widen"][5] = float("inf")
+    _, squares = _update(machines, gradients, applied=False)
+    assert squares[0] == float("inf") and np.isfinite(squares[1])  # the ranks then agree to skip
+    for number in range(2):
+        for name in SHAPES:
+            taken_in = 0 if (number, name) == (0, "widen") else gradients[number][name]
+            torch.testing.assert_close(_buffers(machines[number])[name], before[number][name] + taken_in)
+
+
+def test_a_buffer_that_is_not_finite_is_emptied():
+    machines = _machines(2, Compression(rank=4, format="fp32"))
+    _update(machines, [_gradients(0), _gradients(1)])
+    broken = _buffers(machines[1])
+    broken["project"][3] = float("nan")
+    machines[1].load_buffers(broken)
+    _, squares = _update(machines, [_gradients(2), _gradients(3)], applied=False)
+    assert not np.isfinite(squares).any()  # what was averaged reached both
+    assert not _buffers(machines[1])["project"].any()
+    assert _buffers(machines[0])["project"].any() and _buffers(machines[1])["widen"].any()
+
+
+def test_scales_of_the_wire_keep_large_and_small_gradients():
+    """Gradients near both ends of 1-6-9, whose factors would leave it: scaled after the first update they come through."""
+    for scale in (1e-14, 2.0):
+        machines = _machines(2, Compression(rank=32, format="1-6-9"))
+        for step in range(4):
+            gradients = [_gradients(10 * step + number, scale) for number in range(2)]
+            waiting = [_buffers(machine) for machine in machines]
+            applied, _ = _update(machines, gradients)
+        expected = sum(waiting[n]["project"] + gradients[n]["project"] for n in range(2)) / 2
+        # rank 16 of 8 rows is full, so only rounding is between: 2⁻¹⁰ in the buffer, in P and in Q
+        assert (applied[0]["project"] - expected).norm() < 0.01 * expected.norm()
+        assert machines[0].scales.tolist() == machines[1].scales.tolist() != [1.0, 1.0]
+
+
+def test_what_no_format_can_hold_saturates():
+    machines = _machines(2, Compression(rank=4, format="1-6-9"))
+    for step in range(3):
+        applied, squares = _update(machines, [_gradients(10 * step + number, 1e3) for number in range(2)])
+        assert np.isfinite(squares).all() and all(gradient.isfinite().all() for gradient in applied[0].values())
+    assert max(values.abs().max() for values in _buffers(machines[0]).values()) == ONE_SIX_NINE.largest
+
+
+def test_a_rank_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match=r"run\.compression\.rank 5: must be a multiple of the 2 processes"):
+        _machines(1, Compression(rank=5))
