@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dalle.config import PriorModel, Sampling
+from dalle.decoding import token_loop
 from dalle.decoding.slot_model import Product
 from dalle.decoding.token_loop import Given, TokenLoop, choose_chunk
 from dalle.models.prior import Prior
