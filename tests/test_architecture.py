@@ -1,61 +1,108 @@
-"""The rules of the house: imports point one way, and some libraries are met in one place only."""
+"""The rules of the house: rooms stand on one another, files do not lean on each other in a circle, some libraries are met in
+one place only, and neither rooms nor files grow past what one can see whole."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
 
-LEVELS = [
-    {"config", "layout", "text"},
-    {"models", "data"},
-    {"objectives"},
-    {"training", "sampling", "evaluation"},
-    {"cli", "web"},
+HOUSE = ROOT / "dalle"
+ROOMS = [
+    *("config", "layout", "text", "data", "reporting", "cluster", "models", "checkpoints", "objectives", "decoding"),
+    *("gradients", "optim", "sampling", "training", "evaluation", "stages", "web", "cli"),
 ]
+"""From the ground up: a room imports from itself and from those before it."""
 HOMES = {
     "deepspeed": ["training/engine.py"],
-    "torch.distributed": ["training/"],
+    "torch.distributed": ["cluster/", "gradients/", "checkpoints/", "training/"],
     "jsonargparse": ["cli/"],
     "argparse": ["cli/"],
 }
-FILES = sorted((ROOT / "dalle").rglob("*.py"))
+FILES = sorted(HOUSE.rglob("*.py"))
+MOST_FILES = 12
+MOST_LINES = 320
+
+
+def _module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {_module(path): path for path in FILES}
 
 
 def _imports(path: Path) -> list[str]:
+    """All that a file imports by name, in functions and for type checkers too, and what it loads by name."""
     names = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are written out from `dalle`"
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and re.match(r"dalle\.\w+\.", node.value):
+            names.append(node.value)  # `importlib.import_module(f"dalle.stages.{kind}")`
     return names
 
 
-def _level(room: str) -> int:
-    return next(i for i, rooms in enumerate(LEVELS) if room in rooms)
+def _files(path: Path) -> set[str]:
+    """Modules of the house that a file imports; a package that is only on the way to one of its files does not count."""
+    found = {name for name in _imports(path) if name in MODULES} - {_module(path)}
+    return {name for name in found if not any(other.startswith(name + ".") for other in found)}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT / "dalle")))
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(HOUSE)))
 def test_imports_point_one_way(path):
-    relative = path.relative_to(ROOT / "dalle")
+    relative = path.relative_to(HOUSE)
     if str(relative) == "__init__.py":
         return
     room = relative.parts[0].removesuffix(".py")
     for name in _imports(path):
         if name.startswith("dalle."):
-            assert _level(name.split(".")[1]) <= _level(room), f"{relative} imports {name}"
+            assert ROOMS.index(name.split(".")[1]) <= ROOMS.index(room), f"{relative} imports {name}"
         for library, homes in HOMES.items():
             if name == library or name.startswith(library + "."):
                 assert any(str(relative).startswith(home) for home in homes), f"{relative} imports {name}"
 
 
+def test_no_circle_between_files():
+    left = {module: _files(path) for module, path in MODULES.items()}
+    while left:
+        leant_on = set().union(*left.values())
+        # a file that leans on none that is left, or on which none leans, is in no circle
+        free = [module for module, others in left.items() if not others & left.keys() or module not in leant_on]
+        assert free, f"these import one another: {left}"
+        for module in free:
+            del left[module]
+
+
+def test_every_room_has_its_floor():
+    """No room is forgotten in the list, and a folder is a package."""
+    there = {path.relative_to(HOUSE).parts[0].removesuffix(".py") for path in FILES} - {"__init__"}
+    assert there <= set(ROOMS)
+    assert all((folder / "__init__.py").exists() for folder in {path.parent for path in FILES})
+
+
 def test_config_needs_no_torch():
-    for path in (ROOT / "dalle/config").glob("*.py"):
+    for path in (HOUSE / "config").glob("*.py"):
         assert not [n for n in _imports(path) if n.startswith("torch")]
 
 
-def test_no_file_grows_past_what_one_can_read():
-    long = {str(p.relative_to(ROOT)): n for p in FILES if (n := len(p.read_text().splitlines())) > 320}
-    assert not long
+def test_no_room_and_no_file_grows_past_what_one_can_see_whole():
+    rooms = {path.parent for path in FILES}
+    full = {str(room.relative_to(ROOT)): n for room in rooms if (n := len(list(room.glob("*.py")))) > MOST_FILES}
+    long = {
+        str(p.relative_to(ROOT)): n
+        for p in FILES
+        if (n := len(p.read_text(encoding="utf-8").splitlines())) > MOST_LINES
+    }
+    assert not full and not long
+
+
+def test_tests_mirror_the_house():
+    """A folder of tests is named after a room, or after the tools."""
+    folders = {p.relative_to(ROOT / "tests").parts[0] for p in (ROOT / "tests").rglob("test_*.py")}
+    folders = {name for name in folders if not name.endswith(".py")}
+    assert folders <= {*ROOMS, "tools"}

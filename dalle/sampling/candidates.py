@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,8 +22,14 @@ from dalle.config import Sampling
 from dalle.sampling.drawing import Drawing
 from dalle.sampling.prompt import Prompt
 
-if TYPE_CHECKING:
-    from dalle.sampling.pipeline import Pipeline, Reading
+
+@dataclass
+class Reading:
+    """Captions as the models read them: tokens int64 [C, T − 1], and embeddings [C, E] where there is a reranker."""
+
+    captions: Sequence[str]
+    text_CU: torch.Tensor
+    embeddings_CE: torch.Tensor | None
 
 
 @dataclass
@@ -72,6 +78,26 @@ class Work:
     prompt: Prompt | None = None
 
 
+class Source(Protocol):
+    """What draws a chunk: a `pipeline.Pipeline`, whose methods say more. It is described here, not imported, since a
+    pipeline's `generate` stands on this file."""
+
+    def read(self, captions: Sequence[str]) -> Reading: ...
+
+    def chunk_width(self, sampling: Sampling) -> int: ...
+
+    def chunk(
+        self,
+        reading: Reading,
+        first_seed: int,
+        sampling: Sampling,
+        prompt: Prompt | None,
+        progress: Callable[[int], None],
+    ) -> Candidates: ...
+
+    def release(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class Part:
     """Of what was drawn last: of which caption (its number), how many candidates, and those of them that were among the
@@ -117,14 +143,14 @@ class Chunks:
     """Draws candidates in chunks of one width, which is halved for good when memory runs out.
 
     Args:
-        pipeline: the models
+        source: the models
         sampling: its chunk, where it has one, is the width to begin with
         progress: told each slot of a chunk that was drawn
     """
 
-    def __init__(self, pipeline: Pipeline, sampling: Sampling, progress: Callable[[int], None] = lambda slot: None):
-        self.pipeline, self.sampling, self.progress = pipeline, sampling, progress
-        self.width = sampling.chunk or pipeline.chunk_width(sampling)
+    def __init__(self, source: Source, sampling: Sampling, progress: Callable[[int], None] = lambda slot: None):
+        self.source, self.sampling, self.progress = source, sampling, progress
+        self.width = sampling.chunk or source.chunk_width(sampling)
 
     def draw(self, reading: Reading, numbers: range, seed: int, prompt: Prompt | None) -> Iterator[Candidates]:
         """The candidates of these numbers, of all captions read; candidate i has seed `seed + i`.
@@ -146,14 +172,14 @@ class Chunks:
         """A chunk; None when there was no memory for it. Not halved here, where the error still holds on to tensors."""
         try:
             sampling = replace(self.sampling, chunk=self.width)
-            return self.pipeline.chunk(reading, first_seed, sampling, prompt, self.progress)
+            return self.source.chunk(reading, first_seed, sampling, prompt, self.progress)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
             return None
 
     def _halve(self, seed: int) -> None:
-        self.pipeline.release()
+        self.source.release()
         if self.width == 1:
             raise ValueError("out of memory even with one candidate at a time: this model needs a larger machine")
         warnings.warn(
@@ -178,7 +204,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def draw(
-    pipeline: Pipeline,
+    source: Source,
     work: Work,
     numbers: Iterable[int] | None = None,
     progress: Callable[[int], None] = lambda slot: None,
@@ -186,12 +212,12 @@ def draw(
     """Draw, and hand on what may be among the best, chunk by chunk.
 
     Args:
-        pipeline: the models
+        source: the models
         work: what is drawn; it is numbered in blocks of one chunk, caption by caption
         numbers: of the blocks to draw, ascending, those beyond the last are ignored; null draws all
         progress: told each slot of a chunk that was drawn
     """
-    chunks = Chunks(pipeline, work.sampling, progress)
+    chunks = Chunks(source, work.sampling, progress)
     width = chunks.width  # of the blocks, whatever becomes of that of the chunks
     if work.sampling.chunk is None and 4 * work.n <= width:
         told = f"{width} candidates are drawn together, {work.n} are asked for: --sampling.chunk {work.n} is quicker"
@@ -204,7 +230,7 @@ def draw(
             return
         if caption != current:
             current, best = caption, Best(work.keep)
-            reading = pipeline.read([work.captions[caption]])
+            reading = source.read([work.captions[caption]])
         candidates = range(block * width, min(work.n, (block + 1) * width))
         for chunk in chunks.draw(reading, candidates, work.seed, work.prompt):
             drawn = chunk.seeds_CN.shape[1]

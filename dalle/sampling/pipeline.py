@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from dalle.models.clip import CLIP, load_clip
 from dalle.models.dvae import DVAE
 from dalle.models.folder import load_dvae, load_prior
 from dalle.models.prior import Prior
-from dalle.sampling.candidates import Best, Candidates, Chunks, Work, draw
+from dalle.sampling.candidates import Best, Candidates, Chunks, Reading, Work, draw
 from dalle.sampling.drawing import Drawing, read_drawing
 from dalle.sampling.model_set import check_sampling, find_models
 from dalle.sampling.prompt import Prompt, encode_with, known_codes, make_prompt
@@ -34,15 +34,6 @@ from dalle.text import Tokenizer, pad
 _PIXELS_TOGETHER = 8 * 256**2
 """Pixels that the dVAE decodes and the reranker looks at in one go. The published dVAE's widest maps take 64 MB an image of
 256² in fp32, and some of them stand side by side. A constant: the shape of a batch decides the last bits."""
-
-
-@dataclass
-class Reading:
-    """Captions as the models read them: tokens int64 [C, T − 1], and embeddings [C, E] where there is a reranker."""
-
-    captions: Sequence[str]
-    text_CU: torch.Tensor
-    embeddings_CE: torch.Tensor | None
 
 
 class Pipeline:
