@@ -78,6 +78,15 @@ def test_no_circle_between_files():
             del left[module]
 
 
+def test_a_forward_pass_is_replaced_in_one_place():
+    """Whoever looks for what happens around a module's forward pass finds it by `wrap`."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            replaced = [t for t in targets if isinstance(t, ast.Attribute) and t.attr == "forward"]
+            assert not replaced or path.name == "wrapping.py", path
+
+
 def test_every_room_has_its_floor():
     """No room is forgotten in the list, and a folder is a package."""
     there = {path.relative_to(HOUSE).parts[0].removesuffix(".py") for path in FILES} - {"__init__"}

@@ -87,9 +87,6 @@ class Machines:
     """Processes in two directions (section 2.5): those of one machine shard the weights among themselves, and those of
     equal ordinal on all machines hold the same shard and average its gradient.
 
-    It is also what DeepSpeed takes for a model-parallel unit: the machine is given to it as the group that shards, and
-    the replicas as the model-parallel group, so that norms and skipped updates are agreed on by all processes.
-
     Args:
         world: all processes; ranks are counted machine by machine
         ranks_per_machine: m
@@ -102,29 +99,6 @@ class Machines:
         by_machine = torch.arange(world.size).view(self.count, ranks_per_machine)
         self.shards, _ = dist.new_subgroups_by_enumeration(by_machine.tolist(), timeout=world.timeout)
         self.replicas, _ = dist.new_subgroups_by_enumeration(by_machine.T.tolist(), timeout=world.timeout)
-
-    def get_data_parallel_group(self) -> dist.ProcessGroup:
-        return self.shards
-
-    def get_data_parallel_rank(self) -> int:
-        return self.ordinal
-
-    def get_data_parallel_world_size(self) -> int:
-        return self.ranks_per_machine
-
-    def get_model_parallel_group(self) -> dist.ProcessGroup:
-        return self.replicas
-
-    def get_model_parallel_rank(self) -> int:
-        return self.number
-
-    def get_model_parallel_world_size(self) -> int:
-        return self.count
-
-    # DeepSpeed asks under both names
-    get_tensor_model_parallel_group = get_model_parallel_group
-    get_tensor_model_parallel_rank = get_model_parallel_rank
-    get_tensor_model_parallel_world_size = get_model_parallel_world_size
 
 
 def grouped(world: World, run: Run) -> World:

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from dalle.gradients.partition import whole_shape
+from dalle.models.wrapping import wrap
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class GradientScales:
         """
         scales = cls([list(block.parameters()) for block in blocks], rule, replicas, device, **options)
         for block, scale in zip(blocks, scales.scales, strict=True):  # views: each follows its scale
-            block.forward = partial(_scaled, block.forward, scale)
+            wrap(block, _scaled, scale)
         return scales
 
     @classmethod
@@ -113,7 +114,7 @@ class GradientScales:
     ) -> GradientScales:
         """One scale, by which the loss is multiplied. All of the objective runs under fp16 autocast from now on."""
         scales = cls([list(objective.parameters())], rule, replicas, device, **options)
-        objective.forward = partial(_autocast, objective.forward, device.type)
+        wrap(objective, _autocast, device.type)
         scales._of_loss = scales.scales[0]
         return scales
 
@@ -183,13 +184,13 @@ class GradientScales:
         self.scales.copy_(self._scale * self.replicas)
 
 
-def _scaled(forward: Callable, scale: torch.Tensor, x_BSD: torch.Tensor, *rest) -> torch.Tensor:
+def _scaled(scale: torch.Tensor, forward: Callable, x_BSD: torch.Tensor, *rest) -> torch.Tensor:
     """A resblock in fp16. Autocast keeps its layer norm in fp32 and casts what comes of that."""
     with torch.autocast(x_BSD.device.type, torch.float16):
         return _Leave.apply(forward(_Enter.apply(x_BSD, scale), *rest), scale)
 
 
-def _autocast(forward: Callable, device: str, *inputs):
+def _autocast(device: str, forward: Callable, *inputs):
     with torch.autocast(device, torch.float16):
         return forward(*inputs)
 

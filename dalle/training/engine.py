@@ -1,7 +1,7 @@
 """The one training engine: DeepSpeed, from one CPU process to a cluster. The only file that imports it.
 
-The DeepSpeed settings are derived from our dataclasses. The model is written for one device and never learns what is
-done to it here, in this order: gradient scales, recomputation, compilation, precision, sharding, compression.
+The model is written for one device and never learns what is done to it here: gradient scales, recomputation, compilation,
+precision (`_prepare`), then sharding, then compression.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from dalle.gradients.partition import MOMENTS, Partitioned, Piece, Sharded, Shar
 from dalle.gradients.reduction import Reduction
 from dalle.gradients.scaling import GradientScales
 from dalle.models.prior import InputMajorLinear, Linear
+from dalle.models.wrapping import wrap
 from dalle.optim import optimizer as optimizers
 from dalle.optim.ema import EMA
+from dalle.training.deepspeed_view import Roles, settings
 
 _SIXTEEN_BIT = (nn.Linear, nn.Conv2d, Linear, InputMajorLinear)
 """Modules, of these very classes, whose weights are gathered and whose gradients are reduced in the run's precision. A
@@ -36,9 +38,6 @@ head is not among them: its logits are fp32."""
 
 _WHOLE_PARAMETERS = 2_000_000_000
 """Up to this size a sharded model is gathered on every process to draw pictures: 8 GB in fp32."""
-
-_SUB_GROUP = 100_000_000
-"""Weights of a process that are updated together: DeepSpeed copies their gradients first, 0.4 GB."""
 
 
 class Engine:
@@ -56,40 +55,19 @@ class Engine:
         self.world, self.run = world, run
         self.objective = objective.to(world.device)
         client = optimizers.build(objective, optimizer)
-        self.scales = self._gradient_scales()
-        if run.recompute:
-            recompute_blocks(self.model)
-        if run.compile:  # not the model: an objective calls what it likes of it, and only a call is compiled
-            objective.compile()
-        _communicate_in_16_bit(objective, run)
-        if run.zero_stage == 3:
-            # a resblock's weights come and go together
-            deepspeed.utils.set_z3_leaf_modules(objective, list({type(block) for block in self.model.resblocks()}))
-        deepspeed.utils.groups.mpu = world.machines  # which it keeps from one engine of a process to the next
+        self.scales = _prepare(objective, run, world)
+        roles = Roles(world.machines) if world.machines else None
+        deepspeed.utils.groups.mpu = roles  # which it would keep from the engine before, in the same process
         self._engine, *_ = deepspeed.initialize(
             model=objective,
             optimizer=client,
-            config=_settings(run, world),
-            mpu=world.machines,
+            config=settings(run, world),
+            mpu=roles,
             dist_init_required=False,
         )
         self.shards = self._shards(deepspeed)
-        self.reduction = Reduction(
-            self.shards,
-            world,
-            run,
-            optimizer.clip_norm,
-            self.scales,
-            self.model.matrices() if run.compression else {},
-        )
-
-    def _gradient_scales(self) -> GradientScales | None:
-        options = {"replicas": self.world.size, "device": self.world.device, "reduce_factor": self.run.reduce_factor}
-        if self.run.precision == "fp16":
-            return GradientScales.overall(self.objective, **options)
-        if self.run.precision == "fp16-per-block":
-            return GradientScales.per_block(self.model.resblocks(), **options)
-        return None
+        matrices = self.model.matrices() if run.compression else {}
+        self.reduction = Reduction(self.shards, world, run, optimizer.clip_norm, self.scales, matrices)
 
     def _shards(self, deepspeed) -> Shards:
         zero = self._engine.optimizer
@@ -110,28 +88,43 @@ class Engine:
     def model(self) -> nn.Module:
         return self.objective.model
 
-    def update(self, micro_batches: list[dict], step: int, step_size: float) -> dict[str, torch.Tensor]:
+    def update(
+        self, micro_batches: list[dict], step: int, step_size: float, ema: EMA | None = None
+    ) -> dict[str, torch.Tensor]:
         """One update from `accumulation_steps` micro-batches; their mean metrics, of this rank, undetermined until read.
 
         The noise of an update is a function of (seed, update, rank), so that a resumed run goes on as if it had never
         stopped. What a batch holds as a function is made when its turn comes. An update whose gradient is not finite
         on some process is skipped: gradient scales learn of it, error buffers keep what was finite for the next update,
         nothing else changes, and its metric `skipped` is 1.
+
+        Args:
+            micro_batches: of this rank
+            step: number of the update, from 0
+            step_size: of the optimiser
+            ema: averages that take in the new weights
         """
         torch.manual_seed(derived_seed(self.run.seed, step, self.world.rank))
         for group in self._engine.optimizer.param_groups:
             group["lr"] = step_size
         totals: dict[str, torch.Tensor] = {}
-        for number, batch in enumerate(micro_batches, 1):
+        for number, batch in enumerate(micro_batches):
+            if number > 0:
+                self._engine.step()  # between micro-batches it counts them, and changes nothing
             batch = {name: value() if callable(value) else value for name, value in batch.items()}
             loss, metrics = self._engine(batch)
             self._engine.backward(self.scales.scaled(loss) if self.scales else loss)
             for name, value in metrics.items():
                 totals[name] = totals[name] + value if name in totals else value
-            if number == len(micro_batches):
-                reduced = self.reduction()
-                self.before_step()
-            self._engine.step()
+        # After the last backward pass DeepSpeed has averaged the gradients of all micro-batches over the processes that shard,
+        # and its step uses them as they then lie in memory. What is done to them has its place between the two, only there.
+        assert self._engine.is_gradient_accumulation_boundary(), "an update has `accumulation_steps` micro-batches"
+        reduced = self.reduction()
+        if ema:
+            ema.hold()
+        self._engine.step()
+        if ema:
+            ema.update(step)
         return {name: value / len(micro_batches) for name, value in totals.items()} | reduced
 
     def autocast(self) -> torch.autocast:
@@ -159,9 +152,6 @@ class Engine:
         if self.run.zero_stage < 3:
             return nullcontext()
         return _import_deepspeed().zero.GatheredParameters(list(self.model.parameters()))
-
-    def before_step(self) -> None:
-        """Called when the gradients are there and the weights are about to change; for others to replace."""
 
     def writes(self, name: str, piece: Piece) -> bool:
         """Whether this process, of all that hold a piece of a tensor, is the one that puts it into checkpoints. Machines
@@ -233,13 +223,40 @@ def sharded_construction(run: Run, world: World) -> AbstractContextManager:
     if run.zero_stage < 3:
         return nullcontext()
     group = world.machines.shards if world.machines else None
-    return _import_deepspeed().zero.Init(data_parallel_group=group, config_dict_or_path=_settings(run, world))
+    return _import_deepspeed().zero.Init(data_parallel_group=group, config_dict_or_path=settings(run, world))
+
+
+def _prepare(objective: nn.Module, run: Run, world: World) -> GradientScales | None:
+    """Make of an objective, whose model was written for one device, what the run asks for; its gradient scales, if any.
+
+    The order matters: what is recomputed is the fp16 pass with its scales, and what is compiled is all of it. DeepSpeed
+    comes after, for it registers its hooks on the modules as it finds them, and reads the marks once.
+    """
+    scales = _gradient_scales(objective, run, world)
+    if run.recompute:
+        recompute_blocks(objective.model)
+    if run.compile:  # not the model: an objective calls what it likes of it, and only a call is compiled
+        objective.compile()
+    _communicate_in_16_bit(objective, run)
+    if run.zero_stage == 3:  # a resblock's weights come and go together
+        blocks = list({type(block) for block in objective.model.resblocks()})
+        _import_deepspeed().utils.set_z3_leaf_modules(objective, blocks)
+    return scales
+
+
+def _gradient_scales(objective: nn.Module, run: Run, world: World) -> GradientScales | None:
+    options = {"replicas": world.size, "device": world.device, "reduce_factor": run.reduce_factor}
+    if run.precision == "fp16":
+        return GradientScales.overall(objective, **options)
+    if run.precision == "fp16-per-block":
+        return GradientScales.per_block(objective.model.resblocks(), **options)
+    return None
 
 
 def recompute_blocks(model: nn.Module) -> None:
     """Let a model's `recomputable` parts be computed again in the backward pass. None of them draws random numbers."""
     for module in model.recomputable():
-        module.forward = partial(recomputed, module.forward, use_reentrant=False, preserve_rng_state=False)
+        wrap(module, partial(recomputed, use_reentrant=False, preserve_rng_state=False))
 
 
 def derived_seed(seed: int, step: int, number: int) -> int:
@@ -268,30 +285,6 @@ def _communicate_in_16_bit(objective: nn.Module, run: Run) -> None:
     for module in objective.modules():
         if type(module) in _SIXTEEN_BIT:
             module.weight.comm_dtype = torch.bfloat16 if run.precision == "bf16" else torch.float16
-
-
-def _settings(run: Run, world: World) -> dict:
-    """The DeepSpeed configuration. Clipping and the decision to skip are ours (`reduction.py`)."""
-    zero: dict = {"stage": run.zero_stage}
-    if run.zero_stage == 3:
-        # no parameter stays whole from update to update: the averaged weights are swapped in by swapping the shards
-        zero |= {"stage3_param_persistence_threshold": 0, "sub_group_size": _SUB_GROUP}
-    if run.offload == "cpu":
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": world.device.type == "cuda"}
-    return {
-        "train_micro_batch_size_per_gpu": run.micro_batch_size(world.size),
-        "gradient_accumulation_steps": run.accumulation_steps,
-        "gradient_clipping": 0.0,
-        "torch_autocast": {
-            "enabled": run.precision == "bf16",
-            "dtype": "bfloat16",
-            "lower_precision_safe_modules": [],
-        },
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": None,
-    }
 
 
 def _import_deepspeed():

@@ -20,9 +20,9 @@ from dalle.checkpoints.checkpoint import NotSaved
 from dalle.cluster.topology import World
 from dalle.cluster.watch import Watch
 from dalle.config import Optimizer, Run
-from dalle.models.flops import matrix_flops_per_s
 from dalle.optim.ema import EMA
 from dalle.optim.plateau import PlateauRule
+from dalle.reporting.machine_limit import matrix_flops_per_s
 from dalle.reporting.telemetry import Telemetry
 from dalle.training.engine import Engine
 from dalle.training.saving import Saver
@@ -71,7 +71,6 @@ class _Training:
         self.ema = None
         if run.ema_decay is not None:
             self.ema = EMA(self.engine.shards.weights(), run.ema_decay, run.ema_every_steps)
-            self.engine.before_step = self.ema.hold
         self.plateau = PlateauRule(optimizer.plateau, optimizer.step_size.warmup_steps) if optimizer.plateau else None
         self.saver = Saver(stage, optimizer, run, folder, self.engine, self.ema, self.plateau)
         if resume:
@@ -134,9 +133,8 @@ class _Training:
             micro_batches = [self._to_device(self._next_batch()) for _ in range(run.accumulation_steps)]
             self.watch.mark(self.step, "update")
             stage.prepare(micro_batches, self.step, self.world)
-            metrics = _finite_only(self.engine.update(micro_batches, self.step, self._step_size(self.step)))
-            if self.ema:
-                self.ema.update(self.step)
+            step_size = self._step_size(self.step)
+            metrics = _finite_only(self.engine.update(micro_batches, self.step, step_size, self.ema))
             self.step += 1
             counted += 1
             self.skipped_in_a_row = (self.skipped_in_a_row + 1) * metrics["skipped"]

@@ -1,0 +1,73 @@
+"""What DeepSpeed is shown of a run: its settings, and the processes in the roles that it knows. It is not imported here."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+
+from dalle.cluster.topology import Machines, World
+from dalle.config import Run
+
+_SUB_GROUP = 100_000_000
+"""Weights of a process that are updated together: DeepSpeed copies their gradients first, 0.4 GB."""
+
+
+def settings(run: Run, world: World) -> dict:
+    """The DeepSpeed configuration. Clipping and the decision to skip are ours (`gradients/reduction.py`)."""
+    zero: dict = {"stage": run.zero_stage}
+    if run.zero_stage == 3:
+        # no parameter stays whole from update to update: the averaged weights are swapped in by swapping the shards
+        zero |= {"stage3_param_persistence_threshold": 0, "sub_group_size": _SUB_GROUP}
+    if run.offload == "cpu":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": world.device.type == "cuda"}
+    return {
+        "train_micro_batch_size_per_gpu": run.micro_batch_size(world.size),
+        "gradient_accumulation_steps": run.accumulation_steps,
+        "gradient_clipping": 0.0,
+        "torch_autocast": {
+            "enabled": run.precision == "bf16",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": None,
+    }
+
+
+class Roles:
+    """The two directions of our processes under DeepSpeed's names for them.
+
+    It no longer knows shards within a machine and replicas between machines. But it shards among its "data-parallel" group,
+    and asks its "model-parallel" group, all that lies beyond, to agree on norms and on skipped updates alone: so the
+    machine is shown as the first and the replicas as the second.
+
+    Args:
+        machines: the processes
+    """
+
+    def __init__(self, machines: Machines):
+        self._machines = machines
+
+    def get_data_parallel_group(self) -> dist.ProcessGroup:
+        return self._machines.shards
+
+    def get_data_parallel_rank(self) -> int:
+        return self._machines.ordinal
+
+    def get_data_parallel_world_size(self) -> int:
+        return self._machines.ranks_per_machine
+
+    def get_model_parallel_group(self) -> dist.ProcessGroup:
+        return self._machines.replicas
+
+    def get_model_parallel_rank(self) -> int:
+        return self._machines.number
+
+    def get_model_parallel_world_size(self) -> int:
+        return self._machines.count
+
+    # DeepSpeed asks under both names
+    get_tensor_model_parallel_group = get_model_parallel_group
+    get_tensor_model_parallel_rank = get_model_parallel_rank
+    get_tensor_model_parallel_world_size = get_model_parallel_world_size
