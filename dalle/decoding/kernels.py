@@ -1,6 +1,6 @@
 """What a step of the token loop does between its matrix products: attention for one image slot of every row, and the
-identity path with the layer norm behind it. The plain forms are PyTorch's operations; on a CPU they have twins in C++
-(`native.cpp`), on CUDA attention has one that PyTorch's compiler makes.
+identity path with the layer norm behind it. They are defined in PyTorch's operations; a CPU has twins in C++
+(`native.cpp`), on CUDA PyTorch's compiler takes the definition of attention itself.
 
 Axes: C captions, N candidates of each, R = C·N rows, H heads, K head width, z which of q, k and v, T text slots, P places of
 a cache, M places that a slot reads, D width.
@@ -27,7 +27,10 @@ def attend(
     visible_M: torch.Tensor | None,
     bias_M: torch.Tensor,
 ) -> torch.Tensor:
-    """softmax(q·kᵀ/√K) v over the caption and the visible places, one softmax over both: [R, H, K].
+    """softmax(q·kᵀ/√K) v over the caption and the visible places, one softmax over both, in fp32: [R, H, K].
+
+    Sums in place of batched products with one row: a compiler makes a few loops of this around the two products with the
+    captions, which read the caches where they lie, once, and put no list of scores together.
 
     Args:
         q_RHK: of one image slot
@@ -36,29 +39,6 @@ def attend(
         visible_M: the places to read; null reads all
         bias_M: fp32, 0, or −∞ for what the slot does not see
     """
-    captions, _, head_width, text_slots = text_k_CHKT.shape
-    if visible_M is not None:
-        k_RHPK, v_RHPK = k_RHPK[:, :, visible_M], v_RHPK[:, :, visible_M]
-    q_RHK = q_RHK / math.sqrt(head_width)
-    text_CHNT = _by_caption(q_RHK, captions) @ text_k_CHKT
-    image_RHM = (q_RHK[:, :, None] @ k_RHPK.mT)[:, :, 0] + bias_M.to(q_RHK.dtype)
-    weights = torch.cat([text_CHNT, _by_caption(image_RHM, captions)], dim=-1).softmax(dim=-1)
-    text_CHNT, image_CHNM = weights.split([text_slots, len(bias_M)], dim=-1)
-    image_RH1M = _by_row(image_CHNM)[:, :, None]
-    return _by_row(text_CHNT @ text_v_CHTK) + (image_RH1M @ v_RHPK)[:, :, 0]
-
-
-def attend_fused(
-    q_RHK: torch.Tensor,
-    text_k_CHKT: torch.Tensor,
-    text_v_CHTK: torch.Tensor,
-    k_RHPK: torch.Tensor,
-    v_RHPK: torch.Tensor,
-    visible_M: torch.Tensor | None,
-    bias_M: torch.Tensor,
-) -> torch.Tensor:
-    """`attend` in a form that a compiler makes a few loops of, around the two products with the captions: the caches are read
-    where they lie, once, and no list of scores is put together."""
     captions, _, head_width, _ = text_k_CHKT.shape
     if visible_M is not None:
         k_RHPK, v_RHPK = k_RHPK[:, :, visible_M], v_RHPK[:, :, visible_M]
@@ -78,7 +58,7 @@ def attend_fused(
 def _compiled_attend():
     """Each kind of layer and shape of batch is a compilation of its own."""
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-    return torch.compile(attend_fused, dynamic=False, fullgraph=True)
+    return torch.compile(attend, dynamic=False, fullgraph=True)
 
 
 class Kernels:

@@ -139,12 +139,7 @@ class TokenLoop:
         held_BH = torch.cat([start_B1, codes_BG], dim=1)  # what slots 0 … G hold
         given = codes_BG.shape[1]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            x_BSD = torch.cat([self.prior.embed_text(text_BU), self.prior.embed_image(held_BH[:, :given])], dim=1)
-            for kind, layer, cache in zip(self.prior.kinds, self.prior.layers, batch.caches, strict=True):
-                q_BHSK, k_BHSK, v_BHSK = layer.attention.split(x_BSD)
-                cache.write_given(k_BHSK, v_BHSK)
-                x_BSD = x_BSD + layer.attention.merge(self.prior.masked[kind](q_BHSK, k_BHSK, v_BHSK)).float()
-                x_BSD = x_BSD + layer.mlp(x_BSD).float()
+            self.prior.run_layers(text_BU, held_BH[:, :given], batch.caches)
         batch.slot_1.fill_(given)
         batch.held_R.copy_(held_BH[:, given].repeat_interleave(len(batch.held_R) // len(text_BU)))
 

@@ -147,6 +147,16 @@ def _small(config: CLIPModel, tokenizer: Tokenizer) -> dict:
     }
 
 
+def open_clip_name(source: str | Path) -> tuple[str, str]:
+    """Architecture and weights of a reranker that is no folder of ours. Raises ValueError when it is no open_clip model either."""
+    architecture, colon, pretrained = str(source).partition(":")
+    if not colon:
+        raise ValueError(
+            f"no such reranker: {str(source)!r} is neither a folder of dalle-train-clip nor ARCHITECTURE:PRETRAINED of open_clip"
+        )
+    return architecture, pretrained
+
+
 def load_clip(source: str | Path, device: str | torch.device = "cpu") -> CLIP:
     """A reranker, in evaluation mode.
 
@@ -163,10 +173,6 @@ def load_clip(source: str | Path, device: str | torch.device = "cpu") -> CLIP:
                 f"the tokenizer.json in {source} is not the one it was trained with", expected, tokenizer.hash
             )
         return folder.load_into(CLIP(config, tokenizer), source, device)
-    architecture, colon, pretrained = str(source).partition(":")
-    if not colon:
-        raise ValueError(
-            f"no such reranker: {source!r} is neither a folder of dalle-train-clip nor ARCHITECTURE:PRETRAINED of open_clip"
-        )
+    architecture, pretrained = open_clip_name(source)
     model = CLIP(CLIPModel(architecture=architecture), pretrained=pretrained)
     return model.to(device).eval().requires_grad_(False)

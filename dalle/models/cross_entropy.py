@@ -42,6 +42,20 @@ def cross_entropy(
     return _forward(x_ND, weight_VD, bias_V, targets_N, _product_dtype(x_ND), learning)[0]
 
 
+@torch.no_grad()
+def ln_p(x_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    """ln softmax(x·wᵀ + b)[target] of each row, in nats, 0 for `PAD`: fp32 [N]. Arguments as of `cross_entropy`."""
+    dtype = _product_dtype(x_ND)
+    with torch.autocast(x_ND.device.type, enabled=False):
+        x_ND, weight_VD = x_ND.to(dtype), weight_VD.to(dtype)
+        return torch.cat(
+            [
+                _scored(x_ND[some], weight_VD, bias_V, targets_N[some])[1]
+                for some in _slices(len(x_ND), _CHUNK_ROWS[x_ND.device.type])
+            ]
+        )
+
+
 def logits(x_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor) -> torch.Tensor:
     """x·wᵀ + b: fp32 [N, V]. The product runs in the dtype of autocast; of 16-bit matrices a GPU keeps the sums in fp32
     where no gradient is asked for, a CPU rounds them first."""
@@ -81,13 +95,13 @@ def _forward(
             x_RD, targets_R = x_ND[rows], targets_N[rows]
             dlogits_RV = x_RD.new_empty(len(x_RD) if learning else 0, vocabulary)
             for some in _slices(len(x_RD), _CHUNK_ROWS[x_ND.device.type]):
-                counted_C1 = (targets_R[some] != PAD).float()[:, None]
-                targets_C1 = targets_R[some].clamp(min=0)[:, None]
-                log_p_CV = _logits(x_RD[some], weight_VD, bias_V).log_softmax(dim=1)
-                nats -= (log_p_CV.gather(1, targets_C1) * counted_C1).sum()
+                ln_p_CV, ln_p_C = _scored(x_RD[some], weight_VD, bias_V, targets_R[some])
+                nats -= ln_p_C.sum()
                 if learning:
                     # d nats / d logits = softmax − one-hot
-                    p_CV = log_p_CV.exp_()
+                    counted_C1 = (targets_R[some] != PAD).float()[:, None]
+                    targets_C1 = targets_R[some].clamp(min=0)[:, None]
+                    p_CV = ln_p_CV.exp_()
                     p_CV.scatter_add_(1, targets_C1, torch.full_like(counted_C1, -1)).mul_(counted_C1)
                     dbias_V += p_CV.sum(dim=0)
                     dlogits_RV[some] = p_CV
@@ -125,6 +139,15 @@ _forward.register_autograd(_gradients, setup_context=_remember)
 def _slices(length: int, at_once: int) -> list[slice]:
     at_once = max(1, at_once)
     return [slice(first, min(first + at_once, length)) for first in range(0, length, at_once)]
+
+
+def _scored(
+    x_CD: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor, targets_C: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """ln softmax of a chunk's logits [C, V], and of its targets [C], 0 for `PAD`: fp32."""
+    ln_p_CV = _logits(x_CD, weight_VD, bias_V).log_softmax(dim=1)
+    ln_p_C = ln_p_CV.gather(1, targets_C.clamp(min=0)[:, None])[:, 0]
+    return ln_p_CV, ln_p_C.masked_fill(targets_C == PAD, 0)
 
 
 def _logits(x_CD: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor) -> torch.Tensor:

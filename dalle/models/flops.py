@@ -1,13 +1,10 @@
-"""Floating-point operations: counted for the models, measured for the machine (`docs/flops.md` derives the counts).
+"""Floating-point operations of the models (`docs/flops.md` derives the counts).
 
 A multiply-add is two. Counted is what a model asks for, not what a kernel spends on it: the pairs of slots that a mask
 keeps, and no recomputed activation, as for the model FLOPs utilisation of PaLM (Chowdhery et al., 2022, appendix B).
 """
 
 from __future__ import annotations
-
-import time
-from functools import cache
 
 import torch
 from torch import nn
@@ -16,9 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from dalle.config import DVAEModel, PriorModel
 from dalle.layout import Kind, layer_kinds, seen_offsets
 from dalle.models.dvae import DVAE
-
-_MEASURED_S = 0.3
-"""A few matrix products on a CPU, and on a GPU enough of them for its clock to settle."""
 
 
 def attention_flops(kind: Kind, config: PriorModel) -> int:
@@ -63,31 +57,3 @@ def _counted(module: nn.Module, x: torch.Tensor) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module(x)
     return counter.get_total_flops()
-
-
-@cache
-def matrix_flops_per_s(device: torch.device, precision: str) -> float:
-    """The best rate of a few large matrix products, each timed alone: the limit that utilisation is counted against.
-
-    Square, 8192 on CUDA and 2048 elsewhere. It takes a third of a second, once in a process.
-    """
-    side = 8192 if device.type == "cuda" else 2048
-    dtype = torch.float32 if precision == "fp32" else torch.bfloat16  # fp16 is as fast on a GPU, and slow on a CPU
-    generator = torch.Generator(device).manual_seed(0)  # the run's own stays as it is
-    # random, since a GPU draws less power on constants and clocks higher
-    a, b = (torch.randn(side, side, generator=generator, device=device, dtype=dtype) for _ in range(2))
-    product = torch.empty_like(a)
-
-    def took_s() -> float:
-        began_s = time.perf_counter()
-        torch.mm(a, b, out=product)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - began_s
-
-    took_s()
-    until_s = time.perf_counter() + _MEASURED_S
-    least_s = took_s()
-    while time.perf_counter() < until_s:
-        least_s = min(least_s, took_s())
-    return 2 * side**3 / least_s

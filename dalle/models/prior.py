@@ -8,6 +8,8 @@ GELU, weights from N(0, 0.02) with residual projections scaled by 1/√(2L), a f
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from einops import rearrange
@@ -17,7 +19,7 @@ from torch.nn import functional as F
 from dalle.config import PriorModel
 from dalle.layout import layer_kinds, predicting, row_and_column
 from dalle.models.attention import MaskedAttention
-from dalle.models.cross_entropy import cross_entropy, logits
+from dalle.models.cross_entropy import cross_entropy, ln_p, logits
 
 _STD = 0.02
 """Of the initial weights. Every module draws its own as it is made, so that an engine may shard it at once."""
@@ -56,6 +58,12 @@ class Embedding(nn.Embedding):
         nn.init.normal_(self.weight, std=_STD)
 
 
+class Cache(Protocol):
+    """What takes the keys and values of a layer, [B, H, S, K] each: `decoding.caches.LayerCache`."""
+
+    def write_given(self, k_BHSK: torch.Tensor, v_BHSK: torch.Tensor) -> None: ...
+
+
 class Attention(nn.Module):
     """The attention resblock without its identity path: layer norm, fused q·k·v, attention, projection."""
 
@@ -75,8 +83,11 @@ class Attention(nn.Module):
     def merge(self, values_BHSK: torch.Tensor) -> torch.Tensor:
         return self.project(rearrange(values_BHSK, "B H S K -> B S (H K)"))
 
-    def forward(self, x_BSD: torch.Tensor, masked: MaskedAttention) -> torch.Tensor:
-        return self.merge(masked(*self.split(x_BSD)))
+    def forward(self, x_BSD: torch.Tensor, masked: MaskedAttention, cache: Cache | None = None) -> torch.Tensor:
+        q_BHSK, k_BHSK, v_BHSK = self.split(x_BSD)
+        if cache is not None:
+            cache.write_given(k_BHSK, v_BHSK)
+        return self.merge(masked(q_BHSK, k_BHSK, v_BHSK))
 
 
 class MLP(nn.Module):
@@ -100,8 +111,8 @@ class Layer(nn.Module):
         self.attention = Attention(width, heads, residual_std)
         self.mlp = MLP(width, residual_std)
 
-    def forward(self, x_BSD: torch.Tensor, masked: MaskedAttention) -> torch.Tensor:
-        x_BSD = x_BSD + self.attention(x_BSD, masked).float()
+    def forward(self, x_BSD: torch.Tensor, masked: MaskedAttention, cache: Cache | None = None) -> torch.Tensor:
+        x_BSD = x_BSD + self.attention(x_BSD, masked, cache).float()
         return x_BSD + self.mlp(x_BSD).float()
 
 
@@ -113,6 +124,10 @@ class Head(Linear):
         if targets_N is None:
             return logits(x_ND.flatten(0, -2), self.weight, self.bias).unflatten(0, x_ND.shape[:-1])
         return cross_entropy(x_ND.flatten(0, -2), self.weight, self.bias, targets_N.flatten())
+
+    def ln_p(self, x_ND: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+        """ln softmax(logits)[target] fp32 [...], 0 for PAD, without holding all logits and without gradients."""
+        return ln_p(x_ND.flatten(0, -2), self.weight, self.bias, targets_N.flatten()).view_as(targets_N)
 
 
 class Prior(nn.Module):
@@ -188,10 +203,22 @@ class Prior(nn.Module):
     def states(self, text_BU: torch.Tensor, codes_BI: torch.Tensor) -> torch.Tensor:
         """The final states of all slots [B, S, D], fp32. The last code is predicted, never seen."""
         held_BI = torch.cat([self.start_of_image(len(codes_BI)), codes_BI[:, :-1]], dim=1)
-        x_BSD = torch.cat([self.embed_text(text_BU), self.embed_image(held_BI)], dim=1)
-        for kind, layer in zip(self.kinds, self.layers, strict=True):
-            x_BSD = layer(x_BSD, self.masked[kind])
-        return self.norm(x_BSD)
+        return self.norm(self.run_layers(text_BU, held_BI))
+
+    def run_layers(
+        self, text_BU: torch.Tensor, held_BN: torch.Tensor, caches: Sequence[Cache | None] | None = None
+    ) -> torch.Tensor:
+        """The identity path behind the last layer, fp32 [B, T + N, D].
+
+        Args:
+            text_BU: caption tokens int64 [B, T − 1], PAD after the end
+            held_BN: what the first N image slots hold
+            caches: of each layer, which keep the keys and values of these slots; null keeps none
+        """
+        x_BSD = torch.cat([self.embed_text(text_BU), self.embed_image(held_BN)], dim=1)
+        for kind, layer, cache in zip(self.kinds, self.layers, caches or [None] * len(self.layers), strict=True):
+            x_BSD = layer(x_BSD, self.masked[kind], cache)
+        return x_BSD
 
     def forward(self, text_BU: torch.Tensor, codes_BI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits of every caption token and every code, fp32: [B, T − 1, text vocabulary] and [B, I, K].

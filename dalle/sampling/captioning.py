@@ -14,20 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
 from dalle.config import Precision, RankBy
-from dalle.data.images import centre_crop, to_rgb
 from dalle.layout import predicting
-from dalle.models.prior import Head, Prior
+from dalle.models.prior import Prior
 from dalle.sampling.pipeline import Pipeline
-from dalle.sampling.prompt import encode_with
+from dalle.sampling.prompt import central_square, encode_with
 from dalle.text import PAD
-
-_CHUNK_ROWS = 1024
-"""Rows whose logits are there at a time: 64 MB of 16,384 tokens in fp32."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +93,7 @@ def score(
 def image_codes(pipeline: Pipeline, image: Image.Image) -> torch.Tensor:
     """The dVAE's codes int64 [I] of an image's central square, in fp32: which of two close codes it is matters more here
     than the time for one image."""
-    pixels_YX3 = np.array(centre_crop(to_rgb(image), pipeline.dvae.config.image_size_px))
+    pixels_YX3 = central_square(image, pipeline.dvae.config.image_size_px)
     return torch.from_numpy(encode_with(pipeline.dvae, pixels_YX3)).to(pipeline.device)
 
 
@@ -126,22 +121,11 @@ def ln_p(
     with torch.autocast(text_CU.device.type, torch.bfloat16, enabled=precision == "bf16"):
         for text_BU in torch.cat([text_CU, lacking_U]).split(width):
             text_BUD, image_BID = predicting(prior.states(text_BU, codes_BI), prior.config.text_slots)
-            text_B = _sums(prior.text_head, text_BUD, text_BU)
-            found.append(torch.stack([text_B, _sums(prior.image_head, image_BID, codes_BI)]))
+            scored = (prior.text_head.ln_p(text_BUD, text_BU), prior.image_head.ln_p(image_BID, codes_BI))
+            # in float64: the differences between captions are small beside sums over all codes
+            found.append(torch.stack([ln_p_BN.double().sum(dim=1) for ln_p_BN in scored]))
     text_C, image_C = torch.cat(found, dim=1)[:, : len(text_CU)]
     return text_C, image_C
-
-
-def _sums(head: Head, x_BND: torch.Tensor, targets_BN: torch.Tensor) -> torch.Tensor:
-    """Of each sample the sum of ln softmax(logits)[target], PAD counting for nothing: float64 [B]. The differences between
-    captions are small beside sums over all codes."""
-    targets_R = targets_BN.flatten()
-    found = []
-    for x_ND, targets_N in zip(x_BND.flatten(0, 1).split(_CHUNK_ROWS), targets_R.split(_CHUNK_ROWS), strict=True):
-        ln_p_NV = head(x_ND).log_softmax(dim=1)
-        ln_p_N = ln_p_NV.gather(1, targets_N.clamp(min=0)[:, None])[:, 0]
-        found.append(ln_p_N.masked_fill(targets_N == PAD, 0))
-    return torch.cat(found).view_as(targets_BN).double().sum(dim=1)
 
 
 def read_captions_file(path: str | Path) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dalle.config import DVAEModel, PriorModel, Sampling
+from dalle.models.clip import open_clip_name
 from dalle.models.folder import check_link, check_links, read_config, read_header
 from dalle.text import Tokenizer
 
@@ -63,11 +64,7 @@ def find_models(
 def _check_clip(source: str, hashes: dict[str, str]) -> str:
     """The reranker's hash; of an open_clip model its name."""
     if not Path(source).is_dir():
-        if ":" not in source:
-            raise ValueError(
-                f"no such reranker: {source!r} is neither a folder of dalle-train-clip nor ARCHITECTURE:PRETRAINED of "
-                "open_clip"
-            )
+        open_clip_name(source)
         return source
     read_config(source, "clip")
     header = read_header(source)

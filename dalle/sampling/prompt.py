@@ -109,7 +109,7 @@ def make_prompt(
             f"the image prompt has {image.width}×{image.height} px: its central square was brought to {size_px}×{size_px}",
             stacklevel=2,
         )
-    return Prompt(encode(np.array(centre_crop(to_rgb(image), size_px))), kept_I)
+    return Prompt(encode(central_square(image, size_px)), kept_I)
 
 
 def _outside(region: tuple[int, int, int, int], size: tuple[int, int], grid: int) -> np.ndarray:
@@ -142,6 +142,11 @@ def known_codes(drawing: Drawing, dvae_hash: str | None, grid: int) -> np.ndarra
     same = dvae_hash is not None and drawing.settings.get("models", {}).get("dvae") == dvae_hash
     known = drawing.codes_I is not None and len(drawing.codes_I) == grid**2
     return drawing.codes_I if same and known else None
+
+
+def central_square(image: Image.Image, size_px: int) -> np.ndarray:
+    """What the models see of an image: uint8 [Y, X, 3] of the given side."""
+    return np.array(centre_crop(to_rgb(image), size_px))
 
 
 @torch.inference_mode()

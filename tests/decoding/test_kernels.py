@@ -9,7 +9,7 @@ import torch
 
 from dalle.decoding import native
 from dalle.decoding.caches import LayerCache
-from dalle.decoding.kernels import CompiledKernels, Kernels, NativeKernels, attend_fused, kernels
+from dalle.decoding.kernels import CompiledKernels, Kernels, NativeKernels, kernels
 from dalle.layout import cache_places
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
@@ -30,11 +30,7 @@ def _cache(kind, captions, candidates, heads, width, dtype, text_slots=9, grid=5
     return LayerCache(places, *text, random(*image), random(*image))
 
 
-class _FusedKernels(Kernels):
-    attention = staticmethod(attend_fused)
-
-
-@pytest.mark.parametrize("fast", [pytest.param(NativeKernels, marks=needs_compiler), _FusedKernels, CompiledKernels])
+@pytest.mark.parametrize("fast", [pytest.param(NativeKernels, marks=needs_compiler), CompiledKernels])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["row", "column", "conv", "dense"])
 @pytest.mark.parametrize(("captions", "candidates", "width"), [(1, 7, 64), (2, 3, 12)])

@@ -17,7 +17,6 @@ from dalle.models.dvae import DVAE
 from dalle.models.folder import save_weights
 from dalle.models.prior import Prior
 from dalle.objectives.prior import PriorObjective
-from dalle.sampling import captioning
 from dalle.sampling.captioning import image_codes, ln_p, read_captions_file, score
 from dalle.sampling.pipeline import load
 from dalle.text import PAD, Tokenizer
@@ -94,7 +93,7 @@ def test_batches_are_bounded_and_change_nothing(pipeline, monkeypatch):
         return states(text_BU, codes_BI)
 
     monkeypatch.setattr(pipeline.prior, "states", recorded)
-    monkeypatch.setattr(captioning, "_CHUNK_ROWS", 7)  # which cuts through captions
+    monkeypatch.setattr("dalle.models.cross_entropy._CHUNK_ROWS", {"cpu": 7})  # which cuts through captions
     # six captions and none; one width for all batches, with as little over as can be
     for batch_size, made in ((1, [1] * 7), (3, [3] * 3), (4, [4] * 2), (6, [4] * 2), (100, [7])):
         widths.clear()

@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from dalle.cli.allocator import keep_freed_memory
+from dalle.reporting import machine_limit
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 _QUIET_S = 0.02
@@ -167,10 +168,9 @@ def case(
 
 
 def best_rate(call: Callable[[], Any], work: float) -> float:
-    """The most work per second that a call reached: what limits is the machine, not its hiccups."""
+    """The most work per second that a call reached, of at least 20."""
     keep_freed_memory()
-    call()
-    return work / min(timed(call) for _ in range(20))
+    return machine_limit.best_rate(call, work, torch.device(DEVICE), least_calls=20)
 
 
 def convolution(dtype: torch.dtype) -> tuple[Callable[[], Any], float]:
@@ -182,7 +182,5 @@ def convolution(dtype: torch.dtype) -> tuple[Callable[[], Any], float]:
 
 
 def matrix_product(dtype: torch.dtype) -> tuple[Callable[[], Any], float]:
-    """A product of square matrices, as large as makes the rate best, and its floating-point operations."""
-    side = 8192 if DEVICE == "cuda" else 2048
-    a, b = (torch.randn(side, side, device=DEVICE, dtype=dtype) for _ in range(2))
-    return lambda: a @ b, 2 * side**3
+    """That of `dalle.reporting.machine_limit`, on the benchmarks' device."""
+    return machine_limit.matrix_product(torch.device(DEVICE), dtype)
