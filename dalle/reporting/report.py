@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from dalle.reporting.page import head, replace_text
+from dalle.reporting.page_head import head, replace_text
 
 SPEED = ("images_per_s", "tokens_per_s", "mfu", "data_wait", "memory_gb")
 MAX_POINTS = 500

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from dalle.config import Wandb
 from dalle.reporting import weights_and_biases
-from dalle.reporting.page import replace_text
+from dalle.reporting.page_head import replace_text
 from dalle.reporting.report import duration, list_pictures, read_lines, write_report
 
 if TYPE_CHECKING:

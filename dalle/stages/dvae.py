@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dalle.cluster.batchnorm import synchronised
+from dalle.cluster.sync_batchnorm import synchronised
 from dalle.cluster.topology import World
 from dalle.config import TrainDVAE
 from dalle.data.pairs import PairBatches, PairLoader, to_tensor, warn_of_bad_samples

@@ -23,14 +23,14 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from dalle.checkpoints.checkpoint import Checkpoint, Fragment
 from dalle.cluster.topology import World
 from dalle.config import Optimizer, Run
+from dalle.gradients.before_step import BeforeStep
 from dalle.gradients.partition import MOMENTS, Partitioned, Piece, Sharded, Shards, Whole
-from dalle.gradients.reduction import Reduction
 from dalle.gradients.scaling import GradientScales
 from dalle.models.prior import InputMajorLinear, Linear
 from dalle.models.wrapping import wrap
 from dalle.optim import optimizer as optimizers
 from dalle.optim.ema import EMA
-from dalle.training.deepspeed_view import Roles, settings
+from dalle.training.deepspeed_adapter import Roles, settings
 
 _SIXTEEN_BIT = (nn.Linear, nn.Conv2d, Linear, InputMajorLinear)
 """Modules, of these very classes, whose weights are gathered and whose gradients are reduced in the run's precision. A
@@ -67,7 +67,7 @@ class Engine:
         )
         self.shards = self._shards(deepspeed)
         matrices = self.model.matrices() if run.compression else {}
-        self.reduction = Reduction(self.shards, world, run, optimizer.clip_norm, self.scales, matrices)
+        self.before_step = BeforeStep(self.shards, world, run, optimizer.clip_norm, self.scales, matrices)
 
     def _shards(self, deepspeed) -> Shards:
         zero = self._engine.optimizer
@@ -119,7 +119,7 @@ class Engine:
         # After the last backward pass DeepSpeed has averaged the gradients of all micro-batches over the processes that shard,
         # and its step uses them as they then lie in memory. What is done to them has its place between the two, only there.
         assert self._engine.is_gradient_accumulation_boundary(), "an update has `accumulation_steps` micro-batches"
-        reduced = self.reduction()
+        reduced = self.before_step()
         if ema:
             ema.hold()
         self._engine.step()
@@ -187,7 +187,7 @@ class Engine:
             if self.writes(name, piece):
                 for moment, values in self.shards.moments(name).items():
                     yield Fragment(f"{moment}/{name}", piece.shape, piece.start, values.flatten())
-        for name, piece, values in self.reduction.error_buffers(self._writer):
+        for name, piece, values in self.before_step.error_buffers(self._writer):
             if self.writes(name, piece):
                 yield Fragment(name, piece.shape, piece.start, values)
         if self.world.is_main:
@@ -211,7 +211,7 @@ class Engine:
         for name, piece in self.shards.pieces.items():
             for moment, values in self.shards.moments(name).items():
                 read(f"{moment}/{name}", piece, values)
-        self.reduction.load_error_buffers(checkpoint)
+        self.before_step.load_error_buffers(checkpoint)
         if self.scales is not None:
             names = self.scales.state_dict()
             self.scales.load_state_dict({name: checkpoint.read(f"gradient_scales/{name}") for name in names})

@@ -5,7 +5,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from dalle.cluster.batchnorm import SynchronisedBatchNorm, synchronised
+from dalle.cluster.sync_batchnorm import SynchronisedBatchNorm, synchronised
 from dalle.cluster.topology import World
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ _SUB_GROUP = 100_000_000
 
 
 def settings(run: Run, world: World) -> dict:
-    """The DeepSpeed configuration. Clipping and the decision to skip are ours (`gradients/reduction.py`)."""
+    """The DeepSpeed configuration. Clipping and the decision to skip are ours (`gradients/before_step.py`)."""
     zero: dict = {"stage": run.zero_stage}
     if run.zero_stage == 3:
         # no parameter stays whole from update to update: the averaged weights are swapped in by swapping the shards

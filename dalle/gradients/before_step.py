@@ -23,7 +23,7 @@ _BUCKET_ELEMENTS = 2**26
 """Largest number of uncompressed gradients that are averaged in one call."""
 
 
-class Reduction:
+class BeforeStep:
     """Makes each process's gradients those of the global batch, clipped.
 
     Args:
