@@ -5,19 +5,43 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from tests.conftest import ROOT, clean_environment
 
+ON_CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+"""For processes that compute on the CPU with gloo also where there is a GPU."""
 
-def run_processes(script: str, count: int, ranks_per_machine: int, timeout_s: float = 240) -> str:
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run_processes(
+    script: str,
+    count: int,
+    ranks_per_machine: int,
+    timeout_s: float = 240,
+    arguments: Sequence[str] = (),
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """Run a script as `count` processes that find one another, and return what the first printed.
+
+    Args:
+        script: Python
+        count: number of processes
+        ranks_per_machine: how many of them the launcher is to have started on each machine
+        timeout_s: for each of them
+        arguments: what the script finds in `sys.argv[1:]`
+        environment: what it finds beside its place among the others
 
     Raises:
         AssertionError: one failed; with its last words
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     started = []
     for rank in range(count):
         place = {
@@ -30,13 +54,10 @@ def run_processes(script: str, count: int, ranks_per_machine: int, timeout_s: fl
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
         }
-        environment = clean_environment() | place
-        command = [sys.executable, "-c", script]
-        started.append(
-            subprocess.Popen(
-                command, env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-            )
-        )
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        command = [sys.executable, "-c", script, *arguments]
+        surroundings = clean_environment() | place | environment
+        started.append(subprocess.Popen(command, env=surroundings, cwd=ROOT, **streams))
     try:
         told = [process.communicate(timeout=timeout_s) for process in started]
     finally:

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
@@ -23,6 +22,7 @@ from dalle.config import TrainCLIP, TrainDVAE, TrainPrior
 from dalle.data.tokens import TokenLoader
 from dalle.objectives.prior import PriorObjective
 from tests.conftest import ROOT, TINY_CLIP, TINY_DVAE, TINY_PRIOR, clean_environment
+from tests.processes import ON_CPU, free_port, run_processes
 
 
 def _metrics(folder: Path, name: str = "loss") -> list[float]:
@@ -91,29 +91,29 @@ def test_accumulation_is_the_whole_batch(models, tmp_path):
     assert _metrics(tmp_path / "parts") == pytest.approx(_metrics(tmp_path / "one"), abs=2e-5)
 
 
-def _launched(processes: int, *arguments: str, kind: str = "prior") -> None:
-    """`deepspeed --num_gpus N launch/train_<kind>.py`, on the CPU with gloo also where there is a GPU: the losses of one
-    process and of two have to agree in fp32."""
+def _launched(processes: int, *arguments: str) -> None:
+    """`deepspeed --num_gpus N launch/train_prior.py`, on the CPU: the losses of one process and of two have to agree in
+    fp32."""
     launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(processes)]
-    command = [*launcher, "--master_port", str(_free_port()), str(ROOT / f"launch/train_{kind}.py"), *arguments]
+    command = [*launcher, "--master_port", str(free_port()), str(ROOT / "launch/train_prior.py"), *arguments]
     done = subprocess.run(command, env=_on_cpu(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def _started(processes: int, *arguments: str, kind: str = "prior") -> None:
+    """`launch/train_<kind>.py` in processes that need no launcher, which takes twice the time that they need to begin."""
+    script = f"import runpy; runpy.run_path({str(ROOT / f'launch/train_{kind}.py')!r}, run_name='__main__')"
+    run_processes(script, processes, processes, arguments=arguments, environment=ON_CPU)
 
 
 def _on_cpu() -> dict[str, str]:
-    return {**clean_environment(), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return {**clean_environment(), **ON_CPU, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
 def one_process(models, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("processes") / "one"
-    _launched(1, *_prior_arguments(models, output, "--run.steps", "8"))
+    _started(1, *_prior_arguments(models, output, "--run.steps", "8"))
     return output
 
 
@@ -131,14 +131,14 @@ def test_two_processes_are_one(models, tmp_path, one_process):
 def test_two_machines_of_two_are_one(models, tmp_path, one_process):
     """Weights sharded in each machine and validated so; one process then goes on with what four have left."""
     valid = ["--valid_data", f"{models}/tokens/valid", "--run.validate_every_steps", "4"]
-    _launched(1, *_prior_arguments(models, tmp_path / "one", "--run.steps", "8", *valid))
+    _started(1, *_prior_arguments(models, tmp_path / "one", "--run.steps", "8", *valid))
     sharded = ["--run.zero_stage", "3", "--run.ranks_per_machine", "2", "--run.ema_every_steps", "1"]
-    _launched(4, *_prior_arguments(models, tmp_path / "four", "--run.steps", "6", *valid, *sharded))
+    _started(4, *_prior_arguments(models, tmp_path / "four", "--run.steps", "6", *valid, *sharded))
     assert list((tmp_path / "four" / "pictures").glob("samples-*.png"))
     assert (
         load_file(tmp_path / "four" / "model.safetensors").keys() == load_file(one_process / "model.safetensors").keys()
     )
-    _launched(1, *_prior_arguments(models, tmp_path / "four", "--run.steps", "8", *valid, "--resume"))
+    _started(1, *_prior_arguments(models, tmp_path / "four", "--run.steps", "8", *valid, "--resume"))
     _check_same_curve(tmp_path / "four", one_process)
     found, expected = (_metrics(tmp_path / name, "valid/loss")[0] for name in ("four", "one"))
     assert found == pytest.approx(expected, abs=1e-4)
@@ -146,8 +146,8 @@ def test_two_machines_of_two_are_one(models, tmp_path, one_process):
 
 def test_one_process_goes_on_where_two_stopped(models, tmp_path, one_process):
     """Whatever was sharded."""
-    _launched(2, *_prior_arguments(models, tmp_path / "two", "--run.steps", "6", "--run.zero_stage", "2"))
-    _launched(1, *_prior_arguments(models, tmp_path / "two", "--run.steps", "8", "--resume"))
+    _started(2, *_prior_arguments(models, tmp_path / "two", "--run.steps", "6", "--run.zero_stage", "2"))
+    _started(1, *_prior_arguments(models, tmp_path / "two", "--run.steps", "8", "--resume"))
     _check_same_curve(tmp_path / "two", one_process)
 
 
@@ -157,7 +157,7 @@ def test_a_dvae_of_two_processes_is_that_of_one(shapes_folder, tmp_path):
 
     def launch(processes, name, *more):
         data = ["--data", f"{shapes_folder}/train-*.tar", "--output", str(tmp_path / name)]
-        _launched(processes, *TINY_DVAE, *data, "--images.augmentation", "dvae", *more, kind="dvae")
+        _started(processes, *TINY_DVAE, *data, "--images.augmentation", "dvae", *more, kind="dvae")
 
     launch(1, "one", "--run.steps", "12")
     launch(2, "two", "--run.steps", "12", "--run.loader_workers", "2")
