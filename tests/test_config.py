@@ -14,6 +14,7 @@ from dalle.config import (
     Schedule,
     TrainDVAE,
     TrainPrior,
+    unreached_schedules,
 )
 
 
@@ -34,6 +35,53 @@ def test_a_schedule_that_would_never_reach_its_end_is_refused():
     assert Schedule(1.0, 1.0)(10**6) == 1.0
     with pytest.raises(ValueError, match=r"end 6\.6"):
         Schedule(0.0, 6.6)
+
+
+def test_shares_follow_the_run():
+    """The same values at the same share of any run; a ramp in updates stays where it is."""
+    kl_weight = Schedule(0.0, 1.0, begin_step="20%", end_step="50%", shape="linear", warmup_steps="10%")
+    for steps in (20, 300, 2000):
+        values = [kl_weight.over(steps)(round(share * steps)) for share in (0, 0.2, 0.35, 0.5, 1)]
+        assert values == pytest.approx([0, 0, 0.5, 1, 1])
+        assert kl_weight.over(steps).warmup_steps == steps / 10
+        assert kl_weight.unreached(steps) is None
+    fixed = Schedule(0.0, 1.0, begin_step=4, end_step=10)
+    assert fixed.over(300) == fixed
+    assert Schedule(0.0, 1.0, end_step="33.5%").over(1000).end_step == 335
+
+
+@pytest.mark.parametrize(
+    "ramp",
+    [
+        {"begin_step": "60%", "end_step": "50%"},
+        {"begin_step": "50%", "end_step": "50%"},
+        {"end_step": "110%"},
+        {"end_step": "100.5%"},
+        {"end_step": "70"},
+        {"end_step": "-5%"},
+        {"end_step": "0%"},
+        {"end_step": 10, "warmup_steps": -1},
+    ],
+)
+def test_a_ramp_that_makes_no_sense_is_refused(ramp):
+    with pytest.raises(ValueError, match=r"end_step|warmup_steps"):
+        Schedule(0.0, 1.0, **ramp)
+
+
+def test_a_schedule_beyond_the_end_of_the_run_is_named():
+    temperature = Schedule(1.0, 1 / 16, end_step=150_000)
+    objective = DVAEObjective(temperature=temperature)
+    optimizer = Optimizer(Schedule(1e-3, 1e-3, warmup_steps=400))
+
+    def said(steps):
+        return unreached_schedules(TrainDVAE("data", "output", optimizer, Run(steps, 8), objective=objective))
+
+    step_size, kl_weight, of_temperature = said(300)
+    assert step_size.startswith("optimizer.step_size: the warm-up takes 400 updates; this run ends at 300")
+    assert kl_weight.startswith("objective.kl_weight: end 6.6 would be reached at update 5000")
+    assert "150000; this run ends at 300 with 1:" in of_temperature
+    assert said(150_000) == []
+    assert len(said(149_999)) == 1
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import os
 from dataclasses import replace
 
 from dalle.cli import arguments
-from dalle.config import TrainCLIP, TrainDVAE, TrainPrior
+from dalle.config import TrainCLIP, TrainDVAE, TrainPrior, unreached_schedules
 
 
 def train_dvae() -> None:
@@ -54,6 +54,7 @@ def train(kind: str, cls: type, argv: list[str] | None = None) -> bool:
         with Watch(world, config.run.silence_limit_s) as watch:
             world = grouped(world, config.run)
             stage = importlib.import_module(f"dalle.stages.{kind}").stage(config, world)
+            stage.warnings += unreached_schedules(config)
             # a resumed run is described as the whole run, which another one may repeat
             stage.files["config.yaml"] = arguments.to_yaml(replace(config, resume=False))
             return run_loop(stage, config.optimizer, config.run, folder, world, config.resume, watch)

@@ -17,6 +17,7 @@ from dalle.config.commands import (
     TrainDVAE,
     TrainPrior,
     TrainTokenizer,
+    unreached_schedules,
 )
 from dalle.config.models import CLIPModel, DVAEModel, PriorModel
 from dalle.config.run import Compression, Run, Wandb
@@ -51,4 +52,5 @@ __all__ = [
     "TrainPrior",
     "TrainTokenizer",
     "Wandb",
+    "unreached_schedules",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from dalle.config.checks import at_least, require
@@ -195,6 +195,17 @@ class TrainCLIP:
     def __post_init__(self) -> None:
         _check_sharding(self.optimizer, self.run)
         _check_prior_only(self.run)
+
+
+def unreached_schedules(config: TrainDVAE | TrainPrior | TrainCLIP) -> list[str]:
+    """For each schedule whose end lies beyond the run, a sentence that names it."""
+    schedules = {"optimizer.step_size": config.optimizer.step_size}
+    if isinstance(config, TrainDVAE):
+        schedules |= {f"objective.{f.name}": getattr(config.objective, f.name) for f in fields(config.objective)}
+    steps = config.run.steps
+    said = {name: schedule.unreached(steps) for name, schedule in schedules.items()}
+    advice = "set run.steps higher, or say it as a share of the run, such as end_step 100%"
+    return [f"{name}: {what}: {advice}" for name, what in said.items() if what]
 
 
 @dataclass(frozen=True)

@@ -3,48 +3,80 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from dalle.config.checks import at_least, require
 
 Precision = Literal["fp32", "bf16"]
 
+_SHARE = re.compile(r"(100|\d?\d(\.\d+)?)%")
+_FINE = 10**9
+"""Updates of a run in which no two shares fall on one update."""
+
 
 @dataclass(frozen=True)
 class Schedule:
     """A value that changes with the update number: constant, ramped between two updates, with an optional warm-up.
 
+    Where it is ramped is said in updates, as the paper does, or as a share of the run, "70%", which follows `run.steps`.
+
     Args:
         start: value up to `begin_step`
         end: value from `end_step` on
-        begin_step: update at which the change begins
-        end_step: update at which `end` is reached; equal to `begin_step` for a constant, `start` and `end` alike
+        begin_step: update at which the change begins, or the share of the run
+        end_step: update at which `end` is reached, or the share of the run, "100%" for all of it; equal to `begin_step` for a
+            constant, `start` and `end` alike
         shape: "cosine" (the paper's, appendix A.2) or "linear"
-        warmup_steps: over these first updates the value is also multiplied by a factor that grows linearly to 1
+        warmup_steps: over these first updates, or this share of the run, the value is also multiplied by a factor that grows
+            linearly to 1
     """
 
     start: float
     end: float
-    begin_step: int = 0
-    end_step: int = 0
+    begin_step: int | str = 0
+    end_step: int | str = 0
     shape: Literal["cosine", "linear"] = "cosine"
-    warmup_steps: int = 0
+    warmup_steps: int | str = 0
 
     def __post_init__(self) -> None:
+        for name in ("begin_step", "end_step", "warmup_steps"):
+            value = getattr(self, name)
+            written = isinstance(value, int) or _SHARE.fullmatch(value)
+            require(bool(written), f"{name} {value}: must be a number of updates, or a share of the run such as 70%")
+        ramp = self.over(_FINE)
         require(
-            0 <= self.begin_step <= self.end_step,
+            0 <= ramp.begin_step <= ramp.end_step,
             f"begin_step {self.begin_step} and end_step {self.end_step}: need 0 <= begin_step <= end_step",
         )
         require(
-            self.begin_step < self.end_step or self.start == self.end,
+            ramp.begin_step < ramp.end_step or self.start == self.end,
             f"end {self.end} with end_step {self.end_step}: would never be reached; give an end_step after begin_step "
             f"{self.begin_step}, or end {self.start} for a constant",
         )
-        at_least(self, 0, "warmup_steps")
+        at_least(ramp, 0, "warmup_steps")
+
+    def over(self, run_steps: int) -> Schedule:
+        """The same, all in updates, in a run of `run_steps`."""
+        told = {name: getattr(self, name) for name in ("begin_step", "end_step", "warmup_steps")}
+        shares = {name: float(value[:-1]) / 100 for name, value in told.items() if isinstance(value, str)}
+        if not shares:
+            return self
+        return replace(self, **{name: round(share * run_steps) for name, share in shares.items()})
+
+    def unreached(self, run_steps: int) -> str | None:
+        """What of it lies beyond the end of a run of `run_steps`, in a sentence; null where nothing does."""
+        ramp = self.over(run_steps)
+        if ramp.end_step > run_steps:
+            at = f"this run ends at {run_steps} with {ramp(run_steps):.3g}"
+            return f"end {self.end:g} would be reached at update {ramp.end_step}; {at}"
+        if ramp.warmup_steps > run_steps:
+            return f"the warm-up takes {ramp.warmup_steps} updates; this run ends at {run_steps}"
+        return None
 
     def __call__(self, step: int) -> float:
-        """The value for update `step`, counted from 0."""
+        """The value for update `step`, counted from 0. Of shares `over` makes updates first."""
         warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         if self.end_step == self.begin_step:
             return self.start * warmup
@@ -72,6 +104,10 @@ class DVAEObjective:
     def __post_init__(self) -> None:
         lowest = min(self.temperature.start, self.temperature.end)
         require(lowest > 0, f"temperature {lowest}: must be positive")
+
+    def over(self, run_steps: int) -> dict[str, Schedule]:
+        """The schedules by name, in updates of a run of `run_steps`."""
+        return {f.name: getattr(self, f.name).over(run_steps) for f in fields(self)}
 
 
 @dataclass(frozen=True)

@@ -63,13 +63,16 @@ def stage(config: TrainDVAE, world: World) -> Stage:
 
 
 def _schedules_and_noise(config: TrainDVAE, first_row: int) -> Callable[[list[dict], int, World], None]:
+    schedules = config.objective.over(config.run.steps)
+
     def prepare(micro_batches: list[dict], step: int, world: World) -> None:
         # numbered over all processes, so that each image has the same noise whoever trains on it
         row = first_row
         for batch in micro_batches:
-            for name in ("kl_weight", "temperature", "noise_scale"):
-                value = getattr(config.objective, name)(step)
-                batch[name] = torch.full((), value, device=world.device)  # unlike a copy from here, nothing waits
+            for name, schedule in schedules.items():
+                batch[name] = torch.full(
+                    (), schedule(step), device=world.device
+                )  # unlike a copy from here, nothing waits
             rows = range(row, row + len(batch["images_BCYX"]))
             seeds = [derived_seed(config.run.seed, step, number) for number in rows]
             batch["uniform_BYXK"] = partial(uniform_noise, config.model, seeds, world.device)
@@ -126,7 +129,8 @@ class _Validation:
         model = self.config.model
         totals: dict[str, float] = {}
         counts_K = torch.zeros(model.codebook_size, dtype=torch.int64, device=self.device)
-        temperature = torch.full((), self.config.objective.temperature(self.config.run.steps), device=self.device)
+        steps = self.config.run.steps
+        temperature = torch.full((), self.config.objective.over(steps)["temperature"](steps), device=self.device)
         first = 0
         for images_BCYX in self._batches():
             seeds = range(first, first + len(images_BCYX))

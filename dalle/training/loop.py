@@ -64,14 +64,14 @@ class _Training:
         self, stage: Stage, optimizer: Optimizer, run: Run, folder: Path, world: World, resume: bool, watch: Watch
     ):
         self.stage, self.run, self.world = stage, run, world
-        self.optimizer, self.watch = optimizer, watch
+        self.step_size, self.watch = optimizer.step_size.over(run.steps), watch
         self.step = 0
         watch.mark(0, "building the engine")
         self.engine = Engine(stage.objective, optimizer, run, world)
         self.ema = None
         if run.ema_decay is not None:
             self.ema = EMA(self.engine.shards.weights(), run.ema_decay, run.ema_every_steps)
-        self.plateau = PlateauRule(optimizer.plateau, optimizer.step_size.warmup_steps) if optimizer.plateau else None
+        self.plateau = PlateauRule(optimizer.plateau, self.step_size.warmup_steps) if optimizer.plateau else None
         self.saver = Saver(stage, optimizer, run, folder, self.engine, self.ema, self.plateau)
         if resume:
             watch.mark(0, "reading a checkpoint")
@@ -102,6 +102,8 @@ class _Training:
             flops_per_unit=flops_per_unit,
             limit_flops_per_s=limit_flops_per_s,
         )
+        for warning in stage.warnings:
+            self.telemetry.warn(warning)
         self.waited_s = 0.0
         self.logged_at = time.monotonic()
         self.poll_steps = 1
@@ -156,7 +158,7 @@ class _Training:
         return True
 
     def _step_size(self, step: int) -> float:
-        return self.optimizer.step_size(step) * (self.plateau.factor if self.plateau else 1.0)
+        return self.step_size(step) * (self.plateau.factor if self.plateau else 1.0)
 
     def _next_batch(self) -> dict:
         began_s = time.monotonic()

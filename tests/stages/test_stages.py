@@ -7,10 +7,10 @@ import torch
 
 from dalle.cli import arguments
 from dalle.cluster.topology import World
-from dalle.config import TrainCLIP, TrainDVAE, TrainPrior
+from dalle.config import TrainCLIP, TrainDVAE, TrainPrior, unreached_schedules
 from dalle.models.folder import load_dvae
 from dalle.sampling.pipeline import to_uint8
-from dalle.stages.dvae import _check_codebook
+from dalle.stages.dvae import _check_codebook, _schedules_and_noise
 from tests.conftest import TINY_CLIP, TINY_DVAE, TINY_PRIOR
 
 CPU = torch.device("cpu")
@@ -86,3 +86,23 @@ def test_clip_sees_half_of_its_images_through_the_dvae_in_the_precision_of_the_r
             seen[name] = to_uint8(dvae.decode(dvae.encode(before[:4])))
     assert not torch.equal(seen["fp32"], seen["bf16"])
     assert torch.equal(batch["images_BCYX"], torch.cat([seen[precision], before[4:]]))
+
+
+@pytest.mark.parametrize("steps", [3, 300])
+def test_schedules_in_shares_end_with_any_run(shapes_folder, steps):
+    """A run shorter or longer than its configuration was made for is annealed all the same, and validated at the end's
+    temperature."""
+    temperature = ["--objective.temperature.start", "1", "--objective.temperature.end", "0.25"]
+    more = ["--objective.temperature.end_step", "70%", "--objective.kl_weight.end_step", "5000"]
+    options = [*TINY_DVAE, "--data", f"{shapes_folder}/train-*.tar", "--output", "x", "--run.steps", str(steps)]
+    config = arguments.parse(TrainDVAE, "test", [*options, *temperature, *more])
+    prepare = _schedules_and_noise(config, 0)
+    batch = {"images_BCYX": torch.zeros(1, 3, 32, 32)}
+    values = []
+    for step in (0, steps - 1):
+        prepare([batch], step, World(0, 1, CPU))
+        values.append((batch["temperature"].item(), batch["kl_weight"].item()))
+    assert values[0] == (1, 0) and values[1][0] == 0.25
+    assert values[1][1] < 0.1  # in updates, of which this run has too few: it says so
+    assert any("objective.kl_weight: end 6.6" in said for said in unreached_schedules(config))
+    assert not any("temperature" in said for said in unreached_schedules(config))
