@@ -23,6 +23,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from dalle.cli.allocator import keep_freed_memory
+from dalle.config import shipped
 
 
 def parse(cls: type, prog: str, argv: list[str] | None = None, positional: str | None = None):
@@ -39,9 +40,13 @@ def parse(cls: type, prog: str, argv: list[str] | None = None, positional: str |
     """
     argv = _normalise(cls, list(sys.argv[1:] if argv is None else argv), positional)
     first_line = (cls.__doc__ or "").strip().splitlines()[0]
-    usage = f"{prog} [--config FILE.yaml] [--key value ...]" + (f" {positional.upper()}" if positional else "")
+    usage = f"{prog} [--config FILE] [--key value ...]" + (f" {positional.upper()}" if positional else "")
     parser = ArgumentParser(prog=prog, description=first_line, usage=usage, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="YAML file; options after it on the line override it")
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="YAML file, or one that is shipped, such as demo/prior; options after it override it",
+    )
     parser.add_class_arguments(cls)
     for path in _config_files(argv):
         _check_keys(cls, read_yaml(path), where=f"{path}: ")
@@ -149,6 +154,9 @@ def _normalise(cls: type, argv: list[str], positional: str | None) -> list[str]:
             i += 0 if equals else 1
         elif name in flags and not equals and following not in ("true", "false"):
             result += [f"--{name}", "true"]
+        elif name == "config" and (equals or following):
+            result.append(f"--config={shipped.find(value if equals else following)}")
+            i += 0 if equals else 1
         elif equals or following is None or following.startswith("--") or name == "help":
             result.append(f"--{name}{equals}{value}")
         else:
@@ -159,15 +167,12 @@ def _normalise(cls: type, argv: list[str], positional: str | None) -> list[str]:
 
 
 def _config_files(argv: list[str]) -> list[str]:
-    separate = [argv[i + 1] for i, token in enumerate(argv[:-1]) if token == "--config"]
-    return separate + [token.removeprefix("--config=") for token in argv if token.startswith("--config=")]
+    return [token.removeprefix("--config=") for token in argv if token.startswith("--config=")]
 
 
 def read_yaml(path: str) -> dict:
-    if not Path(path).is_file():
-        raise ValueError(f"config: no such file: {path}")
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.safe_load(shipped.find(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

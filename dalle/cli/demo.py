@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle.cli import arguments
-from dalle.config import Demo, TrainCLIP, TrainDVAE, TrainPrior
+from dalle.config import Demo, TrainCLIP, TrainDVAE, TrainPrior, shipped
 
 _GALLERY_CAPTIONS = 32
 _GRID_CAPTIONS = 24
@@ -108,7 +108,7 @@ def _judge(config: Demo, folder: Path, valid_shards: str, began_s: float) -> Non
 
 def _stage(config: Demo, stage: str, options: dict[str, str]) -> list[str]:
     """The arguments of a stage's command."""
-    configs = Path(config.configs) if config.configs else Path(__file__).parents[2] / "configs" / "demo"
+    configs = Path(config.configs) if config.configs else shipped.folder() / "demo"
     file = configs / f"{stage}.yaml"
     if not file.is_file():
         raise ValueError(f"configs {configs}: no {stage}.yaml there; name the folder with --configs")

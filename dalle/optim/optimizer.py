@@ -50,7 +50,7 @@ def build(model: nn.Module, config: Optimizer) -> torch.optim.AdamW:
     kind = MuonAdamW if muon else PaperAdamW if papers else torch.optim.AdamW
     return kind(
         [{"moments": "fp32", "variance_limit": config.variance_limit, **g} for g in groups if g["params"]],
-        lr=config.step_size(0),
+        lr=config.step_size.start,  # the engine sets it before each update
         betas=(config.beta1, config.beta2),
         eps=config.epsilon,
         fused=True,

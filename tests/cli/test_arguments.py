@@ -3,7 +3,8 @@
 import pytest
 
 from dalle.cli.arguments import parse
-from dalle.config import Sample, TrainTokenizer
+from dalle.config import Sample, TrainDVAE, TrainTokenizer
+from tests.conftest import ROOT
 
 
 def _sample(*argv: str) -> Sample:
@@ -34,3 +35,15 @@ def test_help(token, capsys):
         _sample(token)
     assert left.value.code == 0
     assert "--caption" in capsys.readouterr().out
+
+
+def test_shipped_configurations_have_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # from any folder
+    inputs = ["--data", "x", "--output", "y"]
+    named = parse(TrainDVAE, "t", ["--config", "demo/dvae", *inputs])
+    assert named == parse(TrainDVAE, "t", [f"--config={ROOT / 'configs/demo/dvae.yaml'}", *inputs])
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo/dvae").write_text("run: {steps: 3, batch_size: 4}\noptimizer: {step_size: {start: 1, end: 1}}")
+    assert parse(TrainDVAE, "t", ["--config", "demo/dvae", *inputs]).run.steps == 3  # a file of that path comes first
+    with pytest.raises(ValueError, match=r"no such file: demo/dvea; the nearest that is shipped is demo/dvae"):
+        parse(TrainDVAE, "t", ["--config", "demo/dvea", *inputs])
