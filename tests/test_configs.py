@@ -9,29 +9,14 @@ import pytest
 import torch
 import yaml
 
+import dalle
 from dalle import config as configs
+from dalle.__main__ import main as dalle_main
 from dalle.cli import arguments
+from dalle.config.programs import PROGRAMS
 from tests.conftest import ROOT
 
-COMMANDS = {
-    "dalle-train-dvae": configs.TrainDVAE,
-    "dalle-train-prior": configs.TrainPrior,
-    "dalle-train-clip": configs.TrainCLIP,
-    "dalle-train-tokenizer": configs.TrainTokenizer,
-    "dalle-tokenize": configs.Tokenize,
-    "dalle-sample": configs.Sample,
-    "dalle-caption": configs.Caption,
-    "dalle-describe": configs.Describe,
-    "dalle-draw-shapes": configs.DrawShapes,
-    "dalle-demo": configs.Demo,
-    "dalle-export": configs.Export,
-}
-POSITIONAL = {
-    "dalle-sample": "caption",
-    "dalle-caption": "image",
-    "dalle-describe": "config_file",
-    "dalle-export": "run",
-}
+COMMANDS = {name: program.config for name, program in PROGRAMS.items()}
 ALL = sorted((ROOT / "configs").rglob("*.yaml"))
 OVERLAYS = [path for path in ALL if path.parent.name == "ablations" and path.stem != "base"]
 FILES = [path for path in ALL if path not in OVERLAYS]
@@ -125,7 +110,7 @@ def _parsed(line):
     else:
         name, rest = words[0], words[1:]
     if name in COMMANDS:
-        return name, arguments.parse(COMMANDS[name], name, rest, POSITIONAL.get(name))
+        return name, arguments.parse(COMMANDS[name], name, rest, PROGRAMS[name].positional)
     if name == "bash":
         assert (ROOT / rest[0]).is_file()
     else:
@@ -153,3 +138,33 @@ def test_shown_commands_fit_together(page, monkeypatch):
         assert {f"{road['dalle-sample'].model}/{name}" for name in ("dvae", "prior", "clip")} == {
             road[f"dalle-train-{name}"].output for name in ("dvae", "prior", "clip")
         }
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_programs_example_parses_and_opens_its_help(name, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    program = PROGRAMS[name]
+    assert _parsed(program.example)[0] == name
+    with pytest.raises(SystemExit) as left:
+        arguments.parse(program.config, name, ["--help"], program.positional)
+    assert left.value.code == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"Example:\n  {program.example}\n")
+    assert program.summary.endswith(".") and program.summary.split()[-1] in printed
+
+
+def test_the_list_of_programs_is_whole(capsys):
+    scripts = re.findall(r"^(dalle[\w-]*) = ", (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
+    assert {"dalle", *PROGRAMS} == set(scripts)
+    dalle_main([])
+    printed = capsys.readouterr().out
+    assert all(f"$ {program.example}\n" in printed for program in PROGRAMS.values())
+    dalle_main(["--version"])
+    assert capsys.readouterr().out == f"dalle {dalle.__version__}\n"
+    with pytest.raises(SystemExit) as left:
+        dalle_main(["sample"])
+    assert left.value.code == 2
+
+
+def test_completion_shows_the_public_face():
+    assert dir(dalle) == sorted(dalle.__all__) and "load" in dir(dalle)

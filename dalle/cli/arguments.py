@@ -22,8 +22,10 @@ from pathlib import Path
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+import dalle
 from dalle.cli.allocator import keep_freed_memory
 from dalle.config import shipped
+from dalle.config.programs import PROGRAMS, Program
 
 
 def parse(cls: type, prog: str, argv: list[str] | None = None, positional: str | None = None):
@@ -39,9 +41,14 @@ def parse(cls: type, prog: str, argv: list[str] | None = None, positional: str |
         ValueError: one line that says what is wrong
     """
     argv = _normalise(cls, list(sys.argv[1:] if argv is None else argv), positional)
-    first_line = (cls.__doc__ or "").strip().splitlines()[0]
+    program = PROGRAMS.get(prog, Program(cls, ""))
+    if program.example and {"-h", "--help"} & set(argv):
+        print(f"Example:\n  {program.example}\n")
+    if "--version" in argv:
+        print(f"{prog} {dalle.__version__}")
+        sys.exit()
     usage = f"{prog} [--config FILE] [--key value ...]" + (f" {positional.upper()}" if positional else "")
-    parser = ArgumentParser(prog=prog, description=first_line, usage=usage, exit_on_error=False)
+    parser = ArgumentParser(prog=prog, description=program.summary, usage=usage, exit_on_error=False)
     parser.add_argument(
         "--config",
         action="config",

@@ -1,0 +1,68 @@
+"""The commands: what each is asked for, and an example that its help opens with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dalle.config.caption_command import Caption
+from dalle.config.commands import (
+    Demo,
+    Describe,
+    DrawShapes,
+    Export,
+    Tokenize,
+    TrainCLIP,
+    TrainDVAE,
+    TrainPrior,
+    TrainTokenizer,
+)
+from dalle.config.sample_command import Sample
+
+
+@dataclass(frozen=True)
+class Program:
+    """A console script.
+
+    Args:
+        config: the dataclass of its settings, whose docstring says what it does
+        example: a command line that works, but for its paths
+        positional: name of the setting that may be given without its `--name`
+    """
+
+    config: type
+    example: str
+    positional: str | None = None
+
+    @property
+    def summary(self) -> str:
+        """What it does, in the first paragraph of its settings' docstring."""
+        return " ".join((self.config.__doc__ or "").split("\n\n")[0].split())
+
+
+PROGRAMS = {
+    "dalle-demo": Program(Demo, "dalle-demo --output demo"),
+    "dalle-sample": Program(Sample, 'dalle-sample --model demo --n 512 --rerank "a red circle"', "caption"),
+    "dalle-caption": Program(Caption, "dalle-caption cat.png --model demo --captions captions.txt", "image"),
+    "dalle-train-tokenizer": Program(
+        TrainTokenizer, "dalle-train-tokenizer --data 'shards/{000..006}.tar' --output model/tokenizer.json"
+    ),
+    "dalle-train-dvae": Program(
+        TrainDVAE, "dalle-train-dvae --config emoji/dvae --data 'shards/{000..006}.tar' --output model/dvae"
+    ),
+    "dalle-tokenize": Program(
+        Tokenize, "dalle-tokenize --data 'shards/{000..006}.tar' --dvae model/dvae --output model/tokens"
+    ),
+    "dalle-train-prior": Program(
+        TrainPrior,
+        "dalle-train-prior --config emoji/prior --data model/tokens --dvae model/dvae --tokenizer model/tokenizer.json "
+        "--output model/prior",
+    ),
+    "dalle-train-clip": Program(
+        TrainCLIP,
+        "dalle-train-clip --config emoji/clip --data 'shards/{000..006}.tar' --dvae model/dvae "
+        "--tokenizer model/tokenizer.json --output model/clip",
+    ),
+    "dalle-describe": Program(Describe, "dalle-describe paper/12b", "config_file"),
+    "dalle-export": Program(Export, "dalle-export model/prior --output smaller --dtype bf16", "run"),
+    "dalle-draw-shapes": Program(DrawShapes, "dalle-draw-shapes --output shapes --num_train 20000"),
+}
