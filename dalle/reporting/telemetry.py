@@ -91,7 +91,7 @@ class Telemetry:
         self._file = (self.folder / "metrics.jsonl").open("a", encoding="utf-8", errors="replace")
         self._write_run("running")
         if show_progress and sys.stderr.isatty():
-            layout = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {postfix}"
+            layout = "{desc} {percentage:3.0f}%|{bar:8}| {n_fmt}/{total_fmt} {postfix}"
             self._bar = tqdm(total=total_steps, initial=start_step, desc=title, dynamic_ncols=True, bar_format=layout)
         now_s = time.monotonic()
         self._origin_s = now_s - time_before_s
@@ -159,6 +159,16 @@ class Telemetry:
             import wandb
 
             self._wandb_run.log({"step": step, name: wandb.Image(image)})
+
+    def tell(self, text: str) -> None:
+        """Shows `text`, which is of no interest later, as one line."""
+        if self.is_main and self._show:
+            self._say(f"{self.title}: {text}")
+
+    def begin(self, log_every_steps: int) -> None:
+        """Shows that the first updates are being made, which may take minutes where a compiler is at work."""
+        if self.is_main and self._bar is not None:
+            self._bar.set_postfix_str(f"first figures after update {self.step + log_every_steps}", refresh=True)
 
     def warn(self, text: str) -> None:
         """Shows `text` as one line and records it at the last step seen."""
@@ -235,15 +245,15 @@ class Telemetry:
         if not self._show:
             return
         shown = {key: record[key] for key in self._shown if key in record}
-        speed = f"{_short(record[f'{self.unit}_per_s'])} {self.unit}/s"
+        # what is looked at most comes first: a narrow terminal cuts off the end
+        parts = [f"{_short(record[f'{self.unit}_per_s'])} {self.unit}/s", _join_values(shown)]
         for key, form in (("mfu", "mfu {:.0%}"), ("data_wait", "data {:.0%}"), ("memory_gb", "{:.1f} GB")):
-            speed += "  " + form.format(record[key]) if key in record else ""
+            parts += [form.format(record[key])] if key in record else []
         step_then, then_s = self._first_log
-        left = ""
         if self.step > step_then:
             left_s = (time.monotonic() - then_s) / (self.step - step_then) * (self.total_steps - self.step)
-            left = f"  {duration(max(left_s, 0))} left"
-        text = f"{_join_values(shown)}  {speed}{left}".strip()
+            parts.insert(0, f"{duration(max(left_s, 0))} left")
+        text = "  ".join(parts)
         if self._bar is not None:
             self._bar.n = self.step
             self._bar.set_postfix_str(text, refresh=True)

@@ -52,6 +52,8 @@ def stage(config: TrainCLIP, world: World) -> Stage:
         model_config=config.model,
         prepare=_prepare(model, dvae, config.run.precision),
         validate=validation.figures if validation else None,
+        data=f"{len(batches.shards)} shards of pairs",
+        next_command=f'dalle-sample --model MODEL --clip {config.output} --rerank "CAPTION"',
         links=links,
         files=files,
         check=warn_of_bad_samples(loader),

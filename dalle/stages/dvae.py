@@ -56,6 +56,8 @@ def stage(config: TrainDVAE, world: World) -> Stage:
         prepare=_schedules_and_noise(config, batches.first_row),
         validate=validation.figures if validation and config.valid_data else None,
         draw=validation.pictures if validation else None,
+        data=f"{len(batches.shards)} shards of pairs",
+        next_command=f"dalle-tokenize --data '{config.data}' --dvae {config.output} --output TOKENS",
         derive=_use_of_codes,
         highlights=("psnr_db", "perplexity", "codes_used", "kl_per_position_nats"),
         check=lambda step, values: bad_samples(step, values) + codebook(step, values),

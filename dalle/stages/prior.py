@@ -57,6 +57,8 @@ def stage(config: TrainPrior, world: World) -> Stage:
         prepare=count_text_targets,
         validate=validation.figures if config.valid_data else None,
         draw=validation.pictures,
+        data=f"{len(shards):,} pairs",
+        next_command=f'dalle-sample --prior {config.output} --dvae {config.dvae} "CAPTION"',
         links={"dvae_hash": shards.meta.dvae_hash, "tokenizer_hash": tokenizer.hash},
         files={"tokenizer.json": tokenizer.to_json()},
     )

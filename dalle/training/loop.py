@@ -102,13 +102,23 @@ class _Training:
             flops_per_unit=flops_per_unit,
             limit_flops_per_s=limit_flops_per_s,
         )
-        for warning in stage.warnings:
-            self.telemetry.warn(warning)
+        self._announce()
         self.waited_s = 0.0
         self.logged_at = time.monotonic()
         self.poll_steps = 1
         self.skipped_in_a_row = torch.zeros((), device=world.device)
         self.saved_at = time.monotonic()
+
+    def _announce(self) -> None:
+        """What is about to happen, before the first figures, which may be minutes away."""
+        run, parameters = self.run, sum(math.prod(piece.shape) for piece in self.engine.shards.pieces.values())
+        self.telemetry.tell(
+            f"{parameters:,} parameters, trained on {self.stage.data}; {run.steps - self.step:,} updates of {run.batch_size}, "
+            f"figures every {run.log_every_steps}; curves and pictures in {self.saver.folder / 'report.html'}"
+        )
+        for warning in self.stage.warnings:
+            self.telemetry.warn(warning)
+        self.telemetry.begin(run.log_every_steps)
 
     def run_all(self) -> bool:
         with stop_requests() as stop:
@@ -123,6 +133,8 @@ class _Training:
                 self.telemetry.close("failed")
                 raise
             self.telemetry.close("finished" if finished else "stopped, continue with --resume,")
+            if finished:
+                self.telemetry.tell(f"next: {self.stage.next_command}")
         return finished
 
     def _updates(self, stop: Callable[[], bool]) -> bool:

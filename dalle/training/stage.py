@@ -33,6 +33,8 @@ class Stage:
         derive: from the means, since the last log line and over all ranks, of metrics that are vectors to figures
         highlights: names of the figures that the progress bar shows beside loss and step size
         links: hashes of what it is trained with
+        data: what it trains on, in a few words
+        next_command: what a user would run with the trained model
         warnings: what is to be said once, at the start
         files: text files that belong into the model's folder, by name
     """
@@ -51,5 +53,7 @@ class Stage:
     derive: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = lambda vectors: {}
     highlights: tuple[str, ...] = ()
     links: dict[str, str] = field(default_factory=dict)
+    data: str = ""
+    next_command: str = ""
     warnings: list[str] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,7 @@ def test_speed_is_counted_from_time_not_paused(tmp_path, monkeypatch, capsys):
     assert line["tokens_per_s"] == 100
     assert line["mfu"] == pytest.approx(3e9 * 100 / 1e12)
     assert line["data_wait"] == pytest.approx(0.2 / 4)
-    assert "loss 0.5  100 tokens/s  mfu 30%  data 5%  2.1 GB" in capsys.readouterr().err
+    assert "100 tokens/s  loss 0.5  mfu 30%  data 5%  2.1 GB" in capsys.readouterr().err
     run = json.loads((tmp_path / "run.json").read_text())
     assert (run["flops_per_unit"], run["limit_flops_per_s"]) == (3e9, 1e12)
     page = (tmp_path / "report.html").read_text()
@@ -182,3 +183,27 @@ def test_wandb_logs_offline_when_switched_on(tmp_path, monkeypatch):
     assert (values["step"], values["loss"]) == (1, 1.0) and "gradient_scales" not in values
     names = [f"gradient_scales/{name}" for name in ("min", "median", "max")]
     assert [values[name] for name in names] == [7.0, 13.0, 24.0]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_narrow_terminal_shows_speed_and_time_left(tmp_path, monkeypatch, capsys, terminal):
+    """At 80 columns what is cut off is figures, of which there may be many."""
+    now_s = 100.0
+    monkeypatch.setattr("dalle.reporting.telemetry.time.monotonic", lambda: now_s)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LINES", "24")
+    telemetry = Telemetry(tmp_path, "dvae", 2000, "images", highlights=("psnr_db", "perplexity", "codes_used"))
+    telemetry.tell("trains on much")
+    telemetry.begin(20)
+    for step in (20, 40):
+        now_s += 10
+        values = {"loss": -0.4567, "psnr_db": 9.236, "perplexity": 11.94, "codes_used": 16, "step_size": 1e-3}
+        telemetry.log(step, values, num_units=12_345)
+    telemetry.close("finished")
+    lines = re.split(r"[\r\n]+", capsys.readouterr().err)
+    assert "dvae: trains on much" in lines
+    if terminal:
+        assert any("first figures after update 20" in line for line in lines)
+        assert all(len(line) <= 80 for line in lines if "%|" in line)
+    assert any("16 min 20 s left  1,234 images/s  loss" in line[:80] for line in lines)
