@@ -12,29 +12,20 @@ import math
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from io import StringIO
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from dalle.reporting.explanations import FIGURES
 from dalle.reporting.page_head import head, replace_text
+from dalle.reporting.plots import MAX_SCALE_POINTS, SCALE_COLOURS, TRAIN, VALID, plot, smooth, svg, thin
 
 SPEED = ("images_per_s", "tokens_per_s", "mfu", "data_wait", "memory_gb")
-MAX_POINTS = 500
-MAX_SCALE_POINTS = 240  # of each of perhaps 128 curves
 MAX_WARNINGS = 100
-# Colours that matplotlib writes and the page's style sheet then decides, so that curves follow light and dark.
-INK, FAINT, TRAIN, VALID = "#010101", "#020202", "#030303", "#040404"
-SCALE_COLOURS = (
-    "#3b7ddd",
-    "#c2469a",
-    "#e07b1a",
-)  # of the first, the middle and the last resblock, on light and on dark
-CSS_COLOURS = {INK: "var(--ink)", FAINT: "var(--line)", TRAIN: "var(--train)", VALID: "var(--valid)"}
-
+_SHOWN_PX, _WIDEST_PX = 200, 640
+"""Height of a picture on the page, and its greatest width; smaller ones are enlarged, and their pixels stay sharp."""
 STYLE = """
 h3 { margin: 1rem 0 .4rem; font-size: 1rem; font-weight: 600; }
 .status { display: inline-block; vertical-align: middle; margin-left: .6rem; padding: .1rem .7rem; border-radius: 1rem;
@@ -54,7 +45,10 @@ figure svg { display: block; width: 100%; height: auto; } figure svg text { font
 .warnings { margin: 0; padding: .7rem 1rem .7rem 2rem; border-left: 4px solid var(--warn); overflow-wrap: anywhere; }
 .row { display: flex; gap: .8rem; overflow-x: auto; padding-bottom: .6rem; }
 .row a { flex: none; color: var(--soft); font-size: .85rem; text-decoration: none; }
-.row img { display: block; height: 200px; max-width: 640px; object-fit: contain; border-radius: 6px; }
+.row img { display: block; height: auto; max-width: 88vw; border-radius: 6px; box-shadow: 0 0 0 1px var(--line);
+  margin: 1px; }
+.row img.sharp { image-rendering: pixelated; }
+figure p.soft { margin: .2rem 0 .3rem; } details { margin-top: 1.4rem; } summary { cursor: pointer; margin-bottom: .8rem; }
 pre { margin: 0; padding: 1rem; overflow-x: auto; font-size: .85rem; }
 """.replace("FIRST_TO_LAST", ", ".join(SCALE_COLOURS))
 
@@ -72,10 +66,10 @@ def write_report(folder: Path) -> None:
     parts = [
         head(title, STYLE),
         _headline(title, run, records, series),
-        _curves(series),
-        _gradient_scales(records),
         _warnings(records),
         _pictures(folder),
+        _curves(series),
+        _gradient_scales(records),
     ]
     config = folder / "config.yaml"
     if config.exists():
@@ -138,7 +132,9 @@ def _headline(title: str, run: dict[str, Any], records: list[dict[str, Any]], se
     for unit in ("images", "tokens"):
         rates = _finite(series.get(f"{unit}_per_s"))
         if len(rates):
-            facts[f"{unit.capitalize()} per second"] = f"{np.median(rates[-20:, 1]):,.4g}"
+            facts[f"{unit.capitalize()} per second"] = (
+                f"{np.median(rates[-20:, 1]):,.{0 if np.median(rates[-20:, 1]) >= 100 else 2}f}"
+            )
     utilisation = _finite(series.get("mfu"))
     if len(utilisation):
         limit = run.get("limit_flops_per_s")
@@ -166,13 +162,27 @@ def _curves(series: dict[str, np.ndarray]) -> str:
     if not names:
         return '<h2>Curves</h2><p class="soft">Nothing has been logged yet.</p>'
     names.sort(key=lambda name: name != "loss")  # stable: the loss first, the rest as they came
-    groups = {"Curves": [name for name in names if name not in SPEED]}
-    groups["Speed and memory"] = [name for name in SPEED if name in names]
-    return "".join(
+    # of a curve that is a line, and of a figure that nobody explains, a glance at the page learns nothing
+    folded = [name for name in names if _is_flat(name, series) or name not in FIGURES]
+    shown = [name for name in names if name not in folded or name == "loss"]
+    groups = {"Curves": [name for name in shown if name not in SPEED]}
+    groups["Speed and memory"] = [name for name in SPEED if name in shown]
+    open_groups = "".join(
         f'<h2>{title}</h2><div class="curves">{_figures(group, series)}</div>'
         for title, group in groups.items()
         if group
     )
+    rest = [name for name in folded if name not in shown]
+    if not rest:
+        return open_groups
+    summary = f"{len(rest)} more that did not change, or that need no watching"
+    return f'{open_groups}<details><summary>{summary}</summary><div class="curves">{_figures(rest, series)}</div></details>'
+
+
+def _is_flat(name: str, series: dict[str, np.ndarray]) -> bool:
+    """Whether a metric has the same value throughout, and its validation too. One value alone may yet change."""
+    parts = [_finite(series.get(key))[:, 1] for key in (name, f"valid/{name}")]
+    return max(map(len, parts)) > 1 and all(len(np.unique(values)) <= 1 for values in parts)
 
 
 def _figures(names: list[str], series: dict[str, np.ndarray]) -> str:
@@ -187,7 +197,8 @@ def _figures(names: list[str], series: dict[str, np.ndarray]) -> str:
                 notes.append(f"{len(rows) - len(_finite(rows))} {kind} values not finite")
         curve = _draw(name, _finite(train), _finite(valid))
         caption = f"<figcaption><b>{html.escape(name)}</b><i>{' &nbsp; '.join(notes)}</i></figcaption>"
-        figures.append(f"<figure>{caption}{curve}</figure>")
+        meaning = f'<p class="soft">{html.escape(FIGURES[name])}</p>' if name in FIGURES else ""
+        figures.append(f"<figure>{caption}{curve}{meaning}</figure>")
     return "".join(figures)
 
 
@@ -198,14 +209,14 @@ def _draw(name: str, train: np.ndarray, valid: np.ndarray) -> str:
 
     def curves(axes: Any) -> None:
         if len(train) > 50:
-            _plot(axes, _thin(train), TRAIN, linewidth=0.8, alpha=0.3)
-            _plot(axes, _thin(_smooth(train)), TRAIN, linewidth=1.6)
+            plot(axes, thin(train), TRAIN, linewidth=0.8, alpha=0.3)
+            plot(axes, thin(smooth(train)), TRAIN, linewidth=1.6)
         elif len(train):
-            _plot(axes, train, TRAIN, linewidth=1.6)
+            plot(axes, train, TRAIN, linewidth=1.6)
         if len(valid):
-            _plot(axes, _thin(valid), VALID, linewidth=1.6, marker="o" if len(valid) <= 40 else None, markersize=3)
+            plot(axes, thin(valid), VALID, linewidth=1.6, marker="o" if len(valid) <= 40 else None, markersize=3)
 
-    return _svg(name, 4.4, 2.5, curves)
+    return svg(name, 4.4, 2.5, curves)
 
 
 def _gradient_scales(records: list[dict[str, Any]]) -> str:
@@ -224,68 +235,14 @@ def _gradient_scales(records: list[dict[str, Any]]) -> str:
         colours = LinearSegmentedColormap.from_list("first to last", SCALE_COLOURS)(np.linspace(0, 1, count))
         for log2_scale, colour in zip(scales.T, colours, strict=True):
             rows = _finite(np.stack([steps, log2_scale], axis=1))
-            _plot(axes, _thin(rows, MAX_SCALE_POINTS), colour, linewidth=0.7 if count > 16 else 1.2)
+            plot(axes, thin(rows, MAX_SCALE_POINTS), colour, linewidth=0.7 if count > 16 else 1.2)
 
     last = _finite(np.stack([np.arange(count), scales[-1]], axis=1))[:, 1]
     notes = f'first<span class="first-to-last"></span>last of {count}' if count > 1 else "one for the whole model"
     if len(last):
         notes += f" &nbsp; now {last.min():.4g} to {last.max():.4g}" if count > 1 else f" &nbsp; now {last[0]:.4g}"
     caption = f"<figcaption><b>log2 of the gradient scale{' of each resblock' if count > 1 else ''}</b><i>{notes}</i></figcaption>"
-    return f'<h2>Gradient scales</h2><figure class="wide">{caption}{_svg("gradient scales", 12, 3.6, curves)}</figure>'
-
-
-def _svg(name: str, width_inches: float, height_inches: float, draw: Callable[[Any], None]) -> str:
-    """A plot over steps as an SVG element that takes its colours from the page."""
-    # Imported here: it takes most of a second, and a run that draws no report should not pay for it.
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    # Text stays text; the salt keeps the ids of several inline plots apart.
-    settings = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9.0, "axes.formatter.useoffset": False}
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(width_inches, height_inches), facecolor="none")
-        FigureCanvasSVG(figure)
-        # margins in inches: for the tick labels, and for half of the last one
-        place = (0.57 / width_inches, 0.28 / height_inches, 1 - 0.66 / width_inches, 1 - 0.4 / height_inches)
-        axes = figure.add_axes(place, facecolor="none")
-        draw(axes)
-        axes.grid(color=FAINT, linewidth=0.6)
-        axes.tick_params(colors=INK, length=0)
-        axes.locator_params(nbins=6)
-        axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
-        buffer = StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    svg = buffer.getvalue()
-    svg = re.sub("|".join(CSS_COLOURS), lambda match: CSS_COLOURS[match[0]], svg[svg.index("<svg") :])
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(name)} over steps" ', 1)
-
-
-def _plot(axes: Any, rows: np.ndarray, colour: Any, **style: Any) -> None:
-    if len(rows) == 1:
-        style = {"marker": "o", "markersize": 4}
-    axes.plot(rows[:, 0], rows[:, 1], color=colour, solid_joinstyle="round", **style)
-
-
-def _smooth(rows: np.ndarray) -> np.ndarray:
-    """A centred mean over a fiftieth of the run, narrower at the ends: it neither lags nor starts from nothing."""
-    half = max(1, len(rows) // 100)
-    sums = np.concatenate([[0.0], np.cumsum(rows[:, 1])])
-    index = np.arange(len(rows))
-    reach = np.minimum(half, np.minimum(index, len(rows) - 1 - index))
-    means = (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
-    return np.stack([rows[:, 0], means], axis=1)
-
-
-def _thin(rows: np.ndarray, most: int = MAX_POINTS) -> np.ndarray:
-    """At most so many rows, and the last: the lowest and the highest of each stretch, so that no spike is lost."""
-    if len(rows) <= most:
-        return rows
-    edges = np.linspace(0, len(rows), most // 2 + 1).astype(int)
-    stretches = [(first, rows[first:last, 1]) for first, last in pairwise(edges)]
-    return rows[
-        sorted({first + pick(part) for first, part in stretches for pick in (np.argmin, np.argmax)} | {len(rows) - 1})
-    ]
+    return f'<h2>Gradient scales</h2><figure class="wide">{caption}{svg("gradient scales", 12, 3.6, curves)}</figure>'
 
 
 def _warnings(records: list[dict[str, Any]]) -> str:
@@ -297,12 +254,25 @@ def _warnings(records: list[dict[str, Any]]) -> str:
     return f'<h2>Warnings ({len(warnings)}{shown})</h2><ul class="warnings">{items}</ul>'
 
 
+def _size_px(path: Path) -> tuple[int, int]:
+    """Width and height of a picture that may be half written, or gone again."""
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            return picture.size
+    except (OSError, ValueError):
+        return _SHOWN_PX, _SHOWN_PX
+
+
 def _pictures(folder: Path) -> str:
     rows = []
     for name, pictures in list_pictures(folder).items():
         cells = []
         for step, path in pictures:
             link, note = f"pictures/{html.escape(path.name)}", f"step {step:,}"
-            cells.append(f'<a href="{link}"><img src="{link}" alt="{note}" loading="lazy">{note}</a>')
+            width_px, height_px = _size_px(path)
+            shown_px = round(min(_SHOWN_PX * width_px / height_px, _WIDEST_PX))
+            sharp = ' class="sharp"' if shown_px > width_px else ""
+            image = f'<img{sharp} src="{link}" alt="{note}" width="{shown_px}" loading="lazy">'
+            cells.append(f'<a href="{link}">{image}{note}</a>')
         rows.append(f'<h3>{html.escape(name)}</h3><div class="row">{"".join(cells)}</div>')
     return f"<h2>Pictures</h2>{''.join(rows)}" if rows else ""

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -27,8 +25,9 @@ from tqdm import tqdm
 
 from dalle.config import Wandb
 from dalle.reporting import weights_and_biases
+from dalle.reporting.earlier_run import drop_after, read_run, set_aside
 from dalle.reporting.page_head import replace_text
-from dalle.reporting.report import duration, list_pictures, read_lines, write_report
+from dalle.reporting.report import duration, list_pictures, write_report
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -77,11 +76,11 @@ class Telemetry:
         self.flops_per_unit, self.limit_flops_per_s = flops_per_unit, limit_flops_per_s
         self._shown = ("loss", *highlights, "step_size")
         self.folder.mkdir(parents=True, exist_ok=True)
-        time_before_s = _drop_after(self.folder, start_step) if start_step > 0 else _set_aside(self.folder)
+        time_before_s = drop_after(self.folder, start_step) if start_step > 0 else set_aside(self.folder)
 
         # wandb comes before the bar and the files: a failed login must leave nothing half open.
         self._wandb_run = None
-        self._wandb_id = _read_run(self.folder).get("wandb_id") if start_step > 0 else None
+        self._wandb_id = read_run(self.folder).get("wandb_id") if start_step > 0 else None
         if wandb_settings is not None and wandb_settings.enabled:
             self._wandb_run = weights_and_biases.start_run(wandb_settings, title, self.folder, self._wandb_id)
             self._wandb_id = self._wandb_run.id
@@ -294,33 +293,3 @@ def _short(value: float) -> str:
 
 def _join_values(values: dict[str, float]) -> str:
     return "  ".join(f"{key.replace('_', ' ')} {_short(value)}" for key, value in values.items())
-
-
-def _read_run(folder: Path) -> dict[str, Any]:
-    path = folder / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def _drop_after(folder: Path, start_step: int) -> float:
-    """Drops what was logged after `start_step`, and half-written lines; returns the seconds that the run has taken."""
-    path = folder / "metrics.jsonl"
-    if not path.exists():
-        return 0.0
-    kept = [record for record in read_lines(path) if record["step"] <= start_step]
-    replace_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
-    for pictures in list_pictures(folder).values():
-        for step, picture in pictures:
-            if step > start_step:
-                picture.unlink()
-    return max((record.get("time_s", 0.0) for record in kept), default=0.0)
-
-
-def _set_aside(folder: Path) -> float:
-    """Moves what an earlier run left in `folder` to `previous-N/`: a new run neither mixes with it nor deletes it."""
-    names = ("metrics.jsonl", "run.json", "report.html", "pictures")
-    if left := [folder / name for name in names if (folder / name).exists()]:
-        previous = next(path for number in count(1) if not (path := folder / f"previous-{number}").exists())
-        previous.mkdir()
-        for path in left:
-            os.replace(path, previous / path.name)
-    return 0.0

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from dalle.config import Wandb
+from dalle.reporting.explanations import FIGURES
 from dalle.reporting.report import SCALE_COLOURS, write_report
 from dalle.reporting.telemetry import MAX_PICTURES_PER_NAME, Telemetry
 
@@ -204,3 +205,21 @@ def test_a_narrow_terminal_shows_speed_and_time_left(tmp_path, monkeypatch, caps
     if terminal:
         assert any("first figures after update 20" in line for line in lines)
     assert any("16 min 20 s left  1,234 images/s  loss" in line[:80] for line in lines)
+
+
+def test_the_page_shows_pictures_first_and_folds_what_says_nothing(tmp_path):
+    """Curves that move and are explained are open, each with its sentence; small pictures are enlarged sharply."""
+    telemetry = _telemetry(tmp_path)
+    for step in (1, 2):
+        telemetry.log(step, {"loss": 1.0 / step, "kl_weight": 0.5, "mystery": step}, 1)
+    telemetry.pictures("samples", 2, Image.new("RGB", (32, 8)))
+    telemetry.pictures("grid", 2, Image.new("RGB", (900, 300)))
+    telemetry.close("finished")
+    page = (tmp_path / "report.html").read_text()
+    assert page.index("<h2>Pictures") < page.index("<h2>Curves") < page.index("<details>")
+    opened, folded = page.split("<details>")
+    assert "<b>loss</b>" in opened and FIGURES["loss"] in opened
+    for name in ("kl_weight", "mystery"):
+        assert f"<b>{name}</b>" in folded and f"<b>{name}</b>" not in opened
+    assert re.search(r'<img class="sharp" src="pictures/samples-0000002.png" [^>]*width="640"', page)
+    assert re.search(r'<img src="pictures/grid-0000002.png" [^>]*width="600"', page)
