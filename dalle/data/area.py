@@ -49,7 +49,8 @@ def resize(image: Image.Image, box: Box, size: tuple[int, int], window: Box | No
     for number, (begin, end, shares) in enumerate(columns):
         step = max(1, _SMALL // shares.size)
         for at in range(0, len(new_YXC), step):
-            means_CYX = sums_CYX[:, at : at + step, begin - x : end - x].astype(shares.dtype, order="C") @ shares.T
+            some_CYX = sums_CYX[:, at : at + step, begin - x : end - x].astype(shares.dtype, order="C")
+            means_CYX = np.matmul(some_CYX, shares.T)
             means_CYX += width * height / 2
             means_CYX /= width * height
             new_YXC[at : at + step, number * _BAND :][:, : len(shares)] = means_CYX.transpose(1, 2, 0)

@@ -51,7 +51,7 @@ def decode(data: bytes, max_pixels: int = MOST_PIXELS) -> Image.Image:
         return to_rgb(_upright(file))
 
 
-def header_size(data: bytes, max_pixels: int = MOST_PIXELS) -> tuple[int, int]:
+def header_size(data: bytes, max_pixels: int = Images.max_pixels) -> tuple[int, int]:
     """The two sides in the order of the image's header; reads no pixels. Raises ValueError where `decode` would at once."""
     with opened(data, max_pixels) as file:
         return file.size
