@@ -287,7 +287,7 @@ def test_too_many_pixels_are_refused_by_the_header(opens):
         opens(_header_alone(40, 30), 1199)
     # beyond what Pillow opens
     with pytest.raises(images.TooManyPixels, match=r"over the limit of 178,956,970"):
-        opens(_header_alone(200_000, 200_000))
+        opens(_header_alone(200_000, 200_000), 178_956_970)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nor does Pillow warn of what is allowed
         assert images.header_size(_header_alone(10_000, 9_000), 90_000_000) == (10_000, 9_000)
