@@ -186,8 +186,8 @@ class Images:
         min_caption_chars: pairs with a shorter caption are filtered out, and those without one count as unreadable; 0
             takes these too, with the caption "": for stage one, which trains on images alone
         max_aspect_ratio: pairs with a longer side over this many shorter sides are filtered out
-        max_pixels: an image of more, by its header, counts as unreadable and is not decoded: four bytes a pixel are the
-            least that decoding takes. The default is the number from which Pillow warns of decompression bombs
+        max_pixels: an image of more, by its header, is left out and not decoded, which takes at least four bytes a pixel;
+            the default is the number from which Pillow warns of decompression bombs
         max_bad_fraction: the run stops when more than this share of the samples cannot be read
         shuffle_buffer: samples among which the order is shuffled, over all streams, beside the order of the shards
         streams: shards read at the same time, over all processes, or fewer where they are few; the order of the data

@@ -34,7 +34,11 @@ _KEY_FACTORS = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
 
 
 class TooManyPixels(ValueError):
-    """An image over the limit."""
+    """An image over the limit; `size` are its sides, in words."""
+
+    def __init__(self, size: str, max_pixels: int):
+        super().__init__(f"image of {size} pixels: over the limit of {max_pixels:,}, so make it smaller")
+        self.size = size
 
 
 def decode(data: bytes, max_pixels: int = MOST_PIXELS) -> Image.Image:
@@ -68,13 +72,12 @@ def opened(
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # at Pillow's limit; here is ours
             with Image.open(io.BytesIO(data), formats=formats) as file:
                 if file.width * file.height > max_pixels:
-                    size = f"{file.width}×{file.height} pixels"
-                    raise TooManyPixels(f"image of {size}: over the limit of {max_pixels:,}, so make it smaller")
+                    raise TooManyPixels(f"{file.width}×{file.height}", max_pixels)
                 yield file
     except TooManyPixels:
         raise
     except Image.DecompressionBombError:
-        raise TooManyPixels(f"image over the limit of {max_pixels:,} pixels: make it smaller") from None
+        raise TooManyPixels(f"over {MOST_PIXELS:,}", max_pixels) from None
     except UnidentifiedImageError:
         raise ValueError(f"image does not decode: no image in {', '.join(formats)}") from None
     except Exception as error:  # Pillow's decoders raise many kinds; all of them mean the same here
