@@ -17,8 +17,8 @@ from PIL import Image
 _BAND = 8
 """New pixels whose old ones are multiplied together: of 8 and 1.5 times as many, few of the shares are zeros."""
 _SMALL = 2**18
-"""Multiplications up to which OpenBLAS does not wake other threads: in loader workers, each of which would have as many as
-the machine has cores, they take fifty times the time that they save."""
+"""Multiplications up to which OpenBLAS does not wake other threads. In loader workers, each of which would have as many as
+the machine has cores, waking them costs many times what they save."""
 
 Box = tuple[int, int, int, int]
 """left, top, right, bottom in pixels."""
@@ -70,7 +70,7 @@ def _sum_rows(pixels_YXC: np.ndarray, bands: list[_Band]) -> np.ndarray:
     return sums_YN.reshape(len(sums_YN), *pixels_YXC.shape[1:])
 
 
-@lru_cache(maxsize=512)  # the paper's augmentations have 97 sizes; 15 to 100 kB each
+@lru_cache(maxsize=512)  # tens of kB each; a side has up to 97 sizes (A.2)
 def _bands(old: int, new: int, dtype: type) -> list[_Band]:
     """All new pixels of an axis."""
     bands = []
