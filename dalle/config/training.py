@@ -14,6 +14,8 @@ Precision = Literal["fp32", "bf16"]
 _SHARE = re.compile(r"(100|\d?\d(\.\d+)?)%")
 _FINE = 10**9
 """Updates of a run in which no two shares fall on one update."""
+MOST_PIXELS = 178_956_970
+"""Of an image that Pillow opens at all."""
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,8 @@ class Images:
         min_caption_chars: pairs with a shorter caption are filtered out, and those without one count as unreadable; 0
             takes these too, with the caption "": for stage one, which trains on images alone
         max_aspect_ratio: pairs with a longer side over this many shorter sides are filtered out
+        max_pixels: an image of more, by its header, is left out and not decoded, which takes at least four bytes a pixel;
+            the default is the number from which Pillow warns of decompression bombs
         max_bad_fraction: the run stops when more than this share of the samples cannot be read
         shuffle_buffer: samples among which the order is shuffled, over all streams, beside the order of the shards
         streams: shards read at the same time, over all processes, or fewer where they are few; the order of the data
@@ -231,6 +235,7 @@ class Images:
     flip: bool = True
     min_caption_chars: int = 1
     max_aspect_ratio: float = 2.0
+    max_pixels: int = 89_478_485
     max_bad_fraction: float = 0.05
     shuffle_buffer: int = 1000
     streams: int = 64
@@ -238,6 +243,10 @@ class Images:
 
     def __post_init__(self) -> None:
         require(self.max_aspect_ratio >= 1, f"max_aspect_ratio {self.max_aspect_ratio}: must be at least 1")
+        require(
+            0 < self.max_pixels <= MOST_PIXELS,
+            f"max_pixels {self.max_pixels}: must lie between 1 and {MOST_PIXELS}, the most that Pillow opens",
+        )
         require(0 <= self.max_bad_fraction <= 1, f"max_bad_fraction {self.max_bad_fraction}: must lie in [0, 1]")
         at_least(self, 0, "min_caption_chars", "shuffle_buffer", "cache_bytes")
         at_least(self, 1, "streams")

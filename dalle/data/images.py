@@ -8,11 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff")
-_BOX = Image.Resampling.BOX
+from dalle.config import Images
+from dalle.config.training import MOST_PIXELS
+from dalle.data import area
 
+EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""What is opened, whatever a file is called. Pillow would take fifty more, among them PostScript, for which it starts
+Ghostscript on the file."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -28,28 +33,53 @@ _KEY_FACTORS = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
 """By the raw mode of a PNG: from its transparent colour, which Pillow leaves as the file has it, to the 8 bits of the pixels."""
 
 
-def decode(data: bytes) -> Image.Image:
+class TooManyPixels(ValueError):
+    """An image over the limit; `size` are its sides, in words."""
+
+    def __init__(self, size: str, max_pixels: int):
+        super().__init__(f"image of {size} pixels: over the limit of {max_pixels:,}, so make it smaller")
+        self.size = size
+
+
+def decode(data: bytes, max_pixels: int = MOST_PIXELS) -> Image.Image:
     """An RGB image as a person sees it: rotated by its EXIF tag, transparency over white, 16-bit greys scaled to 8,
-    the first frame of an animation. Raises ValueError when the bytes are no image, or one that `to_rgb` refuses."""
-    with _opened(data) as file:
+    the first frame of an animation.
+
+    Raises:
+        TooManyPixels: by its header, before any is decoded
+        ValueError: the bytes are no image of `FORMATS`, or one that `to_rgb` refuses
+    """
+    with opened(data, max_pixels) as file:
         _scale_transparent_colour(file)
         file.load()
         return to_rgb(_upright(file))
 
 
-def header_size(data: bytes) -> tuple[int, int]:
+def header_size(data: bytes, max_pixels: int = Images.max_pixels) -> tuple[int, int]:
     """The two sides in the order of the image's header; reads no pixels. Raises ValueError where `decode` would at once."""
-    with _opened(data) as file:
+    with opened(data, max_pixels) as file:
         return file.size
 
 
 @contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
+def opened(
+    data: bytes, max_pixels: int = Images.max_pixels, formats: tuple[str, ...] = FORMATS
+) -> Iterator[Image.Image]:
+    """An image of which the header is read and the pixels are not. Raises ValueError, also for what Pillow raises within the
+    block, and TooManyPixels."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as file:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # at Pillow's limit; here is ours
+            with Image.open(io.BytesIO(data), formats=formats) as file:
+                if file.width * file.height > max_pixels:
+                    raise TooManyPixels(f"{file.width}×{file.height}", max_pixels)
                 yield file
+    except TooManyPixels:
+        raise
+    except Image.DecompressionBombError:
+        raise TooManyPixels(f"over {MOST_PIXELS:,}", max_pixels) from None
+    except UnidentifiedImageError:
+        raise ValueError(f"image does not decode: no image in {', '.join(formats)}") from None
     except Exception as error:  # Pillow's decoders raise many kinds; all of them mean the same here
         raise ValueError(f"image does not decode: {error}") from error
 
@@ -102,14 +132,15 @@ def shrink(image: Image.Image, short_side_px: int) -> Image.Image:
     if short <= short_side_px:
         return image
     scale = short_side_px / short
-    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), _BOX)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return area.resize(image, (0, 0, *image.size), size)
 
 
 def centre_crop(image: Image.Image, size_px: int) -> Image.Image:
     """The short side to `size_px`, then the central square: what inference uses (A.2)."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    return _resize(image.crop((left, top, left + side, top + side)), size_px)
+    return _resize(image, (left, top, left + side, top + side), size_px, (0, 0, size_px, size_px))
 
 
 def dvae_crop(image: Image.Image, size_px: int, generator: np.random.Generator, flip: bool = True) -> Image.Image:
@@ -121,8 +152,7 @@ def dvae_crop(image: Image.Image, size_px: int, generator: np.random.Generator, 
     top = int(generator.integers(image.height - side + 1))
     low = max(size_px, min(side, round(1.125 * size_px)))
     high = max(size_px, min(side, round(1.5 * size_px)))
-    square = _resize(image.crop((left, top, left + side, top + side)), int(generator.integers(low, high + 1)))
-    image = _random_crop(square, size_px, generator)
+    image = _resized_crop(image, (left, top, left + side, top + side), (low, high), size_px, generator)
     if flip and generator.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return image
@@ -135,8 +165,7 @@ def prior_crop(image: Image.Image, size_px: int, generator: np.random.Generator)
     side = min(image.size)
     left, top = (_central_offset(dimension - side, generator) for dimension in image.size)
     high = max(size_px, min(side, round(1.125 * size_px)))
-    square = _resize(image.crop((left, top, left + side, top + side)), int(generator.integers(size_px, high + 1)))
-    return _random_crop(square, size_px, generator)
+    return _resized_crop(image, (left, top, left + side, top + side), (size_px, high), size_px, generator)
 
 
 def _central_offset(free: int, generator: np.random.Generator) -> int:
@@ -144,14 +173,22 @@ def _central_offset(free: int, generator: np.random.Generator) -> int:
     return int(generator.integers(low, max(low + 1, 5 * free // 8)))
 
 
-def _random_crop(image: Image.Image, size_px: int, generator: np.random.Generator) -> Image.Image:
-    left = int(generator.integers(image.width - size_px + 1))
-    top = int(generator.integers(image.height - size_px + 1))
-    return image.crop((left, top, left + size_px, top + size_px))
+def _resized_crop(
+    image: Image.Image, square: area.Box, sizes_px: tuple[int, int], size_px: int, generator: np.random.Generator
+) -> Image.Image:
+    """Of a square of the image, brought to a size within `sizes_px`, a crop of `size_px`, all places equally likely."""
+    resized_px = int(generator.integers(sizes_px[0], sizes_px[1] + 1))
+    left = int(generator.integers(resized_px - size_px + 1))
+    top = int(generator.integers(resized_px - size_px + 1))
+    return _resize(image, square, resized_px, (left, top, left + size_px, top + size_px))
 
 
-def _resize(square: Image.Image, size_px: int) -> Image.Image:
-    if square.width == size_px:
-        return square
-    # by area when it shrinks, as published; BOX enlarges in blocks, so the other way is bicubic
-    return square.resize((size_px, size_px), _BOX if square.width > size_px else Image.Resampling.BICUBIC)
+def _resize(image: Image.Image, square: area.Box, size_px: int, window: area.Box) -> Image.Image:
+    """What is in the window of a square of the image, once that has the size."""
+    side = square[2] - square[0]
+    if side > size_px:
+        return area.resize(image, square, (size_px, size_px), window)  # as published
+    square_image = image.crop(square)
+    if side < size_px:  # the published code has no such images; by area they would be blocks
+        square_image = square_image.resize((size_px, size_px), Image.Resampling.BICUBIC)
+    return square_image.crop(window)

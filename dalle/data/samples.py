@@ -132,7 +132,9 @@ class Decoder:
             return True  # it would not have been decoded otherwise
         data = _image_bytes(sample)
         try:
-            size = crops.header_size(data)
+            size = crops.header_size(data, self.config.max_pixels)
+        except crops.TooManyPixels:
+            raise BadSample(f"image over the limit of images.max_pixels {self.config.max_pixels}") from None
         except ValueError:
             raise BadSample("image does not decode") from None
         return max(size) <= self.config.max_aspect_ratio * min(size)

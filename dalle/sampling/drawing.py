@@ -20,6 +20,8 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from dalle.data.images import opened
+
 _MAX_UNPACKED_BYTES = 2**24
 
 
@@ -87,14 +89,14 @@ def read_drawing(path: str | Path) -> Drawing:
         ValueError: the file is missing, no PNG, not one of ours, or a grid of several drawings
     """
     try:
-        with Image.open(path) as file:
+        with opened(Path(path).read_bytes(), formats=("PNG",)) as file:
             file.load()
-            text = dict(getattr(file, "text", {}))
+            text = dict(file.text)
             image = file.convert("RGB")
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or 'is no image that can be read'}") from None
-    except Exception as error:  # Pillow's decoders raise many kinds for a damaged file
-        raise ValueError(f"{path}: does not decode: {error}") from None
+        raise ValueError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if "captions" in text:
         raise ValueError(f"{path}: is a picture of several drawings; name one of those in images/ beside it")
     try:

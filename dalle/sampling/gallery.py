@@ -75,7 +75,7 @@ class Gallery:
             section = _Section([], [], [])
             for record, file in zip(records, files, strict=True):
                 try:
-                    with Image.open(file) as image:
+                    with Image.open(file, formats=("PNG",)) as image:
                         section.add(record, image.size, heading=caption)
                 except (KeyError, TypeError, OSError) as error:
                     raise ValueError(f"{path}: is damaged ({error}); name another folder with --output") from None

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dalle.config import Images
 from dalle.data.images import centre_crop, decode, to_rgb
 from dalle.decoding.token_loop import Given
 from dalle.models.dvae import DVAE
@@ -61,7 +62,7 @@ class Prompt:
 def read_image(path: str | Path, option: str) -> Image.Image:
     """An image file as RGB. Raises ValueError, with the option that named it, when it cannot be read."""
     try:
-        return decode(Path(path).read_bytes())
+        return decode(Path(path).read_bytes(), Images.max_pixels)
     except OSError as error:
         raise ValueError(f"{option} {path}: {error.strerror}") from None
     except ValueError as error:

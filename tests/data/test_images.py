@@ -1,14 +1,23 @@
 """Decoding what people have as they see it, and the crops of the paper."""
 
+import io
+import os
 import struct
+import warnings
+import zlib
 from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dalle.config import Images
 from dalle.data import images
-from tests.data.pictures import check_enlarged_ramp, encoded, flat, gradient, raw_png, small_ramp
+from dalle.data.samples import Decoder, read_pairs
+from dalle.sampling.drawing import Drawing, read_drawing
+from dalle.sampling.gallery import Gallery
+from dalle.sampling.prompt import read_image
+from tests.data.pictures import check_enlarged_ramp, encoded, flat, gradient, raw_png, small_ramp, write_shard
 
 
 def _decoded(data: bytes) -> np.ndarray:
@@ -196,6 +205,112 @@ def test_of_an_animation_the_first_frame_is_taken():
 def test_what_does_not_decode_is_one_error(data):
     with pytest.raises(ValueError, match="does not decode"):
         images.decode(data)
+
+
+OTHERS = ["EPS", "ICO", "ICNS", "TGA", "PCX", "SGI", "DDS", "SPIDER", "JPEG2000", "AVIF", "BLP", "MSP", "XBM"]
+"""Formats that Pillow writes and, unless told otherwise, opens."""
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_formats_that_we_do_not_name_are_not_opened(kind):
+    Image.init()
+    if kind not in Image.SAVE:
+        pytest.skip(f"this Pillow does not write {kind}")
+    mode = {"MSP": "1", "XBM": "1", "BLP": "P", "SPIDER": "F"}.get(kind, "RGB")
+    data = encoded(flat(1, "L", side=32).convert(mode), kind)
+    Image.open(io.BytesIO(data)).close()  # which Pillow does
+    for opens in (images.decode, images.header_size):
+        with pytest.raises(ValueError, match="does not decode: no image in PNG, JPEG, WEBP, BMP, GIF, TIFF, PPM"):
+            opens(data)
+
+
+def test_ghostscript_is_never_started(tmp_path, monkeypatch):
+    """PostScript under the names of pictures, where pictures are read."""
+    ran = tmp_path / "ran"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch '{ran}'\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # not looked for yet
+    data = encoded(gradient(), "EPS")
+    file = tmp_path / "picture.png"
+    file.write_bytes(data)
+    for read in (
+        lambda: images.decode(data),
+        lambda: read_image(file, "prompt_image"),
+        lambda: read_drawing(file),
+    ):
+        with pytest.raises(ValueError, match="does not decode"):
+            read()
+        assert not ran.exists()
+    write_shard(tmp_path / "one.tar", [{"jpg": data, "txt": b"a"}])
+    with pytest.raises(ValueError, match="cannot be used"):
+        list(read_pairs(str(tmp_path / "one.tar"), Images(), 16))
+    assert not ran.exists()
+    with pytest.raises(OSError), Image.open(io.BytesIO(data)) as opened:
+        opened.load()
+    assert ran.exists()  # so the trap works
+
+
+@pytest.mark.parametrize("kind", ["EPS", "JPEG"])
+def test_of_our_own_pictures_pngs_alone_are_opened(tmp_path, kind):
+    gallery = Gallery(tmp_path, "title")
+    gallery.put("a cat", [Drawing(gradient(), "a cat", None, seed=0, rank=1, settings={})], candidates=1)
+    gallery.write()
+    assert Gallery(tmp_path, "title").resume(1) == {"a cat"}
+    (file,) = (tmp_path / "images").iterdir()
+    file.write_bytes(encoded(gradient(), kind))
+    with pytest.raises(ValueError, match="is damaged"):
+        Gallery(tmp_path, "title").resume(1)
+    with pytest.raises(ValueError, match=r"\.png: image does not decode: no image in PNG$"):
+        read_drawing(file)
+
+
+def test_a_jpeg_of_several_pictures_is_a_jpeg():
+    """As telephones write them, with a second one for depth or at low size."""
+    data = encoded(gradient(), "MPO", save_all=True, append_images=[flat(0)])
+    with images.opened(data) as file:
+        assert file.format == "MPO"
+    # quality 75 of a smooth ramp
+    assert np.abs(_decoded(data) - np.asarray(gradient()).astype(int)).max() < 20
+
+
+def _header_alone(width: int, height: int) -> bytes:
+    """A PNG that says its sides and has one pixel."""
+    png = raw_png(np.zeros((1, 1, 3), np.uint8), 8, 2)
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return png[:12] + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[33:]
+
+
+@pytest.mark.parametrize("opens", [images.decode, images.header_size])
+def test_too_many_pixels_are_refused_by_the_header(opens):
+    with pytest.raises(images.TooManyPixels, match=r"40×30 pixels: over the limit of 1,199"):
+        opens(_header_alone(40, 30), 1199)
+    # beyond what Pillow opens
+    with pytest.raises(images.TooManyPixels, match=r"image of over 178,956,970 pixels: over the limit of 178,956,970"):
+        opens(_header_alone(200_000, 200_000), 178_956_970)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nor does Pillow warn of what is allowed
+        assert images.header_size(_header_alone(10_000, 9_000), 90_000_000) == (10_000, 9_000)
+    assert images.decode(encoded(gradient(40, 30)), 1200).size == (40, 30)
+
+
+def test_the_limit_of_pixels_has_a_name(tmp_path):
+    """In shards it is a setting, and a prompt has the setting's default."""
+    large = {"__key__": "0", "__url__": "u", "png": _header_alone(10_000, 9_000), "txt": b"a wall"}
+    for config in (Images(), Images(max_pixels=5_000)):
+        decoder = Decoder(config, 16, seed=0)
+        assert decoder.captions(large) is None
+        assert decoder.counts.bad == {f"image over the limit of images.max_pixels {config.max_pixels}": 1}
+    fine = {**large, "png": encoded(gradient(60, 50))}
+    assert Decoder(Images(max_pixels=3_000), 16, seed=0)(fine, 0).image.shape == (16, 16, 3)
+    assert Decoder(Images(max_pixels=2_999), 16, seed=0)(fine, 0) is None
+    (tmp_path / "large.png").write_bytes(large["png"])
+    for read in (partial(read_image, option="prompt_image"), read_drawing):
+        with pytest.raises(ValueError, match=r"large.png: image of 10000×9000 pixels: over the limit of 89,478,485"):
+            read(tmp_path / "large.png")
+    for wrong in (0, 178_956_971):
+        with pytest.raises(ValueError, match=f"max_pixels {wrong}: must lie between 1 and 178956970"):
+            Images(max_pixels=wrong)
 
 
 def test_dvae_crop_sizes_and_flip():

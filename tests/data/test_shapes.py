@@ -1,5 +1,6 @@
 """The drawn data set: its captions say what is drawn, its hold-out holds, and its checker is right and strict."""
 
+import importlib
 import itertools
 import json
 import tarfile
@@ -15,6 +16,8 @@ from dalle.data.shapes import (
     SHAPES,
     SIZES,
     Claim,
+    Scene,
+    SceneObject,
     captions,
     check,
     draw,
@@ -48,6 +51,16 @@ def test_checker_is_right_on_drawings(size_px, count):
     scenes = _scenes(count // 2, 1) + _scenes(count // 2, 2, held_out=True)
     right = [shows(draw(scene, size_px), Claim.of(scene)) for scene in scenes]
     assert np.mean(right) >= 0.99
+
+
+def test_edges_are_rounded_and_not_cut(monkeypatch):
+    """An edge that covers 0.3 of each pixel: red on white is 253 − 14.4, 253 − 68.4, 253 − 65.4."""
+    module = importlib.import_module("dalle.data.shapes.draw")  # the package's `draw` is the function
+    monkeypatch.setattr(
+        module, "coverage", lambda shape, x_px, y_px, diameter_px: np.full((len(y_px), len(x_px)), 0.3, np.float32)
+    )
+    red = SceneObject("square", "red", "large", True, diameter=0.5, x=0.5, y=0.5)
+    assert draw(Scene((red,), "alone", "centre", True, "white"), 32).getpixel((16, 16)) == (239, 185, 188)
 
 
 def test_checker_forgives_the_blur_of_a_good_reconstruction():

@@ -13,6 +13,7 @@ from dalle.config import Sampling
 from dalle.models.folder import content_hash, read_config, read_header, save_weights
 from dalle.sampling.again import count_differing_pixels, differences, draw_again, read_record
 from dalle.sampling.drawing import save_drawing
+from dalle.sampling.pipeline import to_pixels, to_uint8
 from dalle.sampling.prompt import encode_with
 
 FAST = Sampling(chunk=4, precision="fp32")
@@ -59,6 +60,23 @@ def test_images_and_scores_do_not_depend_on_how_many_are_looked_at_together(pipe
         assert one.score == pytest.approx(other.score, abs=1e-2)
         # sums of a few hundred fp32 terms in another order may cross the border between two of 256 levels
         assert np.abs(np.asarray(one.image, int) - np.asarray(other.image, int)).max() <= 1
+
+
+def test_pixels_are_rounded_and_not_cut(pipeline):
+    """To the nearest level, wherever the dVAE's pixels become an image."""
+    levels = torch.tensor([0, 0.4, 0.6, 99.4, 99.6, 254.4, 254.6, 255])
+    assert to_uint8(levels / 255).tolist() == to_pixels(levels.reshape(1, 1, 1, -1) / 255).flatten().tolist()
+    assert to_uint8(levels / 255).tolist() == [0, 0, 1, 99, 100, 254, 255, 255]
+    (drawing,) = pipeline.generate("a red circle", n=1, sampling=FAST)
+    pixels_YX3 = np.array(PICTURE)
+    shown = [
+        (drawing.codes_I, np.asarray(drawing.image)),
+        (encode_with(pipeline.dvae, pixels_YX3), pipeline.reconstruct(pixels_YX3[None], "fp32")[0]),
+    ]
+    for codes_I, image_YX3 in shown:
+        exact_3YX = 255 * pipeline.dvae.decode(torch.from_numpy(codes_I).reshape(1, 4, 4))[0]
+        # half a level, and what other sums of a few hundred fp32 terms round otherwise
+        assert np.abs(image_YX3 - exact_3YX.permute(1, 2, 0).numpy()).max() < 0.51
 
 
 def test_image_prompt_keeps_its_rows(pipeline):
