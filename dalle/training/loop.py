@@ -120,7 +120,8 @@ class _Training:
             except BaseException:
                 self.telemetry.close("failed")
                 raise
-            self.telemetry.close("finished" if finished else "stopped, continue with --resume,")
+            remarks = self.stage.conclude()
+            self.telemetry.close("finished" if finished else "stopped, continue with --resume,", remarks)
         return finished
 
     def _updates(self, stop: Callable[[], bool]) -> bool:
