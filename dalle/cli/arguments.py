@@ -151,7 +151,9 @@ def _normalise(cls: type, argv: list[str], positional: str | None) -> list[str]:
             told = _unknown(cls, token.partition("=")[0])
             if positional and (" " in token or "nearest" not in told):
                 text = f"--{positional}={shlex.quote(token)}"
-                raise ValueError(f"{token!r} begins with a dash, as keys do: for a {positional} write {text}, or -- before it")
+                raise ValueError(
+                    f"{token!r} begins with a dash, as keys do: for a {positional} write {text}, or -- before it"
+                )
             raise ValueError(f"{told} (with two dashes)")
         elif name == "local_rank":
             i += 0 if equals else 1

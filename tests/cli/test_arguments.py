@@ -30,7 +30,7 @@ def test_keys_have_two_dashes():
         _sample("a cat", "--output", "--n", "5")
 
 
-@pytest.mark.parametrize("caption", ["-5 degrees outside", "--5 degrees outside", "-grumpy", "-n", "--", "-h", "--n=5"])
+@pytest.mark.parametrize("caption", ["-5 degrees outside", "--5 degrees outside", "-grumpy", "-n", "-h", "--n=5"])
 def test_a_caption_may_begin_with_a_dash(caption):
     for argv in (["--n", "5", "--", caption], [f"--caption={caption}", "--n", "5"]):
         found = _sample(*argv)
