@@ -181,9 +181,9 @@ class Telemetry:
             self._paused_s += time.monotonic() - self._pause_began_s
             self._pause_began_s = None
 
-    def close(self, status: str, remarks: Sequence[str] = ()) -> None:
-        """Ends the log with a word such as "finished" or "failed", and what else is to be said, and writes the report. A second
-        call has no effect."""
+    def close(self, status: str, lines: Sequence[str] = ()) -> None:
+        """Ends the log with a word such as "finished" or "failed", and `lines` before it, and writes the report. A second call
+        has no effect."""
         if not self.is_main or not self._is_open:
             return
         self._is_open = False
@@ -194,9 +194,10 @@ class Telemetry:
         if self._bar is not None:
             self._bar.close()
         if self._show:
+            for line in lines:
+                self._say(f"{self.title}: {line}")
             spent = duration(time.monotonic() - self._origin_s)
-            ended = f"{self.title}: {status} at step {self.step}/{self.total_steps} after {spent}"
-            self._say("; ".join([ended, *remarks]))
+            self._say(f"{self.title}: {status} at step {self.step}/{self.total_steps} after {spent}")
         if self._wandb_run is not None:
             self._wandb_run.finish(exit_code=0 if status == "finished" else 1)
 

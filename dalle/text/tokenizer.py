@@ -116,7 +116,7 @@ class Tokenizer:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         for name, text in self.files(path.name).items():
-            temporary = path.with_name(f"{name}.{os.getpid()}.partial")
+            temporary = path.with_name(f".{name}.{os.getpid()}.partial")  # hidden, and no other process's
             try:
                 temporary.write_text(text, encoding="utf-8")
                 os.replace(temporary, path.with_name(name))

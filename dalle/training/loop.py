@@ -120,8 +120,8 @@ class _Training:
             except BaseException:
                 self.telemetry.close("failed")
                 raise
-            remarks = self.stage.conclude()
-            self.telemetry.close("finished" if finished else "stopped, continue with --resume,", remarks)
+            lines = self.stage.conclude()
+            self.telemetry.close("finished" if finished else "stopped, continue with --resume,", lines)
         return finished
 
     def _updates(self, stop: Callable[[], bool]) -> bool:

@@ -30,7 +30,7 @@ class Stage:
             where there is none. A stage whose weights are never sharded may do with the first rank alone
         draw: pictures of what the (averaged) model does, called on the first rank
         check: from the logged figures to plain warnings
-        conclude: what the last line of a training says besides, called on every rank
+        conclude: lines that are said at the end, called on every rank
         derive: from the means, since the last log line and over all ranks, of metrics that are vectors to figures
         highlights: names of the figures that the progress bar shows beside loss and step size
         links: hashes of what it is trained with

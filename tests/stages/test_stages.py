@@ -44,9 +44,7 @@ def test_who_holds_validation_data(models, shapes_folder, kind):
 
 
 @pytest.mark.parametrize(("kind", "limit"), [("prior", 5), ("clip", 4)])
-def test_captions_that_are_cut_are_told_in_the_log_and_the_last_line(
-    models, shapes_folder, tmp_path, capfd, kind, limit
-):
+def test_captions_that_are_cut_are_told_in_the_log_and_at_the_end(models, shapes_folder, tmp_path, capfd, kind, limit):
     """Every drawn caption has more than five tokens. In warnings of the log, which the report shows, and no Python warnings of
     the pictures beside them."""
     from dalle.cli.train import train
@@ -67,8 +65,8 @@ def test_captions_that_are_cut_are_told_in_the_log_and_the_last_line(
     told = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
     cut = f"captions (100%) were cut to the {limit} tokens that are read"
     assert [line["warning"] for line in told if "warning" in line] == [f"8 of 8 {cut}", f"16 of 16 {cut}"]
-    (last,) = [line for line in capfd.readouterr().err.splitlines() if "finished at step 3/3" in line]
-    assert last.endswith(f"; 24 of 24 {cut}")
+    *_, told_last, finished = capfd.readouterr().err.splitlines()
+    assert told_last == f"out: 24 of 24 {cut}" and finished.startswith("out: finished at step 3/3")
 
 
 def test_cut_captions_are_those_of_all_processes_and_told_when_they_double(monkeypatch):
