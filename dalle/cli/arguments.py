@@ -38,7 +38,9 @@ def parse(cls: type, prog: str, argv: list[str] | None = None, positional: str |
     Raises:
         ValueError: one line that says what is wrong
     """
-    argv = _normalise(cls, list(sys.argv[1:] if argv is None else argv), positional)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    _check_text(argv)
+    argv = _normalise(cls, argv, positional)
     first_line = (cls.__doc__ or "").strip().splitlines()[0]
     usage = f"{prog} [--config FILE.yaml] [--key value ...]" + (f" {positional.upper()}" if positional else "")
     parser = ArgumentParser(prog=prog, description=first_line, usage=usage, exit_on_error=False)
@@ -125,6 +127,15 @@ def _plain(value):
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return list(value) if isinstance(value, tuple) else value
+
+
+def _check_text(argv: list[str]) -> None:
+    """Python takes a byte that is no text for half a character, which no file and no model takes from it."""
+    for token in argv:
+        try:
+            token.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{token!r} is no text: it was typed in another encoding than the terminal's") from None
 
 
 def _normalise(cls: type, argv: list[str], positional: str | None) -> list[str]:

@@ -52,6 +52,13 @@ def test_a_caption_that_looks_like_a_key_is_told_how_to_be_written(caption):
     assert _sample(*shlex.split(told)).caption == caption
 
 
+def test_bytes_that_are_no_text_are_refused_wherever_they_stand():
+    for argv in (["caf\udce9"], ["--caption=caf\udce9"], ["a", "--output", "caf\udce9"], ["--", "caf\udce9"]):
+        with pytest.raises(ValueError, match=r"caf\\udce9' is no text: it was typed in another encoding"):
+            _sample(*argv)
+    assert _sample("café 北京 👍").caption == "café 北京 👍"
+
+
 @pytest.mark.parametrize("token", ["-h", "--help"])
 def test_help(token, capsys):
     with pytest.raises(SystemExit) as left:
