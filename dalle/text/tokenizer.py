@@ -123,13 +123,16 @@ class Tokenizer:
             finally:
                 temporary.unlink(missing_ok=True)
 
+    def to_json(self) -> str:
+        """The content of the tokenizer file."""
+        return json.dumps(json.loads(self._content), indent=2, ensure_ascii=False)
+
     def files(self, name: str = "tokenizer.json") -> dict[str, str]:
         """What is to be written, by file name. The counts of words have a file of their own, since the library refuses a
         tokenizer file with more in it than it knows."""
-        content = json.dumps(json.loads(self._content), indent=2, ensure_ascii=False)
         if self.words is None:
-            return {name: content}
-        return {name: content, Path(name).stem + _COUNTS_SUFFIX: self.words.to_json(self.hash)}
+            return {name: self.to_json()}
+        return {name: self.to_json(), Path(name).stem + _COUNTS_SUFFIX: self.words.to_json(self.hash)}
 
     @property
     def hash(self) -> str:
