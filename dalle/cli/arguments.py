@@ -11,6 +11,7 @@ import difflib
 import errno
 import os
 import re
+import shlex
 import sys
 import tempfile
 import types
@@ -40,7 +41,9 @@ def parse(cls: type, prog: str, argv: list[str] | None = None, positional: str |
     Raises:
         ValueError: one line that says what is wrong
     """
-    argv = _normalise(cls, list(sys.argv[1:] if argv is None else argv), positional)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    _check_text(argv)
+    argv = _normalise(cls, argv, positional)
     program = PROGRAMS.get(prog, Program(cls, ""))
     if program.example and {"-h", "--help"} & set(argv):
         print(f"Example:\n  {program.example}\n")
@@ -138,25 +141,43 @@ def _plain(value):
     return list(value) if isinstance(value, tuple) else value
 
 
+def _check_text(argv: list[str]) -> None:
+    """Python takes a byte that is no text for half a character, which no file and no model takes from it."""
+    for token in argv:
+        try:
+            token.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{token!r} is no text: it was typed in another encoding than the terminal's") from None
+
+
 def _normalise(cls: type, argv: list[str], positional: str | None) -> list[str]:
     """Flags without a value get `true`, dashes in names become underscores, the launcher's --local_rank goes, and a bare
-    argument gets its name. Raises ValueError for more bare arguments, and for keys with one dash."""
+    argument, or one behind `--`, gets its name. Raises ValueError for more bare arguments, and for keys with one dash."""
     flags = {name for name, kind in _keys(cls).items() if kind is bool}
     result: list[str] = []
+    bare = False
     i = 0
     while i < len(argv):
         token = argv[i]
         name, equals, value = token[2:].partition("=")
         name = name.replace("-", "_")
         following = argv[i + 1] if i + 1 < len(argv) else None
-        if token == "-h":
-            result.append(token)
-        elif not token.startswith("-"):
+        if token == "--" and not bare:
+            bare = True
+        elif bare or not token.startswith("-"):
             if positional is None or any(part.split("=")[0] == f"--{positional}" for part in result):
                 raise ValueError(f"unexpected {token!r}: put quotes around a value with spaces or a * in it")
-            result += [f"--{positional}", token]
-        elif not token.startswith("--"):
-            raise ValueError(f"{_unknown(cls, token.split('=')[0])} (with two dashes)")
+            result.append(f"--{positional}={token}")
+        elif token == "-h":
+            result.append(token)
+        elif not token.startswith("--") or (positional and " " in token.partition("=")[0]):
+            told = _unknown(cls, token.partition("=")[0])
+            if positional and (" " in token or "nearest" not in told):
+                text = f"--{positional}={shlex.quote(token)}"
+                raise ValueError(
+                    f"{token!r} begins with a dash, as keys do: for a {positional} write {text}, or -- before it"
+                )
+            raise ValueError(f"{told} (with two dashes)")
         elif name == "local_rank":
             i += 0 if equals else 1
         elif name in flags and not equals and following not in ("true", "false"):
@@ -166,6 +187,9 @@ def _normalise(cls: type, argv: list[str], positional: str | None) -> list[str]:
             i += 0 if equals else 1
         elif equals or following is None or following.startswith("--") or name == "help":
             result.append(f"--{name}{equals}{value}")
+        elif name == positional:  # which may begin with one dash
+            result.append(f"--{name}={following}")
+            i += 1
         else:
             result += [f"--{name}", following]
             i += 1

@@ -126,7 +126,7 @@ def _clear(folder: Path) -> None:
         raise ValueError(f"output {folder}: holds what dalle-demo did not make; name another folder with --output")
     for name in ("data", "dvae", "tokens", "prior", "clip", "gallery"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("tokenizer.json", "result.json"):
+    for name in ("tokenizer.json", "tokenizer.words.json", "result.json"):
         (folder / name).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     marker.touch()

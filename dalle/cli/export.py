@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dalle.checkpoints.checkpoint import Checkpoint
 
 _MODELS = {"dvae": DVAEModel, "prior": PriorModel, "clip": CLIPModel}
-_FILES = ("config.yaml", "tokenizer.json")
+_FILES = ("config.yaml", "tokenizer.json", "tokenizer.words.json")
 """What a run's folder holds, beside its weights, that its model needs."""
 
 

@@ -41,8 +41,8 @@ def sample(argv: list[str] | None = None) -> None:
     from dalle.sampling.candidates import Work
     from dalle.sampling.model_set import check_sampling, find_models
     from dalle.sampling.output import Output
-    from dalle.sampling.pipeline import caption_tokens
     from dalle.sampling.workers import WorkerDied
+    from dalle.text import CaptionWarning, caption_tokens
 
     rerank = config.rerank or config.clip is not None
     models = find_models(config.model, config.dvae, config.prior, config.clip, rerank)
@@ -52,8 +52,9 @@ def sample(argv: list[str] | None = None) -> None:
     check_sampling(config.sampling, models.prior_config)
     origin = _origin(config)
     captions = _captions(config, origin)
-    for caption in captions:  # what is wrong with one, or cut from it, is told before models are loaded
-        caption_tokens(models.tokenizer, [caption], models.prior_config.caption_tokens)
+    # what is wrong with one, cut from it or unknown in it is told before models are loaded, and once for all
+    caption_tokens(models.tokenizer, captions, models.prior_config.caption_tokens)
+    warnings.filterwarnings("ignore", category=CaptionWarning)
     prompt = _prompt(config, models, origin)
     work = Work(captions, config.n, config.keep, config.seed, config.sampling, prompt)
     title = captions[0] if config.captions is None else f"{len(captions)} captions of {Path(config.captions).name}"

@@ -27,7 +27,7 @@ from safetensors.numpy import save_file
 from torch.utils.data import Dataset
 
 from dalle.data.loading import load
-from dalle.text import Tokenizer, pad
+from dalle.text import Cuts, Tokenizer, pad
 
 _SHARDS_TOGETHER = 32
 """Shards that are shuffled as one: few enough that a batch reads from few files, many enough to mix."""
@@ -180,7 +180,8 @@ class TokenShards:
 class TokenBatches(Dataset):
     """Batch number n of one rank, a pure function of (seed, n).
 
-    A batch is a dict: `text_BU` int64 [B, T − 1] padded with PAD, `codes_BI` int64 [B, I].
+    A batch is a dict: `text_BU` int64 [B, T − 1] padded with PAD, `codes_BI` int64 [B, I], and `cut_B` bool [B], whether the
+    caption has more tokens than are read.
 
     Args:
         shards: the data
@@ -212,7 +213,7 @@ class TokenBatches(Dataset):
 
     def __getitem__(self, number: int) -> dict:
         first = (number * self.world_size + self.rank) * self.batch_size
-        codes, texts = [], []
+        codes, texts, cut = [], [], []
         for place in range(first, first + self.batch_size):
             epoch, shard, row = self.shards.place(place, self.seed)
             codes_I, captions = self.shards.pair(shard, row)
@@ -220,16 +221,18 @@ class TokenBatches(Dataset):
             caption = captions[generator.integers(len(captions))]
             codes.append(codes_I)
             tokens = self.tokenizer.encode_with_dropout(caption, self.bpe_dropout, generator)
+            cut.append(len(tokens) > self.caption_tokens)
             # drawn last, so that the captions that stay are the same at any rate
             texts.append([] if generator.random() < self.caption_dropout else tokens)
         return {
             "text_BU": torch.from_numpy(pad(texts, self.caption_tokens)),
             "codes_BI": torch.from_numpy(np.stack(codes).astype(np.int64)),
+            "cut_B": torch.tensor(cut),
         }
 
 
 class TokenLoader:
-    """Iterates over batches and knows where it stands.
+    """Iterates over batches, counts the captions that are cut, and knows where it stands.
 
     Args:
         dataset: the batches of one rank
@@ -239,11 +242,13 @@ class TokenLoader:
     def __init__(self, dataset: TokenBatches, workers: int = 0):
         self.dataset, self.workers = dataset, workers
         self.batches_taken = 0
+        self.cuts = Cuts(dataset.caption_tokens)
 
     def __iter__(self) -> Iterator[dict]:
         numbers = itertools.count(self.batches_taken)
         for batch in load(self.dataset, self.workers, sampler=numbers):
             self.batches_taken += 1
+            self.cuts.add(batch.pop("cut_B").tolist())
             yield batch
 
     def state_dict(self) -> dict:

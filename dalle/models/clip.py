@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dalle.config import CLIPModel
 from dalle.models import folder
 from dalle.models.likelihood import unit_range
-from dalle.text import Tokenizer
+from dalle.text import Cuts, Tokenizer, clean
 
 
 def _open_clip():
@@ -87,23 +87,33 @@ class CLIP(nn.Module):
         """The learned inverse temperature, a scalar."""
         return self.net.logit_scale.exp()[0]
 
-    def tokens(self, captions: Sequence[str]) -> torch.Tensor:
-        """Token ids int64 [B, text slots], on the CPU; captions that are too long are cut."""
-        if self.tokenizer is None:
-            return self._open_clip_tokenizer(list(captions))
-        vocabulary, slots = self.tokenizer.vocabulary, self.config.text_slots
-        rows = torch.full((len(captions), slots), vocabulary)
-        for row, caption in zip(rows, captions, strict=True):
-            # the end token is the greatest id, which is how open_clip finds the slot to read from
-            ids = [vocabulary + 1, *self.tokenizer.encode(caption)[: slots - 2], vocabulary + 2]
-            row[: len(ids)] = torch.tensor(ids)
-        return rows
+    @property
+    def caption_tokens(self) -> int:
+        """The most tokens of a caption that are read: two slots frame it."""
+        return (self.config.text_slots if self.tokenizer is not None else self._open_clip_tokenizer.context_length) - 2
 
-    def cuts(self, caption: str) -> bool:
-        """Whether a caption has more tokens than are read; of a named architecture, whether it fills them all."""
+    def tokens(self, captions: Sequence[str], cuts: Cuts | None = None) -> torch.Tensor:
+        """Token ids int64 [B, text slots], on the CPU; captions that are too long are cut.
+
+        Args:
+            captions: the text
+            cuts: counts those that are cut; of a named architecture, those that fill all slots
+        """
         if self.tokenizer is None:
-            return bool(self._open_clip_tokenizer([caption])[0, -1] != 0)  # its pads are 0
-        return len(self.tokenizer.encode(caption)) > self.config.text_slots - 2
+            rows = self._open_clip_tokenizer([clean(caption) for caption in captions])
+            if cuts is not None:
+                cuts.add((rows[:, -1] != 0).tolist())  # its pads are 0
+            return rows
+        vocabulary, limit = self.tokenizer.vocabulary, self.caption_tokens
+        ids = [self.tokenizer.encode(caption) for caption in captions]
+        if cuts is not None:
+            cuts.add(len(caption) > limit for caption in ids)
+        rows = torch.full((len(captions), limit + 2), vocabulary)
+        for row, caption in zip(rows, ids, strict=True):
+            # the end token is the greatest id, which is how open_clip finds the slot to read from
+            framed = [vocabulary + 1, *caption[:limit], vocabulary + 2]
+            row[: len(framed)] = torch.tensor(framed)
+        return rows
 
     def embed_images(self, images_BCYX: torch.Tensor) -> torch.Tensor:
         """Unit vectors [B, E], fp32, of images in [0, 1] or uint8."""

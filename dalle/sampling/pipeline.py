@@ -29,7 +29,7 @@ from dalle.sampling.candidates import Best, Candidates, Chunks, Reading, Work, d
 from dalle.sampling.drawing import Drawing, read_drawing
 from dalle.sampling.model_set import check_sampling, find_models
 from dalle.sampling.prompt import Prompt, encode_with, known_codes, make_prompt
-from dalle.text import Tokenizer, pad
+from dalle.text import Cuts, Tokenizer, caption_tokens
 
 _PIXELS_TOGETHER = 8 * 256**2
 """Pixels that the dVAE decodes and the reranker looks at in one go. The published dVAE's widest maps take 64 MB an image of
@@ -142,9 +142,13 @@ class Pipeline:
         text_CU = self.tokens(captions)
         embeddings_CE = None
         if self.clip is not None:
-            for caption in filter(self.clip.cuts, captions):
-                warnings.warn(f"the reranker reads only the beginning of the caption {caption[:60]!r}", stacklevel=1)
-            embeddings_CE = self.clip.embed_texts(self.clip.tokens(captions).to(self.device))
+            cuts = Cuts(self.clip.caption_tokens)
+            embeddings_CE = self.clip.embed_texts(self.clip.tokens(captions, cuts).to(self.device))
+            if cuts.cut:
+                told = f"the reranker reads only the beginning of {captions[0][:60]!r}"
+                warnings.warn(
+                    told if len(captions) == 1 else f"the reranker reads only the beginning: {cuts}", stacklevel=1
+                )
         return Reading(captions, text_CU, embeddings_CE)
 
     def chunk_width(self, sampling: Sampling) -> int:
@@ -225,9 +229,8 @@ class Pipeline:
         return torch.cat(pixels)[:rows].permute(0, 2, 3, 1).cpu().numpy(), scores_R
 
     def tokens(self, captions: Sequence[str]) -> torch.Tensor:
-        """Caption tokens int64 [C, T − 1]; a caption that is too long is cut, with a warning that shows what was lost.
-        Raises ValueError for an empty one."""
-        return caption_tokens(self.tokenizer, captions, self.prior.config.caption_tokens)
+        """Caption tokens int64 [C, T − 1] (`dalle.text.caption_tokens`)."""
+        return torch.from_numpy(caption_tokens(self.tokenizer, captions, self.prior.config.caption_tokens))
 
     @torch.inference_mode()
     def decode(self, codes_BI: torch.Tensor, precision: str) -> torch.Tensor:
@@ -254,22 +257,6 @@ class Pipeline:
         if key not in self._loops:
             self._loops[key] = TokenLoop(self.prior, sampling.precision, sampling.compile)
         return self._loops[key]
-
-
-def caption_tokens(tokenizer: Tokenizer, captions: Sequence[str], limit: int) -> torch.Tensor:
-    """Caption tokens int64 [C, limit], PAD after the end; a caption that is too long is cut, with a warning that shows what
-    was lost. Raises ValueError for an empty one."""
-    ids = []
-    for caption in captions:
-        if not caption.strip():
-            raise ValueError("the caption is empty")
-        tokens = tokenizer.encode(" ".join(caption.split()))
-        if len(tokens) > limit:
-            lost = tokenizer.decode(tokens[limit:])
-            # of this line, whoever asks: Python then shows it once
-            warnings.warn(f"the caption has {len(tokens)} tokens, {limit} are read; cut off: {lost!r}", stacklevel=1)
-        ids.append(tokens)
-    return torch.from_numpy(pad(ids, limit))
 
 
 def to_uint8(images_BCYX: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ import torch.multiprocessing
 
 from dalle.sampling.candidates import Part, Work, draw
 from dalle.sampling.pipeline import Pipeline
+from dalle.text import CaptionWarning
 
 _END_S = 5.0
 """For a worker that was told to end, before it is made to."""
@@ -129,7 +130,7 @@ def _run(connection: Connection, counter, load, device: str, threads: int, work:
     """A worker's life. Its messages are (kind, content): first its chunk's width, then parts, then None."""
     if threads:
         torch.set_num_threads(threads)
-    warnings.filterwarnings("ignore", message="the caption has")  # which the first process says
+    warnings.filterwarnings("ignore", category=CaptionWarning)  # which the first process says
     warnings.showwarning = lambda message, *_: connection.send(("warning", str(message)))
     try:
         pipeline = load(device)

@@ -17,7 +17,8 @@ from dalle.models.dvae import DVAE
 from dalle.models.folder import load_dvae, read_header
 from dalle.objectives.clip import CLIPObjective
 from dalle.sampling.pipeline import to_uint8
-from dalle.text import Tokenizer
+from dalle.stages.cut_captions import CutCaptions
+from dalle.text import Cuts, Tokenizer
 from dalle.training.stage import Stage
 
 
@@ -31,7 +32,7 @@ def stage(config: TrainCLIP, world: World) -> Stage:
     files: dict[str, str] = {}
     if tokenizer is not None:
         links["tokenizer_hash"] = tokenizer.hash
-        files["tokenizer.json"] = tokenizer.to_json()
+        files |= tokenizer.files()
     size_px = model.image_size_px
     if dvae is not None:
         if size_px % dvae.config.downsampling:
@@ -43,6 +44,8 @@ def stage(config: TrainCLIP, world: World) -> Stage:
     batches = PairBatches(config.data, config.images, size_px, config.run, world.rank, world.size)
     loader = PairLoader(batches, config.run.loader_workers)
     validation = _Validation(config, model, dvae, world.device) if config.valid_data and world.is_main else None
+    cuts = Cuts(model.caption_tokens)
+    bad_samples, cut_captions = warn_of_bad_samples(loader), CutCaptions(cuts, world)
     return Stage(
         kind="clip",
         objective=CLIPObjective(model, world.rank, world.size),
@@ -50,20 +53,23 @@ def stage(config: TrainCLIP, world: World) -> Stage:
         unit="images",
         units_per_sample=1,
         model_config=config.model,
-        prepare=_prepare(model, dvae, config.run.precision),
+        prepare=_prepare(model, dvae, config.run.precision, cuts),
         validate=validation.figures if validation else None,
         data=f"{len(batches.shards)} shards of pairs",
         next_command=f'dalle-sample --model MODEL --clip {config.output} --rerank "CAPTION"',
         links=links,
         files=files,
-        check=warn_of_bad_samples(loader),
+        check=lambda step, values: [*bad_samples(step, values), *cut_captions.check(step, values)],
+        conclude=cut_captions.conclude,
     )
 
 
-def _prepare(model: CLIP, dvae: DVAE | None, precision: Precision) -> Callable[[list[dict], int, World], None]:
+def _prepare(
+    model: CLIP, dvae: DVAE | None, precision: Precision, cuts: Cuts
+) -> Callable[[list[dict], int, World], None]:
     def prepare(micro_batches: list[dict], step: int, world: World) -> None:
         for batch in micro_batches:
-            batch["clip_tokens_BU"] = model.tokens(batch["captions"]).to(world.device)
+            batch["clip_tokens_BU"] = model.tokens(batch["captions"], cuts).to(world.device)
             if dvae is not None:
                 half = len(batch["images_BCYX"]) // 2
                 batch["images_BCYX"][:half] = reconstruct(dvae, batch["images_BCYX"][:half], precision)

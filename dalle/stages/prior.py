@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from PIL import Image
@@ -16,7 +18,8 @@ from dalle.objectives.prior import PriorObjective
 from dalle.sampling.drawing import Drawing
 from dalle.sampling.grid import make_grid
 from dalle.sampling.pipeline import Pipeline, to_pixels
-from dalle.text import Tokenizer
+from dalle.stages.cut_captions import CutCaptions
+from dalle.text import CaptionWarning, Tokenizer
 from dalle.training.engine import sharded_construction
 from dalle.training.stage import Stage
 
@@ -46,10 +49,12 @@ def stage(config: TrainPrior, world: World) -> Stage:
         world.size,
     )
     validation = _Validation(config, objective, tokenizer, world)
+    loader = TokenLoader(batches, config.run.loader_workers)
+    cut_captions = CutCaptions(loader.cuts, world)
     return Stage(
         kind="prior",
         objective=objective,
-        loader=TokenLoader(batches, config.run.loader_workers),
+        loader=loader,
         unit="tokens",
         units_per_sample=config.model.slots,
         model_config=config.model,
@@ -60,7 +65,9 @@ def stage(config: TrainPrior, world: World) -> Stage:
         data=f"{len(shards):,} pairs",
         next_command=f'dalle-sample --prior {config.output} --dvae {config.dvae} "CAPTION"',
         links={"dvae_hash": shards.meta.dvae_hash, "tokenizer_hash": tokenizer.hash},
-        files={"tokenizer.json": tokenizer.to_json()},
+        files=tokenizer.files(),
+        check=cut_captions.check,
+        conclude=cut_captions.conclude,
     )
 
 
@@ -131,7 +138,9 @@ class _Validation:
         captions = [c[0] for c in captions]
         pipeline = Pipeline(self._plain_model(), load_dvae(self.config.dvae, self.world.device), self.tokenizer)
         sampling = Sampling(chunk=_DRAWN_PER_CAPTION, precision=self.precision, compile=False)
-        chunks = pipeline.candidates(captions, _DRAWN_PER_CAPTION, self.seed, sampling)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CaptionWarning)  # the log says how many captions are cut
+            chunks = pipeline.candidates(captions, _DRAWN_PER_CAPTION, self.seed, sampling)
         drawn_CNYX3 = np.concatenate([chunk.images_CNYX3 for chunk in chunks], axis=1)
         true_codes = torch.from_numpy(np.stack(codes).astype(np.int64)).to(self.world.device)
         true_CYX3 = to_pixels(pipeline.decode(true_codes, self.precision))

@@ -132,7 +132,8 @@ class _Training:
             except BaseException:
                 self.telemetry.close("failed")
                 raise
-            self.telemetry.close("finished" if finished else "stopped, continue with --resume,")
+            lines = self.stage.conclude()
+            self.telemetry.close("finished" if finished else "stopped, continue with --resume,", lines)
             if finished:
                 self.telemetry.tell(f"next: {self.stage.next_command}")
         return finished

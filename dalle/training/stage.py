@@ -30,6 +30,7 @@ class Stage:
             where there is none. A stage whose weights are never sharded may do with the first rank alone
         draw: pictures of what the (averaged) model does, called on the first rank
         check: from the logged figures to plain warnings
+        conclude: lines that are said at the end, called on every rank
         derive: from the means, since the last log line and over all ranks, of metrics that are vectors to figures
         highlights: names of the figures that the progress bar shows beside loss and step size
         links: hashes of what it is trained with
@@ -50,6 +51,7 @@ class Stage:
     validate: Callable[[], dict[str, float]] | None = None
     draw: Callable[[], dict[str, Image.Image]] | None = None
     check: Callable[[int, dict[str, float]], list[str]] = lambda step, values: []
+    conclude: Callable[[], list[str]] = list
     derive: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = lambda vectors: {}
     highlights: tuple[str, ...] = ()
     links: dict[str, str] = field(default_factory=dict)

@@ -1,5 +1,7 @@
 """The command line's own rules: quotes, dashes, help."""
 
+import shlex
+
 import pytest
 
 from dalle.cli.arguments import parse
@@ -27,6 +29,35 @@ def test_keys_have_two_dashes():
             _sample(token, "5", "a cat")
     with pytest.raises(ValueError, match="--output: expected one argument"):
         _sample("a cat", "--output", "--n", "5")
+
+
+@pytest.mark.parametrize("caption", ["-5 degrees outside", "--5 degrees outside", "-grumpy", "-n", "-h", "--n=5"])
+def test_a_caption_may_begin_with_a_dash(caption):
+    for argv in (["--n", "5", "--", caption], [f"--caption={caption}", "--n", "5"]):
+        found = _sample(*argv)
+        assert (found.caption, found.n) == (caption, 5)
+    if not caption.startswith("--"):
+        assert _sample("--caption", caption, "--n", "5").caption == caption
+    for argv in (["--", caption, "b"], ["a", "--", caption], ["--caption=a", "--", caption]):
+        with pytest.raises(ValueError, match=r"unexpected .*quotes"):
+            _sample(*argv)
+
+
+@pytest.mark.parametrize("caption", ["-5 degrees outside", "--5 degrees outside", "-grumpy", "-seed of a tree"])
+def test_a_caption_that_looks_like_a_key_is_told_how_to_be_written(caption):
+    with pytest.raises(ValueError) as raised:
+        _sample("--n", "5", caption)
+    assert f"--caption={shlex.quote(caption)}, or -- before it" in str(raised.value)
+    assert "sampling.temperature" not in str(raised.value), "not all keys: it is no key"
+    told = str(raised.value).split("write ")[1].split(", or")[0]
+    assert _sample(*shlex.split(told)).caption == caption
+
+
+def test_bytes_that_are_no_text_are_refused_wherever_they_stand():
+    for argv in (["caf\udce9"], ["--caption=caf\udce9"], ["a", "--output", "caf\udce9"], ["--", "caf\udce9"]):
+        with pytest.raises(ValueError, match=r"caf\\udce9' is no text: it was typed in another encoding"):
+            _sample(*argv)
+    assert _sample("café 北京 👍").caption == "café 北京 👍"
 
 
 @pytest.mark.parametrize("token", ["-h", "--help"])

@@ -1,6 +1,7 @@
 """`dalle-sample`: what it writes, what it takes up again, what it draws again, and what it refuses."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from dalle.cli.sample import sample
 from dalle.config import Sample
 from dalle.sampling import candidates
 from dalle.sampling.drawing import read_drawing
+from dalle.text import CaptionWarning
 
 FAST = ["--sampling.chunk", "4", "--sampling.precision", "fp32"]
 
@@ -123,6 +125,34 @@ def test_many_captions_are_taken_up_where_they_were_left(base, captions, tmp_pat
     (out / "request.json").unlink()
     with pytest.raises(ValueError, match="holds other drawings"):
         sample(arguments)
+
+
+def test_what_of_captions_is_cut_or_unknown_is_told_once_for_all(models, tmp_path, capsys):
+    long = "1 2 3 4 5 6 7 8 9 1 2 3 4 5 zebra"
+    path = tmp_path / "captions.txt"
+    path.write_text(f"a red circle\n{long}\n{long} zebra\nan unheard circle\n")
+    base = ["--model", str(models), *FAST, "--n", "1", "--keep", "1"]
+    for given, expected in (
+        (["--captions", str(path)], "2 of 4 captions (50%) were cut to the 23 tokens that are read; the first of them"),
+        ([long], "the caption has"),
+    ):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            sample([*base, "--output", str(tmp_path / str(len(given))), *given])
+        told = [str(warning.message) for warning in caught if issubclass(warning.category, CaptionWarning)]
+        assert told[0].startswith(expected) and "zebra" in told[0]
+        assert len(told) == 2 and "'zebra'" in told[1] and told[1].endswith("in no training caption")
+        assert ("unheard" in told[1]) == ("--captions" in given)
+
+
+def test_a_caption_that_is_no_text_is_refused_before_models_are_loaded(models, tmp_path, monkeypatch):
+    monkeypatch.setattr("dalle.sampling.pipeline.load", None)
+    path = tmp_path / "captions.jsonl"
+    path.write_text(json.dumps({"caption": "a \ud83d cat"}))
+    for given in (["caf\udce9"], ["--captions", str(path)]):
+        with pytest.raises(ValueError, match="is no text"):
+            sample(["--model", str(models), "--output", str(tmp_path / "out"), *given])
+    assert not (tmp_path / "out").exists()
 
 
 def test_interrupting_keeps_the_best_found_so_far(base, tmp_path, capsys, monkeypatch):

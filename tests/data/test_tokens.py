@@ -111,6 +111,20 @@ def test_caption_dropout_takes_whole_captions_at_its_rate_and_leaves_the_rest(sh
     assert (more | ~dropped_B).all(), "a higher rate drops these as well"
 
 
+def test_captions_that_are_cut_are_counted(shards, tokenizer):
+    """Also those that are dropped: what is told is a property of the data. By the loader, not in what is trained on."""
+    dropouts = {"bpe_dropout": 0.2, "caption_dropout": 0.5}
+    batches = TokenBatches(shards, tokenizer, 9, 500, seed=3, **dropouts)
+    whole = TokenBatches(shards, tokenizer, 99, 500, seed=3, bpe_dropout=0.2)
+    expected = [((batch["text_BU"] != PAD).sum(axis=1) > 9).sum().item() for batch in (whole[0], whole[1])]
+    assert 50 < expected[0] < 450
+    loader = TokenLoader(batches)
+    for number, batch in zip(range(2), loader, strict=False):
+        assert batch.keys() == {"text_BU", "codes_BI"}
+        assert (loader.cuts.captions, loader.cuts.cut) == (500 * (number + 1), sum(expected[: number + 1]))
+    assert loader.cuts.limit == 9
+
+
 def test_batches_can_be_sent_to_a_spawned_worker(shards, tokenizer):
     batches = _batches(shards, tokenizer, 8)
     sent = pickle.loads(pickle.dumps(batches))

@@ -7,7 +7,8 @@ import torch
 
 from dalle.config import CLIPModel
 from dalle.models.clip import CLIP, load_clip
-from dalle.text import Tokenizer
+from dalle.objectives.clip import CLIPObjective
+from dalle.text import Cuts, Tokenizer
 
 SMALL = CLIPModel(
     image_size_px=16, patch_px=8, vision_width=64, vision_layers=1, text_width=64, text_layers=1, text_slots=8,
@@ -23,9 +24,39 @@ def tokenizer():
 def test_tokens_are_framed_cut_and_padded(tokenizer):
     clip = CLIP(SMALL, tokenizer)
     start, end, fill = tokenizer.vocabulary + 1, tokenizer.vocabulary + 2, tokenizer.vocabulary
-    short, long = clip.tokens(["ab", "1234567890"]).tolist()
+    cuts = Cuts(clip.caption_tokens)
+    short, long = clip.tokens(["ab", "1234567890"], cuts).tolist()
+    clip.tokens(["123456"], cuts)  # fits
+    assert str(cuts) == "1 of 3 captions (33.3%) were cut to the 6 tokens that are read"
     assert short[0] == start and short[1 + len(tokenizer.encode("ab"))] == end and short[-1] == fill
     assert long == [start, *tokenizer.encode("1234567890")[:6], end]
+
+
+def test_the_scale_of_the_logits_stops_at_100(tokenizer):
+    """As in the paper of CLIP (2.5): without it training has been seen to become unstable. The loss is that at 100, and nothing
+    pushes the scale on."""
+    torch.manual_seed(0)
+    clip = CLIP(SMALL, tokenizer)
+    batch = {
+        "images_BCYX": torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8),
+        "clip_tokens_BU": clip.tokens(["a", "b", "c", "d"]),
+    }
+    images_BE, texts_BE = clip.embed_images(batch["images_BCYX"]), clip.embed_texts(batch["clip_tokens_BU"])
+
+    def expected(scale: float) -> torch.Tensor:
+        logits_BB, right = scale * images_BE @ texts_BE.T, torch.arange(4)
+        return (
+            torch.nn.functional.cross_entropy(logits_BB, right) + torch.nn.functional.cross_entropy(logits_BB.T, right)
+        ) / 2
+
+    for scale, used in ((20.0, 20.0), (99.0, 99.0), (300.0, 100.0)):
+        clip.net.logit_scale.data.fill_(torch.tensor(scale).log())
+        clip.zero_grad()
+        loss, metrics = CLIPObjective(clip)(batch)
+        loss.backward()
+        assert metrics["scale"].item() == pytest.approx(used, rel=1e-5)  # through a logarithm in fp32
+        torch.testing.assert_close(loss, expected(used), rtol=1e-5, atol=1e-5)
+        assert (clip.net.logit_scale.grad.item() == 0) == (scale > 100)
 
 
 def test_embeddings_are_unit_vectors_of_any_image_size(tokenizer):

@@ -32,6 +32,23 @@ def _inputs(batch=2, seed=1):
     return text_BU, torch.randint(0, 11, (batch, 16), generator=generator)
 
 
+@pytest.mark.parametrize("depth", [4, 16])
+def test_residual_projections_begin_smaller_by_the_root_of_twice_the_layers(depth):
+    """So that the identity path's variance does not grow with the depth: 0.02/√(2L) for what is added to it, 0.02 for all other
+    matrices and tables."""
+    torch.manual_seed(0)
+    model = Prior(replace(SMALL, width=48, depth=depth))
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            continue
+        added = name.endswith(("attention.project.weight", "mlp.project.weight"))
+        expected = 0.02 / (2 * depth) ** 0.5 if added else 0.02
+        # 6 standard deviations of the estimate, of tables of a few hundred numbers and more
+        spread = 6 / (2 * parameter.numel()) ** 0.5
+        assert parameter.std().item() == pytest.approx(expected, rel=spread), name
+        assert spread < 0.35, "narrow enough to tell a factor of √8"
+
+
 def test_no_slot_sees_a_later_token():
     """Change each token in turn: only logits of slots after it, and of its own kind of attention, may move."""
     model = _model()

@@ -1,6 +1,8 @@
 """What a stage brings to the loop: who looks at held-out data, what CLIP sees of a dVAE."""
 
 import importlib
+import json
+import warnings
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ from dalle.cluster.topology import World
 from dalle.config import TrainCLIP, TrainDVAE, TrainPrior, unreached_schedules
 from dalle.models.folder import load_dvae
 from dalle.sampling.pipeline import to_uint8
+from dalle.stages.cut_captions import CutCaptions
 from dalle.stages.dvae import _check_codebook, _schedules_and_noise
+from dalle.text import Cuts
 from tests.conftest import TINY_CLIP, TINY_DVAE, TINY_PRIOR
 
 CPU = torch.device("cpu")
@@ -37,6 +41,47 @@ def test_who_holds_validation_data(models, shapes_folder, kind):
         assert other.validate
     else:
         assert other.validate is None and other.draw is None
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("prior", 5), ("clip", 4)])
+def test_captions_that_are_cut_are_told_in_the_log_and_at_the_end(models, shapes_folder, tmp_path, capfd, kind, limit):
+    """Every drawn caption has more than five tokens. In warnings of the log, which the report shows, and no Python warnings of
+    the pictures beside them."""
+    from dalle.cli.train import train
+
+    pairs, tokens = ["--data", f"{shapes_folder}/train-*.tar"], ["--data", f"{models}/tokens/train"]
+    inputs = [
+        "--tokenizer",
+        f"{models}/prior/tokenizer.json",
+        "--dvae",
+        f"{models}/dvae",
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    cls, options = {"prior": (TrainPrior, [*TINY_PRIOR, *tokens]), "clip": (TrainCLIP, [*TINY_CLIP, *pairs])}[kind]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        train(kind, cls, [*options, *inputs, "--run.steps", "3", "--model.text_slots", "6"])
+    told = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    cut = f"captions (100%) were cut to the {limit} tokens that are read"
+    assert [line["warning"] for line in told if "warning" in line] == [f"8 of 8 {cut}", f"16 of 16 {cut}"]
+    *_, told_last, finished = capfd.readouterr().err.splitlines()
+    assert told_last == f"out: 24 of 24 {cut}" and finished.startswith("out: finished at step 3/3")
+
+
+def test_cut_captions_are_those_of_all_processes_and_told_when_they_double(monkeypatch):
+    world, cuts = World(0, 3, CPU), Cuts(limit=9)
+    monkeypatch.setattr(World, "sum", lambda self, tensor: 3 * tensor)
+    told = CutCaptions(cuts, world)
+    said = []
+    for _ in range(16):
+        cuts.add([False, True])
+        said += told.check(0, {})
+    shares = [(line.split()[0], line.split()[2]) for line in said]
+    assert shares == [("3", "6"), ("6", "12"), ("12", "24"), ("24", "48"), ("48", "96")]
+    assert told.conclude() == ["48 of 96 captions (50%) were cut to the 9 tokens that are read"]
+    none = CutCaptions(Cuts(9, captions=5), world)
+    assert none.check(0, {}) == none.conclude() == []
 
 
 def test_a_collapse_of_the_codebook_is_said_early_and_not_at_every_line():

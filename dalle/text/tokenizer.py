@@ -1,0 +1,182 @@
+"""Byte-pair encoding of captions (section 2.2 of the paper).
+
+Text is lower-cased. Runs of letters are words, and merges happen inside words alone: digits, punctuation and spaces
+never merge. Characters are spelled in UTF-8 bytes, so no text is out of vocabulary and decoding gives back the
+lower-cased text. Training, encoding and the file format are Hugging Face `tokenizers`; BPE dropout is our own, since
+the library's draws from a generator that cannot be seeded, and a resumed training has to see the same tokens.
+
+Both read a caption in one way, whole and as nothing but text: what else a tokenizer file may ask for (truncation, padding,
+special tokens, dropout) is left aside, and a vocabulary that the two would read differently is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+from dalle.text.merging import merge
+from dalle.text.words import LOWER, WordCounts, clean, words
+
+_WORDS = Regex(r"[\p{L}\p{M}]+|[^\p{L}\p{M}]")
+_COUNTS_SUFFIX = ".words.json"
+
+
+class Tokenizer:
+    """A trained BPE vocabulary.
+
+    Args:
+        backend: a `tokenizers.Tokenizer` whose model is BPE over bytes; use `train` or `load` to get one
+        words: those of the captions that it learned from, where they are known
+
+    Raises:
+        ValueError: training and sampling would read a caption differently with it; says why
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, words: WordCounts | None = None):
+        self._content, self.words = backend.to_str(), words
+        content = json.loads(self._content)
+        model = content["model"]
+        if misfit := _misfit(content):
+            raise ValueError(f"{misfit}; train one with dalle-train-tokenizer")
+        # of what it says about its use nothing but how text becomes words
+        content |= {"truncation": None, "padding": None, "post_processor": None, "added_tokens": []}
+        content["model"] = model | {"dropout": None}
+        self._backend = tokenizers.Tokenizer.from_str(json.dumps(content))
+        self._backend.decoder = decoders.ByteLevel()
+        self._ids: dict[str, int] = model["vocab"]
+        self.vocabulary = 1 + max(backend.get_vocab().values())
+        """Number of tokens: ids are below it."""
+        pairs = (tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"])
+        self._ranks: dict[tuple[str, str], int] = {pair: rank for rank, pair in enumerate(pairs)}
+
+    @classmethod
+    def train(cls, captions: Iterable[str], vocabulary: int = 16384, min_count: int = 2) -> Tokenizer:
+        """Learn merges from captions, and count their words.
+
+        Args:
+            captions: the text, one caption each
+            vocabulary: largest number of tokens, at least 256 (the bytes)
+            min_count: pairs seen less often are not merged
+        """
+        if vocabulary < 256:
+            raise ValueError(f"vocabulary {vocabulary}: must be at least 256, the number of bytes")
+        backend = tokenizers.Tokenizer(models.BPE())
+        backend.normalizer = LOWER
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(_WORDS, behavior="isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            min_frequency=min_count,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        counter: Counter[str] = Counter()
+
+        def counted() -> Iterator[str]:
+            for caption in captions:
+                counter.update(words(caption))
+                yield clean(caption)
+
+        backend.train_from_iterator(counted(), trainer)
+        return cls(backend, WordCounts.of(counter))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Read a tokenizer file, and the counts of words beside it where they are there and its own. Raises ValueError when it
+        is missing, or no tokenizer of this kind."""
+        path = Path(path)
+        if not path.is_file():
+            raise ValueError(f"no such tokenizer file: {path}")
+        try:
+            backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"{path} is not a tokenizer file: {error}") from error
+        try:
+            tokenizer = cls(backend)
+        except ValueError as error:
+            raise ValueError(f"the tokenizer {path} cannot be used: {error}") from None
+        tokenizer.words = WordCounts.load(path.with_name(path.stem + _COUNTS_SUFFIX), tokenizer.hash)
+        return tokenizer
+
+    def save(self, path: str | Path) -> None:
+        """Write the tokenizer file and the counts of words beside it, each whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for name, text in self.files(path.name).items():
+            temporary = path.with_name(f".{name}.{os.getpid()}.partial")  # hidden, and no other process's
+            try:
+                temporary.write_text(text, encoding="utf-8")
+                os.replace(temporary, path.with_name(name))
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def to_json(self) -> str:
+        """The content of the tokenizer file."""
+        return json.dumps(json.loads(self._content), indent=2, ensure_ascii=False)
+
+    def files(self, name: str = "tokenizer.json") -> dict[str, str]:
+        """What is to be written, by file name. The counts of words have a file of their own, since the library refuses a
+        tokenizer file with more in it than it knows."""
+        if self.words is None:
+            return {name: self.to_json()}
+        return {name: self.to_json(), Path(name).stem + _COUNTS_SUFFIX: self.words.to_json(self.hash)}
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the content (not of the file's formatting, nor of the counts of words), as 64 hex digits."""
+        return hashlib.sha256(self._content.encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a caption, without dropout."""
+        return self._backend.encode(clean(text)).ids
+
+    def encode_with_dropout(self, text: str, dropout: float, generator: np.random.Generator) -> list[int]:
+        """Token ids of a caption where every possible merge is skipped with probability `dropout` at each step
+        (Provilkov et al., 2019).
+
+        Args:
+            text: the caption
+            dropout: probability in [0, 1)
+            generator: source of the randomness, NumPy's default one; the same state gives the same tokens
+        """
+        if dropout == 0:
+            return self.encode(text)
+        normal, normalizer = clean(text), self._backend.normalizer
+        if normalizer is not None:
+            normal = normalizer.normalize_str(normal)
+        pieces = self._backend.pre_tokenizer.pre_tokenize_str(normal)
+        return [self._ids[symbol] for word, _ in pieces for symbol in merge(word, self._ranks, dropout, generator)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, lower-cased; pads are left out."""
+        return self._backend.decode([int(i) for i in ids if i >= 0], skip_special_tokens=False)
+
+
+def _misfit(content: dict) -> str | None:
+    """Why training and sampling would read captions differently with a tokenizer file, or None where they would not."""
+    model, splitting = content["model"], content["pre_tokenizer"] or {}
+    if model["type"] != "BPE":
+        return f"its model is {model['type']}, and BPE is needed"
+    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(name):
+            return f"its tokens bear a mark of their place in the word ({name} {model[name]!r})"
+    if model.get("ignore_merges"):
+        return "it takes some words without merging (ignore_merges), so that dropout would have nothing to skip"
+    if (splitting.get("pretokenizers") or [splitting])[-1].get("type") != "ByteLevel":
+        return "it does not spell words in bytes (its pre-tokenizer does not end in ByteLevel)"
+    if missing := set(pre_tokenizers.ByteLevel.alphabet()) - model["vocab"].keys():
+        return f"{len(missing)} of the 256 bytes are no tokens of it, and a caption would lose what they spell"
+    return None
