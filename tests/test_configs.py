@@ -114,7 +114,7 @@ def _parsed(line):
     if name == "bash":
         assert (ROOT / rest[0]).is_file()
     else:
-        assert name in ("git", "cd", "pip", "python", "ruff", "wandb"), f"no such command: {name}"
+        assert name in ("git", "cd", "pip", "python", "ruff", "source", "wandb"), f"no such command: {name}"
     return name, None
 
 

@@ -65,8 +65,9 @@ def test_captions_that_are_cut_are_told_in_the_log_and_at_the_end(models, shapes
     told = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
     cut = f"captions (100%) were cut to the {limit} tokens that are read"
     assert [line["warning"] for line in told if "warning" in line] == [f"8 of 8 {cut}", f"16 of 16 {cut}"]
-    *_, told_last, finished = capfd.readouterr().err.splitlines()
+    *_, told_last, finished, following = capfd.readouterr().err.splitlines()
     assert told_last == f"out: 24 of 24 {cut}" and finished.startswith("out: finished at step 3/3")
+    assert following.startswith("out: next: dalle-sample ")
 
 
 def test_cut_captions_are_those_of_all_processes_and_told_when_they_double(monkeypatch):
