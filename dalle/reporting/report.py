@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from dalle.reporting.page_head import head, replace_text
+from dalle.reporting.samples import samples_section
 
 SPEED = ("images_per_s", "tokens_per_s", "mfu", "data_wait", "memory_gb")
 MAX_POINTS = 500
@@ -74,6 +75,7 @@ def write_report(folder: Path) -> None:
         _headline(title, run, records, series),
         _curves(series),
         _gradient_scales(records),
+        samples_section(folder),
         _warnings(records),
         _pictures(folder),
     ]

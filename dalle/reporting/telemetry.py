@@ -181,8 +181,9 @@ class Telemetry:
             self._paused_s += time.monotonic() - self._pause_began_s
             self._pause_began_s = None
 
-    def close(self, status: str) -> None:
-        """Ends the log with a word such as "finished" or "failed" and writes the report. A second call has no effect."""
+    def close(self, status: str, lines: Sequence[str] = ()) -> None:
+        """Ends the log with a word such as "finished" or "failed", and `lines` before it, and writes the report. A second call
+        has no effect."""
         if not self.is_main or not self._is_open:
             return
         self._is_open = False
@@ -193,6 +194,8 @@ class Telemetry:
         if self._bar is not None:
             self._bar.close()
         if self._show:
+            for line in lines:
+                self._say(f"{self.title}: {line}")
             spent = duration(time.monotonic() - self._origin_s)
             self._say(f"{self.title}: {status} at step {self.step}/{self.total_steps} after {spent}")
         if self._wandb_run is not None:
@@ -307,7 +310,7 @@ def _drop_after(folder: Path, start_step: int) -> float:
 
 def _set_aside(folder: Path) -> float:
     """Moves what an earlier run left in `folder` to `previous-N/`: a new run neither mixes with it nor deletes it."""
-    names = ("metrics.jsonl", "run.json", "report.html", "pictures")
+    names = ("metrics.jsonl", "run.json", "samples.json", "report.html", "pictures")
     if left := [folder / name for name in names if (folder / name).exists()]:
         previous = next(path for number in count(1) if not (path := folder / f"previous-{number}").exists())
         previous.mkdir()

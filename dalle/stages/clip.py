@@ -10,7 +10,8 @@ import torch
 
 from dalle.cluster.topology import World
 from dalle.config import Precision, TrainCLIP
-from dalle.data.pairs import PairBatches, PairLoader, to_tensor, warn_of_bad_samples
+from dalle.data.counts import Counts
+from dalle.data.pairs import PairBatches, PairLoader, to_tensor
 from dalle.data.samples import read_pairs
 from dalle.models.clip import CLIP
 from dalle.models.dvae import DVAE
@@ -54,7 +55,7 @@ def stage(config: TrainCLIP, world: World) -> Stage:
         validate=validation.figures if validation else None,
         links=links,
         files=files,
-        check=warn_of_bad_samples(loader),
+        samples=lambda: {"data": loader.counts} | (validation.samples if validation else {}),
     )
 
 
@@ -83,9 +84,9 @@ class _Validation:
         self.model, self.device = model, device
         count = config.run.validation_batches * config.run.batch_size
         images = replace(config.images, augmentation="none", cache_bytes=0)
-        pairs = list(itertools.islice(read_pairs(config.valid_data, images, model.image_size_px), count))
-        if not pairs:
-            raise ValueError(f"valid_data {config.valid_data}: no sample can be used")
+        counts = Counts()
+        self.samples = {"valid_data": counts}
+        pairs = list(itertools.islice(read_pairs(config.valid_data, images, model.image_size_px, counts=counts), count))
         size = min(config.run.batch_size, len(pairs))
         self.batches = []
         for first in range(0, len(pairs) - size + 1, size):

@@ -7,7 +7,8 @@ import tarfile
 
 import pytest
 
-from dalle.data.shards import Position, ShardStream, Split, escape, expand, num_streams, read
+from dalle.data.naming import escape, expand
+from dalle.data.shards import Position, ShardStream, Split, num_streams, read
 
 
 def _keys(stream, count, start=Position()):  # noqa: B008
