@@ -50,7 +50,16 @@ def parse(cls: type, prog: str, argv: list[str] | None = None, positional: str |
     except (ArgumentError, TypeError) as error:
         raise ValueError(_one_line(cls, str(error))) from None
     values = parser.instantiate(namespace)
-    return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
+    return cls(**{field.name: _at_home(field.name, values[field.name]) for field in dataclasses.fields(cls)})
+
+
+_NO_PATHS = ("caption", "region")
+"""The only settings of commands whose text is not the path of something."""
+
+
+def _at_home(name: str, value):
+    """A command's setting with `~` as the home folder: a shell does so at the start of a word, and nobody in a YAML file."""
+    return os.path.expanduser(value) if isinstance(value, str) and name not in _NO_PATHS else value
 
 
 def parse_model(cls: type, values: dict, where: str):
@@ -137,6 +146,8 @@ def _normalise(cls: type, argv: list[str], positional: str | None) -> list[str]:
         name, equals, value = token[2:].partition("=")
         name = name.replace("-", "_")
         following = argv[i + 1] if i + 1 < len(argv) else None
+        if name == "config":
+            value, following = os.path.expanduser(value), following and os.path.expanduser(following)
         if token == "-h":
             result.append(token)
         elif not token.startswith("-"):
