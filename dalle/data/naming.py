@@ -98,8 +98,8 @@ def _glob(name: str) -> list[str]:
 
 
 def _as_path(name: str) -> str:
-    """A file's name so that it is never taken for a URL."""
-    return f"./{name}" if is_url(name) else name
+    """A file's name so that it is never taken for a URL, nor for something in a home folder."""
+    return f"./{name}" if is_url(name) or name.startswith("~") else name
 
 
 def is_url(name: str) -> bool:
@@ -109,7 +109,7 @@ def is_url(name: str) -> bool:
 
 def escape(path: str | Path) -> str:
     """A path as part of a specification, whatever characters are in it."""
-    return re.sub(r"([\s\\{},])", r"\\\1", glob.escape(str(path)))
+    return re.sub(r"([\s\\{},])", r"\\\1", glob.escape(_as_path(str(path))))
 
 
 def check(name: str) -> None:

@@ -78,6 +78,9 @@ class PairBatches(IterableDataset):
         self.num_rows = run.batch_size // self.num_streams
         self.first_row = rank * run.accumulation_steps * self.micro_batch_size
         self.positions: dict[int, Position] = {}
+        self.counts_before = (
+            Counts()
+        )  # of all ranks in the run that is continued: the limit of broken samples knows them
 
     @property
     def streams(self) -> set[int]:
@@ -99,7 +102,7 @@ class PairBatches(IterableDataset):
         worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
         parts = self._parts(worker, num_workers)
         decoder = Decoder(self.config, self.size_px, self.run.seed, self.config.cache_bytes // num_workers)
-        tally = Tally()
+        tally = Tally(all=self.counts_before + Counts())
         streams = {number: self._stream(number, decoder, tally) for number in self._streams_of(parts)}
         while True:
             for number, part in enumerate(parts, 1):
@@ -183,9 +186,10 @@ class PairLoader:
         # its own alone: it will not know where the streams of other ranks stand when it is asked for its state
         found = {number: state.get(f"stream {number}") for number in self.dataset.streams}
         self.positions = {number: Position(*position) for number, position in found.items() if position}
-        if self.dataset.rank == 0:  # of all ranks: there may be others now
-            counts = (Counts.from_json(value) for name, value in state.items() if name.startswith("counts "))
-            self._counts_before = sum(counts, Counts())
+        counts = (Counts.from_json(value) for name, value in state.items() if name.startswith("counts "))
+        self.dataset.counts_before = sum(counts, Counts())
+        if self.dataset.rank == 0:  # tells of all ranks: there may be others now
+            self._counts_before = self.dataset.counts_before
 
     def _order(self) -> dict[str, int]:
         config = self.dataset.config

@@ -131,17 +131,18 @@ class StreamRows:
                 captions, scene = self.decoder.captions(sample)
             except LeftOut as error:
                 before.add(position.epoch, sample, error)
-                self._check(before.all, position.epoch, sample)
+                self._check(before, position.epoch, sample)
                 continue
             self._usable_epoch = position.epoch
             self._ahead.append(Usable(position, sample, captions, scene, before, self.decoder))
             before = Tally()
         return self._ahead[ahead]
 
-    def _check(self, barren: Counts, epoch: int, sample: dict) -> None:
+    def _check(self, barren: Tally, epoch: int, sample: dict) -> None:
         """Raises ValueError when there is no point in looking for more than a row of barren samples."""
-        if barren.read % _CHECK_EVERY == 0:
-            (self.tally.all + barren).check_limit(self._limit)
+        if barren.all.read % _CHECK_EVERY == 0:
+            (self.tally.all + barren.all).check_limit(self._limit)
         if epoch > self._usable_epoch + self._patience:
-            barren.check_limit(self._limit, at_end=True)
-            raise ValueError(f"no sample of {sample['__url__']} … can be used: {barren.line()}")
+            counts = barren.first_epoch if barren.first_epoch.read else barren.all
+            counts.check_limit(self._limit, at_end=True)
+            raise ValueError(f"no sample of {sample['__url__']} … can be used: {counts.line()}")

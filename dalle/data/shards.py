@@ -72,7 +72,8 @@ def read(shards: list[str], apart_bytes: int = APART_BYTES) -> Iterator[dict]:
     """
     for shard in shards:
         try:
-            yield from _Gathering(shard, apart_bytes).samples()
+            gathering = _Gathering(shard, apart_bytes)
+            yield from gathering.samples()
         except OSError as error:
             raise ValueError(f"{shard} cannot be read: {error.strerror or error}") from error
         except (tarfile.TarError, EOFError, zlib.error, ValueError) as error:
@@ -128,7 +129,7 @@ class _Gathering:
     def __init__(self, shard: str, apart_bytes: int):
         self.shard, self.apart_bytes = shard, apart_bytes
         self._waiting: dict[str, dict] = {}  # by key, in the order of their first files
-        self._num_bytes = 0
+        self.num_bytes = 0
         self._times: dict[str, int] = {}  # how often each key was handed on
 
     def samples(self) -> Iterator[dict]:
@@ -146,15 +147,15 @@ class _Gathering:
                     continue
                 yield self._hand_on(key)
             self._waiting.setdefault(key, {"__key__": key, "__url__": self.shard})[kind] = data
-            self._num_bytes += len(data)
-            while self._num_bytes > self.apart_bytes and (oldest := next(iter(self._waiting))) != key:
+            self.num_bytes += len(data)
+            while self.num_bytes > self.apart_bytes and (oldest := next(iter(self._waiting))) != key:
                 yield self._hand_on(oldest) | {"__apart__": True}
         for key in sorted(self._waiting, key=lambda key: not _is_whole(self._waiting[key])):  # stable
             yield self._hand_on(key)
 
     def _hand_on(self, key: str) -> dict:
         sample = self._waiting.pop(key)
-        self._num_bytes -= sum(len(data) for name, data in sample.items() if not name.startswith("__"))
+        self.num_bytes -= sum(len(data) for name, data in sample.items() if not name.startswith("__"))
         self._times[key] = times = self._times.get(key, 0) + 1
         if times > 1:
             sample["__key__"] = f"{key} ({times})"
