@@ -1,9 +1,23 @@
 """The command line's own rules: quotes, dashes, help."""
 
+import typing
+
 import pytest
 
 from dalle.cli.arguments import parse
-from dalle.config import Sample, TrainTokenizer
+from dalle.config import (
+    Caption,
+    Demo,
+    Describe,
+    DrawShapes,
+    Export,
+    Sample,
+    Tokenize,
+    TrainCLIP,
+    TrainDVAE,
+    TrainPrior,
+    TrainTokenizer,
+)
 
 
 def _sample(*argv: str) -> Sample:
@@ -34,3 +48,25 @@ def test_help(token, capsys):
         _sample(token)
     assert left.value.code == 0
     assert "--caption" in capsys.readouterr().out
+
+
+def test_a_tilde_is_the_home_folder_in_every_path_of_every_command(tmp_path, monkeypatch):
+    """Those of a configuration file, and after `=`, no shell has seen."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "some.yaml").write_text("data: ~/x.tar\noutput: ~/t.json\n")
+    for argv in (["--config", "~/some.yaml"], ["--config=~/some.yaml"], ["--data=~/x.tar", "--output", "~/t.json"]):
+        config = parse(TrainTokenizer, "dalle-train-tokenizer", argv)
+        assert (config.data, config.output) == (f"{tmp_path}/x.tar", f"{tmp_path}/t.json")
+    needed = {"optimizer.step_size.start": "1", "optimizer.step_size.end": "1", "run.steps": "1", "run.batch_size": "8"}
+    for cls in (Caption, Demo, Describe, DrawShapes, Export, Tokenize, TrainCLIP, TrainDVAE, TrainPrior):
+        hints = typing.get_type_hints(cls)
+        paths = [name for name, kind in hints.items() if kind in (str, str | None)]
+        values = dict.fromkeys(paths, "~/x") | (needed if "optimizer" in hints else {})
+        config = parse(cls, "test", [part for key, value in values.items() for part in (f"--{key}", value)])
+        assert paths and all(getattr(config, name) == f"{tmp_path}/x" for name in paths), cls
+    for image in ("prompt_image", "variations_of"):
+        folders = {name: "~/x" for name in ("model", "output", "clip", "dvae", "prior", image)}
+        config = _sample("a cat", "--rows", "1", *(p for key, value in folders.items() for p in (f"--{key}", value)))
+        assert all(getattr(config, name) == f"{tmp_path}/x" for name in folders)
+    assert _sample("--captions", "~/x").captions == _sample("--again", "~/x").again == f"{tmp_path}/x"
+    assert _sample("~/x is no path").caption == "~/x is no path"

@@ -1,6 +1,7 @@
 """What a stage brings to the loop: who looks at held-out data, what CLIP sees of a dVAE."""
 
 import importlib
+import shutil
 
 import pytest
 import torch
@@ -37,6 +38,16 @@ def test_who_holds_validation_data(models, shapes_folder, kind):
         assert other.validate
     else:
         assert other.validate is None and other.draw is None
+
+
+@pytest.mark.parametrize("data", ["data", "valid_data"])
+def test_the_first_rank_alone_looks_for_the_token_shards(models, shapes_folder, tmp_path, data):
+    shutil.copytree(models / "tokens" / "train", tmp_path / "tokens")
+    (tmp_path / "tokens" / "tokens-00000.safetensors").unlink()
+    more = [f"--{data}", str(tmp_path / "tokens")]
+    with pytest.raises(ValueError, match="is missing"):
+        _stage("prior", models, shapes_folder, World(0, 2, CPU), *more)
+    assert _stage("prior", models, shapes_folder, World(1, 2, CPU), *more).samples() == {}
 
 
 def test_a_collapse_of_the_codebook_is_said_early_and_not_at_every_line():
