@@ -21,8 +21,10 @@ from webdataset.gopen import gopen
 from dalle.data.images import EXTENSIONS
 from dalle.data.naming import is_url
 
-IMAGES, CAPTIONS = frozenset(EXTENSIONS), frozenset(("txt", "json"))
-_KINDS = IMAGES | CAPTIONS
+IMAGES = frozenset(EXTENSIONS)
+_KINDS = IMAGES | {"txt", "json"}
+_CAPTION = re.compile(rb'(?i)"(captions?|text|prompt)"\s*:\s*+(?!null|""|\[\s*\])')
+"""In a json, what begins a caption that is there."""
 APART_BYTES = 128 << 20
 """Of the samples that wait for their other file, over all streams of a data set."""
 
@@ -170,8 +172,8 @@ class _Gathering:
 
 
 def _is_whole(sample: dict) -> bool:
-    """Whether it has both an image and a file that may hold its caption."""
-    return not CAPTIONS.isdisjoint(sample) and not IMAGES.isdisjoint(sample)
+    """Whether it has both an image and a caption, as far as can be told at a glance: what is mistaken merely waits."""
+    return not IMAGES.isdisjoint(sample) and ("txt" in sample or _CAPTION.search(sample.get("json", b"")) is not None)
 
 
 class ShardStream:

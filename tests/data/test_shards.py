@@ -138,9 +138,16 @@ ORDERS = {
 }
 
 
+@pytest.mark.parametrize("caption", [b"{}", b'{"caption": null}', b'{"caption" : ""}', b'{"captions": [ ]}'])
+def test_a_json_without_a_caption_leaves_the_image_waiting_for_its_txt(tmp_path, caption):
+    kinds = {"png": b"1", "json": caption, "txt": b"x"}
+    _write(tmp_path / "x.tar", [(f"{i}.{kind}", data) for kind, data in kinds.items() for i in range(3)])
+    assert _read(tmp_path / "x.tar") == [(str(i), kinds, {}) for i in range(3)]
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_files_of_a_pair_need_not_be_neighbours(tmp_path, order):
-    _write(tmp_path / "x.tar", [(name, name.encode()) for name in ORDERS[order]])
+    _write(tmp_path / "x.tar", [(name, b'%s {"caption": "a"}' % name.encode()) for name in ORDERS[order]])
     found = _read(tmp_path / "x.tar")
     assert sorted(key for key, _, _ in found) == list("01234")
     for key, files, marks in found:
