@@ -23,7 +23,7 @@ from dalle.data.naming import is_url
 
 IMAGES = frozenset(EXTENSIONS)
 _KINDS = IMAGES | {"txt", "json"}
-_CAPTION = re.compile(rb'(?i)"(captions?|text|prompt)"\s*:\s*+(?!null|""|\[\s*\])')
+_CAPTION = re.compile(rb'(?i)"(captions?|text|prompt)"\s*:(?!\s*(null|""|\[\s*\]))')
 """In a json, what begins a caption that is there."""
 APART_BYTES = 128 << 20
 """Of the samples that wait for their other file, over all streams of a data set."""
@@ -140,7 +140,8 @@ class _Gathering:
             if data is None:
                 yield {"__key__": key, "__url__": self.shard, "__other__": kind}
                 continue
-            if key != last and _is_whole(self._waiting.get(last, {})):
+            # what comes after its other file was handed on waits for nothing, and would take the place of what does
+            if key != last and last in self._waiting and (last in self._times or _is_whole(self._waiting[last])):
                 yield self._hand_on(last)
             last = key
             if kind in self._waiting.get(key, {}):

@@ -161,7 +161,7 @@ def test_the_window_of_what_waits_is_bounded_and_leaving_it_is_marked(tmp_path):
     found = _read(tmp_path / "x.tar", apart_bytes=310)
     whole = {key for key, files, marks in found if len(files) == 2 and not marks}
     apart = [(key, list(files)) for key, files, marks in found if marks == {"__apart__": True}]
-    assert whole == {"2", "3", "4"}
+    assert whole == {"2", "3", "4"}  # captions of the others do not drive these out
     assert apart == [("0", ["png"]), ("1", ["png"]), ("0 (2)", ["txt"]), ("1 (2)", ["txt"])]
 
 
@@ -211,6 +211,18 @@ def test_files_of_other_kinds_are_no_samples_and_not_dropped(tmp_path):
         "a": {"png", "txt"},
         "dir/.hidden/b": {"txt"},
     }
+
+
+def test_streams_share_the_bytes_that_wait(tmp_path, monkeypatch):
+    for shard in range(4):
+        names = [f"{i}.{kind}" for kind in ("png", "txt") for i in range(11)]
+        _write(tmp_path / f"{shard}.tar", [(name, bytes(100)) for name in names])
+    shards = expand(f"{tmp_path}/*.tar")
+    monkeypatch.setattr("dalle.data.shards.APART_BYTES", 4000)
+    for count, num_apart in ((1, 0), (4, 4 * 4)):  # of 1,100 bytes of images two are handed on, and their captions
+        streams = [ShardStream(shards, 0, 0, Split(index, count)) for index in range(count)]
+        samples = [sample for stream in streams for sample in stream._epoch(0)]
+        assert sum("__apart__" in sample for sample in samples) == num_apart
 
 
 def test_a_position_resumes_exactly_where_files_lie_apart(tmp_path):
