@@ -12,6 +12,7 @@ from PIL import Image
 from dalle.config import Images, Run
 from dalle.data import images
 from dalle.data.counts import Counts
+from dalle.data.images import header_size
 from dalle.data.pairs import PairBatches, PairLoader
 from dalle.data.shards import read
 from tests.data.pictures import check_enlarged_ramp, encoded, flat, gradient, small_ramp, write_shard
@@ -170,6 +171,10 @@ def mixed(tmp_path_factory):
     return folder
 
 
+def _noise() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+
+
 def _summed_up(counts: Counts) -> tuple:
     """All but the names, whose order depends on who reads."""
     return counts.read, *({reason: found.count for reason, found in kind.items()} for kind in counts.left_out())
@@ -209,7 +214,8 @@ def test_counts_go_on_after_a_resume_with_other_processes(mixed):
 
 def test_images_that_all_do_not_decode_end_the_stream(tmp_path):
     """Their headers do, so that each takes a row, for which one that decodes is looked for."""
-    broken = {"png": encoded(gradient())[:-200], "txt": b"fine"}
+    broken = {"png": encoded(_noise())[:-200], "txt": b"fine"}
+    assert header_size(broken["png"]) == (16, 16)
     write_shard(tmp_path / "some.tar", [broken] * 30)
     with pytest.raises(ValueError, match=r"samples cannot be used .*image does not decode"):
         _take(_loader(tmp_path / "some.tar", replace(NO_CROP, max_bad_fraction=1.0), 4), 1)
@@ -218,7 +224,7 @@ def test_images_that_all_do_not_decode_end_the_stream(tmp_path):
 @pytest.mark.parametrize("header", [True, False])
 def test_broken_samples_in_a_row_do_not_end_a_run_that_is_resumed_before_them(tmp_path, header):
     """The limit is a share of all that the run has read, but for data that are broken from the beginning."""
-    good = {"png": encoded(gradient()), "txt": b"fine"}
+    good = {"png": encoded(_noise()), "txt": b"fine"}
     broken = {**good, "png": good["png"][:-200] if header else b"broken"}
     write_shard(tmp_path / "some.tar", [good] * 300 + [broken] * 45 + [good] * 50)
     config = replace(NO_CROP, max_bad_fraction=0.14)

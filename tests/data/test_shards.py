@@ -197,6 +197,8 @@ def test_a_second_image_beside_a_whole_sample_is_marked(tmp_path):
     marks = {key: marks for key, _, marks in _read(tmp_path / "x.tar")}
     beside = {"__beside__": "a"}
     assert marks == {"a": {}, "a.depth": beside, "a.seg": beside, "b.x": {}, "c": {}}
+    _write(tmp_path / "x.tar", [(name, b"1") for name in ("a.depth.png", "a.jpg", "a.txt")])
+    assert [(key, marks) for key, _, marks in _read(tmp_path / "x.tar")] == [("a", {}), ("a.depth", beside)]
 
 
 def test_files_of_other_kinds_are_no_samples_and_not_dropped(tmp_path):
