@@ -35,7 +35,7 @@ def read_captions(sample: dict) -> tuple[list[str], dict | None]:
         if captions:
             break
         for caption in found if isinstance(found, list) else [found]:
-            if isinstance(caption, str) and _is_encodable(caption):
+            if isinstance(caption, str) and is_encodable(caption):
                 captions.append(" ".join(caption.removeprefix("\ufeff").split()))
             elif caption is not None:
                 is_text = False
@@ -74,7 +74,7 @@ def _encoding(data: bytes) -> str:
     return next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
 
 
-def _is_encodable(text: str) -> bool:
+def is_encodable(text: str) -> bool:
     """Whether Unicode can encode it: JSON may hold halves of characters."""
     try:
         text.encode()
