@@ -124,6 +124,8 @@ class StreamRows:
             self.tally.all.check_limit(self._limit)
 
     def _peek(self, ahead: int) -> Usable:
+        if len(self._ahead) > ahead:
+            return self._ahead[ahead]
         before = Tally()
         while len(self._ahead) <= ahead:
             position, sample = next(self._samples)
