@@ -12,6 +12,7 @@ from dalle.config import (
     PriorModel,
     Run,
     Schedule,
+    TrainCLIP,
     TrainDVAE,
     TrainPrior,
     unreached_schedules,
@@ -113,6 +114,15 @@ def test_batch_has_to_divide():
     assert run.micro_batch_size(3) == 2
     with pytest.raises(ValueError, match="batch_size 12"):
         run.micro_batch_size(4)
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation_steps"), [(1, 1), (4, 4)])
+def test_contrast_takes_two_pairs(batch_size, accumulation_steps):
+    """With one pair the loss is 0 and nothing is learned."""
+    optimizer = Optimizer(Schedule(1.0, 1.0))
+    with pytest.raises(ValueError, match=rf"run\.batch_size {batch_size}: .*two pairs"):
+        TrainCLIP("data", "output", optimizer, Run(1, batch_size, accumulation_steps))
+    TrainCLIP("data", "output", optimizer, Run(1, 2 * batch_size, accumulation_steps))
 
 
 def test_muon_is_refused_with_sharding():

@@ -65,7 +65,16 @@ def parse(cls: type, prog: str, argv: list[str] | None = None, positional: str |
     except (ArgumentError, TypeError) as error:
         raise ValueError(_one_line(cls, str(error))) from None
     values = parser.instantiate(namespace)
-    return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
+    return cls(**{field.name: _at_home(field.name, values[field.name]) for field in dataclasses.fields(cls)})
+
+
+_NO_PATHS = ("caption", "region")
+"""The only settings of commands whose text is not the path of something."""
+
+
+def _at_home(name: str, value):
+    """A command's setting with `~` as the home folder: a shell does so at the start of a word, and nobody in a YAML file."""
+    return os.path.expanduser(value) if isinstance(value, str) and name not in _NO_PATHS else value
 
 
 def parse_model(cls: type, values: dict, where: str):

@@ -28,7 +28,7 @@ def demo(argv: list[str] | None = None) -> None:
     """Parse, check, run the road, judge."""
     began_s = time.monotonic()
     config = arguments.parse(Demo, "dalle-demo", argv)
-    from dalle.data.shards import escape
+    from dalle.data.naming import escape
 
     folder = Path(config.output)
     train_shards, valid_shards = (f"{escape(folder)}/data/{split}-*.tar" for split in ("train", "valid"))

@@ -17,19 +17,19 @@ def main() -> None:
 def tokenize(argv: list[str] | None = None) -> None:
     """Parse, check, encode."""
     config = arguments.parse(Tokenize, "dalle-tokenize", argv)
-    from dalle.data.shards import expand
+    from dalle.data.naming import expand
     from dalle.models.folder import load_dvae, read_config, read_header
 
     model, digest = read_config(config.dvae, "dvae"), read_header(config.dvae)["hash"]
-    expand(config.data)
+    expand(config.data, config.images.pipes)
     folder = arguments.check_output(config.output)
 
     import torch
     from tqdm import tqdm
 
+    from dalle.data.counts import Counts
     from dalle.data.loading import load
     from dalle.data.pairs import PairPasses
-    from dalle.data.samples import Counts
     from dalle.data.tokens import Meta, TokenWriter
 
     images = replace(config.images, augmentation=config.images.augmentation if config.crops > 1 else "none")
@@ -50,9 +50,5 @@ def tokenize(argv: list[str] | None = None) -> None:
             for codes_I, captions in zip(codes_BYX.flatten(1).cpu().numpy(), batch["captions"], strict=True):
                 writer.add(codes_I, captions)
             bar.update(len(codes_BYX))
-        sizes = writer.close().shard_sizes
-    skipped = (
-        f"; of {counts.read:,} samples {counts.filtered:,} were filtered out, {counts.num_bad:,} could not be read"
-    )
-    left_out = counts.filtered or counts.num_bad
-    print(f"{sum(sizes):,} pairs in {len(sizes)} token shards: {folder}" + (skipped if left_out else ""))
+        sizes = writer.close(counts).shard_sizes
+    print(f"{sum(sizes):,} pairs in {len(sizes)} token shards: {folder}; {counts.line()}")

@@ -22,8 +22,11 @@ def train_tokenizer(argv: list[str] | None = None) -> None:
     arguments.check_output(output.parent)
 
     from dalle.data.captions import read_all_captions
+    from dalle.data.counts import Counts
     from dalle.text import Tokenizer
 
-    tokenizer = Tokenizer.train(read_all_captions(config.data), config.vocabulary, config.min_count)
+    counts = Counts()
+    captions = read_all_captions(config.data, config.pipes, counts)
+    tokenizer = Tokenizer.train(captions, config.vocabulary, config.min_count)
     tokenizer.save(output)
-    print(f"{tokenizer.vocabulary:,} tokens: {output}")
+    print(f"{tokenizer.vocabulary:,} tokens: {output}" + (f"; {counts.line()}" if counts.read else ""))

@@ -59,12 +59,14 @@ class TrainTokenizer:
         output: the tokenizer file to write
         vocabulary: largest number of tokens, at least 256 (the bytes)
         min_count: pairs of symbols seen less often are not merged
+        pipes: let the shards be named by `pipe:` and a shell command, which writes a tar
     """
 
     data: str
     output: str
     vocabulary: int = 16384
     min_count: int = 2
+    pipes: bool = False
 
     def __post_init__(self) -> None:
         at_least(self, 256, "vocabulary")
@@ -76,8 +78,7 @@ class TrainDVAE:
     """Train the discrete VAE (stage one).
 
     Args:
-        data: training shards: the path of one, or paths, globs or {000..006} ranges, separated by spaces; a backslash
-            goes before a space that is part of a path
+        data: training shards: the path of one, or paths, globs or {000..006} ranges, separated by spaces, or URLs
         output: folder of the trained model
         valid_data: held-out shards; null means no figures, and pictures of training pairs
         resume: continue from the latest checkpoint in the output folder
@@ -195,6 +196,11 @@ class TrainCLIP:
     def __post_init__(self) -> None:
         _check_sharding(self.optimizer, self.run)
         _check_prior_only(self.run)
+        require(
+            self.run.batch_size >= 2 * self.run.accumulation_steps,
+            f"run.batch_size {self.run.batch_size}: a pair is learned by telling it from the others of its micro-batch, so "
+            f"it takes two pairs or more for each of {self.run.accumulation_steps} accumulation_steps",
+        )
 
 
 def unreached_schedules(config: TrainDVAE | TrainPrior | TrainCLIP) -> list[str]:

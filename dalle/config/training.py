@@ -218,17 +218,18 @@ class Images:
         augmentation: "dvae" (appendix A.2: random square, random size, random crop, flip), "prior" (appendix B.2:
             near-central crop, no flip) or "none" (short side to size, centre crop)
         flip: allow the horizontal flip of "dvae"; off where left and right are in the caption
-        min_caption_chars: pairs with a shorter caption are filtered out, and those without one count as unreadable; 0
+        min_caption_chars: pairs with a shorter caption are filtered out, and those without one count as broken; 0
             takes these too, with the caption "": for stage one, which trains on images alone
         max_aspect_ratio: pairs with a longer side over this many shorter sides are filtered out
         max_pixels: an image of more, by its header, is left out and not decoded, which takes at least four bytes a pixel;
             the default is the number from which Pillow warns of decompression bombs
-        max_bad_fraction: the run stops when more than this share of the samples cannot be read
+        max_bad_fraction: the run stops when more than this share of the samples is broken
         shuffle_buffer: samples among which the order is shuffled, over all streams, beside the order of the shards
         streams: shards read at the same time, over all processes, or fewer where they are few; the order of the data
             depends on it. Set it to at least processes × loader workers on a cluster, so that no two read the same shard
         cache_bytes: memory, over all loader workers of a process, for decoded and reduced images, so that small data
             sets are decoded once. Helps most with one worker of one process: among several, an image moves each epoch
+        pipes: let the shards be named by `pipe:` and a shell command, which writes a tar
     """
 
     augmentation: Literal["dvae", "prior", "none"] = "dvae"
@@ -240,6 +241,7 @@ class Images:
     shuffle_buffer: int = 1000
     streams: int = 64
     cache_bytes: int = 0
+    pipes: bool = False
 
     def __post_init__(self) -> None:
         require(self.max_aspect_ratio >= 1, f"max_aspect_ratio {self.max_aspect_ratio}: must be at least 1")

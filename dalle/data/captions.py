@@ -2,37 +2,92 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from collections.abc import Iterator
 
-from dalle.data.shards import check, names, read
+from dalle.data.counts import Broken, Counts, Filtered, LeftOut, OtherFile
+from dalle.data.naming import check, names
+from dalle.data.shards import read
+
+_NAMES = ("caption", "text", "prompt")
+"""Under which the json of other people's shards holds captions: the first one is img2dataset's."""
+_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 
-class BadSample(ValueError):
-    """A sample that cannot be used; the message says why in a few words that do not name the sample."""
+def read_captions(sample: dict) -> tuple[list[str], dict | None]:
+    """The captions of a raw sample, or none: from the first of these that holds any: its json's `captions`, its txt, its
+    json's `caption`, `text` or `prompt`, each one caption or a list. And its json's `scene`.
+
+    Raises:
+        Broken: a caption is there, but none that is text
+        Filtered: it is another sample's second image
+        OtherFile: it is no sample
+    """
+    if "__other__" in sample:
+        raise OtherFile("a link in the tar" if sample["__other__"] == "link" else "another kind of file")
+    if "__twice__" in sample:
+        raise Broken("a file is there twice", f".{sample['__twice__']}")
+    extra, is_text = _json(sample)
+    captions: list[str] = []
+    for found in (extra.get("captions"), _text(sample), *map(extra.get, _NAMES)):
+        if captions:
+            break
+        for caption in found if isinstance(found, list) else [found]:
+            if isinstance(caption, str) and is_encodable(caption):
+                captions.append(" ".join(caption.removeprefix("\ufeff").split()))
+            elif caption is not None:
+                is_text = False
+        captions = [c for c in captions if c]
+    if not captions:
+        if not is_text:
+            raise Broken("caption is not text")
+        if "__beside__" in sample:
+            raise Filtered("a second image, without a caption of its own", f"beside {sample['__beside__']}")
+    scene = extra.get("scene")
+    return captions, scene if isinstance(scene, dict) else None
 
 
-def read_captions(sample: dict[str, bytes]) -> tuple[list[str], dict | None]:
-    """The captions of a raw sample, from its json's `captions` where it has them, else from its txt, or none; and its
-    json's `scene`. Raises BadSample when they are not text."""
+def _json(sample: dict) -> tuple[dict, bool]:
+    """What the json holds, by names in small letters, and whether it could be read."""
+    if "json" not in sample:
+        return {}, True
     try:
-        extra = json.loads(sample["json"]) if "json" in sample else {}
-        captions = extra.get("captions") if isinstance(extra, dict) else None
-        if captions is None:
-            captions = [sample["txt"].decode("utf-8")] if "txt" in sample else []
-    except ValueError:
-        raise BadSample("caption is not text") from None
-    if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
-        raise BadSample("caption is not text")
-    captions = [" ".join(c.split()) for c in captions]
-    return [c for c in captions if c], extra.get("scene") if isinstance(extra, dict) else None
+        extra = json.loads(sample["json"])
+    except (ValueError, RecursionError):
+        return {}, False
+    return {name.lower(): value for name, value in extra.items()} if isinstance(extra, dict) else {}, True
 
 
-def read_all_captions(spec: str) -> Iterator[str]:
-    """All captions of shards and of text files (.txt, one caption a line), in order; samples without one are left out.
-    Raises ValueError when a file cannot be read, or none of them has a caption."""
-    files = names(spec)
+def _text(sample: dict) -> str | bytes | None:
+    """The txt; bytes where it is no text."""
+    data = sample.get("txt")
+    try:
+        return None if data is None else data.decode(_encoding(data))
+    except UnicodeDecodeError:
+        return data
+
+
+def _encoding(data: bytes) -> str:
+    """By the byte order mark, as Windows writes it; UTF-8 without one."""
+    return next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+
+
+def is_encodable(text: str) -> bool:
+    """Whether Unicode can encode it: JSON may hold halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def read_all_captions(spec: str, pipes: bool = False, counts: Counts | None = None) -> Iterator[str]:
+    """All captions of shards and of text files (.txt, one caption a line), in order. Samples without one are left out, and
+    counted like those that have one. Raises ValueError when a file cannot be read, or none of them has a caption."""
+    counts = Counts() if counts is None else counts
+    files = names(spec, pipes)
     for name in files:
         if not name.endswith(".txt"):
             check(name)
@@ -40,24 +95,49 @@ def read_all_captions(spec: str) -> Iterator[str]:
             raise ValueError(f"no such file: {name}")
     found = False
     for name in files:
-        for caption in _lines(name) if name.endswith(".txt") else _captions(name):
+        for caption in read_lines(name) if name.endswith(".txt") else _captions(name, counts):
             found = True
             yield caption
     if not found:
-        raise ValueError(f"{spec} has no caption")
+        raise ValueError(f"{spec} has no caption" + (f": {counts.line()}" if counts.read else ""))
 
 
-def _lines(path: str) -> Iterator[str]:
+def read_lines(path: str) -> Iterator[str]:
+    """The lines of a text file that are not empty, of any byte order mark. Raises ValueError when it is no such text."""
+    with open(path, "rb") as file:
+        encoding = _encoding(file.read(4))
     try:
-        with open(path, encoding="utf-8") as lines:
+        with open(path, encoding=encoding) as lines:
             yield from filter(None, map(str.strip, lines))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error.reason}): convert it first") from error
+    except UnicodeError as error:
+        reason = error.reason if isinstance(error, UnicodeDecodeError) else error
+        raise ValueError(f"{path} is not UTF-8 text ({reason}): convert it first") from error
 
 
-def _captions(shard: str) -> Iterator[str]:
+def _captions(shard: str, counts: Counts) -> Iterator[str]:
     for sample in read([shard]):
         try:
-            yield from read_captions(sample)[0]
-        except BadSample:
+            captions = read_captions(sample)[0]
+            if not captions:
+                raise no_caption(sample)
+        except LeftOut as error:
+            counts.add(sample, error)
             continue
+        counts.add(sample)
+        yield from captions
+
+
+def no_caption(sample: dict) -> Broken:
+    """That a sample has none; said so that it helps where it lies elsewhere in the shard."""
+    return _missing("caption", sample)
+
+
+def no_image(sample: dict) -> Broken:
+    """The same of its image."""
+    return _missing("image", sample)
+
+
+def _missing(what: str, sample: dict) -> Broken:
+    if "__apart__" in sample:
+        return Broken(f"no {what} near it in the tar; `tar --sort=name` puts the files of a pair one after the other")
+    return Broken(f"no {what}")

@@ -8,81 +8,25 @@ alone, so a position is just (epoch, samples taken in it).
 
 from __future__ import annotations
 
-import glob
-import os
 import random
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from typing import IO
 
-import braceexpand
-from webdataset import tariterators
 from webdataset.gopen import gopen
 
-_TAR_END_BYTES = 1024
-"""A complete tar ends with two zero blocks of 512 bytes."""
+from dalle.data.images import EXTENSIONS
+from dalle.data.naming import is_url
 
-
-def expand(spec: str) -> list[str]:
-    """The shards that a specification names, in order.
-
-    Raises:
-        ValueError: a local shard does not exist, is empty or is cut off. Checked by size and last bytes, not read.
-    """
-    shards = names(spec)
-    for shard in shards:
-        check(shard)
-    return shards
-
-
-def names(spec: str) -> list[str]:
-    """The files that a specification names: the path of one file, or paths, globs and `{000..006}` ranges separated by
-    spaces, where a backslash takes its meaning from the character after it; or URLs that webdataset opens (`pipe:…`,
-    which may hold spaces and so stands alone). Raises ValueError when a glob matches nothing, or nothing is named."""
-    if spec.startswith("pipe:") or os.path.isfile(spec):
-        return [spec]
-    found: list[str] = []
-    for pattern in filter(None, re.split(r"(?<!\\)\s+", spec)):
-        for name in braceexpand.braceexpand(pattern):  # this also takes the backslashes away
-            matches = [name] if _is_url(name) or not glob.has_magic(name) else sorted(glob.glob(name))
-            if not matches:
-                raise ValueError(f"no shard matches {name!r}")
-            found.extend(matches)
-    if not found:
-        raise ValueError("no files were named")
-    return found
-
-
-def escape(path: str | Path) -> str:
-    """A path as part of a specification, whatever characters are in it."""
-    return re.sub(r"([\s\\{},])", r"\\\1", glob.escape(str(path)))
-
-
-def _is_url(name: str) -> bool:
-    return ":" in name.split("/")[0]
-
-
-def check(name: str) -> None:
-    """Raises ValueError unless a local file is there and begins and ends as a tar does; URLs are left to reading."""
-    if _is_url(name):
-        return
-    shard = Path(name)
-    if shard.is_dir():
-        raise ValueError(f"{shard} is a folder; name the .tar files in it, for example '{escape(shard)}/*.tar'")
-    if not shard.is_file():
-        raise ValueError(f"no such shard: {shard}")
-    with shard.open("rb") as file:
-        start = file.read(512)
-        if not start.strip(b"\0"):
-            raise ValueError(f"{shard} is an empty tar: it holds no samples")
-        if start[257:262] != b"ustar" and start[:2] != b"\x1f\x8b":
-            raise ValueError(f"{shard} is not a tar file")
-        if start[:2] != b"\x1f\x8b":  # the end of a compressed tar cannot be told from its last bytes
-            file.seek(max(0, shard.stat().st_size - _TAR_END_BYTES))
-            if file.read().strip(b"\0"):
-                raise ValueError(f"{shard} is cut off: it does not end as a tar does (write it again, or leave it out)")
+IMAGES = frozenset(EXTENSIONS)
+_KINDS = IMAGES | {"txt", "json"}
+_CAPTION = re.compile(rb'(?i)"(captions?|text|prompt)"\s*:(?!\s*(null|""|\[\s*\]))')
+"""In a json, what begins a caption that is there."""
+APART_BYTES = 128 << 20
+"""Of the samples that wait for their other file, over all streams of a data set."""
 
 
 @dataclass(frozen=True)
@@ -111,21 +55,31 @@ def num_streams(num_shards: int, batch_size: int, most: int) -> int:
     )
 
 
-def read(shards: list[str]) -> Iterator[dict[str, bytes]]:
-    """Samples of the shards in order: `__key__`, `__url__`, and each file's bytes under its extension.
+def read(shards: list[str], apart_bytes: int = APART_BYTES) -> Iterator[dict]:
+    """Samples of the shards: `__key__`, `__url__`, and each file's bytes under its extension. They come in the order of
+    the shard, but those whose image or caption is missing come when the window or the shard is at its end: the other file
+    may be farther on.
+
+    A sample's files share their name up to the last dot. Where a key comes twice in a shard, the second is `key (2)`. What
+    is neither an image nor a caption comes as a sample with `__other__`, the kind of file. Other marks are `__apart__`,
+    where a window was left without the other file; `__beside__`, the key of a whole sample, for an image `a.b.png` beside
+    `a.png` and `a.txt`; and `__twice__`, a file that is there twice.
+
+    Args:
+        shards: from `expand`
+        apart_bytes: of the samples that wait for their other file
 
     Raises:
         ValueError: a shard cannot be read to its end; the line names it
     """
     for shard in shards:
         try:
-            yield from tariterators.group_by_keys(_files(shard))
+            gathering = _Gathering(shard, apart_bytes)
+            yield from gathering.samples()
         except OSError as error:
             raise ValueError(f"{shard} cannot be read: {error.strerror or error}") from error
-        except (tarfile.TarError, EOFError) as error:
+        except (tarfile.TarError, EOFError, zlib.error, ValueError) as error:
             raise ValueError(f"{shard} is damaged or cut off ({error}): write it again, or leave it out") from error
-        except ValueError as error:  # a file of a sample is there twice; webdataset adds to the arguments
-            raise ValueError(f"{shard}: {error.args[0]}") from error
 
 
 class _Header(tarfile.TarInfo):
@@ -142,19 +96,85 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError(str(error)) from error
 
 
-def _files(shard: str) -> Iterator[dict]:
-    """The files of one shard as `group_by_keys` takes them. A header in every place where one has to be and zeros alone
-    behind the end: no more can be checked without sums, and a sample's bytes are checked in decoding."""
-    stream = gopen(shard)
-    with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Header) as tar:
+def _files(shard: str) -> Iterator[tuple[str, str, bytes | None]]:
+    """The files of one shard: key, kind, bytes; of those that are no part of a sample the whole name, and no bytes. A
+    header in every place where one has to be and zeros alone behind the end: no more can be checked without sums, and a
+    sample's bytes are checked in decoding."""
+    stream = _opened(shard)
+    with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Header, encoding="utf-8") as tar:
         while (member := tar.next()) is not None:
             tar.members.clear()  # it would remember them all
-            if member.isreg() and not re.match(r"__[^/]*__($|/)", member.name):
-                yield {"fname": member.name, "data": tar.extractfile(member).read(), "__url__": shard}
+            if member.isdir() or re.match(r"__[^/]*__($|/)", member.name):
+                continue
+            key, dot, extension = member.name.rpartition(".")
+            extension = extension.lower()
+            if not member.isreg():
+                yield member.name, "link", None
+            elif dot and extension in _KINDS and not member.name.rpartition("/")[2].startswith("."):
+                yield key, extension, tar.extractfile(member).read()
+            else:
+                yield member.name, "other", None
         while block := tar.fileobj.read(tarfile.RECORDSIZE):
             if block.strip(b"\0"):
                 raise tarfile.ReadError("more comes after its end")
     stream.close()  # where a command feeds the pipe, this tells whether it failed
+
+
+def _opened(shard: str) -> IO[bytes]:
+    """Not by webdataset where it is a file: it takes names such as `pipe:x;` for commands."""
+    return gopen(shard) if is_url(shard) else open(shard, "rb")
+
+
+class _Gathering:
+    """The samples of one shard from its files, which need not lie side by side."""
+
+    def __init__(self, shard: str, apart_bytes: int):
+        self.shard, self.apart_bytes = shard, apart_bytes
+        self._waiting: dict[str, dict] = {}  # by key, in the order of their first files
+        self.num_bytes = 0
+        self._times: dict[str, int] = {}  # how often each key was handed on
+
+    def samples(self) -> Iterator[dict]:
+        last = ""
+        for key, kind, data in _files(self.shard):
+            if data is None:
+                yield {"__key__": key, "__url__": self.shard, "__other__": kind}
+                continue
+            # what comes after its other file was handed on waits for nothing, and would take the place of what does
+            if key != last and last in self._waiting and (last in self._times or _is_whole(self._waiting[last])):
+                yield self._hand_on(last)
+            last = key
+            if kind in self._waiting.get(key, {}):
+                if not _is_whole(self._waiting[key]):
+                    self._waiting[key]["__twice__"] = kind
+                    continue
+                yield self._hand_on(key)
+            self._waiting.setdefault(key, {"__key__": key, "__url__": self.shard})[kind] = data
+            self.num_bytes += len(data)
+            while self.num_bytes > self.apart_bytes and (oldest := next(iter(self._waiting))) != key:
+                yield self._hand_on(oldest) | {"__apart__": True}
+        for key in sorted(self._waiting, key=lambda key: not _is_whole(self._waiting[key])):  # stable
+            yield self._hand_on(key)
+
+    def _hand_on(self, key: str) -> dict:
+        sample = self._waiting.pop(key)
+        self.num_bytes -= sum(len(data) for name, data in sample.items() if not name.startswith("__"))
+        self._times[key] = times = self._times.get(key, 0) + 1
+        if times > 1:
+            sample["__key__"] = f"{key} ({times})"
+        if _is_whole(sample):
+            return sample
+        if times > 1:
+            sample["__apart__"] = True
+        for dot in re.finditer(r"\.", key):
+            if key[: dot.start()] in self._times:
+                sample["__beside__"] = key[: dot.start()]
+        return sample
+
+
+def _is_whole(sample: dict) -> bool:
+    """Whether it has both an image and a caption, as far as can be told at a glance: what is mistaken merely waits."""
+    return not IMAGES.isdisjoint(sample) and ("txt" in sample or _CAPTION.search(sample.get("json", b"")) is not None)
 
 
 class ShardStream:
@@ -171,7 +191,7 @@ class ShardStream:
     def __init__(self, shards: list[str], seed: int, shuffle_buffer: int, split: Split = Split()):
         self.shards, self.seed, self.shuffle_buffer, self.split = shards, seed, shuffle_buffer, split
 
-    def iterate(self, start: Position = Position()) -> Iterator[tuple[Position, dict[str, bytes]]]:
+    def iterate(self, start: Position = Position()) -> Iterator[tuple[Position, dict]]:
         """Samples from a position on, each with the position that follows it.
 
         Samples before the position are read and thrown away undecoded, at most one epoch of them.
@@ -186,8 +206,8 @@ class ShardStream:
                 raise ValueError(f"{self._part(epoch)[0]} … holds no sample")
             epoch, skip = epoch + 1, 0
 
-    def _epoch(self, epoch: int) -> Iterator[dict[str, bytes]]:
-        samples = read(self._part(epoch))
+    def _epoch(self, epoch: int) -> Iterator[dict]:
+        samples = read(self._part(epoch), APART_BYTES // self.split.count)
         if not self.shuffle_buffer:
             return samples
         return _shuffled(samples, self.shuffle_buffer, random.Random(f"{self.seed} {epoch} {self.split.index}"))

@@ -16,16 +16,17 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch.utils.data import Dataset
 
+from dalle.data.counts import Counts
 from dalle.data.loading import load
 from dalle.text import Cuts, Tokenizer, pad
 
@@ -35,12 +36,19 @@ _SHARDS_TOGETHER = 32
 
 @dataclass(frozen=True)
 class Meta:
-    """What the codes mean. `dvae_hash` is the content hash of the dVAE's weights."""
+    """What the codes mean. `dvae_hash` is the content hash of the dVAE's weights; `samples`, what became of the samples of
+    the image-text shards, as `Counts.to_json` has it, {} where that was not told."""
 
     grid: int
     codebook_size: int
     dvae_hash: str
     shard_sizes: tuple[int, ...] = ()
+    samples: dict = field(default_factory=dict)
+
+    @property
+    def counts(self) -> Counts | None:
+        """The samples, counted; null where that was not told."""
+        return Counts.from_json(self.samples) if self.samples else None
 
 
 class TokenWriter:
@@ -90,14 +98,21 @@ class TokenWriter:
         self._sizes.append(len(self._codes))
         self._codes, self._captions = [], []
 
-    def close(self) -> Meta:
-        """Write what is left and move everything into place. Raises ValueError if there was nothing to write."""
+    def close(self, counts: Counts | None = None) -> Meta:
+        """Write what is left and move everything into place.
+
+        Args:
+            counts: of the samples that the pairs are from
+
+        Raises:
+            ValueError: there was nothing to write
+        """
         if self._codes:
             self._write()
         if not self._sizes:
             shutil.rmtree(self.folder)
             raise ValueError("no pair could be tokenized")
-        meta = Meta(self.meta.grid, self.meta.codebook_size, self.meta.dvae_hash, tuple(self._sizes))
+        meta = replace(self.meta, shard_sizes=tuple(self._sizes), samples={} if counts is None else counts.to_json())
         (self.folder / "meta.json").write_text(json.dumps(asdict(meta), indent=2))
         shutil.rmtree(self.target, ignore_errors=True)
         os.replace(self.folder, self.target)
@@ -109,19 +124,20 @@ class TokenShards:
 
     Args:
         folder: written by `TokenWriter`
+        look: see that every shard is there; left to opening it otherwise
 
     Raises:
         ValueError: the folder is missing or incomplete
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, look: bool = True):
         self.folder = Path(folder)
         path = self.folder / "meta.json"
         if not path.is_file():
             raise ValueError(f"{folder} holds no token shards (no meta.json): run dalle-tokenize to its end first")
         values = json.loads(path.read_text())
         self.meta = Meta(**{**values, "shard_sizes": tuple(values["shard_sizes"])})
-        for shard in range(len(self.meta.shard_sizes)):
+        for shard in range(len(self.meta.shard_sizes) if look else 0):
             if not self._path(shard).is_file():
                 raise ValueError(f"token shard {self._path(shard)} is missing")
         self._open = lru_cache(maxsize=_SHARDS_TOGETHER)(self._load)
@@ -130,7 +146,7 @@ class TokenShards:
 
     def __reduce__(self):
         # a spawned loader worker opens the folder anew: what the caches hold cannot be sent to it
-        return TokenShards, (self.folder,)
+        return TokenShards, (self.folder, False)
 
     def __len__(self) -> int:
         return sum(self.meta.shard_sizes)
@@ -139,8 +155,13 @@ class TokenShards:
         return self.folder / f"tokens-{shard:05d}.safetensors"
 
     def _load(self, shard: int):
-        file = safe_open(self._path(shard), framework="numpy")
-        return file.get_slice("codes_NI"), file.get_tensor("captions_utf8"), file.get_tensor("caption_ends_N")
+        try:
+            file = safe_open(self._path(shard), framework="numpy")
+            return file.get_slice("codes_NI"), file.get_tensor("captions_utf8"), file.get_tensor("caption_ends_N")
+        except FileNotFoundError:
+            raise ValueError(f"token shard {self._path(shard)} is missing") from None
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"token shard {self._path(shard)} cannot be read ({error}): make it again") from None
 
     def pair(self, shard: int, row: int) -> tuple[np.ndarray, list[str]]:
         """Codes uint16 [I] and captions of one pair."""

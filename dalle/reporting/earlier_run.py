@@ -34,7 +34,7 @@ def drop_after(folder: Path, start_step: int) -> float:
 
 def set_aside(folder: Path) -> float:
     """Moves what an earlier run left in `folder` to `previous-N/`: a new run neither mixes with it nor deletes it."""
-    names = ("metrics.jsonl", "run.json", "report.html", "pictures")
+    names = ("metrics.jsonl", "run.json", "samples.json", "report.html", "pictures")
     if left := [folder / name for name in names if (folder / name).exists()]:
         previous = next(path for number in count(1) if not (path := folder / f"previous-{number}").exists())
         previous.mkdir()

@@ -21,6 +21,7 @@ from PIL import Image
 from dalle.reporting.explanations import FIGURES
 from dalle.reporting.page_head import head, replace_text
 from dalle.reporting.plots import MAX_SCALE_POINTS, SCALE_COLOURS, TRAIN, VALID, plot, smooth, svg, thin
+from dalle.reporting.samples import samples_section
 
 SPEED = ("images_per_s", "tokens_per_s", "mfu", "data_wait", "memory_gb")
 MAX_WARNINGS = 100
@@ -66,6 +67,7 @@ def write_report(folder: Path) -> None:
     parts = [
         head(title, STYLE),
         _headline(title, run, records, series),
+        samples_section(folder),
         _warnings(records),
         _pictures(folder),
         _curves(series),

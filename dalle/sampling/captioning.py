@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from dalle.config import Precision, RankBy
+from dalle.data.captions import is_encodable
 from dalle.layout import predicting
 from dalle.models.prior import Prior
 from dalle.sampling.pipeline import Pipeline
@@ -159,4 +160,6 @@ def _caption_of(line: str, where: str) -> str:
         raise ValueError(f'{where}: is not an object like {{"caption": "a red circle"}}')
     if not caption.strip():
         raise ValueError(f"{where}: the caption is empty")
+    if not is_encodable(caption):
+        raise ValueError(f"{where}: the caption holds half a character (\\ud800 to \\udfff), which is no text")
     return caption

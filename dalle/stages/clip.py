@@ -10,7 +10,8 @@ import torch
 
 from dalle.cluster.topology import World
 from dalle.config import Precision, TrainCLIP
-from dalle.data.pairs import PairBatches, PairLoader, to_tensor, warn_of_bad_samples
+from dalle.data.counts import Counts
+from dalle.data.pairs import PairBatches, PairLoader, to_tensor
 from dalle.data.samples import read_pairs
 from dalle.models.clip import CLIP
 from dalle.models.dvae import DVAE
@@ -45,7 +46,7 @@ def stage(config: TrainCLIP, world: World) -> Stage:
     loader = PairLoader(batches, config.run.loader_workers)
     validation = _Validation(config, model, dvae, world.device) if config.valid_data and world.is_main else None
     cuts = Cuts(model.caption_tokens)
-    bad_samples, cut_captions = warn_of_bad_samples(loader), CutCaptions(cuts, world)
+    cut_captions = CutCaptions(cuts, world)
     return Stage(
         kind="clip",
         objective=CLIPObjective(model, world.rank, world.size),
@@ -59,8 +60,9 @@ def stage(config: TrainCLIP, world: World) -> Stage:
         next_command=f'dalle-sample --model MODEL --clip {config.output} --rerank "CAPTION"',
         links=links,
         files=files,
-        check=lambda step, values: [*bad_samples(step, values), *cut_captions.check(step, values)],
+        check=cut_captions.check,
         conclude=cut_captions.conclude,
+        samples=lambda: {"data": loader.counts} | (validation.samples if validation else {}),
     )
 
 
@@ -91,9 +93,9 @@ class _Validation:
         self.model, self.device = model, device
         count = config.run.validation_batches * config.run.batch_size
         images = replace(config.images, augmentation="none", cache_bytes=0)
-        pairs = list(itertools.islice(read_pairs(config.valid_data, images, model.image_size_px), count))
-        if not pairs:
-            raise ValueError(f"valid_data {config.valid_data}: no sample can be used")
+        counts = Counts()
+        self.samples = {"valid_data": counts}
+        pairs = list(itertools.islice(read_pairs(config.valid_data, images, model.image_size_px, counts=counts), count))
         size = min(config.run.batch_size, len(pairs))
         self.batches = []
         for first in range(0, len(pairs) - size + 1, size):

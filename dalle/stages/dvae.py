@@ -15,7 +15,8 @@ from PIL import Image
 from dalle.cluster.sync_batchnorm import synchronised
 from dalle.cluster.topology import World
 from dalle.config import TrainDVAE
-from dalle.data.pairs import PairBatches, PairLoader, to_tensor, warn_of_bad_samples
+from dalle.data.counts import Counts
+from dalle.data.pairs import PairBatches, PairLoader, to_tensor
 from dalle.data.samples import read_pairs
 from dalle.evaluation.bicubic import bicubic_of_equal_size
 from dalle.models.dvae import DVAE
@@ -43,7 +44,6 @@ def stage(config: TrainDVAE, world: World) -> Stage:
     size_px = config.model.image_size_px
     batches = PairBatches(config.data, config.images, size_px, config.run, world.rank, world.size)
     loader = PairLoader(batches, config.run.loader_workers)
-    bad_samples, codebook = warn_of_bad_samples(loader), _check_codebook(config)
     validation = _Validation(config, model, world.device) if world.is_main else None
     return Stage(
         kind="dvae",
@@ -60,7 +60,8 @@ def stage(config: TrainDVAE, world: World) -> Stage:
         next_command=f"dalle-tokenize --data '{config.data}' --dvae {config.output} --output TOKENS",
         derive=_use_of_codes,
         highlights=("psnr_db", "perplexity", "codes_used", "kl_per_position_nats"),
-        check=lambda step, values: bad_samples(step, values) + codebook(step, values),
+        check=_check_codebook(config),
+        samples=lambda: {"data": loader.counts} | (validation.samples if validation else {}),
     )
 
 
@@ -122,10 +123,10 @@ class _Validation:
         count = config.run.validation_batches * config.run.batch_size if config.valid_data else _PICTURES
         images = replace(config.images, augmentation="none", cache_bytes=0)
         shards = config.valid_data or config.data
-        pairs = itertools.islice(read_pairs(shards, images, config.model.image_size_px), count)
+        counts = Counts()
+        pairs = itertools.islice(read_pairs(shards, images, config.model.image_size_px, counts=counts), count)
         self.images = [pair.image for pair in pairs]
-        if not self.images:
-            raise ValueError(f"{shards}: no sample can be used (see `images`)")
+        self.samples = {"valid_data": counts} if config.valid_data else {}
 
     def figures(self) -> dict[str, float]:
         model = self.config.model

@@ -30,8 +30,10 @@ _DRAWN_PER_CAPTION = 4
 def stage(config: TrainPrior, world: World) -> Stage:
     """Stage two, ready for the loop."""
     tokenizer = Tokenizer.load(config.tokenizer)
-    shards = TokenShards(config.data)
-    _check(config, shards, tokenizer)
+    # one rank looks whether they are there: with many it would be millions of calls, and opening them tells it as well
+    shards = TokenShards(config.data, look=world.is_main)
+    valid_shards = TokenShards(config.valid_data, look=world.is_main) if config.valid_data else None
+    _check(config, shards, valid_shards, tokenizer)
     torch.manual_seed(config.run.seed)
     with sharded_construction(config.run, world):
         model = Prior(config.model)
@@ -48,7 +50,8 @@ def stage(config: TrainPrior, world: World) -> Stage:
         world.rank,
         world.size,
     )
-    validation = _Validation(config, objective, tokenizer, world)
+    validation = _Validation(config, objective, tokenizer, valid_shards or shards, world)
+    samples = {"data": shards.meta.counts} | ({"valid_data": valid_shards.meta.counts} if valid_shards else {})
     loader = TokenLoader(batches, config.run.loader_workers)
     cut_captions = CutCaptions(loader.cuts, world)
     return Stage(
@@ -64,6 +67,7 @@ def stage(config: TrainPrior, world: World) -> Stage:
         draw=validation.pictures,
         data=f"{len(shards):,} pairs",
         next_command=f'dalle-sample --prior {config.output} --dvae {config.dvae} "CAPTION"',
+        samples=lambda: {name: each for name, each in samples.items() if each and world.is_main},
         links={"dvae_hash": shards.meta.dvae_hash, "tokenizer_hash": tokenizer.hash},
         files=tokenizer.files(),
         check=cut_captions.check,
@@ -86,13 +90,13 @@ def _divisor(count: torch.Tensor) -> torch.Tensor:
     return count.where(count > 0, 1.0)
 
 
-def _check(config: TrainPrior, shards: TokenShards, tokenizer: Tokenizer) -> None:
+def _check(config: TrainPrior, shards: TokenShards, valid_shards: TokenShards | None, tokenizer: Tokenizer) -> None:
     dvae_hash = read_header(config.dvae)["hash"]
     check_link(
         f"the tokens in {config.data} were made by another dVAE than {config.dvae}", shards.meta.dvae_hash, dvae_hash
     )
-    if config.valid_data:
-        found = TokenShards(config.valid_data).meta.dvae_hash
+    if valid_shards is not None:
+        found = valid_shards.meta.dvae_hash
         check_link(f"the tokens in {config.valid_data} were made by another dVAE than {config.dvae}", found, dvae_hash)
     for name, expected in (("grid", shards.meta.grid), ("codebook_size", shards.meta.codebook_size)):
         if getattr(config.model, name) != expected:
@@ -108,9 +112,10 @@ class _Validation:
     """Losses on held-out pairs, and samples for a few of their captions. Without held-out pairs samples alone, for
     captions of the training."""
 
-    def __init__(self, config: TrainPrior, objective: PriorObjective, tokenizer: Tokenizer, world: World):
-        self.objective, self.tokenizer, self.world = objective, tokenizer, world
-        self.shards = TokenShards(config.valid_data or config.data)
+    def __init__(
+        self, config: TrainPrior, objective: PriorObjective, tokenizer: Tokenizer, shards: TokenShards, world: World
+    ):
+        self.objective, self.tokenizer, self.shards, self.world = objective, tokenizer, shards, world
         self.config, self.sharded = config, config.run.zero_stage == 3
         size = min(config.run.micro_batch_size(world.size), len(self.shards))
         self.batches = TokenBatches(self.shards, tokenizer, config.model.caption_tokens, size, seed=0)

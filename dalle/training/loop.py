@@ -20,9 +20,11 @@ from dalle.checkpoints.checkpoint import NotSaved
 from dalle.cluster.topology import World
 from dalle.cluster.watch import Watch
 from dalle.config import Optimizer, Run
+from dalle.data.counts import totalled
 from dalle.optim.ema import EMA
 from dalle.optim.plateau import PlateauRule
 from dalle.reporting.machine_limit import matrix_flops_per_s
+from dalle.reporting.samples import SamplesLog
 from dalle.reporting.telemetry import Telemetry
 from dalle.training.engine import Engine
 from dalle.training.saving import Saver
@@ -102,6 +104,7 @@ class _Training:
             flops_per_unit=flops_per_unit,
             limit_flops_per_s=limit_flops_per_s,
         )
+        self.samples = SamplesLog(folder, self.telemetry.warn, world.is_main)
         self._announce()
         self.waited_s = 0.0
         self.logged_at = time.monotonic()
@@ -130,9 +133,9 @@ class _Training:
                     self.saver.save_model()
                     self._show()
             except BaseException:
-                self.telemetry.close("failed")
+                self.telemetry.close("failed", self.samples.lines())
                 raise
-            lines = self.stage.conclude()
+            lines = [*self.samples.lines(), *self.stage.conclude()]
             self.telemetry.close("finished" if finished else "stopped, continue with --resume,", lines)
             if finished:
                 self.telemetry.tell(f"next: {self.stage.next_command}")
@@ -212,6 +215,7 @@ class _Training:
         self.telemetry.log(self.step, values, counted * self.run.batch_size * self.stage.units_per_sample, waited_s)
         if self.plateau and finite:
             self.plateau.take(values["loss"], counted, self.step)
+        self.samples.take(totalled(self.world.gather(self.stage.samples())))
         for warning in self.stage.check(self.step, values):
             self.telemetry.warn(warning)
         if skipped or finite < 1:

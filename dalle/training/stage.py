@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from dalle.cluster.topology import World
+from dalle.data.counts import Counts
 
 
 @dataclass
@@ -31,6 +32,8 @@ class Stage:
         draw: pictures of what the (averaged) model does, called on the first rank
         check: from the logged figures to plain warnings
         conclude: lines that are said at the end, called on every rank
+        samples: what happened to the samples so far, those of this rank, by the setting that names the data; {} where another
+            rank tells, or where nothing can be left out
         derive: from the means, since the last log line and over all ranks, of metrics that are vectors to figures
         highlights: names of the figures that the progress bar shows beside loss and step size
         links: hashes of what it is trained with
@@ -52,6 +55,7 @@ class Stage:
     draw: Callable[[], dict[str, Image.Image]] | None = None
     check: Callable[[int, dict[str, float]], list[str]] = lambda step, values: []
     conclude: Callable[[], list[str]] = list
+    samples: Callable[[], dict[str, Counts]] = dict
     derive: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = lambda vectors: {}
     highlights: tuple[str, ...] = ()
     links: dict[str, str] = field(default_factory=dict)

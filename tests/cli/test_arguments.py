@@ -1,11 +1,24 @@
 """The command line's own rules: quotes, dashes, help."""
 
 import shlex
+import typing
 
 import pytest
 
 from dalle.cli.arguments import parse
-from dalle.config import Sample, TrainDVAE, TrainTokenizer
+from dalle.config import (
+    Caption,
+    Demo,
+    Describe,
+    DrawShapes,
+    Export,
+    Sample,
+    Tokenize,
+    TrainCLIP,
+    TrainDVAE,
+    TrainPrior,
+    TrainTokenizer,
+)
 from tests.conftest import ROOT
 
 
@@ -78,3 +91,25 @@ def test_shipped_configurations_have_names(tmp_path, monkeypatch):
     assert parse(TrainDVAE, "t", ["--config", "demo/dvae", *inputs]).run.steps == 3  # a file of that path comes first
     with pytest.raises(ValueError, match=r"no such file: demo/dvea; the nearest that is shipped is demo/dvae"):
         parse(TrainDVAE, "t", ["--config", "demo/dvea", *inputs])
+
+
+def test_a_tilde_is_the_home_folder_in_every_path_of_every_command(tmp_path, monkeypatch):
+    """Those of a configuration file, and after `=`, no shell has seen."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "some.yaml").write_text("data: ~/x.tar\noutput: ~/t.json\n")
+    for argv in (["--config", "~/some.yaml"], ["--config=~/some.yaml"], ["--data=~/x.tar", "--output", "~/t.json"]):
+        config = parse(TrainTokenizer, "dalle-train-tokenizer", argv)
+        assert (config.data, config.output) == (f"{tmp_path}/x.tar", f"{tmp_path}/t.json")
+    needed = {"optimizer.step_size.start": "1", "optimizer.step_size.end": "1", "run.steps": "1", "run.batch_size": "8"}
+    for cls in (Caption, Demo, Describe, DrawShapes, Export, Tokenize, TrainCLIP, TrainDVAE, TrainPrior):
+        hints = typing.get_type_hints(cls)
+        paths = [name for name, kind in hints.items() if kind in (str, str | None)]
+        values = dict.fromkeys(paths, "~/x") | (needed if "optimizer" in hints else {})
+        config = parse(cls, "test", [part for key, value in values.items() for part in (f"--{key}", value)])
+        assert paths and all(getattr(config, name) == f"{tmp_path}/x" for name in paths), cls
+    for image in ("prompt_image", "variations_of"):
+        folders = {name: "~/x" for name in ("model", "output", "clip", "dvae", "prior", image)}
+        config = _sample("a cat", "--rows", "1", *(p for key, value in folders.items() for p in (f"--{key}", value)))
+        assert all(getattr(config, name) == f"{tmp_path}/x" for name in folders)
+    assert _sample("--captions", "~/x").captions == _sample("--again", "~/x").again == f"{tmp_path}/x"
+    assert _sample("~/x is no path").caption == "~/x is no path"

@@ -65,7 +65,10 @@ def test_tokenize_keeps_the_order_and_reports_what_it_left_out(tmp_path, dvae, c
     arguments = ["--dvae", str(dvae), "--output", str(tmp_path / "tokens"), "--pairs_per_shard", "40"]
     tokenize(["--data", str(tmp_path / "some.tar"), *arguments])
     assert "70 pairs in 2 token shards" in (out := capsys.readouterr().out)
-    assert "of 71 samples 1 were filtered out, 0 could not be read" in out
+    assert (
+        "of 71 samples 70 were used, 1 filtered out, 0 broken (1 × longer than images.max_aspect_ratio 2 times" in out
+    )
+    assert "0070 (100×32)" in out
     shards = TokenShards(tmp_path / "tokens")
     assert [shards.pair(*divmod(i, 40))[1] for i in range(70)] == [[f"number {i}"] for i in range(70)]
 

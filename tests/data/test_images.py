@@ -13,6 +13,7 @@ from PIL import Image
 
 from dalle.config import Images
 from dalle.data import images
+from dalle.data.counts import Filtered
 from dalle.data.samples import Decoder, read_pairs
 from dalle.sampling.drawing import Drawing, read_drawing
 from dalle.sampling.gallery import Gallery
@@ -299,11 +300,12 @@ def test_the_limit_of_pixels_has_a_name(tmp_path):
     large = {"__key__": "0", "__url__": "u", "png": _header_alone(10_000, 9_000), "txt": b"a wall"}
     for config in (Images(), Images(max_pixels=5_000)):
         decoder = Decoder(config, 16, seed=0)
-        assert decoder.captions(large) is None
-        assert decoder.counts.bad == {f"image over the limit of images.max_pixels {config.max_pixels}": 1}
+        with pytest.raises(Filtered, match=f"the limit, images.max_pixels {config.max_pixels}: 10000×9000"):
+            decoder.captions(large)
     fine = {**large, "png": encoded(gradient(60, 50))}
     assert Decoder(Images(max_pixels=3_000), 16, seed=0)(fine, 0).image.shape == (16, 16, 3)
-    assert Decoder(Images(max_pixels=2_999), 16, seed=0)(fine, 0) is None
+    with pytest.raises(Filtered, match=r"images.max_pixels 2999: 60×50"):
+        Decoder(Images(max_pixels=2_999), 16, seed=0)(fine, 0)
     (tmp_path / "large.png").write_bytes(large["png"])
     for read in (partial(read_image, option="prompt_image"), read_drawing):
         with pytest.raises(ValueError, match=r"large.png: image of 10000×9000 pixels: over the limit of 89,478,485"):

@@ -11,6 +11,8 @@ from PIL import Image
 
 from dalle.config import Images, Run
 from dalle.data import images
+from dalle.data.counts import Counts
+from dalle.data.images import header_size
 from dalle.data.pairs import PairBatches, PairLoader
 from dalle.data.shards import read
 from tests.data.pictures import check_enlarged_ramp, encoded, flat, gradient, small_ramp, write_shard
@@ -143,19 +145,97 @@ def test_what_does_not_decode_is_stood_in_for_by_what_comes_next(tmp_path):
         captions = [captions for captions, _ in _updates(loaders, 3)]
         assert captions == [["a", "d", "d", "d"], ["g", "g", "a", "d"], ["d", "d", "g", "g"]]
         if ranks == 1:
-            assert loaders[0].num_bad == {0: 8}  # b c e f in either epoch, c and d of the second looked at once
+            # of the first epoch alone; e, whose caption might come later, is its last
+            assert loaders[0].counts.read == 7
+            names = {reason: [key for _, key, _ in found.first] for reason, found in loaders[0].counts.broken.items()}
+            assert names == {"image does not decode": ["0001", "0002", "0005"], "no caption": ["0004"]}
             assert _take(_loader(tmp_path / "some.tar", config, 2), 2)[1]["captions"] == ["d", "d"]
 
 
-def test_what_takes_no_row_is_counted_once_over_all_readers(tmp_path):
-    good, bad = {"png": encoded(gradient()), "txt": b"fine"}, {"png": encoded(gradient())}
-    write_shard(tmp_path / "some.tar", [good, good, bad, good, bad, bad, good, bad] * 5)
-    for ranks, workers in ((1, 0), (1, 3), (2, 2), (4, 1)):
-        config = replace(NO_CROP, max_bad_fraction=0.9)
-        loaders = [_loader(tmp_path / "some.tar", config, 4, ranks, workers, rank=rank) for rank in range(ranks)]
-        _updates(loaders, 5)
-        # those before a last one that no row comes after
-        assert sum(sum(loader.num_bad.values()) for loader in loaders) == 5 * 4 - 1
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """Four shards of 20 samples: 12 good, 3 filtered out, 5 broken in three ways; and a file that is no sample."""
+    folder, rng = tmp_path_factory.mktemp("mixed"), np.random.default_rng(1)
+    for shard in range(4):
+        samples = []
+        for i in range(20):
+            pixels = rng.integers(0, 256, (16, 40 if i in (2, 3, 11) else 16, 3), dtype=np.uint8)
+            samples.append({"png": encoded(Image.fromarray(pixels)), "txt": f"{shard} {i}".encode()})
+        for i in (5, 6):
+            samples[i]["png"] = samples[i]["png"][:-200]  # the header tells nothing of it
+        samples[8]["png"] = b"broken"
+        samples[9]["txt"] = b"\xff"
+        del samples[19]["txt"]
+        samples[0]["npy"] = b""
+        write_shard(folder / f"{shard}.tar", samples)
+    return folder
+
+
+def _noise() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+
+
+def _summed_up(counts: Counts) -> tuple:
+    """All but the names, whose order depends on who reads."""
+    return counts.read, *({reason: found.count for reason, found in kind.items()} for kind in counts.left_out())
+
+
+MIXED = (
+    80,
+    {"longer than images.max_aspect_ratio 2 times its shorter side": 12},
+    {"image does not decode": 12, "caption is not text": 4, "no caption": 4},
+    {"another kind of file": 4},
+)
+
+
+@pytest.mark.parametrize("ranks_workers_accumulation", [(1, 0, 1), *WORLDS], ids=str)
+def test_each_sample_counts_once_over_all_readers_and_epochs(mixed, ranks_workers_accumulation):
+    """56 rows an epoch: 12 good ones and 2 whose pixels are broken of each shard. Two epochs and a little more."""
+    ranks, workers, accumulation_steps = ranks_workers_accumulation
+    spec, config = f"{mixed}/*.tar", Images(shuffle_buffer=20, max_bad_fraction=0.9)
+    loaders = [_loader(spec, config, 8, ranks, workers, accumulation_steps, rank) for rank in range(ranks)]
+    assert loaders[0].dataset.num_streams == 4
+    _updates(loaders, 16)
+    assert _summed_up(sum((loader.counts for loader in loaders), Counts())) == MIXED
+
+
+def test_counts_go_on_after_a_resume_with_other_processes(mixed):
+    spec, config, state = f"{mixed}/*.tar", Images(shuffle_buffer=20, max_bad_fraction=0.9), {}
+    for ranks, workers, steps in ((2, 2, 2), (4, 0, 2), (1, 1, 0), (1, 0, 1), (2, 1, 11)):
+        loaders = [_loader(spec, config, 8, ranks, workers, rank=rank) for rank in range(ranks)]
+        for loader in loaders if state else []:
+            loader.load_state_dict(state)
+        if steps:
+            _updates(loaders, steps)
+        states = [json.loads(json.dumps(loader.state_dict())) for loader in loaders]
+        state = {name: value for one in states for name, value in one.items()}
+    assert _summed_up(sum((loader.counts for loader in loaders), Counts())) == MIXED
+
+
+def test_images_that_all_do_not_decode_end_the_stream(tmp_path):
+    """Their headers do, so that each takes a row, for which one that decodes is looked for."""
+    broken = {"png": encoded(_noise())[:-200], "txt": b"fine"}
+    assert header_size(broken["png"]) == (16, 16)
+    write_shard(tmp_path / "some.tar", [broken] * 30)
+    with pytest.raises(ValueError, match=r"samples cannot be used .*image does not decode"):
+        _take(_loader(tmp_path / "some.tar", replace(NO_CROP, max_bad_fraction=1.0), 4), 1)
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_broken_samples_in_a_row_do_not_end_a_run_that_is_resumed_before_them(tmp_path, header):
+    """The limit is a share of all that the run has read, but for data that are broken from the beginning."""
+    good = {"png": encoded(_noise()), "txt": b"fine"}
+    broken = {**good, "png": good["png"][:-200] if header else b"broken"}
+    write_shard(tmp_path / "some.tar", [good] * 300 + [broken] * 45 + [good] * 50)
+    config = replace(NO_CROP, max_bad_fraction=0.14)
+    for ranks in (1, 2):
+        loaders = [_loader(tmp_path / "some.tar", config, 100, rank=rank, ranks=ranks) for rank in range(ranks)]
+        _updates(loaders, 3)
+        state = {name: value for loader in loaders for name, value in loader.state_dict().items()}
+        resumed = _loader(tmp_path / "some.tar", config, 100)
+        resumed.load_state_dict(json.loads(json.dumps(state)))
+        _take(resumed, 2)
+        assert (resumed.counts.read, resumed.counts.num_broken) == (395, 45)
 
 
 @pytest.mark.parametrize(
@@ -175,29 +255,28 @@ def test_what_changes_the_order_is_refused_by_name(motley, change, message):
 
 
 @pytest.mark.parametrize(
-    ("least", "expected", "num_bad"),
+    ("least", "expected", "num_filtered", "num_broken"),
     [
-        (0, {"0": "", "1": "a b", "2": "", "3": "cccc", "4": ""}, 1),
-        (1, {"1": "a b", "3": "cccc"}, 4),
-        (3, {"1": "a b", "3": "cccc"}, 4),
-        (4, {"3": "cccc"}, 4),
-        (5, {}, None),
+        (0, {"0": "", "1": "a b", "2": "", "3": "cccc", "4": ""}, 0, 1),
+        (1, {"1": "a b", "3": "cccc"}, 0, 4),
+        (3, {"1": "a b", "3": "cccc"}, 0, 4),
+        (4, {"3": "cccc"}, 1, 4),
+        (5, {}, None, None),
     ],
 )
-def test_pairs_without_a_caption_are_taken_where_none_is_asked_for(tmp_path, least, expected, num_bad):
+def test_pairs_without_a_caption_are_taken_where_none_is_asked_for(tmp_path, least, expected, num_filtered, num_broken):
     texts = [{}, {"txt": b" a  b"}, {"txt": b"\n"}, {"txt": b"cccc"}, {"json": b'{"caption": null}'}, {"txt": b"\xff"}]
     samples = [{"png": encoded(flat((i, 0, 0))), **text} for i, text in enumerate(texts)]
-    write_shard(tmp_path / "some.tar", [samples[-1], *samples[:-1]])  # what cannot be read counts with the next row
+    write_shard(tmp_path / "some.tar", samples)
     loader = _loader(tmp_path / "some.tar", replace(NO_CROP, min_caption_chars=least), max(1, len(expected)))
     if not expected:
-        with pytest.raises(ValueError, match="is bad or filtered out"):
+        with pytest.raises(ValueError, match="of 6 samples 0 were used, 2 filtered out, 4 broken"):
             _take(loader, 1)
         return
-    (batch,) = _take(loader, 1)
+    batch, _ = _take(loader, 2)
     shown = [str(image[0, 0, 0].item()) for image in batch["images_BCYX"]]
     assert dict(zip(shown, batch["captions"], strict=True)) == expected
-    # the one that lies after the last row is not met yet
-    assert sum(loader.num_bad.values()) == num_bad - (least > 0)
+    assert (loader.counts.num_filtered, loader.counts.num_broken) == (num_filtered, num_broken)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -228,7 +307,7 @@ def test_odd_pictures_come_out_as_they_are_seen_and_broken_ones_are_counted(tmp_
     assert [batch["captions"][0] for batch in batches] == [
         *("rotated", "CMYK", "big-endian", "big-endian", "grey", "grey", "half transparent")
     ]
-    assert loader.num_bad == {0: 3}
+    assert loader.counts.broken["image does not decode"].count == loader.counts.num_broken == 3
 
 
 @pytest.mark.parametrize("augmentation", ["none", "dvae", "prior"])
@@ -244,10 +323,10 @@ def test_small_images_are_enlarged_by_the_loader(tmp_path, augmentation):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stream_that_nothing_of_can_be_used_ends(motley, tmp_path, workers):
     for spec in (f"{motley}/00.tar", f"{motley}/*.tar"):
-        with pytest.raises(ValueError, match=r"^every sample of .*\.tar … is bad or filtered out"):
+        with pytest.raises(ValueError, match=r"^no sample of .*\.tar … can be used: of .* caption shorter than"):
             _take(_loader(spec, Images(min_caption_chars=1000, max_bad_fraction=0.5), 16, workers=workers), 1)
     write_shard(tmp_path / "bad.tar", [{"txt": b"no image"}] * 3)
-    with pytest.raises(ValueError, match=r"^(\d+) of \1 samples cannot be used \(\1 × no image\)"):
+    with pytest.raises(ValueError, match=r"^(\d+) of \1 samples cannot be used \(\1 × no image: 0000"):
         _take(_loader(tmp_path / "bad.tar", NO_CROP, 4, workers=workers), 1)
 
 

@@ -1,47 +1,18 @@
-"""Captions of raw samples, filtering, counting what cannot be used, one pass after another."""
+"""Filtering, counting what cannot be used, one pass after another."""
 
+import io
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
 
 from dalle.config import Images
-from dalle.data.captions import read_captions
+from dalle.data.counts import Counts, Reason
 from dalle.data.loading import load
 from dalle.data.pairs import PairPasses
-from dalle.data.samples import Counts, Decoder, read_pairs
-from dalle.data.shards import read
+from dalle.data.samples import read_pairs
 from tests.data.pictures import encoded, gradient, write_shard
-
-
-@pytest.mark.parametrize(
-    ("files", "reason"),
-    [
-        ({"txt": b"   "}, "no caption"),
-        ({}, "no caption"),
-        ({"txt": b"\xff\xfe\xfa"}, "caption is not text"),
-        ({"json": b"{bad"}, "caption is not text"),
-        ({"json": b'{"captions": [1, 2]}'}, "caption is not text"),
-        ({"json": b'{"captions": []}', "txt": b"x"}, "no caption"),
-    ],
-)
-def test_bad_captions(files, reason):
-    """With 0 characters no caption is as good as any, but what is no text stays bad."""
-    sample = {"__key__": "0", "__url__": "u", "png": encoded(gradient()), **files}
-    for least in (0, 1, 2):
-        decoder = Decoder(Images(min_caption_chars=least), 16, seed=0)
-        if least == 0 and reason == "no caption":
-            assert decoder.captions(sample) == ([""], None)
-            assert decoder.counts.bad == {}
-        else:
-            assert decoder.captions(sample) is None
-            assert decoder.counts.bad == {reason: 1}
-
-
-def test_captions_of_the_json_come_first():
-    sample = {"json": b'{"captions": [" a  b ", "c"]}', "txt": b"d"}
-    assert read_captions(sample)[0] == ["a b", "c"]
-    assert read_captions({"json": b"{}", "txt": "ä".encode()})[0] == ["ä"]
 
 
 def test_bad_samples_are_skipped_and_counted_up_to_the_limit(tmp_path):
@@ -49,17 +20,53 @@ def test_bad_samples_are_skipped_and_counted_up_to_the_limit(tmp_path):
     wide = {"png": encoded(gradient(100, 40)), "txt": b"wide"}
     bad = {"png": b"broken", "txt": b"bad"}
     write_shard(tmp_path / "some.tar", [good] * 50 + [bad] * 2 + [wide] + [{"txt": b"no image"}] + [good] * 50)
-    decoder = Decoder(Images(augmentation="none"), 16, seed=0)
-    pairs = [pair for s in read([str(tmp_path / "some.tar")]) if (pair := decoder(s, 0))]
-    assert len(pairs) == 100
-    assert decoder.counts.filtered == 1
-    assert decoder.counts.bad == {"image does not decode": 2, "no image": 1}
+    path, counts = str(tmp_path / "some.tar"), Counts()
+    pairs = list(read_pairs(path, Images(augmentation="none"), 16, counts=counts))
+    assert len(pairs) == 100 and counts.read == 104
+    aspect = "longer than images.max_aspect_ratio 2 times its shorter side"
+    assert counts.filtered == {aspect: Reason(1, [(path, "0052", "100×40")])}
+    undecodable = [(path, key, "no image in PNG, JPEG, WEBP, BMP, GIF, TIFF, PPM") for key in ("0050", "0051")]
+    assert counts.broken == {
+        "image does not decode": Reason(2, undecodable),
+        "no image": Reason(1, [(path, "0053", "")]),
+    }
     write_shard(tmp_path / "many.tar", [good, bad] * 100)
     with pytest.raises(ValueError, match=r"cannot be used .*image does not decode.*max_bad_fraction"):
         list(read_pairs(str(tmp_path / "many.tar"), Images(), 16))
     write_shard(tmp_path / "all.tar", [bad] * 30)
     with pytest.raises(ValueError, match="20 of 20 samples"):
         list(read_pairs(str(tmp_path / "all.tar"), Images(), 16))
+
+
+def test_that_nothing_can_be_used_is_refused_with_its_reasons(tmp_path):
+    wide = {"png": encoded(gradient(100, 40)), "txt": b"wide"}
+    write_shard(tmp_path / "wide.tar", [wide] * 3)
+    with pytest.raises(
+        ValueError, match=r"no sample can be used: of 3 samples .*3 filtered out.*max_aspect_ratio 2.*0000"
+    ):
+        list(read_pairs(str(tmp_path / "wide.tar"), Images(), 16))
+
+
+def test_two_images_of_one_name_are_broken(tmp_path):
+    """A png beside a jpg may be its mask: nothing says which one the caption is of."""
+    good = {"png": encoded(gradient()), "txt": b"fine"}
+    write_shard(tmp_path / "some.tar", [good, {**good, "jpg": encoded(gradient(), "JPEG")}])
+    counts = Counts()
+    list(read_pairs(str(tmp_path / "some.tar"), Images(max_bad_fraction=0.9), 16, counts=counts))
+    assert counts.broken["two images of one name"].first[0][1:] == ("0001", "png, jpg")
+
+
+def test_names_that_are_no_text_are_seeds_and_names_all_the_same(tmp_path):
+    path = tmp_path / "some.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        for name, data in (("a\udcff.png", encoded(gradient())), ("a\udcff.txt", b"x"), ("b\x1b[2J.txt", b"y")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    counts = Counts()
+    config = Images(augmentation="dvae", max_bad_fraction=0.9)
+    assert [pair.captions for pair in read_pairs(str(path), config, 16, counts=counts)] == [["x"]]
+    assert "\\x1b" in counts.line() and counts.line().isprintable()
 
 
 def test_passes_in_a_worker_keep_order_and_counts(tmp_path, shapes_folder):
@@ -72,7 +79,7 @@ def test_passes_in_a_worker_keep_order_and_counts(tmp_path, shapes_folder):
     assert [c for batch in batches for c in batch["captions"]] == [pair.captions for pair in expected]
     images = np.concatenate([batch["images_BCYX"] for batch in batches])
     assert np.array_equal(images, np.stack([pair.image.transpose(2, 0, 1) for pair in expected]))
-    assert counts == Counts(read=136, filtered=6, bad={"image does not decode": 2})
+    assert (counts.read, counts.num_filtered, counts.num_broken) == (68, 3, 1), "of one pass"
 
 
 def test_moving_the_data_changes_no_crop(tmp_path, shapes_folder):

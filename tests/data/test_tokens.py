@@ -1,10 +1,13 @@
 """Token shards: round trip, a complete and reproducible order, one global batch for any number of ranks."""
 
 import pickle
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dalle.data.counts import Broken, Counts
 from dalle.data.tokens import Meta, TokenBatches, TokenLoader, TokenShards, TokenWriter
 from dalle.text import PAD, Tokenizer, pad
 
@@ -136,6 +139,33 @@ def test_what_fails_midway_leaves_nothing(tmp_path):
         writer.add(np.arange(4), ["a"])
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
+
+
+def test_what_became_of_the_samples_is_kept(tmp_path):
+    counts = Counts()
+    counts.add({"__key__": "a", "__url__": "x.tar"}, Broken("no image"))
+    with TokenWriter(tmp_path / "tokens", Meta(2, 10, "x"), 1) as writer:
+        writer.add(np.arange(4), ["a"])
+        assert writer.close(counts).counts == counts
+    assert TokenShards(tmp_path / "tokens").meta.counts == counts
+
+
+def test_one_process_looks_for_the_shards_and_the_others_find_out_when_they_open_them(shards, tmp_path, monkeypatch):
+    """With 1,024 processes and 15,000 shards, looking would be 15 million calls."""
+    folder = tmp_path / "tokens"
+    shutil.copytree(shards.folder, folder)
+    (folder / "tokens-00001.safetensors").unlink()
+    (folder / "tokens-00002.safetensors").write_bytes(b"cut off")
+    with pytest.raises(ValueError, match=r"tokens-00001\.safetensors is missing"):
+        TokenShards(folder)
+    asked = []
+    monkeypatch.setattr(Path, "is_file", lambda path, ask=Path.is_file: asked.append(path.name) or ask(path))
+    other = pickle.loads(pickle.dumps(TokenShards(folder, look=False)))
+    assert asked == ["meta.json"] * 2
+    assert other.pair(0, 0)[1] == shards.pair(0, 0)[1]
+    for shard, message in ((1, "is missing"), (2, "cannot be read")):
+        with pytest.raises(ValueError, match=rf"token shard .*tokens-0000{shard}\.safetensors {message}"):
+            other.pair(shard, 0)
 
 
 def test_an_incomplete_folder_is_refused(tmp_path):

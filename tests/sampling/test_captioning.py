@@ -200,6 +200,7 @@ def test_files_of_captions(tmp_path):
         ('{"caption": "a"}\n\nred circle', "line 3: is not an object"),
         ('{"text": "a"}', "line 1: is not an object"),
         ('{"caption": 5}', "line 1: is not an object"),
+        ('{"caption": "a"}\n{"caption": "a \\ud800"}', "line 2: the caption holds half a character"),
         (" \n", "has no caption"),
     ):
         lines.write_text(content)

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import warnings
 
 import pytest
@@ -83,6 +84,16 @@ def test_cut_captions_are_those_of_all_processes_and_told_when_they_double(monke
     assert told.conclude() == ["48 of 96 captions (50%) were cut to the 9 tokens that are read"]
     none = CutCaptions(Cuts(9, captions=5), world)
     assert none.check(0, {}) == none.conclude() == []
+
+
+@pytest.mark.parametrize("data", ["data", "valid_data"])
+def test_the_first_rank_alone_looks_for_the_token_shards(models, shapes_folder, tmp_path, data):
+    shutil.copytree(models / "tokens" / "train", tmp_path / "tokens")
+    (tmp_path / "tokens" / "tokens-00000.safetensors").unlink()
+    more = [f"--{data}", str(tmp_path / "tokens")]
+    with pytest.raises(ValueError, match="is missing"):
+        _stage("prior", models, shapes_folder, World(0, 2, CPU), *more)
+    assert _stage("prior", models, shapes_folder, World(1, 2, CPU), *more).samples() == {}
 
 
 def test_a_collapse_of_the_codebook_is_said_early_and_not_at_every_line():
