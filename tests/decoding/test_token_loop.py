@@ -230,6 +230,16 @@ def test_broken_weights_are_named(broken, value, precision):
             TokenLoop(prior, precision).codes(TEXT, torch.zeros(3, 1, dtype=torch.int64), Sampling(**options))
 
 
+def test_a_first_slot_that_is_broken_is_not_forgotten():
+    """The last slots of a convolutional layer no longer see it: their logits are finite."""
+    prior = _prior(grid=7, depth=1)
+    prior.image_tokens.weight.data[-1, 0] = float("nan")  # the start of the image
+    loop, seeds = TokenLoop(prior, "fp32"), torch.zeros(3, 1, dtype=torch.int64)
+    assert not list(loop.logits(TEXT, torch.zeros(3, 1, 49, dtype=torch.int64)))[0].isfinite().any()
+    with pytest.raises(ValueError, match="logits are not finite"):
+        loop.codes(TEXT, seeds, Sampling())
+
+
 def test_a_chunk_fits_the_memory(monkeypatch):
     loop = TokenLoop(_prior(), "fp32")
     weights = sum(p.numel() * 8 for p in loop.prior.parameters())
