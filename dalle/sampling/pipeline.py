@@ -144,7 +144,8 @@ class Pipeline:
         if self.clip is not None:
             for caption in filter(self.clip.cuts, captions):
                 warnings.warn(f"the reranker reads only the beginning of the caption {caption[:60]!r}", stacklevel=1)
-            embeddings_CE = self.clip.embed_texts(self.clip.tokens(captions).to(self.device))
+            with torch.autocast(self.device.type, enabled=False):
+                embeddings_CE = self.clip.embed_texts(self.clip.tokens(captions).to(self.device))
         return Reading(captions, text_CU, embeddings_CE)
 
     def chunk_width(self, sampling: Sampling) -> int:
@@ -174,8 +175,8 @@ class Pipeline:
         if scores_R is not None and not np.isfinite(scores_R).all():
             seed = seeds_CN.flatten()[int(np.argmin(np.isfinite(scores_R)))]
             raise ValueError(
-                f"the reranker gives scores that are not finite (first for seed {seed}): it is broken, or of no use with "
-                f"precision {sampling.precision}; draw without --rerank, or name another with --clip"
+                f"the reranker gives scores that are not finite (first for seed {seed}): it is broken; draw without "
+                "--rerank, or name another with --clip"
             )
         return Candidates(
             reading.captions,
@@ -214,8 +215,9 @@ class Pipeline:
             images_BCYX = to_uint8(self.decode(codes_BI, precision))
             pixels.append(images_BCYX)
             if self.clip is not None:
-                # of what is saved, so that a last bit of the decoder seldom shows in a score
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                # of what is saved, so that a last bit of the decoder seldom shows in a score; in fp32 whatever else is
+                # not, for the best of some that are close is another one in bf16
+                with torch.autocast(self.device.type, enabled=False):
                     embeddings.append(self.clip.embed_images(images_BCYX))
         scores_R = None
         if self.clip is not None:
@@ -238,10 +240,9 @@ class Pipeline:
 
     @torch.inference_mode()
     def reconstruct(self, images_BYX3: np.ndarray, precision: str) -> np.ndarray:
-        """Images uint8 [B, Y, X, 3] after the dVAE's encoder and decoder."""
-        images_BCYX = torch.from_numpy(images_BYX3).permute(0, 3, 1, 2).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return to_pixels(self.dvae.decode(self.dvae.encode(images_BCYX)))
+        """Images uint8 [B, Y, X, 3] after the dVAE's encoder, in fp32, and its decoder."""
+        codes_BI = torch.from_numpy(np.stack([encode_with(self.dvae, image_YX3) for image_YX3 in images_BYX3]))
+        return to_pixels(self.decode(codes_BI.to(self.device), precision))
 
     def release(self) -> None:
         """Give back the memory of the token loops; the next chunk makes its own."""

@@ -154,4 +154,5 @@ def encode_with(dvae: DVAE, image_YX3: np.ndarray) -> np.ndarray:
     """Codes int64 [I] of an image uint8 [Y, X, 3], in fp32."""
     device = next(dvae.parameters()).device
     image_BCYX = torch.from_numpy(image_YX3.copy()).permute(2, 0, 1)[None].to(device)
-    return dvae.encode(image_BCYX)[0].flatten().cpu().numpy()
+    with torch.autocast(device.type, enabled=False):
+        return dvae.encode(image_BCYX)[0].flatten().cpu().numpy()

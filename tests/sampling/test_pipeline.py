@@ -61,6 +61,45 @@ def test_images_and_scores_do_not_depend_on_how_many_are_looked_at_together(pipe
         assert np.abs(np.asarray(one.image, int) - np.asarray(other.image, int)).max() <= 1
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_each_candidate_is_scored_by_its_own_caption_in_fp32(pipeline, precision):
+    """Against the reranker asked for one picture and one caption at a time; also where the sampling is not in fp32."""
+    captions = ["a red circle", "a blue cross", "two of them"]
+    chunks = pipeline.candidates(captions, 5, 3, Sampling(chunk=4, precision=precision))
+    for chunk in chunks:
+        for row, caption in enumerate(captions):
+            for place, image_YX3 in enumerate(chunk.images_CNYX3[row]):
+                expected = [_score(pipeline.clip, image_YX3, text) for text in captions]
+                # unit vectors of 16 numbers, of products of another shape; in bf16 they are 1e-3 off
+                assert chunk.scores_CN[row, place] == pytest.approx(expected[row], abs=2e-6)
+                assert all(abs(score - expected[row]) > 1e-3 for score in expected if score != expected[row])
+            drawing = chunk.drawing(row, 0)
+            assert (drawing.caption, drawing.score) == (caption, pytest.approx(chunk.scores_CN[row, 0]))
+
+
+@torch.inference_mode()
+def _score(clip, image_YX3, caption):
+    image_BCYX = torch.from_numpy(image_YX3.copy()).permute(2, 0, 1)[None]
+    return float((clip.embed_images(image_BCYX) * clip.embed_texts(clip.tokens([caption]))).sum())
+
+
+def test_what_is_encoded_is_encoded_in_fp32(pipeline, monkeypatch):
+    """Prompts, and what is reconstructed, whatever the sampling precision or a caller's autocast."""
+    seen = []
+    encode = pipeline.dvae.encode
+
+    def recorded(images_BCYX):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return encode(images_BCYX)
+
+    monkeypatch.setattr(pipeline.dvae, "encode", recorded)
+    with torch.autocast("cpu", torch.bfloat16):
+        pipeline.prompt(PICTURE, rows=1)
+        back_BYX3 = pipeline.reconstruct(np.asarray(PICTURE)[None], "bf16")
+    assert back_BYX3.shape == (1, 32, 32, 3)
+    assert seen == [False, False]
+
+
 def test_image_prompt_keeps_its_rows(pipeline):
     codes = encode_with(pipeline.dvae, np.asarray(PICTURE))
     drawings = pipeline.generate("a red circle", n=2, sampling=FAST, prompt_image=PICTURE, rows=3)
@@ -163,7 +202,7 @@ def test_refusals(pipeline, options, message):
 
 def test_scores_that_are_not_finite_are_refused(pipeline, monkeypatch):
     monkeypatch.setattr(pipeline.clip, "embed_texts", lambda tokens: torch.full((1, 16), torch.nan))
-    with pytest.raises(ValueError, match=r"not finite.*seed 0"):
+    with pytest.raises(ValueError, match=r"not finite.*seed 0.*it is broken"):
         pipeline.generate("a red circle", n=1, sampling=FAST)
 
 
