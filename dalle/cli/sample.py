@@ -131,7 +131,9 @@ def _prompt(config: Sample, models: Models, origin: Drawing | None) -> Prompt | 
         return None
     image = read_image(config.prompt_image, "prompt_image") if origin is None else origin.image
     grid, size_px = models.prior_config.grid, models.dvae_config.image_size_px
-    known = None if origin is None else known_codes(origin, models.hashes["dvae"], grid)
+    known = None
+    if origin is not None:
+        known = known_codes(config.variations_of, origin, models.hashes["dvae"], models.prior_config)
 
     def encode(image_YX3: np.ndarray) -> np.ndarray:
         return encode_with(load_dvae(models.dvae), image_YX3)

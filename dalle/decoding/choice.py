@@ -17,9 +17,7 @@ from dalle.config import Sampling
 _GOLDEN, _MIX_1, _MIX_2 = (n - (1 << 64) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
-def choose(
-    logits_RV: torch.Tensor, uniform_RU: torch.Tensor, sampling: Sampling
-) -> tuple[torch.Tensor, torch.Tensor]:
+def choose(logits_RV: torch.Tensor, uniform_RU: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
     """A code for each row, int64 [R], and whether its logits allow a choice, bool [R]: where one is NaN or +∞ the code
     means nothing.
 

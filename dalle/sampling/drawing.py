@@ -84,7 +84,7 @@ def read_drawing(path: str | Path) -> Drawing:
     """The drawing of a PNG that `save_drawing` wrote.
 
     Raises:
-        ValueError: the file is missing, no PNG, not one of ours, or a grid of several drawings
+        ValueError: the file is missing, no PNG, not one of ours, damaged, or a grid of several drawings
     """
     try:
         with Image.open(path) as file:
@@ -99,11 +99,19 @@ def read_drawing(path: str | Path) -> Drawing:
         raise ValueError(f"{path}: is a picture of several drawings; name one of those in images/ beside it")
     try:
         known = json.loads(text["dalle"])
-        codes_I = unpack_codes(known["codes"]) if "codes" in known else None
-        return Drawing(image, text["caption"], known["score"], known["seed"], known["rank"], known["settings"], codes_I)
+        caption, score, seed, rank = text["caption"], known["score"], known["seed"], known["rank"]
+        settings, packed = known["settings"], known.get("codes")
     except (KeyError, TypeError, ValueError):
         what = "does not say how it was drawn: no PNG of dalle-sample, or its text was lost"
         raise ValueError(f"{path}: {what}") from None
+    sound = type(seed) is int and abs(seed) < 2**62 and type(rank) is int and type(score) in (int, float, type(None))
+    if not (sound and isinstance(settings, dict) and isinstance(settings.get("models", {}), dict)):
+        raise ValueError(f"{path}: its metadata are damaged")
+    try:
+        codes_I = None if packed is None else unpack_codes(packed)
+    except (TypeError, ValueError):
+        raise ValueError(f"{path}: its metadata are damaged: its codes cannot be unpacked") from None
+    return Drawing(image, caption, score, seed, rank, settings, codes_I)
 
 
 def pack_codes(codes_I: np.ndarray) -> str:
@@ -112,9 +120,12 @@ def pack_codes(codes_I: np.ndarray) -> str:
 
 
 def unpack_codes(text: str) -> np.ndarray:
-    """What `pack_codes` packed: int64 [I]. Raises ValueError when it is something else."""
+    """What `pack_codes` packed: int64 [I]. Raises ValueError or TypeError when it is something else, or a part of it."""
+    inflate = zlib.decompressobj()
     try:
-        unpacked = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), _MAX_UNPACKED_BYTES)
+        unpacked = inflate.decompress(base64.b64decode(text, validate=True), _MAX_UNPACKED_BYTES)
     except zlib.error as error:
         raise ValueError(f"no packed codes: {error}") from None
+    if not inflate.eof or inflate.unused_data:
+        raise ValueError("no packed codes: they do not end where they should")
     return np.frombuffer(unpacked, "<u4").astype(np.int64)

@@ -97,7 +97,7 @@ class Pipeline:
             origin = read_drawing(variations_of)
             caption = origin.caption if caption is None else caption
             prompt_image = origin.image
-            known = known_codes(origin, self.hashes.get("dvae"), self.prior.config.grid)
+            known = known_codes(variations_of, origin, self.hashes.get("dvae"), self.prior.config)
         prompt = None
         if prompt_image is not None or rows or region is not None:
             if prompt_image is None:
@@ -163,10 +163,12 @@ class Pipeline:
         """The `sampling.chunk` candidates of each caption whose seeds begin with `first_seed`. Each slot that was drawn is told.
 
         Raises:
-            ValueError: a filter that does not fit the prior, or logits or scores that are not finite
+            ValueError: a filter or a prompt that does not fit the prior, or logits or scores that are not finite
             torch.OutOfMemoryError: or, on a CPU, a RuntimeError that says so
         """
         check_sampling(sampling, self.prior.config)
+        if prompt is not None:
+            prompt.check(self.prior.config)
         captions, width = len(reading.captions), sampling.chunk
         seeds_CN = torch.arange(first_seed, first_seed + width).expand(captions, -1)
         given = None if prompt is None else prompt.given(captions)

@@ -1,6 +1,7 @@
 """`dalle-sample`: what it writes, what it takes up again, what it draws again, and what it refuses."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from dalle.cli import arguments
 from dalle.cli.sample import sample
 from dalle.config import Sample
 from dalle.sampling import candidates
-from dalle.sampling.drawing import read_drawing
+from dalle.sampling.drawing import read_drawing, save_drawing
 
 FAST = ["--sampling.chunk", "4", "--sampling.precision", "fp32"]
 
@@ -156,6 +157,18 @@ def test_variations_of_a_drawing(drawn, base, tmp_path):
         assert line["caption"] == "a red circle"
         other = read_drawing(tmp_path / "out" / line["file"]).codes_I.reshape(4, 4)
         assert {tuple(cell) for cell in np.argwhere(other != codes)} <= {(1, 1)}
+
+
+def test_codes_of_a_file_are_checked_before_models_are_loaded(drawn, models, tmp_path, monkeypatch):
+    drawing = read_drawing(drawn / _results(drawn)[0]["file"])
+    save_drawing(replace(drawing, codes_I=drawing.codes_I + 16), tmp_path / "wild.png")
+    monkeypatch.setattr("dalle.sampling.pipeline.load_prior", None)
+    options = ["--model", str(models), "--output", str(tmp_path / "out"), "--rows", "2"]
+    with pytest.raises(
+        ValueError, match=r"wild\.png: its metadata are damaged: code .*, where this prior has codes 0 to 15"
+    ):
+        sample([*options, "--variations-of", str(tmp_path / "wild.png")])
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_image_of_another_size_is_said(base, tmp_path):

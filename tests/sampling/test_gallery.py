@@ -1,11 +1,14 @@
 """Pictures and pages: facts inside the PNG, escaped captions, links that exist, pages that are written again."""
 
+import base64
 import json
 import re
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from dalle.sampling.drawing import Drawing, read_drawing, save_drawing
 from dalle.sampling.gallery import Gallery, write_gallery
@@ -28,6 +31,11 @@ def _drawings(count, caption=CAPTION, scored=True, first=0):
         )
         for i in range(first, count)
     ]
+
+
+def _packed(data, cut=0, more=b""):
+    packed = zlib.compress(data)
+    return base64.b64encode(packed[: len(packed) - cut] + more).decode()
 
 
 def _results(folder):
@@ -61,6 +69,38 @@ def test_a_file_that_is_no_drawing_of_ours_is_named(tmp_path):
     ):
         with pytest.raises(ValueError, match=f"{name}.*{words}"):
             read_drawing(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"codes": "?"}, "metadata are damaged: its codes cannot be unpacked"),
+        ({"codes": 7}, "cannot be unpacked"),
+        ({"codes": [1, 2]}, "cannot be unpacked"),
+        ({"codes": _packed(b"abc")}, "cannot be unpacked"),  # no whole numbers of 32 bits
+        ({"codes": _packed(bytes(64), cut=3)}, "cannot be unpacked"),
+        ({"codes": _packed(bytes(64), more=b"x")}, "cannot be unpacked"),
+        ({"codes": _packed(bytes(2**24 + 4))}, "cannot be unpacked"),
+        ({"seed": "7"}, "metadata are damaged"),
+        ({"seed": 7.5}, "metadata are damaged"),
+        ({"seed": 2**63}, "metadata are damaged"),
+        ({"rank": None}, "metadata are damaged"),
+        ({"score": "high"}, "metadata are damaged"),
+        ({"settings": [1]}, "metadata are damaged"),
+        ({"settings": {"models": "x"}}, "metadata are damaged"),
+    ],
+)
+def test_a_file_with_damaged_metadata_is_named(tmp_path, changes, words):
+    (drawing,) = _drawings(1)
+    save_drawing(drawing, tmp_path / "one.png")
+    with Image.open(tmp_path / "one.png") as image:
+        image.load()
+        text = PngInfo()
+        text.add_itxt("caption", image.text["caption"])
+        text.add_itxt("dalle", json.dumps({**json.loads(image.text["dalle"]), **changes}))
+        image.save(tmp_path / "damaged.png", pnginfo=text)
+    with pytest.raises(ValueError, match=f"damaged.png: its {words}" if words[0] == "m" else f"damaged.png.*{words}"):
+        read_drawing(tmp_path / "damaged.png")
 
 
 def test_grid_shows_every_image_enlarged(tmp_path):

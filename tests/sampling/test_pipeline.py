@@ -13,7 +13,7 @@ from dalle.config import Sampling
 from dalle.models.folder import content_hash, read_config, read_header, save_weights
 from dalle.sampling.again import count_differing_pixels, differences, draw_again, read_record
 from dalle.sampling.drawing import save_drawing
-from dalle.sampling.prompt import encode_with
+from dalle.sampling.prompt import Prompt, encode_with
 
 FAST = Sampling(chunk=4, precision="fp32")
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
@@ -128,6 +128,45 @@ def test_variations_have_the_drawings_own_codes_and_caption(pipeline, tmp_path):
     # the same seed draws the same rest
     (same,) = pipeline.generate(n=1, seed=5, sampling=FAST, variations_of=tmp_path / "origin.png", rows=2)
     assert np.array_equal(same.codes_I, origin.codes_I)
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (np.full(16, 16), "code 16, where this prior has codes 0 to 15"),
+        (np.arange(16) - 1, "code 4294967295, where"),  # as the file holds −1
+        (np.arange(15), "15 codes, where an image of this prior has 16"),
+        (np.arange(17) % 16, "17 codes, where"),
+        (np.arange(0), "0 codes, where"),
+    ],
+)
+def test_codes_of_a_file_are_checked(pipeline, tmp_path, codes, message):
+    (origin,) = pipeline.generate("a blue cross", n=1, seed=5, sampling=FAST)
+    path = tmp_path / "origin.png"
+    save_drawing(replace(origin, codes_I=codes), path)
+    with pytest.raises(ValueError, match=f"origin.png: its metadata are damaged: {message}"):
+        pipeline.generate(n=1, sampling=FAST, variations_of=path, rows=2)
+    # of another dVAE they say nothing here, whatever they are: the image is encoded
+    models = {**origin.settings["models"], "dvae": "another"}
+    save_drawing(replace(origin, codes_I=codes, settings={**origin.settings, "models": models}), path)
+    assert len(pipeline.generate(n=1, sampling=FAST, variations_of=path, rows=2)) == 1
+
+
+@pytest.mark.parametrize(
+    ("codes", "kept", "message"),
+    [
+        (np.full(16, 16), np.arange(16) < 4, "code 16, where"),
+        (np.arange(16) - 1, np.arange(16) < 4, "code -1, where"),
+        (np.arange(4), np.arange(4) < 2, "4 codes, where"),
+        (np.arange(16), np.arange(4) < 2, "16 codes are given, and of 4"),
+        (np.arange(16) / 16, np.arange(16) < 4, "codes of type float64"),
+    ],
+)
+def test_given_codes_are_checked(pipeline, codes, kept, message):
+    with pytest.raises(ValueError, match=message):
+        list(pipeline.candidates(["a red circle"], 1, 0, FAST, Prompt(codes, kept)))
+    # those that are not kept mean nothing
+    assert list(pipeline.candidates(["a red circle"], 1, 0, FAST, Prompt(np.full(16, 99), np.arange(16) < 0)))
 
 
 @pytest.mark.parametrize(
