@@ -39,7 +39,7 @@ def sample(argv: list[str] | None = None) -> None:
     from tqdm import tqdm
 
     from dalle.sampling.candidates import Work
-    from dalle.sampling.model_set import check_sampling, find_models
+    from dalle.sampling.model_set import find_models, settle
     from dalle.sampling.output import Output
     from dalle.sampling.pipeline import caption_tokens
     from dalle.sampling.workers import WorkerDied
@@ -49,13 +49,13 @@ def sample(argv: list[str] | None = None) -> None:
     if config.again is not None:
         _again(config, models, folder)
         return
-    check_sampling(config.sampling, models.prior_config)
+    sampling = settle(config.sampling, models.prior_config, models.tuning)
     origin = _origin(config)
     captions = _captions(config, origin)
     for caption in captions:  # what is wrong with one, or cut from it, is told before models are loaded
         caption_tokens(models.tokenizer, [caption], models.prior_config.caption_tokens)
     prompt = _prompt(config, models, origin)
-    work = Work(captions, config.n, config.keep, config.seed, config.sampling, prompt)
+    work = Work(captions, config.n, config.keep, config.seed, sampling, prompt)
     title = captions[0] if config.captions is None else f"{len(captions)} captions of {Path(config.captions).name}"
     output = Output(folder, work, title, models.hashes, resumable=config.captions is not None)
     if skipped := len(captions) - len(output.todo):

@@ -24,7 +24,7 @@ def choose(logits_RV: torch.Tensor, uniform_RU: torch.Tensor, sampling: Sampling
     Args:
         logits_RV: fp32; −∞ is a code that never comes
         uniform_RU: in (0, 1), `num_uniform` of them for each row
-        sampling: temperature, then top-k, then top-p
+        sampling: temperature (null is 1), then top-k, then top-p
     """
     most_R1 = logits_RV.amax(dim=-1, keepdim=True)  # of a row with a NaN it is NaN, wherever that stands
     weights_RV = _filtered(logits_RV, most_R1, sampling)
@@ -77,7 +77,8 @@ def _race(vocabulary: int) -> tuple[int, int]:
 def _filtered(logits_RV: torch.Tensor, most_R1: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """Probabilities up to a factor of each row, 0 for what the filters drop. Of top-p, codes as likely as the
     last one kept stay. most_R1: the greatest logits."""
-    weights_RV = ((logits_RV - most_R1) / sampling.temperature).exp()
+    temperature = 1.0 if sampling.temperature is None else sampling.temperature
+    weights_RV = ((logits_RV - most_R1) / temperature).exp()
     if sampling.top_k is not None and sampling.top_k < logits_RV.shape[-1]:
         best_RK = logits_RV.topk(sampling.top_k, dim=-1, sorted=False).indices  # so many, also of equal ones
         weights_RV = torch.zeros_like(weights_RV).scatter(-1, best_RK, weights_RV.gather(-1, best_RK))

@@ -84,6 +84,8 @@ class Source(Protocol):
 
     def read(self, captions: Sequence[str]) -> Reading: ...
 
+    def settle(self, sampling: Sampling) -> Sampling: ...
+
     def chunk_width(self, sampling: Sampling) -> int: ...
 
     def chunk(
@@ -146,10 +148,13 @@ class Chunks:
         source: the models
         sampling: its chunk, where it has one, is the width to begin with
         progress: told each slot of a chunk that was drawn
+
+    Raises:
+        ValueError: the sampling does not fit the models
     """
 
     def __init__(self, source: Source, sampling: Sampling, progress: Callable[[int], None] = lambda slot: None):
-        self.source, self.sampling, self.progress = source, sampling, progress
+        self.source, self.sampling, self.progress = source, source.settle(sampling), progress
         self.width = sampling.chunk or source.chunk_width(sampling)
 
     def draw(self, reading: Reading, numbers: range, seed: int, prompt: Prompt | None) -> Iterator[Candidates]:

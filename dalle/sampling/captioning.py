@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,8 @@ def score(
 
     Raises:
         ValueError: no captions, an empty one, a batch_size below 1, or another rank_by
+
+    Warns that the gain means nothing where the prior was trained without `caption_dropout`.
     """
     if not captions:
         raise ValueError("captions: there are none to score")
@@ -77,6 +80,8 @@ def score(
         raise ValueError(f"batch_size {batch_size}: must be at least 1")
     if rank_by not in ("image", "joint"):
         raise ValueError(f"rank_by {rank_by}: must be one of image, joint")
+    if pipeline.tuning.caption_dropout == 0:
+        warnings.warn("the gain means nothing: this prior was trained with caption_dropout 0", stacklevel=2)
     text_CU = pipeline.tokens(captions).to(pipeline.device)
     no_caption_1U = torch.full_like(text_CU[:1], PAD)
     codes_I = image_codes(pipeline, image)

@@ -27,7 +27,7 @@ from dalle.models.folder import load_dvae, load_prior
 from dalle.models.prior import Prior
 from dalle.sampling.candidates import Best, Candidates, Chunks, Reading, Work, draw
 from dalle.sampling.drawing import Drawing, read_drawing
-from dalle.sampling.model_set import check_sampling, find_models
+from dalle.sampling.model_set import Tuning, find_models, settle
 from dalle.sampling.prompt import Prompt, encode_with, known_codes, make_prompt
 from dalle.text import Tokenizer, pad
 
@@ -43,6 +43,7 @@ class Pipeline:
         prior, dvae, tokenizer: the trained models
         clip: the reranker; null ranks nothing
         hashes: content hashes by name, recorded with every drawing
+        tuning: how the prior wants to be drawn with; null where nothing says it
     """
 
     def __init__(
@@ -52,9 +53,10 @@ class Pipeline:
         tokenizer: Tokenizer,
         clip: CLIP | None = None,
         hashes: dict[str, str] | None = None,
+        tuning: Tuning | None = None,
     ):
         self.prior, self.dvae, self.tokenizer, self.clip = prior, dvae, tokenizer, clip
-        self.hashes = hashes or {}
+        self.hashes, self.tuning = hashes or {}, tuning or Tuning()
         self.device = prior.image_head.weight.device
         self._loops: dict[tuple[str, bool], TokenLoop] = {}
 
@@ -148,6 +150,10 @@ class Pipeline:
                 embeddings_CE = self.clip.embed_texts(self.clip.tokens(captions).to(self.device))
         return Reading(captions, text_CU, embeddings_CE)
 
+    def settle(self, sampling: Sampling) -> Sampling:
+        """The settings with the prior's own where they leave it open. Raises ValueError where they do not fit the models."""
+        return settle(sampling, self.prior.config, self.tuning)
+
     def chunk_width(self, sampling: Sampling) -> int:
         """Candidates of each caption that are drawn together."""
         return choose_chunk(self._loop(sampling), sampling)
@@ -163,10 +169,9 @@ class Pipeline:
         """The `sampling.chunk` candidates of each caption whose seeds begin with `first_seed`. Each slot that was drawn is told.
 
         Raises:
-            ValueError: a filter or a prompt that does not fit the prior, or logits or scores that are not finite
+            ValueError: a prompt that does not fit the prior, or logits or scores that are not finite
             torch.OutOfMemoryError: or, on a CPU, a RuntimeError that says so
         """
-        check_sampling(sampling, self.prior.config)
         if prompt is not None:
             prompt.check(self.prior.config)
         captions, width = len(reading.captions), sampling.chunk
@@ -308,6 +313,5 @@ def load(
     models = find_models(folder, dvae, prior, clip, rerank)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     reranker = None if models.clip is None else load_clip(models.clip, device)
-    return Pipeline(
-        load_prior(models.prior, device), load_dvae(models.dvae, device), models.tokenizer, reranker, models.hashes
-    )
+    prior, dvae = load_prior(models.prior, device), load_dvae(models.dvae, device)
+    return Pipeline(prior, dvae, models.tokenizer, reranker, models.hashes, models.tuning)

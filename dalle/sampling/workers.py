@@ -129,7 +129,8 @@ def _run(connection: Connection, counter, load, device: str, threads: int, work:
     """A worker's life. Its messages are (kind, content): first its chunk's width, then parts, then None."""
     if threads:
         torch.set_num_threads(threads)
-    warnings.filterwarnings("ignore", message="the caption has")  # which the first process says
+    for said in ("the caption has", "sampling.guidance"):  # by the first process
+        warnings.filterwarnings("ignore", message=said)
     warnings.showwarning = lambda message, *_: connection.send(("warning", str(message)))
     try:
         pipeline = load(device)

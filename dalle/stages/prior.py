@@ -58,6 +58,10 @@ def stage(config: TrainPrior, world: World) -> Stage:
         validate=validation.figures if config.valid_data else None,
         draw=validation.pictures,
         links={"dvae_hash": shards.meta.dvae_hash, "tokenizer_hash": tokenizer.hash},
+        facts={
+            "caption_dropout": str(config.caption_dropout),
+            "sampling_temperature": str(config.sampling_temperature),
+        },
         files={"tokenizer.json": tokenizer.to_json()},
     )
 
@@ -128,7 +132,8 @@ class _Validation:
         codes, captions = zip(*(self.shards.pair(*place) for place in places), strict=True)
         captions = [c[0] for c in captions]
         pipeline = Pipeline(self._plain_model(), load_dvae(self.config.dvae, self.world.device), self.tokenizer)
-        sampling = Sampling(chunk=_DRAWN_PER_CAPTION, precision=self.precision, compile=False)
+        options = {"temperature": self.config.sampling_temperature, "precision": self.precision, "compile": False}
+        sampling = Sampling(chunk=_DRAWN_PER_CAPTION, **options)
         chunks = pipeline.candidates(captions, _DRAWN_PER_CAPTION, self.seed, sampling)
         drawn_CNYX3 = np.concatenate([chunk.images_CNYX3 for chunk in chunks], axis=1)
         true_codes = torch.from_numpy(np.stack(codes).astype(np.int64)).to(self.world.device)

@@ -33,6 +33,8 @@ class Stage:
         derive: from the means, since the last log line and over all ranks, of metrics that are vectors to figures
         highlights: names of the figures that the progress bar shows beside loss and step size
         links: hashes of what it is trained with
+        facts: of the training, that whoever loads the weights has to know; written into their header beside the links, but
+            a resumed run may change them
         files: text files that belong into the model's folder, by name
     """
 
@@ -50,4 +52,5 @@ class Stage:
     derive: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = lambda vectors: {}
     highlights: tuple[str, ...] = ()
     links: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)

@@ -113,7 +113,7 @@ def test_many_captions_are_taken_up_where_they_were_left(base, captions, tmp_pat
     assert len(calls) == 1
     assert _results(out) == lines
     for options, message in (
-        (["--sampling.temperature", "0.5"], r"another request \(sampling.temperature was 1.0, is 0.5\)"),
+        (["--sampling.temperature", "0.5"], r"another request \(sampling.temperature was 0.9, is 0.5\)"),
         (["--n", "6"], r"\(n was 5, is 6\)"),
         (["--rerank"], r"\(models.clip was null, is "),
     ):
