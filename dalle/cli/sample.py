@@ -80,26 +80,18 @@ def sample(argv: list[str] | None = None) -> None:
             parts.close()  # ends the workers
             stopped = error
     if stopped is None:
-        print(f"the best {_count(config, output.drawn, len(captions))}: {output.finish()}")
+        print(f"the best {output.count()}: {output.finish()}")
         return
     why = str(stopped) or "interrupted"
     if output.drawn:
         print(f"dalle-sample: {why}; {output.drawn} of {total} candidates were drawn", file=sys.stderr)
-        best = (
-            "best so far" if config.captions is not None else f"best {min(config.keep, output.drawn)} of {output.drawn}"
-        )
-        print(f"the {best}: {output.finish()}")
+        best = "so far" if config.captions is not None else output.count()
+        print(f"the best {best}: {output.finish()}")
     elif not isinstance(stopped, ValueError):
         print(f"dalle-sample: {why}, before anything was drawn", file=sys.stderr)
     if isinstance(stopped, WorkerDied):
         sys.exit(1)
     raise stopped
-
-
-def _count(config: Sample, drawn: int, captions: int) -> str:
-    if config.captions is not None:
-        return f"{min(config.keep, config.n)} of {config.n} for each of {captions} captions"
-    return f"{min(config.keep, drawn)} of {drawn}"
 
 
 def _captions(config: Sample, origin: Drawing | None) -> tuple[str, ...]:

@@ -109,7 +109,7 @@ def draw_again(pipeline: Pipeline, drawing: Drawing) -> Drawing:
     finally:
         torch.set_num_threads(threads)
     again = chunk.drawing(0, place, drawing.rank)
-    return replace(again, score=drawing.score)
+    return replace(again, score=drawing.score, times=drawing.times)
 
 
 def count_differing_pixels(one: Drawing, other: Drawing) -> int:

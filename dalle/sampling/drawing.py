@@ -7,6 +7,7 @@ tells them.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import math
 import os
@@ -28,8 +29,9 @@ class Drawing:
     """One image that was drawn for a caption.
 
     score: the reranker's, higher is better; None when there was none. seed: what draws it again.
-    rank: its place among its caption's candidates; 0 before they are ranked. settings: how it was drawn; must be
-    writable as JSON. codes_I: the image's codes in raster order, int64 [I]; None where they are not known.
+    rank: its place among its caption's candidates that differ; 0 before they are ranked. settings: how it was drawn; must
+    be writable as JSON. codes_I: the image's codes in raster order, int64 [I]; None where they are not known. times: how
+    many of the candidates had these very codes; the one of the lowest seed stands for them.
     """
 
     image: Image.Image
@@ -39,6 +41,12 @@ class Drawing:
     rank: int
     settings: dict[str, Any]
     codes_I: np.ndarray | None = field(default=None, compare=False, repr=False)
+    times: int = 1
+
+
+def fingerprint(codes_I: np.ndarray) -> bytes:
+    """Of codes, 16 bytes: the same for equal ones, and for no others."""
+    return hashlib.blake2b(codes_I.astype("<i8").tobytes(), digest_size=16).digest()
 
 
 def finite_score(drawing: Drawing, missing: float | None = None) -> float | None:
@@ -52,12 +60,13 @@ def best_first(drawings: Sequence[Drawing]) -> list[Drawing]:
 
 
 def facts(drawing: Drawing) -> dict[str, Any]:
-    """Seed, rank, score and settings, as they are written into files."""
+    """Seed, rank, score, times and settings, as they are written into files."""
     score = finite_score(drawing)
     return {
         "seed": drawing.seed,
         "rank": drawing.rank,
         "score": None if score is None else float(score),
+        "times": drawing.times,
         "settings": drawing.settings,
     }
 
@@ -67,8 +76,8 @@ def to_json(value: Any) -> str:
 
 
 def save_drawing(drawing: Drawing, path: Path) -> None:
-    """Writes one PNG, whole or not at all, with the text chunks "caption" and "dalle" (JSON: seed, rank, score, settings,
-    and the codes where they are known)."""
+    """Writes one PNG, whole or not at all, with the text chunks "caption" and "dalle" (JSON: seed, rank, score,
+    times, settings, and the codes where they are known)."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     codes = {} if drawing.codes_I is None else {"codes": pack_codes(drawing.codes_I)}
@@ -101,17 +110,19 @@ def read_drawing(path: str | Path) -> Drawing:
         known = json.loads(text["dalle"])
         caption, score, seed, rank = text["caption"], known["score"], known["seed"], known["rank"]
         settings, packed = known["settings"], known.get("codes")
+        times = known.get("times", 1)  # which earlier versions did not count
     except (KeyError, TypeError, ValueError):
         what = "does not say how it was drawn: no PNG of dalle-sample, or its text was lost"
         raise ValueError(f"{path}: {what}") from None
-    sound = type(seed) is int and abs(seed) < 2**62 and type(rank) is int and type(score) in (int, float, type(None))
+    sound = type(seed) is type(rank) is type(times) is int and abs(seed) < 2**62
+    sound = sound and type(score) in (int, float, type(None))
     if not (sound and isinstance(settings, dict) and isinstance(settings.get("models", {}), dict)):
         raise ValueError(f"{path}: its metadata are damaged")
     try:
         codes_I = None if packed is None else unpack_codes(packed)
     except (TypeError, ValueError):
         raise ValueError(f"{path}: its metadata are damaged: its codes cannot be unpacked") from None
-    return Drawing(image, caption, score, seed, rank, settings, codes_I)
+    return Drawing(image, caption, score, seed, rank, settings, codes_I, times)
 
 
 def pack_codes(codes_I: np.ndarray) -> str:

@@ -73,12 +73,13 @@ class Pipeline:
         variations_of: str | Path | None = None,
         progress: Callable[[int], None] = lambda done: None,
     ) -> list[Drawing]:
-        """The best of n candidates, best first by the reranker (in order of their seeds without one).
+        """The best of n candidates, best first by the reranker (in order of their seeds without one). Candidates that came
+        out the same are one drawing, whose `times` says how many they were.
 
         Args:
             caption: what to draw; null with `variations_of` means the drawing's own
             n: candidates drawn; candidate i has seed `seed + i` and is the same image whatever n is
-            keep: how many are returned; null returns all
+            keep: how many are returned, where so many differ; null returns all that do
             seed: of the first candidate
             sampling: temperature, filters, guidance, chunk width, precision
             prompt_image: an image of which some is kept: its top rows, or all but a region
@@ -108,7 +109,7 @@ class Pipeline:
         work = Work((caption or "",), n, n if keep is None else keep, seed, sampling, prompt)
         best = Best(work.keep)
         for part in draw(self, work):
-            best.add(part.drawings)
+            best.take(part)
             progress(part.drawn)
         return best.ranked()
 

@@ -159,6 +159,26 @@ def test_variations_of_a_drawing(drawn, base, tmp_path):
         assert {tuple(cell) for cell in np.argwhere(other != codes)} <= {(1, 1)}
 
 
+def test_equal_drawings_are_shown_once(drawn, base, tmp_path, capsys):
+    """Of variations in which one code alone is drawn, of 16 codes."""
+    file = drawn / _results(drawn)[0]["file"]
+    options = [*base, "--variations-of", str(file), "--region", "24,24,32,32", "--n", "40", "--rerank"]
+    sample([*options, "--keep", "40"])
+    out = tmp_path / "out"
+    lines = _results(out)
+    codes = {read_drawing(out / line["file"]).codes_I.tobytes() for line in lines}
+    assert len(codes) == len(lines) == len(list((out / "images").iterdir())) <= 16
+    assert sum(line["times"] for line in lines) == 40
+    assert [line["rank"] for line in lines] == list(range(1, len(lines) + 1))
+    assert f"the best {len(lines)} of 40, {len(lines)} of which differ: " in capsys.readouterr().out
+    assert [r["times"] for r in json.loads(Image.open(out / "grid.png").text["dalle"])["drawings"]] == [
+        line["times"] for line in lines
+    ]
+    sample([*options[:3], str(tmp_path / "few"), *options[4:], "--keep", "2"])
+    assert f"the best 2 of 40, {len(lines)} of which differ: " in capsys.readouterr().out
+    assert [(r["seed"], r["times"]) for r in _results(tmp_path / "few")] == [(r["seed"], r["times"]) for r in lines[:2]]
+
+
 def test_codes_of_a_file_are_checked_before_models_are_loaded(drawn, models, tmp_path, monkeypatch):
     drawing = read_drawing(drawn / _results(drawn)[0]["file"])
     save_drawing(replace(drawing, codes_I=drawing.codes_I + 16), tmp_path / "wild.png")

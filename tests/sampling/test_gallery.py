@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,7 +50,9 @@ def test_a_png_says_what_it_is(tmp_path):
     assert image.size == (32, 32)
     assert image.text["caption"] == CAPTION
     facts = json.loads(image.text["dalle"])
-    assert {name: facts[name] for name in ("seed", "rank", "score")} == {"seed": 7, "rank": 1, "score": 0.9}
+    assert {name: facts[name] for name in ("seed", "rank", "score", "times")} == {
+        "seed": 7, "rank": 1, "score": 0.9, "times": 1,
+    }  # fmt: skip
     back = read_drawing(tmp_path / "one.png")
     assert np.array_equal(back.image, drawing.image)
     assert back.codes_I.tolist() == [0, 70_000, 3, 0]
@@ -85,6 +88,7 @@ def test_a_file_that_is_no_drawing_of_ours_is_named(tmp_path):
         ({"seed": 7.5}, "metadata are damaged"),
         ({"seed": 2**63}, "metadata are damaged"),
         ({"rank": None}, "metadata are damaged"),
+        ({"times": "often"}, "metadata are damaged"),
         ({"score": "high"}, "metadata are damaged"),
         ({"settings": [1]}, "metadata are damaged"),
         ({"settings": {"models": "x"}}, "metadata are damaged"),
@@ -115,6 +119,34 @@ def test_grid_shows_every_image_enlarged(tmp_path):
     assert len(json.loads(Image.open(tmp_path / "sheet.png").text["dalle"])["drawings"]) == 3
     with pytest.raises(ValueError, match="at least one"):
         make_grid([])
+
+
+def test_how_often_a_drawing_came_is_shown(tmp_path):
+    once, often = _drawings(2)
+    often = replace(often, times=5)
+    save_drawing(often, tmp_path / "one.png")
+    assert read_drawing(tmp_path / "one.png").times == 5
+    write_gallery({CAPTION: [once, often]}, tmp_path / "gallery", "t")
+    assert [line["times"] for line in _results(tmp_path / "gallery")] == [1, 5]
+    assert re.findall(r"seed \d+[^<]*", (tmp_path / "gallery/index.html").read_text()) == [
+        "seed 7",
+        "seed 8, drawn 5 times",
+    ]
+    for drawings in ([once, often], [replace(d, score=None) for d in (once, often)]):
+        changed = [replace(d, times=1) for d in drawings]
+        assert make_grid(drawings).tobytes() != make_grid(changed).tobytes()
+    write_grid([once, often], tmp_path / "grid.png")
+    records = json.loads(Image.open(tmp_path / "grid.png").text["dalle"])["drawings"]
+    assert [record["times"] for record in records] == [1, 5]
+
+
+def test_results_of_an_earlier_version_are_taken_up(tmp_path):
+    gallery = Gallery(tmp_path, "t")
+    gallery.put("a", _drawings(2, "a"), 8)
+    gallery.write()
+    lines = [{k: v for k, v in line.items() if k != "times"} for line in _results(tmp_path)]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert Gallery(tmp_path, "t").resume(8) == {"a"}
 
 
 def test_gallery_is_escaped_and_complete(tmp_path):

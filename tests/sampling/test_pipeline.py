@@ -100,6 +100,28 @@ def test_what_is_encoded_is_encoded_in_fp32(pipeline, monkeypatch):
     assert seen == [False, False]
 
 
+def test_equal_candidates_are_one_drawing_and_the_next_best_fills_up(pipeline):
+    """Of images in which one code alone is drawn there are 16 at most."""
+    options = {"n": 40, "seed": 3, "sampling": FAST, "prompt_image": PICTURE, "region": (24, 24, 32, 32)}
+    prompt = pipeline.prompt(PICTURE, region=options["region"])
+    chunks = list(pipeline.candidates(["a red circle"], 40, 3, FAST, prompt))
+    codes, scores = (np.concatenate([getattr(c, name)[0] for c in chunks]) for name in ("codes_CNI", "scores_CN"))
+    drawings = pipeline.generate("a red circle", **options)
+    assert len(drawings) == len(np.unique(codes[:, 15])) < 17
+    assert sum(d.times for d in drawings) == 40
+    assert [d.score for d in drawings] == sorted((d.score for d in drawings), reverse=True)
+    for drawing in drawings:
+        equal = np.flatnonzero(codes[:, 15] == drawing.codes_I[15])
+        assert (drawing.times, drawing.seed) == (len(equal), 3 + equal[0])
+        assert drawing.score == scores[equal].max() == scores[equal].min()
+    best = pipeline.generate("a red circle", keep=4, **options)
+    assert [(d.seed, d.times, d.rank) for d in best] == [(d.seed, d.times, d.rank) for d in drawings[:4]]
+    # the very same whatever n is, but for how often they came
+    few = pipeline.generate("a red circle", **{**options, "n": 7})
+    by_seed = {d.seed: d for d in drawings}
+    assert all(np.array_equal(d.image, by_seed[d.seed].image) and d.times <= by_seed[d.seed].times for d in few)
+
+
 def test_image_prompt_keeps_its_rows(pipeline):
     codes = encode_with(pipeline.dvae, np.asarray(PICTURE))
     drawings = pipeline.generate("a red circle", n=2, sampling=FAST, prompt_image=PICTURE, rows=3)
