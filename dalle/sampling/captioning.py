@@ -116,6 +116,9 @@ def ln_p(
         codes_I: of the one image
         batch_size: the most captions in a forward pass
         precision: of the matrix products
+
+    Raises:
+        ValueError: the prior's logits are not finite
     """
     # one width for all batches, of which FlexAttention compiles each anew: what the last one lacks are no captions
     num_batches = math.ceil(len(text_CU) / batch_size)
@@ -130,6 +133,10 @@ def ln_p(
             # in float64: the differences between captions are small beside sums over all codes
             found.append(torch.stack([ln_p_BN.double().sum(dim=1) for ln_p_BN in scored]))
     text_C, image_C = torch.cat(found, dim=1)[:, : len(text_CU)]
+    if not (text_C.isfinite().all() and image_C.isfinite().all()):
+        raise ValueError(
+            f"the prior's logits are not finite: its weights are broken, or no match for precision {precision}"
+        )
     return text_C, image_C
 
 

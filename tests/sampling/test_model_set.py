@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -9,14 +10,16 @@ from safetensors.torch import load_file, save_file
 import dalle
 from dalle.cli import arguments
 from dalle.cli.caption import caption
+from dalle.cli.demo import demo
 from dalle.cli.export import export
 from dalle.cli.sample import sample
 from dalle.cli.train import train
 from dalle.config import Sampling, TrainPrior
 from dalle.models.folder import read_header
+from dalle.sampling.again import draw_again
 from dalle.sampling.drawing import read_drawing
 from dalle.sampling.model_set import Tuning, find_models, settle
-from tests.conftest import TINY_PRIOR
+from tests.conftest import ROOT, TINY_PRIOR
 
 FAST = ["--sampling.chunk", "4", "--sampling.precision", "fp32"]
 GUIDED = Sampling(chunk=4, precision="fp32", guidance=3.0)
@@ -69,6 +72,25 @@ def test_guidance_is_refused_where_the_prior_was_trained_without_caption_dropout
         with pytest.raises(ValueError, match=refused):
             sample([*options, "--sampling.guidance", "3", "a red circle"])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_demo_that_cannot_be_guided_says_so_before_it_trains(tmp_path):
+    with pytest.raises(ValueError, match=r"sampling\.top_k 129"):
+        demo(["--output", str(tmp_path / "demo"), "--sampling.top_k", "129"])
+    for stage in ("dvae", "prior", "clip"):
+        text = (ROOT / f"configs/demo/{stage}.yaml").read_text()
+        (tmp_path / f"{stage}.yaml").write_text(text.replace("caption_dropout: 0.1", "caption_dropout: 0"))
+    with pytest.raises(ValueError, match=r"guidance 2\.0: this prior was trained with caption_dropout 0"):
+        demo(["--output", str(tmp_path / "demo"), "--configs", str(tmp_path), "--sampling.guidance", "2"])
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_guided_drawing_of_before_is_still_made_again(models, undropped):
+    """What was drawn is drawn, whatever it means."""
+    pipeline = dalle.load(models, prior=undropped, device="cpu")
+    guided = replace(GUIDED, temperature=1.0)
+    drawing = pipeline.chunk(pipeline.read(["a red circle"]), 0, guided).drawing(0, 2)
+    assert (draw_again(pipeline, drawing).codes_I == drawing.codes_I).all()
 
 
 def test_guidance_of_a_prior_that_says_nothing_is_warned_of_once(models, tmp_path):

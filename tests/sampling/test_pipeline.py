@@ -209,6 +209,7 @@ def test_a_drawing_is_made_again_from_its_file(pipeline, tmp_path, sampling, opt
     assert count_differing_pixels(found, again) == 0
     assert np.array_equal(again.codes_I, drawing.codes_I)
     assert (again.seed, again.score, again.rank) == (8, drawing.score, drawing.rank)
+    assert draw_again(pipeline, replace(found, times=3)).times == 3
     changed = np.asarray(drawing.image).copy()
     changed[0, 0] ^= 1
     assert count_differing_pixels(found, replace(drawing, image=Image.fromarray(changed))) == 1
