@@ -112,6 +112,9 @@ def models(shapes_folder, tokenizer_file, tmp_path_factory) -> Path:
         tokenize(["--data", shards, "--dvae", f"{folder}/dvae", "--output", f"{folder}/tokens/{name}"])
     inputs = ["--dvae", f"{folder}/dvae", "--tokenizer", str(tokenizer_file)]
     tokens = ["--data", f"{folder}/tokens/train"]
-    train("prior", TrainPrior, [*TINY_PRIOR, "--run.steps", "6", *tokens, *inputs, "--output", f"{folder}/prior"])
+    tuned = ["--caption_dropout", "0.1", "--sampling_temperature", "0.9"]
+    train(
+        "prior", TrainPrior, [*TINY_PRIOR, *tuned, "--run.steps", "6", *tokens, *inputs, "--output", f"{folder}/prior"]
+    )
     train("clip", TrainCLIP, [*TINY_CLIP, "--run.steps", "4", "--data", data, *inputs, "--output", f"{folder}/clip"])
     return folder

@@ -43,8 +43,12 @@ def demo(argv: list[str] | None = None) -> None:
     }
     # read before anything is removed or drawn; what they say of the data no other file has to repeat
     size_px = arguments.parse(TrainDVAE, "dvae", stages["dvae"]).model.image_size_px
-    vocabulary = arguments.parse(TrainPrior, "prior", stages["prior"]).model.text_vocabulary
+    tuned = arguments.parse(TrainPrior, "prior", stages["prior"])
+    vocabulary = tuned.model.text_vocabulary
     arguments.parse(TrainCLIP, "clip", stages["clip"])
+    from dalle.sampling.model_set import Tuning, settle
+
+    settle(config.sampling, tuned.model, Tuning(tuned.caption_dropout, tuned.sampling_temperature))
     _clear(arguments.check_output(config.output))
 
     from dalle.cli.draw_shapes import draw_shapes

@@ -39,7 +39,7 @@ def sample(argv: list[str] | None = None) -> None:
     from tqdm import tqdm
 
     from dalle.sampling.candidates import Work
-    from dalle.sampling.model_set import check_sampling, find_models
+    from dalle.sampling.model_set import find_models, settle
     from dalle.sampling.output import Output
     from dalle.sampling.workers import WorkerDied
     from dalle.text import CaptionWarning, caption_tokens
@@ -49,14 +49,15 @@ def sample(argv: list[str] | None = None) -> None:
     if config.again is not None:
         _again(config, models, folder)
         return
-    check_sampling(config.sampling, models.prior_config)
+    sampling = settle(config.sampling, models.prior_config, models.tuning)
+    warnings.filterwarnings("ignore", message="sampling.guidance")  # which has just been said
     origin = _origin(config)
     captions = _captions(config, origin)
     # what is wrong with one, cut from it or unknown in it is told before models are loaded, and once for all
     caption_tokens(models.tokenizer, captions, models.prior_config.caption_tokens)
     warnings.filterwarnings("ignore", category=CaptionWarning)
     prompt = _prompt(config, models, origin)
-    work = Work(captions, config.n, config.keep, config.seed, config.sampling, prompt)
+    work = Work(captions, config.n, config.keep, config.seed, sampling, prompt)
     title = captions[0] if config.captions is None else f"{len(captions)} captions of {Path(config.captions).name}"
     output = Output(folder, work, title, models.hashes, resumable=config.captions is not None)
     if skipped := len(captions) - len(output.todo):
@@ -81,26 +82,18 @@ def sample(argv: list[str] | None = None) -> None:
             parts.close()  # ends the workers
             stopped = error
     if stopped is None:
-        print(f"the best {_count(config, output.drawn, len(captions))}: {output.finish()}")
+        print(f"the best {output.count()}: {output.finish()}")
         return
     why = str(stopped) or "interrupted"
     if output.drawn:
         print(f"dalle-sample: {why}; {output.drawn} of {total} candidates were drawn", file=sys.stderr)
-        best = (
-            "best so far" if config.captions is not None else f"best {min(config.keep, output.drawn)} of {output.drawn}"
-        )
-        print(f"the {best}: {output.finish()}")
+        best = "so far" if config.captions is not None else output.count()
+        print(f"the best {best}: {output.finish()}")
     elif not isinstance(stopped, ValueError):
         print(f"dalle-sample: {why}, before anything was drawn", file=sys.stderr)
     if isinstance(stopped, WorkerDied):
         sys.exit(1)
     raise stopped
-
-
-def _count(config: Sample, drawn: int, captions: int) -> str:
-    if config.captions is not None:
-        return f"{min(config.keep, config.n)} of {config.n} for each of {captions} captions"
-    return f"{min(config.keep, drawn)} of {drawn}"
 
 
 def _captions(config: Sample, origin: Drawing | None) -> tuple[str, ...]:
@@ -132,7 +125,9 @@ def _prompt(config: Sample, models: Models, origin: Drawing | None) -> Prompt | 
         return None
     image = read_image(config.prompt_image, "prompt_image") if origin is None else origin.image
     grid, size_px = models.prior_config.grid, models.dvae_config.image_size_px
-    known = None if origin is None else known_codes(origin, models.hashes["dvae"], grid)
+    known = None
+    if origin is not None:
+        known = known_codes(config.variations_of, origin, models.hashes["dvae"], models.prior_config)
 
     def encode(image_YX3: np.ndarray) -> np.ndarray:
         return encode_with(load_dvae(models.dvae), image_YX3)

@@ -37,8 +37,9 @@ def tokenize(argv: list[str] | None = None) -> None:
     batches = load(passes, workers=1, prefetch_factor=2)  # they are decoded while the dVAE is loaded, too
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dvae = load_dvae(config.dvae, device).to(memory_format=torch.channels_last)
+    meta = Meta(model.grid, model.codebook_size, digest, precision=config.precision)
     with (
-        TokenWriter(folder, Meta(model.grid, model.codebook_size, digest), config.pairs_per_shard) as writer,
+        TokenWriter(folder, meta, config.pairs_per_shard) as writer,
         tqdm(unit=" images", disable=not sys.stderr.isatty()) as bar,
     ):
         for batch in batches:

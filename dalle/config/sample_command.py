@@ -19,7 +19,7 @@ class Sample:
         model: folder with `prior/`, `dvae/` and, for reranking, `clip/` in it
         output: folder of the gallery
         n: candidates of each caption
-        keep: how many of the best are kept
+        keep: how many of the best are kept; those that came out the same are one, shown with how often it came
         seed: of the first candidate; candidate i has seed + i
         rerank: rank by CLIP
         clip: reranker in place of the model's: a folder, or ARCHITECTURE:PRETRAINED of open_clip

@@ -14,12 +14,13 @@ class Sampling:
     """How candidates are drawn.
 
     Args:
-        temperature: divides the logits; 1 in the paper
+        temperature: divides the logits; null takes the one that the prior's folder says it was tuned for, or else 1, the
+            paper's
         top_k: keep the k likeliest codes at each step; null keeps all
         top_p: keep the likeliest codes that together have this probability; null keeps all
         guidance: scale of classifier-free guidance (Ho and Salimans, 2021): logits without the caption, plus so many times
-            the difference that the caption makes. 1 is none; another one takes twice the work, and a prior that was
-            trained with `caption_dropout`
+            the difference that the caption makes. 1 is none; another one takes twice the work, and is refused for a
+            prior that was trained without `caption_dropout`
         chunk: candidates decoded together; null takes what the device's memory holds, 64 at most on a CPU and 512 on a GPU.
             Matrix products of another shape round differently, so the chunk has one width whatever n is, and is part of
             what an image can be made again from
@@ -27,7 +28,7 @@ class Sampling:
         compile: compiled kernels between the matrix products: by a C++ compiler on a CPU, by PyTorch's on a GPU
     """
 
-    temperature: float = 1.0
+    temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
     guidance: float = 1.0
@@ -37,7 +38,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         require(
-            1e-30 <= self.temperature < math.inf,
+            self.temperature is None or 1e-30 <= self.temperature < math.inf,
             f"temperature {self.temperature}: must be positive and finite (1 in the paper; top_k 1 takes the likeliest)",
         )
         require(self.top_k is None or self.top_k >= 1, f"top_k {self.top_k}: must be at least 1")

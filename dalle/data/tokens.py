@@ -1,9 +1,9 @@
 """Token shards: what the prior trains on. Image codes of the dVAE with their captions, so that stage two never touches
 pixels again.
 
-A folder holds `meta.json` (grid, codebook size, hash of the dVAE, counts) and `tokens-00000.safetensors`, …, each with
-`codes_NI` uint16 [N, I], `captions_utf8` uint8 (a JSON list of captions for each pair, one after the other) and
-`caption_ends_N` int64. The files are memory-mapped. About 2 kB a pair at 32×32 codes.
+A folder holds `meta.json` (grid, codebook size, hash and precision of the dVAE, counts) and
+`tokens-00000.safetensors`, …, each with `codes_NI` uint16 [N, I], `captions_utf8` uint8 (a JSON list of captions for
+each pair, one after the other) and `caption_ends_N` int64. The files are memory-mapped. About 2 kB a pair at 32×32 codes.
 
 Batches are a pure function of (seed, number of the batch): they can be resumed anywhere at no cost, and the global
 batch is the same for any number of ranks.
@@ -36,13 +36,15 @@ _SHARDS_TOGETHER = 32
 
 @dataclass(frozen=True)
 class Meta:
-    """What the codes mean. `dvae_hash` is the content hash of the dVAE's weights; `samples`, what became of the samples of
-    the image-text shards, as `Counts.to_json` has it, {} where that was not told."""
+    """What the codes mean. `dvae_hash` is the content hash of the dVAE's weights; `precision` that of the encoder's
+    products, null where an earlier version wrote the folder; `samples`, what became of the samples of the image-text
+    shards, as `Counts.to_json` has it, {} where that was not told."""
 
     grid: int
     codebook_size: int
     dvae_hash: str
     shard_sizes: tuple[int, ...] = ()
+    precision: str | None = None
     samples: dict = field(default_factory=dict)
 
     @property

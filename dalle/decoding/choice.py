@@ -17,21 +17,23 @@ from dalle.config import Sampling
 _GOLDEN, _MIX_1, _MIX_2 = (n - (1 << 64) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
-def choose(logits_RV: torch.Tensor, uniform_RU: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """A code for each row: int64 [R].
+def choose(logits_RV: torch.Tensor, uniform_RU: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
+    """A code for each row, int64 [R], and whether its logits allow a choice, bool [R]: where one is NaN or +∞ the code
+    means nothing.
 
     Args:
-        logits_RV: fp32
+        logits_RV: fp32; −∞ is a code that never comes
         uniform_RU: in (0, 1), `num_uniform` of them for each row
-        sampling: temperature, then top-k, then top-p
+        sampling: temperature (null is 1), then top-k, then top-p
     """
-    weights_RV = _filtered(logits_RV, sampling)
+    most_R1 = logits_RV.amax(dim=-1, keepdim=True)  # of a row with a NaN it is NaN, wherever that stands
+    weights_RV = _filtered(logits_RV, most_R1, sampling)
     blocks, width = _race(logits_RV.shape[-1])
     weights_RBW = F.pad(weights_RV, (0, blocks * width - weights_RV.shape[-1])).unflatten(-1, (blocks, width))
     block_time_RB, code_time_RW = (-uniform_RU.log()).split([blocks, width], dim=-1)
     block_R1 = (weights_RBW.sum(dim=-1) / block_time_RB).argmax(dim=-1, keepdim=True)
     weights_RW = weights_RBW.take_along_dim(block_R1[..., None], dim=1)[:, 0]
-    return block_R1[:, 0] * width + (weights_RW / code_time_RW).argmax(dim=-1)
+    return block_R1[:, 0] * width + (weights_RW / code_time_RW).argmax(dim=-1), most_R1[:, 0].isfinite()
 
 
 def num_uniform(vocabulary: int) -> int:
@@ -72,11 +74,11 @@ def _race(vocabulary: int) -> tuple[int, int]:
     return math.ceil(vocabulary / width), width
 
 
-def _filtered(logits_RV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+def _filtered(logits_RV: torch.Tensor, most_R1: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """Probabilities up to a factor of each row, 0 for what the filters drop. Of top-p, codes as likely as the
-    last one kept stay."""
-    most_R1 = logits_RV.amax(dim=-1, keepdim=True)
-    weights_RV = ((logits_RV - most_R1) / sampling.temperature).exp()
+    last one kept stay. most_R1: the greatest logits."""
+    temperature = 1.0 if sampling.temperature is None else sampling.temperature
+    weights_RV = ((logits_RV - most_R1) / temperature).exp()
     if sampling.top_k is not None and sampling.top_k < logits_RV.shape[-1]:
         best_RK = logits_RV.topk(sampling.top_k, dim=-1, sorted=False).indices  # so many, also of equal ones
         weights_RV = torch.zeros_like(weights_RV).scatter(-1, best_RK, weights_RV.gather(-1, best_RK))

@@ -28,10 +28,10 @@ inline void store(bf16* to, float x) {  // to nearest, ties to even
     to->bits = uint16_t((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
 }
 
-// e^x for x <= 0 to 1e-7, 0 below -87: 2^n 2^f with f in [-1/2, 1/2], whose Taylor series is cut after f^6. In plain
-// arithmetic, so that compilers make vectors of it.
+// e^x for x <= 0 to 1e-7, 0 below -87, NaN for NaN: 2^n 2^f with f in [-1/2, 1/2], whose Taylor series is cut after f^6.
+// In plain arithmetic, so that compilers make vectors of it.
 inline float exp_of_negative(float x) {
-    float t = (x > -87.0f ? x : -87.0f) * 1.44269504f;
+    float t = (x < -87.0f ? -87.0f : x) * 1.44269504f;
     float n = std::nearbyint(t);
     float f = (t - n) * 0.693147181f;
     float p = 1 + f * (1 + f * (0.5f + f * (1 / 6.0f + f * (1 / 24.0f + f * (1 / 120.0f + f * (1 / 720.0f))))));

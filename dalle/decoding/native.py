@@ -18,8 +18,13 @@ import torch
 MOST_HEAD_WIDTH = 1024
 """That `native.cpp` has room for."""
 _SOURCE = Path(__file__).with_name("native.cpp")
-# with g++, OpenMP's library is the one that PyTorch has loaded, and so are its threads
-_FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-funsafe-math-optimizations"]
+# With g++, OpenMP's library is the one that PyTorch has loaded, and so are its threads. The last three are what makes
+# vectors of sums. Not -funsafe-math-optimizations or -ffast-math, which hold them: compilers then link a start-up routine
+# that has the whole process round small numbers to 0.
+_FLAGS = [
+    *("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"),
+    *("-fassociative-math", "-freciprocal-math", "-fno-signed-zeros"),
+]
 _INT, _FLOAT, _POINTER = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 _SIGNATURES = {
     "attend": [

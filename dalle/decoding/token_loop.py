@@ -208,8 +208,8 @@ def _stepper(model: SlotModel, batch: _Batch, sampling: Sampling) -> Callable[[]
             captioned_XV, free_XV = logits_RV.chunk(2)
             logits_RV = free_XV + sampling.guidance * (captioned_XV - free_XV)
         uniform_XU = uniform_numbers(batch.seeds_X, batch.slot_1, num_uniform(logits_RV.shape[-1]))
-        drawn_X = choose(logits_RV, uniform_XU, sampling)
-        batch.finite_X.logical_and_(logits_RV[:, 0].isfinite())  # one that is not spoils its whole row
+        drawn_X, finite_X = choose(logits_RV, uniform_XU, sampling)
+        batch.finite_X.logical_and_(finite_X)
         code_1X = torch.where(batch.kept_I[batch.slot_1][:, None], batch.codes_IX[batch.slot_1], drawn_X)
         batch.codes_IX.index_copy_(0, batch.slot_1, code_1X)
         batch.hold(code_1X[0])

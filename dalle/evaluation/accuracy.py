@@ -11,6 +11,7 @@ import numpy as np
 from dalle.config import Images, Sampling
 from dalle.data.samples import Pair, read_pairs
 from dalle.data.shapes import Claim, shows
+from dalle.sampling.candidates import Best
 from dalle.sampling.drawing import Drawing
 from dalle.sampling.pipeline import Pipeline
 
@@ -27,7 +28,7 @@ class Judgement:
         shares: right pictures in [0, 1], by name: of the `reranked` best; the `unranked` first; all `candidates`, which
             is the expectation of an unranked pick with less noise; `any_right`, the most that reranking could reach;
             `reconstructed`, the real drawing after the dVAE; `real`, the drawing itself, the checker's own limit
-        drawings: the best, best first
+        drawings: the best that differ, best first
     """
 
     caption: str
@@ -57,7 +58,7 @@ def judge(
         candidates: drawn for each
         seed: of the first candidate
         sampling: how they are drawn
-        keep: how many drawings of each caption are returned
+        keep: how many drawings of each caption are returned, where so many differ
     """
     # one chunk for all candidates where they are few: none is drawn to be thrown away, and all are compared alike
     sampling = replace(sampling, chunk=sampling.chunk or min(candidates, _CANDIDATES_TOGETHER))
@@ -66,7 +67,6 @@ def judge(
         chunks = list(pipeline.candidates([p.captions[0] for p in batch], candidates, seed, sampling))
         images = np.concatenate([c.images_CNYX3 for c in chunks], axis=1)
         scores = np.concatenate([c.scores_CN for c in chunks], axis=1)
-        places = [(chunk, place) for chunk in chunks for place in range(chunk.seeds_CN.shape[1])]
         back = pipeline.reconstruct(np.stack([p.image for p in batch]), sampling.precision)
         for row, (pair, images_NYX3, scores_N, back_YX3) in enumerate(zip(batch, images, scores, back, strict=True)):
             claim = Claim.from_json(pair.scene)
@@ -80,9 +80,10 @@ def judge(
                 "reconstructed": shows(back_YX3, claim),
                 "real": shows(pair.image, claim),
             }
-            best = [places[i] for i in order_N[:keep]]
-            drawings = [chunk.drawing(row, place, rank) for rank, (chunk, place) in enumerate(best, 1)]
-            yield Judgement(pair.captions[0], {name: float(share) for name, share in shares.items()}, drawings)
+            best = Best(keep)
+            for chunk in chunks:
+                best.take(chunk.part(row))
+            yield Judgement(pair.captions[0], {name: float(share) for name, share in shares.items()}, best.ranked())
 
 
 def distinct(shards: str, size_px: int, count: int) -> list[Pair]:

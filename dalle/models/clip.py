@@ -59,7 +59,10 @@ class CLIP(nn.Module):
                 raise ValueError(f"architecture {config.architecture} brings its own tokenizer; leave tokenizer out")
             try:
                 device = torch.get_default_device()  # which open_clip would leave for the CPU
-                self.net = open_clip.create_model(config.architecture, pretrained=pretrained, device=device)
+                quick = _wants_quick_gelu(config.architecture, pretrained)
+                self.net = open_clip.create_model(
+                    config.architecture, pretrained=pretrained, device=device, force_quick_gelu=quick
+                )
             except Exception as error:  # open_clip raises many kinds for a bad name, tag or file
                 raise ValueError(f"open_clip cannot make {config.architecture}: {error}") from error
             self._open_clip_tokenizer = open_clip.get_tokenizer(config.architecture)
@@ -130,6 +133,13 @@ class CLIP(nn.Module):
         with _attention_kernel(tokens_BU):
             features = self.net.encode_text(tokens_BU)
         return F.normalize(features.float(), dim=-1)
+
+
+def _wants_quick_gelu(architecture: str, pretrained: str | None) -> bool:
+    """Whether open_clip's table says that these weights were trained with QuickGELU: those of OpenAI, under the names of
+    architectures that have GELU otherwise. A tag that does not say so leaves the architecture's own."""
+    # open_clip's tables write architectures so
+    return _open_clip().get_pretrained_cfg(architecture.replace("/", "-"), pretrained or "").get("quick_gelu", False)
 
 
 def _attention_kernel(inputs: torch.Tensor) -> AbstractContextManager:

@@ -45,8 +45,6 @@ def read_record(path: str | Path, hashes: dict[str, str]) -> Drawing:
         ValueError: no PNG of ours, one of an earlier version, or one of other models, with both hashes
     """
     drawing = read_drawing(path)
-    if not isinstance(drawing.settings, dict) or not isinstance(drawing.settings.get("models", {}), dict):
-        raise ValueError(f"{path}: its metadata are damaged")
     missing = [name for name in _NEEDED if name not in drawing.settings]
     if missing:
         raise ValueError(
@@ -90,9 +88,8 @@ def draw_again(pipeline: Pipeline, drawing: Drawing) -> Drawing:
         prompt = Prompt.from_json(settings["given"]) if "given" in settings else None
         captions, place = [drawing.caption] * settings["captions_together"], settings["place"]
         first_seed = drawing.seed - place
-        slots, codes = pipeline.prior.config.image_slots, pipeline.prior.config.codebook_size
-        if prompt is not None and (len(prompt.codes_I) != slots or prompt.codes_I.max() >= codes):
-            raise ValueError("the given codes are none of this prior")
+        if prompt is not None:
+            prompt.check(pipeline.prior.config)
         if not captions or not 0 <= place < sampling.chunk:
             raise ValueError("its place in the chunk is not in the chunk")
     except (TypeError, ValueError) as error:
@@ -112,7 +109,7 @@ def draw_again(pipeline: Pipeline, drawing: Drawing) -> Drawing:
     finally:
         torch.set_num_threads(threads)
     again = chunk.drawing(0, place, drawing.rank)
-    return replace(again, score=drawing.score)
+    return replace(again, score=drawing.score, times=drawing.times)
 
 
 def count_differing_pixels(one: Drawing, other: Drawing) -> int:

@@ -6,10 +6,10 @@ memory, and among processes (`workers`). It is always done at the full width of 
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from dalle.config import Sampling
-from dalle.sampling.drawing import Drawing
+from dalle.sampling.drawing import Drawing, fingerprint
 from dalle.sampling.prompt import Prompt
 
 
@@ -62,6 +62,12 @@ class Candidates:
             self.codes_CNI[caption, place].copy(),  # not a view, which would keep the whole chunk
         )
 
+    def part(self, caption: int) -> Part:
+        """All of a caption's."""
+        places = range(self.seeds_CN.shape[1])
+        fingerprints = [fingerprint(self.codes_CNI[caption, place]) for place in places]
+        return Part(caption, fingerprints, [self.drawing(caption, place) for place in places])
+
 
 @dataclass(frozen=True)
 class Work:
@@ -84,6 +90,8 @@ class Source(Protocol):
 
     def read(self, captions: Sequence[str]) -> Reading: ...
 
+    def settle(self, sampling: Sampling) -> Sampling: ...
+
     def chunk_width(self, sampling: Sampling) -> int: ...
 
     def chunk(
@@ -100,43 +108,78 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Part:
-    """Of what was drawn last: of which caption (its number), how many candidates, and those of them that were among the
-    best so far."""
+    """Of what was drawn last: of which caption (its number), the fingerprints of all candidates' codes, and those of the
+    drawings that were among the best so far."""
 
     caption: int
-    drawn: int
+    fingerprints: list[bytes]
     drawings: list[Drawing]
+
+    @property
+    def drawn(self) -> int:
+        """How many candidates these are."""
+        return len(self.fingerprints)
 
 
 class Best:
-    """The best of a caption: by score, and of equal ones, or without a reranker, those of the lowest seeds.
+    """The best of a caption: by score, and of equal ones, or without a reranker, those of the lowest seeds. Candidates with
+    the same codes are one drawing, which is counted.
 
     Args:
-        keep: how many
+        keep: how many that differ
     """
 
     def __init__(self, keep: int):
         self.keep = keep
-        self._heap: list[tuple[float, int, Drawing]] = []  # the worst is first; no two have one seed
+        self._kept: dict[bytes, Drawing] = {}
+        self._worst: bytes | None = None  # of those kept; null when it has to be found anew
+        self._times: Counter[bytes] = Counter()
+
+    @property
+    def differing(self) -> int:
+        """How many different drawings were taken in, kept or not."""
+        return len(self._times)
+
+    def take(self, part: Part) -> None:
+        """Take in what was drawn, and count it."""
+        self._times.update(part.fingerprints)
+        self.add(part.drawings)
 
     def add(self, drawings: Iterable[Drawing]) -> list[Drawing]:
-        """Take in drawings, and return those of them that are now among the best."""
-        entered = []
+        """Take in drawings uncounted, and return those of them that are now among the best."""
+        entered = {}
         for drawing in drawings:
-            entry = (0.0 if drawing.score is None else drawing.score, -drawing.seed, drawing)
-            if len(self._heap) < self.keep:
-                heapq.heappush(self._heap, entry)
-            elif entry[:2] > self._heap[0][:2]:
-                heapq.heapreplace(self._heap, entry)
-            else:
-                continue
-            entered.append(entry)
-        return [entry[2] for entry in entered if entry[:2] >= self._heap[0][:2]]
+            key = _key(drawing)
+            if key in self._kept:
+                if _order(drawing) < _order(self._kept[key]):
+                    continue
+            elif len(self._kept) == self.keep:
+                if self._worst is None:
+                    self._worst = min(self._kept, key=lambda key: _order(self._kept[key]))
+                if _order(drawing) < _order(self._kept[self._worst]):
+                    continue
+                del self._kept[self._worst]
+            self._kept[key] = entered[key] = drawing
+            self._worst = None
+        return [drawing for key, drawing in entered.items() if self._kept.get(key) is drawing]
 
     def ranked(self) -> list[Drawing]:
-        """The best first, with their ranks from 1."""
-        ordered = sorted(self._heap, key=lambda entry: entry[:2], reverse=True)
-        return [replace(drawing, rank=rank) for rank, (_, _, drawing) in enumerate(ordered, 1)]
+        """The best first, with their ranks from 1, and how often each was drawn."""
+        ordered = sorted(self._kept.items(), key=lambda item: _order(item[1]), reverse=True)
+        return [
+            replace(drawing, rank=rank, times=max(1, self._times[key]))
+            for rank, (key, drawing) in enumerate(ordered, 1)
+        ]
+
+
+def _order(drawing: Drawing) -> tuple[float, int]:
+    """Greater is better; no two have one seed."""
+    return (0.0 if drawing.score is None else drawing.score, -drawing.seed)
+
+
+def _key(drawing: Drawing) -> bytes:
+    """The same for the same codes; one whose codes are not known is like no other."""
+    return b"seed %d" % drawing.seed if drawing.codes_I is None else fingerprint(drawing.codes_I)
 
 
 class Chunks:
@@ -146,10 +189,13 @@ class Chunks:
         source: the models
         sampling: its chunk, where it has one, is the width to begin with
         progress: told each slot of a chunk that was drawn
+
+    Raises:
+        ValueError: the sampling does not fit the models
     """
 
     def __init__(self, source: Source, sampling: Sampling, progress: Callable[[int], None] = lambda slot: None):
-        self.source, self.sampling, self.progress = source, sampling, progress
+        self.source, self.sampling, self.progress = source, source.settle(sampling), progress
         self.width = sampling.chunk or source.chunk_width(sampling)
 
     def draw(self, reading: Reading, numbers: range, seed: int, prompt: Prompt | None) -> Iterator[Candidates]:
@@ -233,5 +279,5 @@ def draw(
             reading = source.read([work.captions[caption]])
         candidates = range(block * width, min(work.n, (block + 1) * width))
         for chunk in chunks.draw(reading, candidates, work.seed, work.prompt):
-            drawn = chunk.seeds_CN.shape[1]
-            yield Part(caption, drawn, best.add(chunk.drawing(0, place) for place in range(drawn)))
+            part = chunk.part(0)
+            yield Part(caption, part.fingerprints, best.add(part.drawings))

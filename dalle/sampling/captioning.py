@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,8 @@ def score(
 
     Raises:
         ValueError: no captions, an empty one, a batch_size below 1, or another rank_by
+
+    Warns that the gain means nothing where the prior was trained without `caption_dropout`.
     """
     if not captions:
         raise ValueError("captions: there are none to score")
@@ -78,6 +81,8 @@ def score(
         raise ValueError(f"batch_size {batch_size}: must be at least 1")
     if rank_by not in ("image", "joint"):
         raise ValueError(f"rank_by {rank_by}: must be one of image, joint")
+    if pipeline.tuning.caption_dropout == 0:
+        warnings.warn("the gain means nothing: this prior was trained with caption_dropout 0", stacklevel=2)
     text_CU = pipeline.tokens(captions).to(pipeline.device)
     no_caption_1U = torch.full_like(text_CU[:1], PAD)
     codes_I = image_codes(pipeline, image)
@@ -112,6 +117,9 @@ def ln_p(
         codes_I: of the one image
         batch_size: the most captions in a forward pass
         precision: of the matrix products
+
+    Raises:
+        ValueError: the prior's logits are not finite
     """
     # one width for all batches, of which FlexAttention compiles each anew: what the last one lacks are no captions
     num_batches = math.ceil(len(text_CU) / batch_size)
@@ -126,6 +134,10 @@ def ln_p(
             # in float64: the differences between captions are small beside sums over all codes
             found.append(torch.stack([ln_p_BN.double().sum(dim=1) for ln_p_BN in scored]))
     text_C, image_C = torch.cat(found, dim=1)[:, : len(text_CU)]
+    if not (text_C.isfinite().all() and image_C.isfinite().all()):
+        raise ValueError(
+            f"the prior's logits are not finite: its weights are broken, or no match for precision {precision}"
+        )
     return text_C, image_C
 
 

@@ -7,6 +7,7 @@ tells them.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import math
 import os
@@ -30,8 +31,9 @@ class Drawing:
     """One image that was drawn for a caption.
 
     score: the reranker's, higher is better; None when there was none. seed: what draws it again.
-    rank: its place among its caption's candidates; 0 before they are ranked. settings: how it was drawn; must be
-    writable as JSON. codes_I: the image's codes in raster order, int64 [I]; None where they are not known.
+    rank: its place among its caption's candidates that differ; 0 before they are ranked. settings: how it was drawn; must
+    be writable as JSON. codes_I: the image's codes in raster order, int64 [I]; None where they are not known. times: how
+    many of the candidates had these very codes; the one of the lowest seed stands for them.
     """
 
     image: Image.Image
@@ -41,6 +43,12 @@ class Drawing:
     rank: int
     settings: dict[str, Any]
     codes_I: np.ndarray | None = field(default=None, compare=False, repr=False)
+    times: int = 1
+
+
+def fingerprint(codes_I: np.ndarray) -> bytes:
+    """Of codes, 16 bytes: the same for equal ones, and for no others."""
+    return hashlib.blake2b(codes_I.astype("<i8").tobytes(), digest_size=16).digest()
 
 
 def finite_score(drawing: Drawing, missing: float | None = None) -> float | None:
@@ -54,12 +62,13 @@ def best_first(drawings: Sequence[Drawing]) -> list[Drawing]:
 
 
 def facts(drawing: Drawing) -> dict[str, Any]:
-    """Seed, rank, score and settings, as they are written into files."""
+    """Seed, rank, score, times and settings, as they are written into files."""
     score = finite_score(drawing)
     return {
         "seed": drawing.seed,
         "rank": drawing.rank,
         "score": None if score is None else float(score),
+        "times": drawing.times,
         "settings": drawing.settings,
     }
 
@@ -69,8 +78,8 @@ def to_json(value: Any) -> str:
 
 
 def save_drawing(drawing: Drawing, path: Path) -> None:
-    """Writes one PNG, whole or not at all, with the text chunks "caption" and "dalle" (JSON: seed, rank, score, settings,
-    and the codes where they are known)."""
+    """Writes one PNG, whole or not at all, with the text chunks "caption" and "dalle" (JSON: seed, rank, score,
+    times, settings, and the codes where they are known)."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     codes = {} if drawing.codes_I is None else {"codes": pack_codes(drawing.codes_I)}
@@ -86,7 +95,7 @@ def read_drawing(path: str | Path) -> Drawing:
     """The drawing of a PNG that `save_drawing` wrote.
 
     Raises:
-        ValueError: the file is missing, no PNG, not one of ours, or a grid of several drawings
+        ValueError: the file is missing, no PNG, not one of ours, damaged, or a grid of several drawings
     """
     try:
         with opened(Path(path).read_bytes(), formats=("PNG",)) as file:
@@ -101,11 +110,21 @@ def read_drawing(path: str | Path) -> Drawing:
         raise ValueError(f"{path}: is a picture of several drawings; name one of those in images/ beside it")
     try:
         known = json.loads(text["dalle"])
-        codes_I = unpack_codes(known["codes"]) if "codes" in known else None
-        return Drawing(image, text["caption"], known["score"], known["seed"], known["rank"], known["settings"], codes_I)
+        caption, score, seed, rank = text["caption"], known["score"], known["seed"], known["rank"]
+        settings, packed = known["settings"], known.get("codes")
+        times = known.get("times", 1)  # which earlier versions did not count
     except (KeyError, TypeError, ValueError):
         what = "does not say how it was drawn: no PNG of dalle-sample, or its text was lost"
         raise ValueError(f"{path}: {what}") from None
+    sound = type(seed) is type(rank) is type(times) is int and abs(seed) < 2**62
+    sound = sound and type(score) in (int, float, type(None))
+    if not (sound and isinstance(settings, dict) and isinstance(settings.get("models", {}), dict)):
+        raise ValueError(f"{path}: its metadata are damaged")
+    try:
+        codes_I = None if packed is None else unpack_codes(packed)
+    except (TypeError, ValueError):
+        raise ValueError(f"{path}: its metadata are damaged: its codes cannot be unpacked") from None
+    return Drawing(image, caption, score, seed, rank, settings, codes_I, times)
 
 
 def pack_codes(codes_I: np.ndarray) -> str:
@@ -114,9 +133,12 @@ def pack_codes(codes_I: np.ndarray) -> str:
 
 
 def unpack_codes(text: str) -> np.ndarray:
-    """What `pack_codes` packed: int64 [I]. Raises ValueError when it is something else."""
+    """What `pack_codes` packed: int64 [I]. Raises ValueError or TypeError when it is something else, or a part of it."""
+    inflate = zlib.decompressobj()
     try:
-        unpacked = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), _MAX_UNPACKED_BYTES)
+        unpacked = inflate.decompress(base64.b64decode(text, validate=True), _MAX_UNPACKED_BYTES)
     except zlib.error as error:
         raise ValueError(f"no packed codes: {error}") from None
+    if not inflate.eof or inflate.unused_data:
+        raise ValueError("no packed codes: they do not end where they should")
     return np.frombuffer(unpacked, "<u4").astype(np.int64)

@@ -149,7 +149,9 @@ def _card(record: dict[str, Any], size: tuple[int, int], heading: str) -> str:
     file, score = html.escape(record["file"]), record["score"]
     shown = "" if score is None else f"<b>{score:.3f}</b> "
     caption = "" if record["caption"] == heading else f"<br>{html.escape(record['caption'])}"
-    note = f"{shown}seed {record['seed']}{caption}"
+    times = record.get("times", 1)  # not in the results of earlier versions
+    often = f", drawn {times} times" if times > 1 else ""
+    note = f"{shown}seed {record['seed']}{often}{caption}"
     alt = html.escape(record["caption"])
     return (
         f'<figure><a href="{file}"><img src="{file}" alt="{alt}" width="{size[0]}" height="{size[1]}" loading="lazy"></a>'

@@ -90,7 +90,7 @@ def _write_picture(canvas: Image.Image, drawings: list[Drawing], path: Path, tit
 
 
 class _Cells:
-    """The images of a picture, all in cells of one size, with room for a score where any has one."""
+    """The images of a picture, all in cells of one size, with room for what is said below where any has something."""
 
     def __init__(self, drawings: list[Drawing]) -> None:
         if not drawings:
@@ -99,15 +99,20 @@ class _Cells:
         self._image_y = max(image.height for image in self._images.values())
         self._font = ImageFont.load_default(size=SCORE_PX)
         self.width = max(image.width for image in self._images.values())
-        has_scores = any(finite_score(drawing) is not None for drawing in drawings)
-        self.height = self._image_y + (SCORE_PX + 6 if has_scores else 0)
+        self.height = self._image_y + (SCORE_PX + 6 if any(map(_label, drawings)) else 0)
 
     def paste(self, canvas: Image.Image, drawing: Drawing, left: int, top: int) -> None:
-        image, score = self._images[id(drawing)], finite_score(drawing)
+        image, label = self._images[id(drawing)], _label(drawing)
         canvas.paste(image, (left + (self.width - image.width) // 2, top + (self._image_y - image.height) // 2))
-        if score is not None:
+        if label:
             place = (left + self.width // 2, top + self._image_y + 4)
-            ImageDraw.Draw(canvas).text(place, f"{score:.3f}", fill=SOFT, font=self._font, anchor="mt")
+            ImageDraw.Draw(canvas).text(place, label, fill=SOFT, font=self._font, anchor="mt")
+
+
+def _label(drawing: Drawing) -> str:
+    """Its score, and how often it came where that was more than once."""
+    score = finite_score(drawing)
+    return " ".join(([] if score is None else [f"{score:.3f}"]) + ([f"×{drawing.times}"] if drawing.times > 1 else []))
 
 
 def _write_lines(pen: ImageDraw.ImageDraw, x: int, y: int, lines: list[str], font: Any, size_px: int) -> int:

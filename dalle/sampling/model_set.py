@@ -3,8 +3,11 @@ are read."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import yaml
 
 from dalle.config import DVAEModel, PriorModel, Sampling
 from dalle.models.clip import open_clip_name
@@ -13,11 +16,24 @@ from dalle.text import Tokenizer
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """What a prior's folder tells of how it wants to be drawn with.
+
+    Args:
+        caption_dropout: that it was trained with; null where nothing says it
+        temperature: that it was tuned for
+    """
+
+    caption_dropout: float | None = None
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
 class Models:
     """Models that belong together.
 
     prior, dvae: folders. clip: a folder, or ARCHITECTURE:PRETRAINED of open_clip; None without a reranker.
-    hashes: content hashes by name, recorded with every drawing; of an open_clip model its name.
+    hashes: content hashes by name, recorded with every drawing; of an open_clip model its name. tuning: the prior's.
     """
 
     prior: Path
@@ -27,6 +43,7 @@ class Models:
     prior_config: PriorModel
     dvae_config: DVAEModel
     hashes: dict[str, str]
+    tuning: Tuning
 
 
 def find_models(
@@ -58,7 +75,24 @@ def find_models(
     if rerank:
         source = str(clip or folder / "clip")
         hashes["clip"] = _check_clip(source, hashes)
-    return Models(prior, dvae, source, tokenizer, prior_config, dvae_config, hashes)
+    return Models(prior, dvae, source, tokenizer, prior_config, dvae_config, hashes, _tuning(prior))
+
+
+def _tuning(prior: Path) -> Tuning:
+    """From the weights' header, or, where an earlier version wrote that, from the configuration beside it."""
+    header = read_header(prior)
+    if "caption_dropout" in header:
+        try:
+            tuning = Tuning(float(header["caption_dropout"]), float(header["sampling_temperature"]))
+            Sampling(temperature=tuning.temperature)  # refuses what is none
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"the header of the weights in {prior} is damaged: {error}") from None
+        return tuning
+    try:
+        dropout = yaml.safe_load((prior / "config.yaml").read_text(encoding="utf-8"))["caption_dropout"]
+        return Tuning(float(dropout))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        return Tuning()
 
 
 def _check_clip(source: str, hashes: dict[str, str]) -> str:
@@ -74,10 +108,27 @@ def _check_clip(source: str, hashes: dict[str, str]) -> str:
     return header["hash"]
 
 
-def check_sampling(sampling: Sampling, config: PriorModel) -> None:
-    """Raises ValueError for settings that do not fit this prior."""
+def settle(sampling: Sampling, config: PriorModel, tuning: Tuning) -> Sampling:
+    """The settings, and the prior's own where they leave it to the prior. Warns of guidance where nothing says whether the
+    prior can be guided.
+
+    Raises:
+        ValueError: they do not fit this prior
+    """
     if sampling.top_k is not None and sampling.top_k > config.codebook_size:
         raise ValueError(
             f"sampling.top_k {sampling.top_k}: this prior chooses among {config.codebook_size} codes; give at most that "
             "many, or null for all"
         )
+    if sampling.guidance != 1 and tuning.caption_dropout == 0:
+        raise ValueError(
+            f"sampling.guidance {sampling.guidance}: this prior was trained with caption_dropout 0, so what it thinks "
+            "likely without a caption means nothing; leave guidance at 1, or train a prior with --caption_dropout 0.1"
+        )
+    if sampling.guidance != 1 and tuning.caption_dropout is None:
+        warnings.warn(
+            f"sampling.guidance {sampling.guidance}: nothing says whether this prior was trained with caption_dropout; "
+            "one that was not draws less of its captions the more it is guided",
+            stacklevel=1,  # of this line, whoever asks: Python then shows it once
+        )
+    return sampling if sampling.temperature is not None else replace(sampling, temperature=tuning.temperature)

@@ -52,7 +52,7 @@ class Output:
 
     def add(self, part: Part) -> None:
         """Take in what was drawn; the numbers of captions are those of `todo`. Now and then all is written."""
-        self._best.setdefault(part.caption, Best(self.work.keep)).add(part.drawings)
+        self._best.setdefault(part.caption, Best(self.work.keep)).take(part)
         self._counts[part.caption] += part.drawn
         self.drawn += part.drawn
         if self._counts[part.caption] == self.work.n and self._resumable:  # its images need not be held any longer
@@ -72,6 +72,15 @@ class Output:
         self.gallery.write()
         now_s = time.monotonic()
         self._next_write_s = now_s + max(_WRITE_EVERY_S, (now_s - began_s) / _WRITING_SHARE)
+
+    def count(self) -> str:
+        """How many are the best of how many, in words."""
+        if self._resumable:
+            most = min(self.work.keep, self.work.n)
+            return f"{most} that differ of {self.work.n} for each of {len(self.work.captions)} captions"
+        best = self._best[0]
+        differing = "" if best.differing == self.drawn else f", {best.differing} of which differ"
+        return f"{len(best.ranked())} of {self.drawn}{differing}"
 
     def finish(self) -> str:
         """Write all there is, with a grid, or for many captions a sheet of the best of some. Returns what was written, in

@@ -27,7 +27,7 @@ from dalle.models.folder import load_dvae, load_prior
 from dalle.models.prior import Prior
 from dalle.sampling.candidates import Best, Candidates, Chunks, Reading, Work, draw
 from dalle.sampling.drawing import Drawing, read_drawing
-from dalle.sampling.model_set import check_sampling, find_models
+from dalle.sampling.model_set import Tuning, find_models, settle
 from dalle.sampling.prompt import Prompt, encode_with, known_codes, make_prompt
 from dalle.text import Cuts, Tokenizer, caption_tokens
 
@@ -43,6 +43,7 @@ class Pipeline:
         prior, dvae, tokenizer: the trained models
         clip: the reranker; null ranks nothing
         hashes: content hashes by name, recorded with every drawing
+        tuning: how the prior wants to be drawn with; null where nothing says it
     """
 
     def __init__(
@@ -52,9 +53,10 @@ class Pipeline:
         tokenizer: Tokenizer,
         clip: CLIP | None = None,
         hashes: dict[str, str] | None = None,
+        tuning: Tuning | None = None,
     ):
         self.prior, self.dvae, self.tokenizer, self.clip = prior, dvae, tokenizer, clip
-        self.hashes = hashes or {}
+        self.hashes, self.tuning = hashes or {}, tuning or Tuning()
         self.device = prior.image_head.weight.device
         self._loops: dict[tuple[str, bool], TokenLoop] = {}
 
@@ -71,12 +73,13 @@ class Pipeline:
         variations_of: str | Path | None = None,
         progress: Callable[[int], None] = lambda done: None,
     ) -> list[Drawing]:
-        """The best of n candidates, best first by the reranker (in order of their seeds without one).
+        """The best of n candidates, best first by the reranker (in order of their seeds without one). Candidates that came
+        out the same are one drawing, whose `times` says how many they were.
 
         Args:
             caption: what to draw; null with `variations_of` means the drawing's own
             n: candidates drawn; candidate i has seed `seed + i` and is the same image whatever n is
-            keep: how many are returned; null returns all
+            keep: how many are returned, where so many differ; null returns all that do
             seed: of the first candidate
             sampling: temperature, filters, guidance, chunk width, precision
             prompt_image: an image of which some is kept: its top rows, or all but a region
@@ -97,7 +100,7 @@ class Pipeline:
             origin = read_drawing(variations_of)
             caption = origin.caption if caption is None else caption
             prompt_image = origin.image
-            known = known_codes(origin, self.hashes.get("dvae"), self.prior.config.grid)
+            known = known_codes(variations_of, origin, self.hashes.get("dvae"), self.prior.config)
         prompt = None
         if prompt_image is not None or rows or region is not None:
             if prompt_image is None:
@@ -106,7 +109,7 @@ class Pipeline:
         work = Work((caption or "",), n, n if keep is None else keep, seed, sampling, prompt)
         best = Best(work.keep)
         for part in draw(self, work):
-            best.add(part.drawings)
+            best.take(part)
             progress(part.drawn)
         return best.ranked()
 
@@ -143,13 +146,18 @@ class Pipeline:
         embeddings_CE = None
         if self.clip is not None:
             cuts = Cuts(self.clip.caption_tokens)
-            embeddings_CE = self.clip.embed_texts(self.clip.tokens(captions, cuts).to(self.device))
+            with torch.autocast(self.device.type, enabled=False):
+                embeddings_CE = self.clip.embed_texts(self.clip.tokens(captions, cuts).to(self.device))
             if cuts.cut:
                 told = f"the reranker reads only the beginning of {captions[0][:60]!r}"
                 warnings.warn(
                     told if len(captions) == 1 else f"the reranker reads only the beginning: {cuts}", stacklevel=1
                 )
         return Reading(captions, text_CU, embeddings_CE)
+
+    def settle(self, sampling: Sampling) -> Sampling:
+        """The settings with the prior's own where they leave it open. Raises ValueError where they do not fit the models."""
+        return settle(sampling, self.prior.config, self.tuning)
 
     def chunk_width(self, sampling: Sampling) -> int:
         """Candidates of each caption that are drawn together."""
@@ -166,10 +174,11 @@ class Pipeline:
         """The `sampling.chunk` candidates of each caption whose seeds begin with `first_seed`. Each slot that was drawn is told.
 
         Raises:
-            ValueError: a filter that does not fit the prior, or logits or scores that are not finite
+            ValueError: a prompt that does not fit the prior, or logits or scores that are not finite
             torch.OutOfMemoryError: or, on a CPU, a RuntimeError that says so
         """
-        check_sampling(sampling, self.prior.config)
+        if prompt is not None:
+            prompt.check(self.prior.config)
         captions, width = len(reading.captions), sampling.chunk
         seeds_CN = torch.arange(first_seed, first_seed + width).expand(captions, -1)
         given = None if prompt is None else prompt.given(captions)
@@ -178,8 +187,8 @@ class Pipeline:
         if scores_R is not None and not np.isfinite(scores_R).all():
             seed = seeds_CN.flatten()[int(np.argmin(np.isfinite(scores_R)))]
             raise ValueError(
-                f"the reranker gives scores that are not finite (first for seed {seed}): it is broken, or of no use with "
-                f"precision {sampling.precision}; draw without --rerank, or name another with --clip"
+                f"the reranker gives scores that are not finite (first for seed {seed}): it is broken; draw without "
+                "--rerank, or name another with --clip"
             )
         return Candidates(
             reading.captions,
@@ -218,8 +227,9 @@ class Pipeline:
             images_BCYX = to_uint8(self.decode(codes_BI, precision))
             pixels.append(images_BCYX)
             if self.clip is not None:
-                # of what is saved, so that a last bit of the decoder seldom shows in a score
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                # of what is saved, so that a last bit of the decoder seldom shows in a score; in fp32 whatever else is
+                # not, for the best of some that are close is another one in bf16
+                with torch.autocast(self.device.type, enabled=False):
                     embeddings.append(self.clip.embed_images(images_BCYX))
         scores_R = None
         if self.clip is not None:
@@ -241,10 +251,9 @@ class Pipeline:
 
     @torch.inference_mode()
     def reconstruct(self, images_BYX3: np.ndarray, precision: str) -> np.ndarray:
-        """Images uint8 [B, Y, X, 3] after the dVAE's encoder and decoder."""
-        images_BCYX = torch.from_numpy(images_BYX3).permute(0, 3, 1, 2).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return to_pixels(self.dvae.decode(self.dvae.encode(images_BCYX)))
+        """Images uint8 [B, Y, X, 3] after the dVAE's encoder, in fp32, and its decoder."""
+        codes_BI = torch.from_numpy(np.stack([encode_with(self.dvae, image_YX3) for image_YX3 in images_BYX3]))
+        return to_pixels(self.decode(codes_BI.to(self.device), precision))
 
     def release(self) -> None:
         """Give back the memory of the token loops; the next chunk makes its own."""
@@ -292,6 +301,5 @@ def load(
     models = find_models(folder, dvae, prior, clip, rerank)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     reranker = None if models.clip is None else load_clip(models.clip, device)
-    return Pipeline(
-        load_prior(models.prior, device), load_dvae(models.dvae, device), models.tokenizer, reranker, models.hashes
-    )
+    prior, dvae = load_prior(models.prior, device), load_dvae(models.dvae, device)
+    return Pipeline(prior, dvae, models.tokenizer, reranker, models.hashes, models.tuning)

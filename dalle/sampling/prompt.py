@@ -8,6 +8,7 @@ right of or below the hole is kept, and is not seen by what is drawn into it.
 from __future__ import annotations
 
 import base64
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dalle.config import Images
+from dalle.config import Images, PriorModel
 from dalle.data.images import centre_crop, decode, to_rgb
 from dalle.decoding.token_loop import Given
 from dalle.models.dvae import DVAE
@@ -54,9 +55,26 @@ class Prompt:
             kept_I = np.unpackbits(bits).astype(bool)[: len(codes_I)]  # the last byte is filled up
         except (KeyError, TypeError, ValueError):
             raise ValueError("the given codes in the metadata cannot be read") from None
-        if kept_I.shape != codes_I.shape:
+        if kept_I.shape != codes_I.shape or len(bits) != math.ceil(len(codes_I) / 8):
             raise ValueError("the given codes in the metadata cannot be read")
         return cls(codes_I, kept_I)
+
+    def check(self, config: PriorModel) -> None:
+        """Raises ValueError unless these are codes of such a prior."""
+        if self.kept_I.shape != self.codes_I.shape:
+            raise ValueError(f"{len(self.codes_I)} codes are given, and of {len(self.kept_I)} whether they are kept")
+        check_codes(np.where(self.kept_I, self.codes_I, 0), config)
+
+
+def check_codes(codes_I: np.ndarray, config: PriorModel) -> None:
+    """Raises ValueError unless these are the codes of an image of such a prior. On a GPU one that is none ends the process."""
+    if codes_I.shape != (config.image_slots,):
+        raise ValueError(f"{codes_I.size} codes, where an image of this prior has {config.image_slots}")
+    if not np.issubdtype(codes_I.dtype, np.integer):
+        raise ValueError(f"codes of type {codes_I.dtype}, where this prior takes whole numbers")
+    if codes_I.min() < 0 or codes_I.max() >= config.codebook_size:
+        wrong = codes_I[(codes_I < 0) | (codes_I >= config.codebook_size)][0]
+        raise ValueError(f"code {wrong}, where this prior has codes 0 to {config.codebook_size - 1}")
 
 
 def read_image(path: str | Path, option: str) -> Image.Image:
@@ -138,11 +156,16 @@ def _outside(region: tuple[int, int, int, int], size: tuple[int, int], grid: int
     return ~drawn_YX.flatten()
 
 
-def known_codes(drawing: Drawing, dvae_hash: str | None, grid: int) -> np.ndarray | None:
-    """The codes that a drawing's file carries, where they are those of this dVAE; else None."""
-    same = dvae_hash is not None and drawing.settings.get("models", {}).get("dvae") == dvae_hash
-    known = drawing.codes_I is not None and len(drawing.codes_I) == grid**2
-    return drawing.codes_I if same and known else None
+def known_codes(path: str | Path, drawing: Drawing, dvae_hash: str | None, config: PriorModel) -> np.ndarray | None:
+    """The codes that a drawing's file carries, where they are those of this dVAE; else None. Raises ValueError when they
+    should be, and are none of this prior."""
+    if drawing.codes_I is None or dvae_hash is None or drawing.settings.get("models", {}).get("dvae") != dvae_hash:
+        return None
+    try:
+        check_codes(drawing.codes_I, config)
+    except ValueError as error:
+        raise ValueError(f"{path}: its metadata are damaged: {error}") from None
+    return drawing.codes_I
 
 
 def central_square(image: Image.Image, size_px: int) -> np.ndarray:
@@ -155,4 +178,5 @@ def encode_with(dvae: DVAE, image_YX3: np.ndarray) -> np.ndarray:
     """Codes int64 [I] of an image uint8 [Y, X, 3], in fp32."""
     device = next(dvae.parameters()).device
     image_BCYX = torch.from_numpy(image_YX3.copy()).permute(2, 0, 1)[None].to(device)
-    return dvae.encode(image_BCYX)[0].flatten().cpu().numpy()
+    with torch.autocast(device.type, enabled=False):
+        return dvae.encode(image_BCYX)[0].flatten().cpu().numpy()

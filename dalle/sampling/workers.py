@@ -130,7 +130,9 @@ def _run(connection: Connection, counter, load, device: str, threads: int, work:
     """A worker's life. Its messages are (kind, content): first its chunk's width, then parts, then None."""
     if threads:
         torch.set_num_threads(threads)
-    warnings.filterwarnings("ignore", category=CaptionWarning)  # which the first process says
+    # what the first process says
+    warnings.filterwarnings("ignore", category=CaptionWarning)
+    warnings.filterwarnings("ignore", message="sampling.guidance")
     warnings.showwarning = lambda message, *_: connection.send(("warning", str(message)))
     try:
         pipeline = load(device)

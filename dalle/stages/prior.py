@@ -69,6 +69,10 @@ def stage(config: TrainPrior, world: World) -> Stage:
         next_command=f'dalle-sample --prior {config.output} --dvae {config.dvae} "CAPTION"',
         samples=lambda: {name: each for name, each in samples.items() if each and world.is_main},
         links={"dvae_hash": shards.meta.dvae_hash, "tokenizer_hash": tokenizer.hash},
+        facts={
+            "caption_dropout": str(config.caption_dropout),
+            "sampling_temperature": str(config.sampling_temperature),
+        },
         files=tokenizer.files(),
         check=cut_captions.check,
         conclude=cut_captions.conclude,
@@ -142,7 +146,8 @@ class _Validation:
         codes, captions = zip(*(self.shards.pair(*place) for place in places), strict=True)
         captions = [c[0] for c in captions]
         pipeline = Pipeline(self._plain_model(), load_dvae(self.config.dvae, self.world.device), self.tokenizer)
-        sampling = Sampling(chunk=_DRAWN_PER_CAPTION, precision=self.precision, compile=False)
+        options = {"temperature": self.config.sampling_temperature, "precision": self.precision, "compile": False}
+        sampling = Sampling(chunk=_DRAWN_PER_CAPTION, **options)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CaptionWarning)  # the log says how many captions are cut
             chunks = pipeline.candidates(captions, _DRAWN_PER_CAPTION, self.seed, sampling)

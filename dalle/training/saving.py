@@ -55,7 +55,11 @@ class Saver:
             "loaders": self.world.gather(self.stage.loader.state_dict()),
             "plateau": self.plateau.state_dict() if self.plateau else None,
             "identity": self._identity(),
-            "export": {"kind": self.stage.kind, "config": asdict(self.stage.model_config), "links": self.stage.links},
+            "export": {
+                "kind": self.stage.kind,
+                "config": asdict(self.stage.model_config),
+                "links": {**self.stage.links, **self.stage.facts},
+            },
         }
         checkpoint.save(self.folder, step, fragments, values, self.run.keep_checkpoints, self.world)
 
@@ -104,7 +108,9 @@ class Saver:
             weights = {n: opened.read(f"{source}/{n}").view(opened.shapes[f"{source}/{n}"]) for n in names}
         else:
             weights = self.ema.averages if self.ema else self.engine.model.state_dict()
-        save_weights(self.folder, self.stage.kind, weights, self.stage.model_config, self.stage.links)
+        save_weights(
+            self.folder, self.stage.kind, weights, self.stage.model_config, {**self.stage.links, **self.stage.facts}
+        )
 
     def _identity(self) -> dict[str, Any]:
         """What has to stay the same when a run is continued; JSON-able."""

@@ -40,6 +40,8 @@ class Stage:
         data: what it trains on, in a few words
         next_command: what a user would run with the trained model
         warnings: what is to be said once, at the start
+        facts: of the training, that whoever loads the weights has to know; written into their header beside the links, but
+            a resumed run may change them
         files: text files that belong into the model's folder, by name
     """
 
@@ -62,4 +64,5 @@ class Stage:
     data: str = ""
     next_command: str = ""
     warnings: list[str] = field(default_factory=list)
+    facts: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)

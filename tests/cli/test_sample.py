@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from dalle.cli import arguments
 from dalle.cli.sample import sample
 from dalle.config import Sample
 from dalle.sampling import candidates
-from dalle.sampling.drawing import read_drawing
+from dalle.sampling.drawing import read_drawing, save_drawing
 from dalle.text import CaptionWarning
 
 FAST = ["--sampling.chunk", "4", "--sampling.precision", "fp32"]
@@ -114,7 +115,7 @@ def test_many_captions_are_taken_up_where_they_were_left(base, captions, tmp_pat
     assert len(calls) == 1
     assert _results(out) == lines
     for options, message in (
-        (["--sampling.temperature", "0.5"], r"another request \(sampling.temperature was 1.0, is 0.5\)"),
+        (["--sampling.temperature", "0.5"], r"another request \(sampling.temperature was 0.9, is 0.5\)"),
         (["--n", "6"], r"\(n was 5, is 6\)"),
         (["--rerank"], r"\(models.clip was null, is "),
     ):
@@ -186,6 +187,38 @@ def test_variations_of_a_drawing(drawn, base, tmp_path):
         assert line["caption"] == "a red circle"
         other = read_drawing(tmp_path / "out" / line["file"]).codes_I.reshape(4, 4)
         assert {tuple(cell) for cell in np.argwhere(other != codes)} <= {(1, 1)}
+
+
+def test_equal_drawings_are_shown_once(drawn, base, tmp_path, capsys):
+    """Of variations in which one code alone is drawn, of 16 codes."""
+    file = drawn / _results(drawn)[0]["file"]
+    options = [*base, "--variations-of", str(file), "--region", "24,24,32,32", "--n", "40", "--rerank"]
+    sample([*options, "--keep", "40"])
+    out = tmp_path / "out"
+    lines = _results(out)
+    codes = {read_drawing(out / line["file"]).codes_I.tobytes() for line in lines}
+    assert len(codes) == len(lines) == len(list((out / "images").iterdir())) <= 16
+    assert sum(line["times"] for line in lines) == 40
+    assert [line["rank"] for line in lines] == list(range(1, len(lines) + 1))
+    assert f"the best {len(lines)} of 40, {len(lines)} of which differ: " in capsys.readouterr().out
+    assert [r["times"] for r in json.loads(Image.open(out / "grid.png").text["dalle"])["drawings"]] == [
+        line["times"] for line in lines
+    ]
+    sample([*options[:3], str(tmp_path / "few"), *options[4:], "--keep", "2"])
+    assert f"the best 2 of 40, {len(lines)} of which differ: " in capsys.readouterr().out
+    assert [(r["seed"], r["times"]) for r in _results(tmp_path / "few")] == [(r["seed"], r["times"]) for r in lines[:2]]
+
+
+def test_codes_of_a_file_are_checked_before_models_are_loaded(drawn, models, tmp_path, monkeypatch):
+    drawing = read_drawing(drawn / _results(drawn)[0]["file"])
+    save_drawing(replace(drawing, codes_I=drawing.codes_I + 16), tmp_path / "wild.png")
+    monkeypatch.setattr("dalle.sampling.pipeline.load_prior", None)
+    options = ["--model", str(models), "--output", str(tmp_path / "out"), "--rows", "2"]
+    with pytest.raises(
+        ValueError, match=r"wild\.png: its metadata are damaged: code .*, where this prior has codes 0 to 15"
+    ):
+        sample([*options, "--variations-of", str(tmp_path / "wild.png")])
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_image_of_another_size_is_said(base, tmp_path):

@@ -23,11 +23,14 @@ def shard(tmp_path_factory):
     return path
 
 
+_NO_IMAGE = "no image in PNG, JPEG, WEBP, BMP, GIF, TIFF, PPM"
+
+
 def _line(shard) -> str:
     return (
         "of 40 samples 34 were used, 3 filtered out, 3 broken ("
         "3 × longer than images.max_aspect_ratio 2 times its shorter side: 0004 (40×130), 0005 (40×130), 0006 (40×130) of "
-        f"{shard}; 2 × image does not decode: 0010 (no image in PNG, JPEG, WEBP, BMP, GIF, TIFF, PPM), 0020 (cannot identify image file) of "
+        f"{shard}; 2 × image does not decode: 0010 ({_NO_IMAGE}), 0020 ({_NO_IMAGE}) of "
         f"{shard}; 1 × no caption: 0030 of {shard})"
     )
 
@@ -86,4 +89,4 @@ def test_no_command_runs_a_file_name(models, shard, tmp_path, monkeypatch, capsy
         train_tokenizer(["--data", spec, "--output", "t.json", "--vocabulary", "300"])
         tokenize(["--data", spec, "--dvae", f"{models}/dvae", "--output", "tokens", *PAIRS[2:]])
     train("dvae", TrainDVAE, [*TINY_DVAE, *PAIRS, "--run.steps", "1", "--data", "*.tar", "--output", "dvae"])
-    assert {path.name for path in tmp_path.iterdir()} == {name, "t:1.tar", "t.json", "tokens", "dvae"}
+    assert {path.name for path in tmp_path.iterdir()} == {name, "t:1.tar", "t.json", "t.words.json", "tokens", "dvae"}

@@ -18,7 +18,7 @@ def _uniform(rows, vocabulary, seed=0):
 def test_choices_follow_the_softmax(vocabulary):
     """Chi-squared over 50,000 draws: a right sampler passes the bound once in 10,000 seeds (Wilson and Hilferty, 1931)."""
     logits = torch.randn(vocabulary, generator=torch.Generator().manual_seed(0))
-    chosen = choose(logits.expand(50_000, -1), _uniform(50_000, vocabulary), Sampling(temperature=0.7))
+    chosen, _ = choose(logits.expand(50_000, -1), _uniform(50_000, vocabulary), Sampling(temperature=0.7))
     expected = 50_000 * (logits / 0.7).softmax(0)
     counts = torch.bincount(chosen, minlength=vocabulary)
     freedom = vocabulary - 1
@@ -35,11 +35,11 @@ def test_filters_keep_what_they_say():
         ({"top_k": 3, "top_p": 0.7}, {0, 2}),  # of what top-k left, 0.4 and 0.3 are 0.78
         ({"temperature": 1e-30}, {0}), ({"temperature": 1e-3, "top_p": 0.5}, {0}),
     ):  # fmt: skip
-        assert set(choose(logits, uniform, Sampling(**options)).tolist()) == kept, options
+        assert set(choose(logits, uniform, Sampling(**options))[0].tolist()) == kept, options
 
 
 def test_top_k_keeps_k_of_equal_ones():
-    chosen = choose(torch.zeros(2000, 50), _uniform(2000, 50), Sampling(top_k=3))
+    chosen, _ = choose(torch.zeros(2000, 50), _uniform(2000, 50), Sampling(top_k=3))
     assert len(set(chosen.tolist())) == 3
 
 
@@ -57,7 +57,22 @@ def test_the_nucleus_is_that_of_a_sort():
 
 def test_an_impossible_code_is_never_chosen():
     logits = torch.tensor([[-math.inf, 0.0, 1.0, -math.inf, -math.inf]]).expand(2000, 5)
-    assert set(choose(logits, _uniform(2000, 5), Sampling()).tolist()) == {1, 2}
+    chosen, allowed = choose(logits, _uniform(2000, 5), Sampling())
+    assert set(chosen.tolist()) == {1, 2} and allowed.all()
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"top_p": 0.5}, {"temperature": 1e-30}])
+@pytest.mark.parametrize("vocabulary", [2, 5, 64, 100])
+def test_logits_that_are_not_finite_are_noticed_in_any_column_and_row(vocabulary, options):
+    """One row for each column and value, and a good one between every two."""
+    columns = torch.arange(vocabulary)
+    for value in (math.nan, math.inf):
+        logits = torch.randn(2 * vocabulary, vocabulary, generator=torch.Generator().manual_seed(0))
+        logits[2 * columns, columns] = value
+        _, allowed = choose(logits, _uniform(2 * vocabulary, vocabulary), Sampling(**options))
+        assert allowed.tolist() == [False, True] * vocabulary
+    _, allowed = choose(torch.full((1, vocabulary), -math.inf), _uniform(1, vocabulary), Sampling(**options))
+    assert not allowed
 
 
 def test_uniform_numbers_are_splitmix64_with_a_counter():

@@ -105,6 +105,68 @@ def test_plain_attention_is_a_softmax_over_caption_and_image():
             torch.testing.assert_close(found[row, head], expected, atol=1e-5, rtol=1e-4)
 
 
+_SMALL_NUMBERS = """
+import threading, torch
+from dalle.decoding import native
+
+torch.set_num_threads(4)
+small = torch.full((1 << 20,), 1e-40)  # of which a million are worked on by all threads
+
+def survive():
+    return bool((small * 1.0 == small).all()) and bool((small != 0).all())
+
+def in_a_new_thread():
+    found = []
+    thread = threading.Thread(target=lambda: found.append(survive()))
+    thread.start(); thread.join()
+    return found[0]
+
+assert survive(), "before"  # and PyTorch's threads are there
+assert native.library() is not None
+assert survive() and in_a_new_thread() and survive(), "after"
+"""
+
+
+@needs_compiler
+def test_small_numbers_survive_in_the_whole_process():
+    """In a process of its own: one that was told to flush them stays so. 1e-40 is below the least normal number of fp32."""
+    done = subprocess.run([sys.executable, "-c", _SMALL_NUMBERS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_compiler_may_make_vectors_of_sums():
+    """And is told so without the flags that link a start-up routine."""
+    assert {"-O3", "-march=native", "-fno-trapping-math"} <= set(native._FLAGS)
+    assert {"-fassociative-math", "-freciprocal-math", "-fno-signed-zeros"} <= set(native._FLAGS)
+    assert not {"-Ofast", "-ffast-math", "-funsafe-math-optimizations"} & set(native._FLAGS)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("spoilt", ["a key", "all keys", "the caption's"])
+def test_a_score_that_is_no_number_shows(dtype, spoilt):
+    """In the values of its row and head alone, as with the plain kernel."""
+    caches = [_cache("row", 1, 4, 2, 64, dtype) for _ in range(2)]
+    qkv, slot_1 = torch.randn(4, 3, 2, 64, generator=torch.Generator().manual_seed(0)).to(dtype), torch.tensor([20])
+    for cache in caches:
+        if spoilt == "the caption's":
+            cache.text_k_CHKT[0, 1, 3, 5] = math.nan
+        else:
+            place = cache.places.place_I[20] if spoilt == "a key" else slice(None)
+            cache.k_RHPK[2, 1, place] = math.nan
+    if spoilt == "a key":
+        qkv[2, 1, 1, 7] = math.nan
+    plain, fast = (
+        k.attend(qkv, c, slot_1, *c.places.sight(slot_1))
+        for k, c in zip((Kernels(), NativeKernels()), caches, strict=True)
+    )
+    rows = [0, 1, 2, 3] if spoilt == "the caption's" else [2]
+    expected = torch.zeros(4, 2, dtype=torch.bool)
+    expected[rows, 1] = True
+    for values in (plain, fast):
+        assert torch.equal(values.isnan().any(dim=-1), expected)
+
+
 def test_without_a_compiler_sampling_goes_on(tmp_path):
     """In a process of its own, whose compiler fails."""
     script = (

@@ -211,12 +211,33 @@ def test_memory_is_given_back_at_once():
         gc.enable()
 
 
-def test_broken_weights_are_named():
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("broken", ["code 5", "a bias", "the last keys", "a resblock"])
+def test_broken_weights_are_named(broken, value, precision):
+    """Also those that spoil one column of the logits, of which no other would ever be drawn, and keys, which the C++
+    kernels meet in their softmax alone."""
     prior = _prior()
-    prior.layers[2].mlp.widen.weight.data[0, 0] = float("nan")
-    for precision in ("fp32", "bf16"):
+    weights = {
+        "code 5": prior.image_head.weight.data[5],
+        "a bias": prior.image_head.bias.data[10:],
+        "the last keys": prior.layers[-1].attention.qkv.bias.data[24:25],
+        "a resblock": prior.layers[2].mlp.widen.weight.data[0, :1],
+    }
+    weights[broken].fill_(value)
+    for options in ({}, {"guidance": 2.0}, {"top_k": 3}):
         with pytest.raises(ValueError, match="logits are not finite"):
-            TokenLoop(prior, precision).codes(TEXT, torch.zeros(3, 1, dtype=torch.int64), Sampling())
+            TokenLoop(prior, precision).codes(TEXT, torch.zeros(3, 1, dtype=torch.int64), Sampling(**options))
+
+
+def test_a_first_slot_that_is_broken_is_not_forgotten():
+    """The last slots of a convolutional layer no longer see it: their logits are finite."""
+    prior = _prior(grid=7, depth=1)
+    prior.image_tokens.weight.data[-1, 0] = float("nan")  # the start of the image
+    loop, seeds = TokenLoop(prior, "fp32"), torch.zeros(3, 1, dtype=torch.int64)
+    assert not next(loop.logits(TEXT, torch.zeros(3, 1, 49, dtype=torch.int64))).isfinite().any()
+    with pytest.raises(ValueError, match="logits are not finite"):
+        loop.codes(TEXT, seeds, Sampling())
 
 
 def test_a_chunk_fits_the_memory(monkeypatch):

@@ -11,7 +11,14 @@ from dalle.evaluation import accuracy
 from dalle.sampling.candidates import Candidates
 
 RIGHT = [[False, True, False], [True, False, False], [False, False, False], [False, True, True], [True, True, True]]
-SCORES = [0.1, 0.9, 0.5]  # the second candidate is always the reranked best
+SCORES = [
+    [0.1, 0.9, 0.5],
+    [0.2, 0.9, 0.3],
+    [0.9, 0.1, 0.2],
+    [0.1, 0.2, 0.9],
+    [0.5, 0.5, 0.5],
+]  # another best in each row
+CODES = [[1, 2, 3], [1, 2, 3], [4, 4, 5], [6, 7, 7], [8, 8, 8]]  # some came twice or three times
 
 
 @dataclass
@@ -27,11 +34,11 @@ class _Pipeline:
         blank = np.full((32, 32, 3), 240, np.uint8)
         images = np.array([[self.pairs[row].image if RIGHT[row][i] else blank for i in range(n)] for row in rows])
         seeds = np.tile(np.arange(seed, seed + n), (len(rows), 1))
-        scores = np.tile(np.array(SCORES, np.float32), (len(rows), 1))
+        scores = np.array([SCORES[row] for row in rows], np.float32)
+        all_codes = np.array([CODES[row] for row in rows])[..., None]
         for part in (slice(0, 2), slice(2, n)):  # chunk by chunk
             settings = {"chunk": sampling.chunk, "first": part.start}
-            codes = np.zeros((len(rows), n, 1), np.int64)
-            arrays = (array[:, part] for array in (images, codes, seeds, scores))
+            arrays = (array[:, part] for array in (images, all_codes, seeds, scores))
             yield Candidates(captions, *arrays, settings)
 
     def reconstruct(self, images_BYX3, precision):
@@ -62,6 +69,8 @@ def test_shares_are_those_of_the_candidates(shards):
     assert (best.seed, best.rank, second.seed, second.rank) == (8, 1, 9, 2)
     assert best.score == pytest.approx(0.9)
     assert np.array_equal(np.asarray(best.image), pairs[0].image)
+    kept = [[(d.seed, d.rank, d.times) for d in judgement.drawings] for judgement in judgements[1:]]
+    assert kept == [[(8, 1, 1), (9, 2, 1)], [(7, 1, 2), (9, 2, 1)], [(9, 1, 2), (7, 2, 1)], [(7, 1, 3)]]
     assert best.settings == {"chunk": 3, "first": 0, "place": 1}
     assert second.settings == {"chunk": 3, "first": 2, "place": 0}
 

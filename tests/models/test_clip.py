@@ -1,12 +1,13 @@
 """The reranker: our small CLIP, and any open_clip architecture with a local checkpoint."""
 
 import json
+import warnings
 
 import pytest
 import torch
 
 from dalle.config import CLIPModel
-from dalle.models.clip import CLIP, load_clip
+from dalle.models.clip import CLIP, _open_clip, _wants_quick_gelu, load_clip
 from dalle.objectives.clip import CLIPObjective
 from dalle.text import Cuts, Tokenizer
 
@@ -79,13 +80,61 @@ def test_a_small_clip_needs_our_tokenizer_and_a_named_one_brings_its_own(tokeniz
         load_clip("nowhere")
 
 
-def test_a_named_architecture_with_a_local_checkpoint(tmp_path):
-    import open_clip
+def _architecture(folder, name, **more):
+    """A tiny one, known to open_clip by this name."""
+    open_clip = _open_clip()
 
     vision = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1, "head_width": 32}
     text = {"context_length": 77, "vocab_size": 49408, "width": 32, "layers": 1, "heads": 2}
-    (tmp_path / "tiny-clip.json").write_text(json.dumps({"embed_dim": 8, "vision_cfg": vision, "text_cfg": text}))
-    open_clip.add_model_config(tmp_path / "tiny-clip.json")
+    sizes = {"embed_dim": 8, "vision_cfg": vision, "text_cfg": text, **more}
+    (folder / f"{name}.json").write_text(json.dumps(sizes))
+    open_clip.add_model_config(folder / f"{name}.json")
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("tag", [{}, {"quick_gelu": True}])
+@pytest.mark.parametrize("said", ["the tag", "The-Tag"])
+def test_pretrained_weights_run_with_the_activation_that_their_tag_says(tmp_path, monkeypatch, quick, tag, said):
+    """Or, where it says none, with the architecture's own. Without a network: the weights are a file."""
+    open_clip = _open_clip()
+
+    for name, activation in (("tiny-clip", quick), ("tiny-clip-quickgelu", True), ("tiny-clip-gelu", False)):
+        _architecture(tmp_path, name, quick_gelu=activation)
+    torch.manual_seed(0)
+    wanted = "tiny-clip-quickgelu" if quick or tag else "tiny-clip-gelu"
+    original = open_clip.create_model(wanted).eval()
+    torch.save(original.state_dict(), tmp_path / "weights.pt")
+    key = "the_tag" if said == "The-Tag" else said
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-clip", {key: tag | {"url": "x"}})
+    monkeypatch.setattr(open_clip.factory, "download_pretrained", lambda *_, **__: str(tmp_path / "weights.pt"))
+    with warnings.catch_warnings():
+        if tag or not quick:  # open_clip says where its tables contradict each other
+            warnings.filterwarnings("error", message="QuickGELU mismatch")
+        clip = load_clip(f"tiny-clip:{said}")
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = original.encode_image((images - clip.mean) / clip.std, normalize=True)
+        assert torch.allclose(clip.embed_images(images), expected, atol=1e-6)
+        tokens = clip.tokens(["a red circle", "x"])
+        assert torch.allclose(clip.embed_texts(tokens), original.encode_text(tokens, normalize=True), atol=1e-6)
+
+
+def test_the_published_weights_are_known_to_want_quick_gelu():
+    for architecture, tag, quick in (
+        ("ViT-B-32", "openai", True),
+        ("ViT-L/14", "openai", True),
+        ("ViT-B-32", "metaclip-400m", True),
+        ("ViT-B-32", "laion2b_s34b_b79k", False),
+        ("ViT-B-32", None, False),
+        ("ViT-B-32", "weights.pt", False),
+    ):
+        assert _wants_quick_gelu(architecture, tag) == quick
+
+
+def test_a_named_architecture_with_a_local_checkpoint(tmp_path):
+    open_clip = _open_clip()
+
+    _architecture(tmp_path, "tiny-clip")
     torch.manual_seed(0)
     original = open_clip.create_model("tiny-clip").eval()
     torch.save(original.state_dict(), tmp_path / "weights.pt")

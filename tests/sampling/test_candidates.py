@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,12 +12,15 @@ from PIL import Image
 
 import dalle
 from dalle.config import Sampling
-from dalle.sampling.candidates import Best, Work, draw, out_of_memory
-from dalle.sampling.drawing import Drawing
+from dalle.sampling.candidates import Best, Part, Work, draw, out_of_memory
+from dalle.sampling.drawing import Drawing, fingerprint
+from dalle.sampling.prompt import Prompt
 from dalle.sampling.workers import WorkerDied, draw_with_workers
 
 FAST = Sampling(chunk=4, precision="fp32")
 WORK = Work(("a red circle", "a blue cross"), n=10, keep=3, seed=5, sampling=FAST)
+# of which all but the last code are given: so there are at most 16 drawings
+REPEATED = replace(WORK, n=20, prompt=Prompt(np.arange(16), np.arange(16) < 15))
 
 
 @pytest.fixture(scope="module")
@@ -24,22 +28,28 @@ def pipeline(models):
     return dalle.load(models, device="cpu")
 
 
-def _drawing(seed, score):
-    return Drawing(Image.new("RGB", (1, 1)), "", score, seed, 0, {})
+def _drawing(seed, score, code=None):
+    codes_I = None if code is None else np.array([code, 0])
+    return Drawing(Image.new("RGB", (1, 1)), "", score, seed, 0, {}, codes_I)
+
+
+def _part(*drawings):
+    return Part(0, [fingerprint(d.codes_I) for d in drawings], list(drawings))
 
 
 def _best(parts, work=WORK):
     """The drawings of each caption, best first, and how many candidates they are of."""
     best, drawn = [Best(work.keep) for _ in work.captions], [0] * len(work.captions)
     for part in parts:
-        best[part.caption].add(part.drawings)
+        best[part.caption].take(part)
         drawn[part.caption] += part.drawn
     return [caption.ranked() for caption in best], drawn
 
 
 def _assert_same(found, expected):
     for ours, theirs in zip(found, expected, strict=True):
-        assert [(d.seed, d.score, d.rank) for d in ours] == [(d.seed, d.score, d.rank) for d in theirs]
+        facts = [[(d.seed, d.score, d.rank, d.times) for d in drawings] for drawings in (ours, theirs)]
+        assert facts[0] == facts[1]
         assert all(np.array_equal(a.image, b.image) for a, b in zip(ours, theirs, strict=True))
 
 
@@ -52,6 +62,47 @@ def test_the_best_are_kept_and_only_they_are_handed_on():
     unranked = Best(2)
     unranked.add(_drawing(seed, None) for seed in (7, 3, 5))
     assert [d.seed for d in unranked.ranked()] == [3, 5]
+
+
+def test_equal_drawings_are_one_that_is_counted_and_the_next_best_fills_up():
+    best = Best(2)
+    best.take(_part(_drawing(0, 0.5, 10), _drawing(1, 0.9, 11), _drawing(2, 0.9, 11), _drawing(3, 0.2, 12)))
+    assert [(d.seed, d.rank, d.times) for d in best.ranked()] == [(1, 1, 2), (0, 2, 1)]
+    best.take(_part(_drawing(4, 0.2, 12), _drawing(5, 0.9, 11), _drawing(6, 0.7, 13)))
+    assert [(d.seed, d.rank, d.times) for d in best.ranked()] == [(1, 1, 3), (6, 2, 1)]
+    assert best.differing == 4
+    # what dropped out is counted all the same, should a lower seed bring it back, as workers may
+    unranked = Best(2)
+    for seed, code in ((8, 10), (7, 11), (6, 12), (5, 10)):
+        unranked.take(_part(_drawing(seed, None, code)))
+    assert [(d.seed, d.rank, d.times) for d in unranked.ranked()] == [(5, 1, 2), (6, 2, 1)]
+    # one that is there already is handed on when its seed is lower, and not otherwise
+    handed = Best(1)
+    assert [d.seed for d in handed.add([_drawing(3, 0.5, 1)])] == [3]
+    assert handed.add([_drawing(4, 0.5, 1), _drawing(5, 0.4, 2)]) == []
+    assert [d.seed for d in handed.add([_drawing(2, 0.5, 1), _drawing(1, 0.5, 1)])] == [1]
+
+
+def test_the_best_of_many_are_those_of_a_sort():
+    """Of 2,000 candidates with 300 different drawings, in any order and from several workers."""
+    generator = np.random.default_rng(0)
+    codes = generator.integers(0, 300, 2000)
+    scores = generator.integers(0, 40, 300) / 40  # some equal
+    drawings = [_drawing(seed, float(scores[code]), int(code)) for seed, code in enumerate(codes)]
+    expected = {}
+    for drawing in drawings:
+        expected.setdefault(drawing.codes_I[0], drawing)
+    expected = sorted(expected.values(), key=lambda d: (-d.score, d.seed))[:25]
+    counts = np.bincount(codes)
+    facts = [(d.seed, counts[d.codes_I[0]]) for d in expected]
+    for order in (np.arange(2000), generator.permutation(2000), np.arange(2000)[::-1]):
+        whole, workers = Best(25), [Best(25) for _ in range(3)]
+        for block in np.array_split(order, 100):
+            worker = workers[generator.integers(3)]
+            part = _part(*(drawings[i] for i in block))
+            whole.take(Part(0, part.fingerprints, worker.add(part.drawings)))
+        assert [(d.seed, d.times) for d in whole.ranked()] == facts
+        assert whole.differing == (counts > 0).sum()
 
 
 def test_parts_do_not_depend_on_who_draws_them(pipeline):
@@ -128,6 +179,14 @@ def test_two_processes_draw_what_one_draws(models, pipeline):
         torch.set_num_threads(threads)
     found, drawn = _best(draw_with_workers(partial(_load, models), WORK, processes=2))
     assert drawn == [10, 10]
+    _assert_same(found, expected)
+
+
+def test_two_processes_count_what_one_counts(models, pipeline):
+    expected, _ = _best(draw(pipeline, REPEATED), REPEATED)
+    assert max(d.times for drawings in expected for d in drawings) > 1
+    found, drawn = _best(draw_with_workers(partial(_load, models), REPEATED, processes=2), REPEATED)
+    assert drawn == [20, 20]
     _assert_same(found, expected)
 
 

@@ -1,6 +1,7 @@
 """Scores of captions against plain cross-entropies, their order, the files that are read, and the command."""
 
 import json
+import math
 import sys
 
 import numpy as np
@@ -82,6 +83,18 @@ def test_scores_are_the_plain_cross_entropies(pipeline):
             assert row.gain == pytest.approx(ln_p_image - without, abs=1e-3)
             assert row.ln_p_joint == pytest.approx(ln_p_text + ln_p_image, rel=1e-5)
             assert row.tokens == (text_1U != PAD).sum().item()
+
+
+def test_broken_weights_are_named(pipeline, monkeypatch):
+    for head in ("text_head", "image_head"):
+        weight_VD = getattr(pipeline.prior, head).weight
+        broken_VD = weight_VD.detach().clone()
+        broken_VD[5] = math.nan
+        with monkeypatch.context() as patched:
+            patched.setattr(weight_VD, "data", broken_VD)
+            with pytest.raises(ValueError, match="the prior's logits are not finite"):
+                score(pipeline, IMAGE, CAPTIONS)
+    assert score(pipeline, IMAGE, CAPTIONS)
 
 
 def test_batches_are_bounded_and_change_nothing(pipeline, monkeypatch):

@@ -1,11 +1,15 @@
 """Pictures and pages: facts inside the PNG, escaped captions, links that exist, pages that are written again."""
 
+import base64
 import json
 import re
+import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from dalle.sampling.drawing import Drawing, read_drawing, save_drawing
 from dalle.sampling.gallery import Gallery, write_gallery
@@ -30,6 +34,11 @@ def _drawings(count, caption=CAPTION, scored=True, first=0):
     ]
 
 
+def _packed(data, cut=0, more=b""):
+    packed = zlib.compress(data)
+    return base64.b64encode(packed[: len(packed) - cut] + more).decode()
+
+
 def _results(folder):
     return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
@@ -41,7 +50,9 @@ def test_a_png_says_what_it_is(tmp_path):
     assert image.size == (32, 32)
     assert image.text["caption"] == CAPTION
     facts = json.loads(image.text["dalle"])
-    assert {name: facts[name] for name in ("seed", "rank", "score")} == {"seed": 7, "rank": 1, "score": 0.9}
+    assert {name: facts[name] for name in ("seed", "rank", "score", "times")} == {
+        "seed": 7, "rank": 1, "score": 0.9, "times": 1,
+    }  # fmt: skip
     back = read_drawing(tmp_path / "one.png")
     assert np.array_equal(back.image, drawing.image)
     assert back.codes_I.tolist() == [0, 70_000, 3, 0]
@@ -63,6 +74,39 @@ def test_a_file_that_is_no_drawing_of_ours_is_named(tmp_path):
             read_drawing(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"codes": "?"}, "metadata are damaged: its codes cannot be unpacked"),
+        ({"codes": 7}, "cannot be unpacked"),
+        ({"codes": [1, 2]}, "cannot be unpacked"),
+        ({"codes": _packed(b"abc")}, "cannot be unpacked"),  # no whole numbers of 32 bits
+        ({"codes": _packed(bytes(64), cut=3)}, "cannot be unpacked"),
+        ({"codes": _packed(bytes(64), more=b"x")}, "cannot be unpacked"),
+        ({"codes": _packed(bytes(2**24 + 4))}, "cannot be unpacked"),
+        ({"seed": "7"}, "metadata are damaged"),
+        ({"seed": 7.5}, "metadata are damaged"),
+        ({"seed": 2**63}, "metadata are damaged"),
+        ({"rank": None}, "metadata are damaged"),
+        ({"times": "often"}, "metadata are damaged"),
+        ({"score": "high"}, "metadata are damaged"),
+        ({"settings": [1]}, "metadata are damaged"),
+        ({"settings": {"models": "x"}}, "metadata are damaged"),
+    ],
+)
+def test_a_file_with_damaged_metadata_is_named(tmp_path, changes, words):
+    (drawing,) = _drawings(1)
+    save_drawing(drawing, tmp_path / "one.png")
+    with Image.open(tmp_path / "one.png") as image:
+        image.load()
+        text = PngInfo()
+        text.add_itxt("caption", image.text["caption"])
+        text.add_itxt("dalle", json.dumps({**json.loads(image.text["dalle"]), **changes}))
+        image.save(tmp_path / "damaged.png", pnginfo=text)
+    with pytest.raises(ValueError, match=f"damaged.png: its {words}" if words[0] == "m" else f"damaged.png.*{words}"):
+        read_drawing(tmp_path / "damaged.png")
+
+
 def test_grid_shows_every_image_enlarged(tmp_path):
     drawings = _drawings(5)
     grid = make_grid(drawings, columns=3)
@@ -75,6 +119,34 @@ def test_grid_shows_every_image_enlarged(tmp_path):
     assert len(json.loads(Image.open(tmp_path / "sheet.png").text["dalle"])["drawings"]) == 3
     with pytest.raises(ValueError, match="at least one"):
         make_grid([])
+
+
+def test_how_often_a_drawing_came_is_shown(tmp_path):
+    once, often = _drawings(2)
+    often = replace(often, times=5)
+    save_drawing(often, tmp_path / "one.png")
+    assert read_drawing(tmp_path / "one.png").times == 5
+    write_gallery({CAPTION: [once, often]}, tmp_path / "gallery", "t")
+    assert [line["times"] for line in _results(tmp_path / "gallery")] == [1, 5]
+    assert re.findall(r"seed \d+[^<]*", (tmp_path / "gallery/index.html").read_text()) == [
+        "seed 7",
+        "seed 8, drawn 5 times",
+    ]
+    for drawings in ([once, often], [replace(d, score=None) for d in (once, often)]):
+        changed = [replace(d, times=1) for d in drawings]
+        assert make_grid(drawings).tobytes() != make_grid(changed).tobytes()
+    write_grid([once, often], tmp_path / "grid.png")
+    records = json.loads(Image.open(tmp_path / "grid.png").text["dalle"])["drawings"]
+    assert [record["times"] for record in records] == [1, 5]
+
+
+def test_results_of_an_earlier_version_are_taken_up(tmp_path):
+    gallery = Gallery(tmp_path, "t")
+    gallery.put("a", _drawings(2, "a"), 8)
+    gallery.write()
+    lines = [{k: v for k, v in line.items() if k != "times"} for line in _results(tmp_path)]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert Gallery(tmp_path, "t").resume(8) == {"a"}
 
 
 def test_gallery_is_escaped_and_complete(tmp_path):

@@ -14,7 +14,7 @@ from dalle.models.folder import content_hash, read_config, read_header, save_wei
 from dalle.sampling.again import count_differing_pixels, differences, draw_again, read_record
 from dalle.sampling.drawing import save_drawing
 from dalle.sampling.pipeline import to_pixels, to_uint8
-from dalle.sampling.prompt import encode_with
+from dalle.sampling.prompt import Prompt, encode_with
 
 FAST = Sampling(chunk=4, precision="fp32")
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
@@ -79,6 +79,67 @@ def test_pixels_are_rounded_and_not_cut(pipeline):
         assert np.abs(image_YX3 - exact_3YX.permute(1, 2, 0).numpy()).max() < 0.51
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_each_candidate_is_scored_by_its_own_caption_in_fp32(pipeline, precision):
+    """Against the reranker asked for one picture and one caption at a time; also where the sampling is not in fp32."""
+    captions = ["a red circle", "a blue cross", "two of them"]
+    chunks = pipeline.candidates(captions, 5, 3, Sampling(chunk=4, precision=precision))
+    for chunk in chunks:
+        for row, caption in enumerate(captions):
+            for place, image_YX3 in enumerate(chunk.images_CNYX3[row]):
+                expected = [_score(pipeline.clip, image_YX3, text) for text in captions]
+                # unit vectors of 16 numbers, of products of another shape; in bf16 they are 1e-3 off
+                assert chunk.scores_CN[row, place] == pytest.approx(expected[row], abs=2e-6)
+                assert all(abs(score - expected[row]) > 1e-3 for score in expected if score != expected[row])
+            drawing = chunk.drawing(row, 0)
+            assert (drawing.caption, drawing.score) == (caption, pytest.approx(chunk.scores_CN[row, 0]))
+
+
+@torch.inference_mode()
+def _score(clip, image_YX3, caption):
+    image_BCYX = torch.from_numpy(image_YX3.copy()).permute(2, 0, 1)[None]
+    return float((clip.embed_images(image_BCYX) * clip.embed_texts(clip.tokens([caption]))).sum())
+
+
+def test_what_is_encoded_is_encoded_in_fp32(pipeline, monkeypatch):
+    """Prompts, and what is reconstructed, whatever the sampling precision or a caller's autocast."""
+    seen = []
+    encode = pipeline.dvae.encode
+
+    def recorded(images_BCYX):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return encode(images_BCYX)
+
+    monkeypatch.setattr(pipeline.dvae, "encode", recorded)
+    with torch.autocast("cpu", torch.bfloat16):
+        pipeline.prompt(PICTURE, rows=1)
+        back_BYX3 = pipeline.reconstruct(np.asarray(PICTURE)[None], "bf16")
+    assert back_BYX3.shape == (1, 32, 32, 3)
+    assert seen == [False, False]
+
+
+def test_equal_candidates_are_one_drawing_and_the_next_best_fills_up(pipeline):
+    """Of images in which one code alone is drawn there are 16 at most."""
+    options = {"n": 40, "seed": 3, "sampling": FAST, "prompt_image": PICTURE, "region": (24, 24, 32, 32)}
+    prompt = pipeline.prompt(PICTURE, region=options["region"])
+    chunks = list(pipeline.candidates(["a red circle"], 40, 3, FAST, prompt))
+    codes, scores = (np.concatenate([getattr(c, name)[0] for c in chunks]) for name in ("codes_CNI", "scores_CN"))
+    drawings = pipeline.generate("a red circle", **options)
+    assert len(drawings) == len(np.unique(codes[:, 15])) < 17
+    assert sum(d.times for d in drawings) == 40
+    assert [d.score for d in drawings] == sorted((d.score for d in drawings), reverse=True)
+    for drawing in drawings:
+        equal = np.flatnonzero(codes[:, 15] == drawing.codes_I[15])
+        assert (drawing.times, drawing.seed) == (len(equal), 3 + equal[0])
+        assert drawing.score == scores[equal].max() == scores[equal].min()
+    best = pipeline.generate("a red circle", keep=4, **options)
+    assert [(d.seed, d.times, d.rank) for d in best] == [(d.seed, d.times, d.rank) for d in drawings[:4]]
+    # the very same whatever n is, but for how often they came
+    few = pipeline.generate("a red circle", **{**options, "n": 7})
+    by_seed = {d.seed: d for d in drawings}
+    assert all(np.array_equal(d.image, by_seed[d.seed].image) and d.times <= by_seed[d.seed].times for d in few)
+
+
 def test_image_prompt_keeps_its_rows(pipeline):
     codes = encode_with(pipeline.dvae, np.asarray(PICTURE))
     drawings = pipeline.generate("a red circle", n=2, sampling=FAST, prompt_image=PICTURE, rows=3)
@@ -110,6 +171,45 @@ def test_variations_have_the_drawings_own_codes_and_caption(pipeline, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (np.full(16, 16), "code 16, where this prior has codes 0 to 15"),
+        (np.arange(16) - 1, "code 4294967295, where"),  # as the file holds −1
+        (np.arange(15), "15 codes, where an image of this prior has 16"),
+        (np.arange(17) % 16, "17 codes, where"),
+        (np.arange(0), "0 codes, where"),
+    ],
+)
+def test_codes_of_a_file_are_checked(pipeline, tmp_path, codes, message):
+    (origin,) = pipeline.generate("a blue cross", n=1, seed=5, sampling=FAST)
+    path = tmp_path / "origin.png"
+    save_drawing(replace(origin, codes_I=codes), path)
+    with pytest.raises(ValueError, match=f"origin.png: its metadata are damaged: {message}"):
+        pipeline.generate(n=1, sampling=FAST, variations_of=path, rows=2)
+    # of another dVAE they say nothing here, whatever they are: the image is encoded
+    models = {**origin.settings["models"], "dvae": "another"}
+    save_drawing(replace(origin, codes_I=codes, settings={**origin.settings, "models": models}), path)
+    assert len(pipeline.generate(n=1, sampling=FAST, variations_of=path, rows=2)) == 1
+
+
+@pytest.mark.parametrize(
+    ("codes", "kept", "message"),
+    [
+        (np.full(16, 16), np.arange(16) < 4, "code 16, where"),
+        (np.arange(16) - 1, np.arange(16) < 4, "code -1, where"),
+        (np.arange(4), np.arange(4) < 2, "4 codes, where"),
+        (np.arange(16), np.arange(4) < 2, "16 codes are given, and of 4"),
+        (np.arange(16) / 16, np.arange(16) < 4, "codes of type float64"),
+    ],
+)
+def test_given_codes_are_checked(pipeline, codes, kept, message):
+    with pytest.raises(ValueError, match=message):
+        list(pipeline.candidates(["a red circle"], 1, 0, FAST, Prompt(codes, kept)))
+    # those that are not kept mean nothing
+    assert list(pipeline.candidates(["a red circle"], 1, 0, FAST, Prompt(np.full(16, 99), np.arange(16) < 0)))
+
+
+@pytest.mark.parametrize(
     ("sampling", "options"),
     [
         (Sampling(chunk=4, precision="bf16", temperature=0.8, top_k=5), {}),
@@ -127,6 +227,7 @@ def test_a_drawing_is_made_again_from_its_file(pipeline, tmp_path, sampling, opt
     assert count_differing_pixels(found, again) == 0
     assert np.array_equal(again.codes_I, drawing.codes_I)
     assert (again.seed, again.score, again.rank) == (8, drawing.score, drawing.rank)
+    assert draw_again(pipeline, replace(found, times=3)).times == 3
     changed = np.asarray(drawing.image).copy()
     changed[0, 0] ^= 1
     assert count_differing_pixels(found, replace(drawing, image=Image.fromarray(changed))) == 1
@@ -181,7 +282,7 @@ def test_refusals(pipeline, options, message):
 
 def test_scores_that_are_not_finite_are_refused(pipeline, monkeypatch):
     monkeypatch.setattr(pipeline.clip, "embed_texts", lambda tokens: torch.full((1, 16), torch.nan))
-    with pytest.raises(ValueError, match=r"not finite.*seed 0"):
+    with pytest.raises(ValueError, match=r"not finite.*seed 0.*it is broken"):
         pipeline.generate("a red circle", n=1, sampling=FAST)
 
 

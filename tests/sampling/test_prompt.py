@@ -81,6 +81,6 @@ def test_metadata_hold_what_is_kept():
     given = prompt.given(2)
     assert given.codes_CI.shape == (2, 16)
     assert given.kept_I.tolist() == prompt.kept_I.tolist()
-    for damaged in ({"codes": "?"}, {"kept": "AA=="}, {"codes": "AAAA"}):
+    for damaged in ({"codes": "?"}, {"kept": "AA=="}, {"kept": "AAAAAA=="}, {"codes": "AAAA"}):
         with pytest.raises(ValueError, match="cannot be read"):
             Prompt.from_json({**prompt.to_json(), **damaged})
