@@ -86,7 +86,7 @@ class Tokenizer:
         """Write the tokenizer file, whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".partial")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")  # hidden, and no other process's
         temporary.write_text(self.to_json(), encoding="utf-8")
         os.replace(temporary, path)
 

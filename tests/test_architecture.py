@@ -11,7 +11,19 @@ from tests.conftest import ROOT
 
 HOUSE = ROOT / "dalle"
 ROOMS = [
-    *("config", "layout", "text", "data", "reporting", "cluster", "models", "checkpoints", "objectives", "decoding"),
+    *(
+        "config",
+        "outputs",
+        "layout",
+        "text",
+        "data",
+        "reporting",
+        "cluster",
+        "models",
+        "checkpoints",
+        "objectives",
+        "decoding",
+    ),
     *("gradients", "optim", "sampling", "training", "evaluation", "stages", "web", "cli"),
 ]
 """From the ground up: a room imports from itself and from those before it."""

@@ -49,6 +49,7 @@ def stage(config: TrainCLIP, world: World) -> Stage:
         loader=loader,
         unit="images",
         units_per_sample=1,
+        data=batches.shards,
         model_config=config.model,
         prepare=_prepare(model, dvae, config.run.precision),
         validate=validation.figures if validation else None,

@@ -51,6 +51,7 @@ def stage(config: TrainDVAE, world: World) -> Stage:
         loader=loader,
         unit="images",
         units_per_sample=1,
+        data=batches.shards,
         model_config=config.model,
         flops_per_sample=dvae_flops(config.model)["train"],
         prepare=_schedules_and_noise(config, batches.first_row),

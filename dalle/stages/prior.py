@@ -52,6 +52,7 @@ def stage(config: TrainPrior, world: World) -> Stage:
         loader=TokenLoader(batches, config.run.loader_workers),
         unit="tokens",
         units_per_sample=config.model.slots,
+        data=shards.paths(),
         model_config=config.model,
         flops_per_sample=prior_flops(config.model),
         prepare=count_text_targets,

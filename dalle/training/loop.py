@@ -23,6 +23,7 @@ from dalle.config import Optimizer, Run
 from dalle.optim.ema import EMA
 from dalle.optim.plateau import PlateauRule
 from dalle.reporting.machine_limit import matrix_flops_per_s
+from dalle.reporting.page_head import replace_text
 from dalle.reporting.telemetry import Telemetry
 from dalle.training.engine import Engine
 from dalle.training.saving import Saver
@@ -89,7 +90,7 @@ class _Training:
         if world.is_main:
             folder.mkdir(parents=True, exist_ok=True)
             for name, text in stage.files.items():
-                (folder / name).write_text(text, encoding="utf-8")
+                replace_text(folder / name, text)  # never half of one: --resume reads config.yaml
         self.telemetry = Telemetry(
             folder,
             folder.name,
@@ -102,6 +103,8 @@ class _Training:
             flops_per_unit=flops_per_unit,
             limit_flops_per_s=limit_flops_per_s,
         )
+        for note in self.saver.notes:
+            self.telemetry.warn(note)
         self.waited_s = 0.0
         self.logged_at = time.monotonic()
         self.poll_steps = 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ class Stage:
         check: from the logged figures to plain warnings
         derive: from the means, since the last log line and over all ranks, of metrics that are vectors to figures
         highlights: names of the figures that the progress bar shows beside loss and step size
+        data: the files of training data, by which a resumed run tells whether they are those of before
         links: hashes of what it is trained with
         files: text files that belong into the model's folder, by name
     """
@@ -49,5 +50,6 @@ class Stage:
     check: Callable[[int, dict[str, float]], list[str]] = lambda step, values: []
     derive: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = lambda vectors: {}
     highlights: tuple[str, ...] = ()
+    data: Sequence[str] = ()
     links: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
