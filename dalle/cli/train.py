@@ -21,6 +21,7 @@ from dalle.outputs.claim import check, claimed, read_mark
 if TYPE_CHECKING:
     from dalle.cluster.topology import World
 
+_COMMANDS = ("dalle-train-dvae", "dalle-train-prior", "dalle-train-clip")
 _WRITES = (
     *("config.yaml", "tokenizer.json", "model.safetensors*", "checkpoints", "metrics.jsonl", "run.json", "report.html"),
     "pictures",
@@ -129,6 +130,8 @@ def _given(argv: list[str], name: str) -> str | None:
 def _check_resumable(folder: Path, command: str) -> None:
     """Raises ValueError unless there is a checkpoint, or what is left of a run of this command that was cut off before
     its first was whole: that one begins anew."""
+    if read_mark(folder, command) is None and (others := [c for c in _COMMANDS if read_mark(folder, c) is not None]):
+        raise ValueError(f"--resume: {folder} holds what {others[0]} made, not {command}")
     if _holds_checkpoint(folder):
         return
     if read_mark(folder, command) is None or (folder / "model.safetensors").exists():

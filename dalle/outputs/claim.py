@@ -98,7 +98,7 @@ def check(folder: str | Path, command: str, writes: Sequence[str] = ("*",), over
 def check_file(path: Path, overwrite: bool) -> None:
     """Refuse a file that is there. Raises ValueError in one line."""
     if os.path.lexists(path) and not overwrite:
-        raise ValueError(f"output {path}: is there already; name another --output, or write over it with --overwrite")
+        raise ValueError(f"output {path} is there already; name another --output, or write over it with --overwrite")
 
 
 def write_mark(folder: Path, command: str, request: dict[str, Any] | None = None) -> None:

@@ -128,7 +128,7 @@ def _holder(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_bytes())
     except ValueError:
         return {}
-    return record if isinstance(record, dict) else {}
+    return record if isinstance(record, dict) and "token" in record else {}
 
 
 def _named(holder: dict[str, Any]) -> str:
