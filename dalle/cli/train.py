@@ -143,4 +143,4 @@ def _holds_run(folder: Path, command: str) -> bool:
 
 
 def _holds_checkpoint(folder: Path) -> bool:
-    return any((folder / "checkpoints").glob("step-*[0-9]/state.json"))
+    return any(any((folder / "checkpoints").glob(f"step-*{end}/state.json")) for end in ("[0-9]", ".old"))
