@@ -40,5 +40,5 @@ def difference(then: dict[str, Any] | None, now: dict[str, Any]) -> str | None:
     """In words, what of two identities differs; null where nothing does, or nothing is known of then."""
     if then is None or then == now:
         return None
-    told = [f"{each['files']:,} files of {each['bytes']:,} bytes" for each in (then, now)]
+    told = [f"{each['files']:,} file{'s' * (each['files'] != 1)} of {each['bytes']:,} bytes" for each in (then, now)]
     return f"{told[0]} then, {told[1]} now" if told[0] != told[1] else f"{told[0]}, of other contents or names"

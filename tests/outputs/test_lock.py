@@ -1,6 +1,7 @@
 """A lock keeps a second process out, and nothing that was killed, copied or damaged keeps everybody out."""
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -136,6 +137,12 @@ def test_a_copied_lock_is_none(holder, tmp_path):
     _held(tmp_path / "copy" / "lock")
 
 
+def test_a_file_system_may_number_its_files_anew(holder, tmp_path):
+    _changed(tmp_path / "lock", inode=1)
+    with pytest.raises(ValueError, match="is writing there"):
+        _held(tmp_path / "lock")
+
+
 def test_a_moved_lock_is_one(holder, tmp_path):
     (tmp_path / "moved").mkdir()
     os.rename(tmp_path / "lock", tmp_path / "moved" / "lock")
@@ -203,6 +210,56 @@ def test_of_many_that_find_a_stale_lock_one_takes_it_at_a_time(tmp_path):
     assert not [complaint for _, complaint in told if complaint]
     assert "held\n" in [out for out, _ in told]
     assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def _while_it_is_judged(monkeypatch, happens) -> None:
+    """Let something happen once, after a stale lock has been found to be one and before it is taken over."""
+    whole, calls = lock._is_gone, itertools.count()
+
+    def judged(*arguments):
+        gone = whole(*arguments)
+        if next(calls) == 0:
+            happens()
+        return gone
+
+    monkeypatch.setattr(lock, "_is_gone", judged)
+
+
+def test_a_lock_that_another_took_over_meanwhile_is_left(tmp_path, monkeypatch):
+    def happens():
+        (tmp_path / "new").write_text("")
+        _dead(tmp_path / "new")
+        _changed(tmp_path / "new", process=os.getpid(), began=lock._began(os.getpid()), path=str(tmp_path / "lock"))
+        os.replace(tmp_path / "new", tmp_path / "lock")
+
+    _dead(tmp_path / "lock")
+    _while_it_is_judged(monkeypatch, happens)
+    with pytest.raises(ValueError, match="is writing there"):
+        _held(tmp_path / "lock")
+
+
+def test_while_one_judges_a_lock_another_waits(tmp_path, monkeypatch):
+    told = []
+
+    def second():
+        try:
+            with locked(tmp_path / "lock", "output out", "dalle-sample"):
+                told.append("held")
+        except ValueError:
+            told.append("refused")
+
+    thread = threading.Thread(target=second)
+
+    def happens():
+        thread.start()
+        thread.join(0.5)
+        assert not told
+
+    _dead(tmp_path / "lock")
+    _while_it_is_judged(monkeypatch, happens)
+    with locked(tmp_path / "lock", "output out", "dalle-tokenize"):
+        thread.join(10)
+    assert told == ["refused"]
 
 
 def test_threads_take_turns(tmp_path):

@@ -142,7 +142,7 @@ def test_other_data_are_said(run, models, tmp_path, capsys):
     shutil.copytree(models / "tokens/train", tmp_path / "moved")
     assert not resumed(tmp_path / "moved", 3)  # the same, in another place
     (told,) = resumed(_tokens(models, tmp_path / "fewer", 40), 4)
-    assert "1 files of" in told and "bytes then" in told and "goes on with them" in told
+    assert "(1 file of" in told and "bytes then" in told and "goes on with them" in told
     assert not resumed(tmp_path / "fewer", 5)
     (told,) = resumed(_tokens(models, tmp_path / "changed", 40, changed=1), 6)
     assert "of other contents or names" in told
