@@ -64,9 +64,9 @@ def _dead(path: Path) -> None:
     path.write_text(json.dumps(record))
 
 
-def _changed(path: Path, **values) -> None:
+def _changed(file: Path, **values) -> None:
     """The same file says something else."""
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
 def test_a_second_process_is_refused_and_told_who_is_there(holder, tmp_path):
