@@ -128,7 +128,11 @@ def _options(options: dict[str, Any]) -> list[str]:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what an earlier demo made, and nothing else."""
+    """Remove what an earlier demo made, and nothing else. Raises ValueError where another process is writing there."""
+    for name in ("data", "dvae", "tokens/train", "tokens/valid", "prior", "clip"):
+        if (folder / name).exists():
+            with claimed(folder / name, "dalle-demo", writes=()):
+                pass
     for name in ("data", "dvae", "tokens", "prior", "clip", "gallery"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("tokenizer.json", "result.json"):

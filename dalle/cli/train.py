@@ -59,10 +59,7 @@ def train(kind: str, cls: type, argv: list[str] | None = None) -> bool:
     config = arguments.parse(cls, command, argv)
     config.run.micro_batch_size(int(os.environ.get("WORLD_SIZE", "1")))
     folder = Path(config.output)
-    if config.resume:
-        _check_resumable(folder, command)
-    elif _holds_checkpoint(folder) or (folder / "model.safetensors").exists():
-        raise ValueError(f"{folder} already holds a run: continue it with --resume, or name another --output")
+    _check_run(folder, command, config.resume)
     # a resumed run writes over what it wrote, also where its mark was not copied with it
     writes = () if config.resume else _WRITES
     check(folder, command, writes)
@@ -75,7 +72,10 @@ def train(kind: str, cls: type, argv: list[str] | None = None) -> bool:
 
     with joined(config.run.silence_limit_s) as world:
         check_same(world, facts(config))
-        with Watch(world, config.run.silence_limit_s) as watch, _claimed_by_first(world, folder, command, writes):
+        with (
+            Watch(world, config.run.silence_limit_s) as watch,
+            _claimed_by_first(world, folder, command, writes, config.resume),
+        ):
             world = grouped(world, config.run)
             stage = importlib.import_module(f"dalle.stages.{kind}").stage(config, world)
             # a resumed run is described as the whole run, which another one may repeat
@@ -84,13 +84,16 @@ def train(kind: str, cls: type, argv: list[str] | None = None) -> bool:
 
 
 @contextmanager
-def _claimed_by_first(world: World, folder: Path, command: str, writes: tuple[str, ...]) -> Iterator[None]:
+def _claimed_by_first(
+    world: World, folder: Path, command: str, writes: tuple[str, ...], resume: bool
+) -> Iterator[None]:
     """Rank 0 claims the folder for all; where it cannot, all of them say so."""
     with ExitStack() as held:
         complaint = None
         if world.is_main:
             try:
                 held.enter_context(claimed(folder, command, writes))
+                _check_run(folder, command, resume)  # another may have come to its end since it was looked at
             except (ValueError, OSError) as error:
                 complaint = str(error)
         complaint = world.gather(complaint)[0]
@@ -125,6 +128,14 @@ def _given(argv: list[str], name: str) -> str | None:
         if option == f"--{name}":
             found = value if equals else "" if following.startswith("--") else following
     return found
+
+
+def _check_run(folder: Path, command: str, resume: bool) -> None:
+    """Raises ValueError for a run that is there and not to be resumed, and the other way round."""
+    if resume:
+        _check_resumable(folder, command)
+    elif _holds_checkpoint(folder) or (folder / "model.safetensors").exists():
+        raise ValueError(f"{folder} already holds a run: continue it with --resume, or name another --output")
 
 
 def _check_resumable(folder: Path, command: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 _READ_FILES = 64
@@ -22,14 +23,17 @@ def identity(files: Sequence[str]) -> dict[str, Any]:
         {files[i * len(files) // _READ_FILES] for i in range(_READ_FILES)} if len(files) > _READ_FILES else set(files)
     )
     for name in files:
-        if not os.path.isfile(name):
+        try:
+            size = os.path.getsize(name) if os.path.isfile(name) else None
+        except OSError:  # gone since
+            size = None
+        if size is None:
             digest.update(f"{name}\n".encode(errors="replace"))
             continue
-        size = os.path.getsize(name)
         total += size
         digest.update(f"{os.path.basename(name)} {size}\n".encode(errors="replace"))
         if name in read:
-            with open(name, "rb") as file:
+            with suppress(OSError), open(name, "rb") as file:
                 digest.update(file.read(_READ_BYTES))
                 file.seek(max(0, size - _READ_BYTES))
                 digest.update(file.read(_READ_BYTES))

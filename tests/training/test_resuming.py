@@ -15,6 +15,7 @@ import yaml
 
 from dalle.checkpoints import checkpoint
 from dalle.cli import arguments
+from dalle.cli import train as cli_train
 from dalle.cli.train import train
 from dalle.config import TrainCLIP, TrainDVAE, TrainPrior
 from dalle.data.tokens import Meta, TokenShards, TokenWriter
@@ -205,6 +206,20 @@ def test_of_two_trainings_one_is_refused(models, tmp_path):
     assert "is writing there" in refused.splitlines()[-1] or "already holds a run" in refused.splitlines()[-1], refused
     assert len(_lines(tmp_path / "prior", "loss")) == 5
     assert not (tmp_path / "prior/previous-1").exists()
+
+
+def test_one_that_ended_while_another_came_up_is_not_written_over(begun, models, tmp_path, monkeypatch):
+    """The folder is looked at again once it is claimed."""
+    whole = cli_train.claimed
+
+    def claimed_late(folder, *arguments):
+        shutil.copytree(begun, folder)
+        return whole(folder, *arguments)
+
+    monkeypatch.setattr(cli_train, "claimed", claimed_late)
+    with pytest.raises(ValueError, match="already holds a run"):
+        train("prior", TrainPrior, _prior(models, tmp_path / "prior", "--run.steps", "1"))
+    assert _step(tmp_path / "prior") == 2
 
 
 def test_where_another_is_writing_no_rank_begins(models, tmp_path):
