@@ -6,6 +6,7 @@ import re
 import pytest
 
 from dalle.cli.demo import demo
+from dalle.outputs.claim import claimed
 from tests.conftest import TINY_CLIP, TINY_DVAE, TINY_PRIOR
 
 
@@ -59,6 +60,14 @@ def test_everything_is_where_it_belongs(result):
     assert list((folder / "dvae/pictures").glob("reconstructions-*.png"))
     assert list((folder / "prior/pictures").glob("samples-*.png"))
     assert not list(folder.rglob("*.partial"))
+
+
+def test_the_demo_removes_nothing_that_another_process_is_writing(tmp_path):
+    (tmp_path / ".dalle-demo").touch()
+    with claimed(tmp_path / "prior", "dalle-train-prior"):
+        with pytest.raises(ValueError, match=r"prior: dalle-train-prior \(process \d+ on .*\) is writing there"):
+            demo(["--output", str(tmp_path), "--num_train", "64"])
+        assert (tmp_path / "prior/.dalle-train-prior").is_file()
 
 
 def test_the_demo_removes_nothing_that_it_did_not_make(tmp_path):

@@ -281,11 +281,13 @@ def _retire(path: Path) -> None:
 
 def _all(checkpoints: Path) -> list[Path]:
     found = [p for p in checkpoints.glob("step-*") if re.fullmatch(r"step-\d+", p.name) and (p / _STATE).is_file()]
-    return sorted(found, key=_step)
+    # of one that was to be replaced, where that was cut off after it had lost its name
+    retired = [p for p in checkpoints.glob("step-*.old") if (p / _STATE).is_file() and not p.with_suffix("").exists()]
+    return sorted(found + retired, key=_step)
 
 
 def _step(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
+    return int(path.name.removeprefix("step-").removesuffix(".old"))
 
 
 def _damaged(path: Path, problem: str) -> ValueError:

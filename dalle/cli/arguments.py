@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import errno
 import os
 import re
 import shlex
 import sys
-import tempfile
 import types
 import typing
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -121,27 +118,6 @@ def plain_warnings(prog: str) -> None:
 def to_yaml(settings) -> str:
     """The full resolved configuration as YAML, which `--config` reads back."""
     return yaml.safe_dump(_plain(dataclasses.asdict(settings)), sort_keys=False)
-
-
-def check_output(folder: str | Path, fresh: bool = False) -> Path:
-    """See that the output folder can be made and written to, without making it.
-
-    Args:
-        folder: the output folder
-        fresh: refuse a folder that already holds a trained model or checkpoints
-    """
-    folder = Path(folder)
-    if fresh and ((folder / "model.safetensors").exists() or any((folder / "checkpoints").glob("step-*"))):
-        raise ValueError(f"{folder} already holds a run: continue it with --resume, or name another --output")
-    nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    try:
-        if not nearest.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
-    except OSError as error:
-        raise ValueError(f"output {folder} is not writable: {error.strerror}") from None
-    return folder
 
 
 def _plain(value):

@@ -9,11 +9,13 @@ import json
 import shutil
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from dalle.cli import arguments
 from dalle.config import Demo, TrainCLIP, TrainDVAE, TrainPrior, shipped
+from dalle.outputs.claim import claimed
 
 _GALLERY_CAPTIONS = 32
 _GRID_CAPTIONS = 24
@@ -26,6 +28,11 @@ def main() -> None:
 
 def demo(argv: list[str] | None = None) -> None:
     """Parse, check, run the road, judge."""
+    with ExitStack() as held:
+        _demo(argv, held)
+
+
+def _demo(argv: list[str] | None, held: ExitStack) -> None:
     began_s = time.monotonic()
     config = arguments.parse(Demo, "dalle-demo", argv)
     from dalle.data.naming import escape
@@ -49,7 +56,8 @@ def demo(argv: list[str] | None = None) -> None:
     from dalle.sampling.model_set import Tuning, settle
 
     settle(config.sampling, tuned.model, Tuning(tuned.caption_dropout, tuned.sampling_temperature))
-    _clear(arguments.check_output(config.output))
+    held.enter_context(claimed(folder, "dalle-demo"))
+    _clear(folder)
 
     from dalle.cli.draw_shapes import draw_shapes
     from dalle.cli.tokenize import tokenize
@@ -124,16 +132,15 @@ def _options(options: dict[str, Any]) -> list[str]:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what an earlier demo made, and nothing else. Raises ValueError for a folder of something else."""
-    marker = folder / ".dalle-demo"
-    if folder.exists() and not marker.exists() and any(folder.iterdir()):
-        raise ValueError(f"output {folder}: holds what dalle-demo did not make; name another folder with --output")
+    """Remove what an earlier demo made, and nothing else. Raises ValueError where another process is writing there."""
+    for name in ("data", "dvae", "tokens/train", "tokens/valid", "prior", "clip"):
+        if (folder / name).exists():
+            with claimed(folder / name, "dalle-demo", writes=()):
+                pass
     for name in ("data", "dvae", "tokens", "prior", "clip", "gallery"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("tokenizer.json", "tokenizer.words.json", "result.json"):
         (folder / name).unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    marker.touch()
 
 
 def _say(number: str, text: str) -> None:

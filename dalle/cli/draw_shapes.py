@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dalle.cli import arguments
 from dalle.config import DrawShapes
+from dalle.outputs.claim import claimed
 
 
 def main() -> None:
@@ -14,18 +15,17 @@ def main() -> None:
 def draw_shapes(argv: list[str] | None = None) -> None:
     """Parse, check, draw."""
     config = arguments.parse(DrawShapes, "dalle-draw-shapes", argv)
-    folder = arguments.check_output(config.output)
+    with claimed(config.output, "dalle-draw-shapes", ("train-*.tar", "valid-*.tar")) as folder:
+        from dalle.data.shapes import write_shards
 
-    from dalle.data.shapes import write_shards
-
-    paths = write_shards(
-        folder,
-        num_train=config.num_train,
-        num_valid=config.num_valid,
-        size_px=config.size_px,
-        seed=config.seed,
-        num_workers=config.workers,
-    )
+        paths = write_shards(
+            folder,
+            num_train=config.num_train,
+            num_valid=config.num_valid,
+            size_px=config.size_px,
+            seed=config.seed,
+            num_workers=config.workers,
+        )
     print(
         f"{config.num_train:,} training and {config.num_valid:,} validation drawings in {len(paths)} shards: {folder}"
     )

@@ -7,6 +7,7 @@ collected before they are written: 49 GB of main memory for 12 billion weights i
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,12 +15,14 @@ from typing import TYPE_CHECKING
 
 from dalle.cli import arguments
 from dalle.config import CLIPModel, DVAEModel, Export, PriorModel
+from dalle.outputs.claim import claimed, read_mark, remove_mark, unfinished
 
 if TYPE_CHECKING:
     import torch
 
     from dalle.checkpoints.checkpoint import Checkpoint
 
+_COMMAND = "dalle-export"
 _MODELS = {"dvae": DVAEModel, "prior": PriorModel, "clip": CLIPModel}
 _FILES = ("config.yaml", "tokenizer.json", "tokenizer.words.json")
 """What a run's folder holds, beside its weights, that its model needs."""
@@ -27,16 +30,20 @@ _FILES = ("config.yaml", "tokenizer.json", "tokenizer.words.json")
 
 def main() -> None:
     """Console script."""
-    arguments.run(export, "dalle-export")
+    arguments.run(export, _COMMAND)
 
 
 def export(argv: list[str] | None = None) -> None:
     """Parse, check, read every file of the checkpoint for its hash, write."""
-    config = arguments.parse(Export, "dalle-export", argv, positional="run")
-    output = arguments.check_output(config.output)
-    if output.exists() and any(output.iterdir()):
-        raise ValueError(f"output {output} is not empty: name another")
+    config = arguments.parse(Export, _COMMAND, argv, positional="run")
+    if (Path(config.output) / "model.safetensors").exists() and read_mark(config.output, _COMMAND) is None:
+        raise ValueError(f"output {config.output} is not empty: it holds a model already; name another --output")
+    with claimed(config.output, _COMMAND) as output:
+        _export(config, output)
+        remove_mark(output, _COMMAND)  # a model that is whole is not written over
 
+
+def _export(config: Export, output: Path) -> None:
     import torch
     from safetensors import SafetensorError
 
@@ -49,16 +56,20 @@ def export(argv: list[str] | None = None) -> None:
     weights = _Weights(checkpoint, config.weights, config.dtype)
     verify(checkpoint.path, World(0, 1, torch.device("cpu")))
     folder = checkpoint.path.absolute().parent.parent
+    partial = unfinished(output)
     try:
-        save_weights(output, kind, weights, sizes, links)
+        save_weights(partial, kind, weights, sizes, links)
         for name in _FILES:
             if (folder / name).is_file():
-                shutil.copyfile(folder / name, output / name)
+                shutil.copyfile(folder / name, partial / name)
+        for path in sorted(partial.iterdir()):  # config.yaml, model.safetensors, tokenizer.json
+            os.replace(path, output / path.name)
     except BaseException as error:
-        shutil.rmtree(output, ignore_errors=True)
         if isinstance(error, SafetensorError):  # its name for a full disk too
             raise ValueError(f"output {output} was not written: {error}") from error
         raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     print(
         f"{kind}, {weights.source} weights after {checkpoint.step:,} updates, {weights.count:,} numbers in {config.dtype}: "
         f"{output / 'model.safetensors'}"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from dalle.cli import arguments
 from dalle.cli.allocator import keep_freed_memory
 from dalle.config import Sample
+from dalle.outputs.claim import claimed, claimed_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,18 +24,28 @@ if TYPE_CHECKING:
     from dalle.sampling.pipeline import Pipeline
     from dalle.sampling.prompt import Prompt
 
+_COMMAND = "dalle-sample"
+
 
 def main() -> None:
     """Console script."""
-    arguments.plain_warnings("dalle-sample")
-    arguments.run(sample, "dalle-sample")
+    arguments.plain_warnings(_COMMAND)
+    arguments.run(sample, _COMMAND)
 
 
 def sample(argv: list[str] | None = None) -> None:
     """Parse, check, draw, write."""
-    config = arguments.parse(Sample, "dalle-sample", argv, positional="caption")
-    folder = arguments.check_output(config.output)
+    config = arguments.parse(Sample, _COMMAND, argv, positional="caption")
+    if config.again is not None:
+        path = Path(config.output) / f"{Path(config.again).stem}-again.png"
+        with claimed_file(path, _COMMAND, config.overwrite or _is_drawing(path)):
+            _again(config, path)
+        return
+    with claimed(config.output, _COMMAND, overwrite=config.overwrite) as folder:
+        _sample(config, folder)
 
+
+def _sample(config: Sample, folder: Path) -> None:
     import torch
     from tqdm import tqdm
 
@@ -46,9 +57,6 @@ def sample(argv: list[str] | None = None) -> None:
 
     rerank = config.rerank or config.clip is not None
     models = find_models(config.model, config.dvae, config.prior, config.clip, rerank)
-    if config.again is not None:
-        _again(config, models, folder)
-        return
     sampling = settle(config.sampling, models.prior_config, models.tuning)
     warnings.filterwarnings("ignore", message="sampling.guidance")  # which has just been said
     origin = _origin(config)
@@ -59,7 +67,13 @@ def sample(argv: list[str] | None = None) -> None:
     prompt = _prompt(config, models, origin)
     work = Work(captions, config.n, config.keep, config.seed, sampling, prompt)
     title = captions[0] if config.captions is None else f"{len(captions)} captions of {Path(config.captions).name}"
-    output = Output(folder, work, title, models.hashes, resumable=config.captions is not None)
+    output = Output(folder, work, title, models.hashes, config.captions is not None, config.overwrite)
+    if output.replaced is not None:
+        print(
+            f"the gallery in {folder} will show these in place of its drawings for {output.replaced!r}, whose files stay in "
+            f"{folder / 'images'}",
+            file=sys.stderr,
+        )
     if skipped := len(captions) - len(output.todo):
         print(f"{skipped} of {len(captions)} captions are there already", file=sys.stderr)
     work = replace(work, captions=output.todo)
@@ -153,19 +167,34 @@ def _load_in_worker(load: Callable[..., Pipeline], device: str) -> Pipeline:
     return load(device=device)
 
 
-def _again(config: Sample, models: Models, folder: Path) -> None:
-    """Draw a file's image once more, write it beside, and say whether it is the same; exit code 1 when it is not."""
+def _is_drawing(path: Path) -> bool:
+    """Whether a file is there that this program drew."""
+    if not path.exists():
+        return False
+    from dalle.sampling.drawing import read_drawing
+
+    try:
+        read_drawing(path)
+    except ValueError:
+        return False
+    return True
+
+
+def _again(config: Sample, path: Path) -> None:
+    """Draw a file's image once more, write it, and say whether it is the same; exit code 1 when it is not."""
     from dalle.sampling.again import choose_device, count_differing_pixels, differences, draw_again, read_record
     from dalle.sampling.drawing import save_drawing
+    from dalle.sampling.model_set import find_models
     from dalle.sampling.pipeline import load
 
+    rerank = config.rerank or config.clip is not None
+    models = find_models(config.model, config.dvae, config.prior, config.clip, rerank)
     drawing = read_record(config.again, models.hashes)
     device = choose_device(drawing.settings)
     head_width = models.prior_config.width // models.prior_config.heads
     if found := differences(drawing.settings, device, head_width):
         warnings.warn(f"another machine may round otherwise, and draw other bits: {'; '.join(found)}", stacklevel=2)
     again = draw_again(load(config.model, config.dvae, config.prior, rerank=False, device=device), drawing)
-    path = folder / f"{Path(config.again).stem}-again.png"
     save_drawing(again, path)
     differing = count_differing_pixels(drawing, again)
     if differing:

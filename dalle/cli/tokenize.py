@@ -2,28 +2,62 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
 from dalle.cli import arguments
-from dalle.config import Tokenize
+from dalle.config import DVAEModel, Tokenize
+from dalle.outputs.claim import claimed, read_mark
+
+_COMMAND = "dalle-tokenize"
 
 
 def main() -> None:
     """Console script."""
-    arguments.run(tokenize, "dalle-tokenize")
+    arguments.run(tokenize, _COMMAND)
 
 
 def tokenize(argv: list[str] | None = None) -> None:
     """Parse, check, encode."""
-    config = arguments.parse(Tokenize, "dalle-tokenize", argv)
+    config = arguments.parse(Tokenize, _COMMAND, argv)
     from dalle.data.naming import expand
-    from dalle.models.folder import load_dvae, read_config, read_header
+    from dalle.models.folder import read_config, read_header
 
     model, digest = read_config(config.dvae, "dvae"), read_header(config.dvae)["hash"]
     expand(config.data, config.images.pipes)
-    folder = arguments.check_output(config.output)
+    with claimed(config.output, _COMMAND, overwrite=config.overwrite) as folder:
+        request = _request(config, digest)
+        if not config.overwrite:
+            _check_request(folder, request)
+        _encode(config, folder, model, digest, request)
 
+
+def _request(config: Tokenize, digest: str) -> dict[str, Any]:
+    """All that decides which pairs the shards hold, by setting."""
+    settings = asdict(config)
+    images = {f"images.{name}": value for name, value in settings.pop("images").items()}
+    for name in ("output", "overwrite", "batch_size"):
+        settings.pop(name)
+    return json.loads(json.dumps({**settings, **images, "dvae": digest[:16]}))  # as it is read back
+
+
+def _check_request(folder: Path, request: dict[str, Any]) -> None:
+    """Raises ValueError where there are shards of another making, which may have taken days."""
+    before = read_mark(folder, _COMMAND) or {}
+    if not (folder / "meta.json").is_file():
+        return
+    for name, value in request.items():
+        if name in before and before[name] != value:
+            raise ValueError(
+                f"output {folder}: holds token shards of another making ({name} was {json.dumps(before[name])}, is "
+                f"{json.dumps(value)}): name another --output, or write over them with --overwrite"
+            )
+
+
+def _encode(config: Tokenize, folder: Path, model: DVAEModel, digest: str, request: dict[str, Any]) -> None:
     import torch
     from tqdm import tqdm
 
@@ -31,6 +65,7 @@ def tokenize(argv: list[str] | None = None) -> None:
     from dalle.data.loading import load
     from dalle.data.pairs import PairPasses
     from dalle.data.tokens import Meta, TokenWriter
+    from dalle.models.folder import load_dvae
 
     images = replace(config.images, augmentation=config.images.augmentation if config.crops > 1 else "none")
     passes = PairPasses(config.data, images, model.image_size_px, config.batch_size, config.crops, config.seed)
@@ -39,7 +74,7 @@ def tokenize(argv: list[str] | None = None) -> None:
     dvae = load_dvae(config.dvae, device).to(memory_format=torch.channels_last)
     meta = Meta(model.grid, model.codebook_size, digest, precision=config.precision)
     with (
-        TokenWriter(folder, meta, config.pairs_per_shard) as writer,
+        TokenWriter(folder, meta, config.pairs_per_shard, request) as writer,
         tqdm(unit=" images", disable=not sys.stderr.isatty()) as bar,
     ):
         for batch in batches:

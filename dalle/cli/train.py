@@ -7,10 +7,25 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dalle.cli import arguments
 from dalle.config import TrainCLIP, TrainDVAE, TrainPrior, unreached_schedules
+from dalle.outputs.claim import check, claimed, read_mark
+
+if TYPE_CHECKING:
+    from dalle.cluster.topology import World
+
+_COMMANDS = ("dalle-train-dvae", "dalle-train-prior", "dalle-train-clip")
+_WRITES = (
+    *("config.yaml", "tokenizer.json", "model.safetensors*", "checkpoints", "metrics.jsonl", "run.json", "report.html"),
+    *("pictures", "samples.json", "tokenizer.words.json"),
+)
 
 
 def train_dvae() -> None:
@@ -39,9 +54,15 @@ def train(kind: str, cls: type, argv: list[str] | None = None) -> bool:
     Returns:
         whether it came to its end; False when it was interrupted and left a checkpoint
     """
-    config = arguments.parse(cls, f"dalle-train-{kind}", argv)
+    command = f"dalle-train-{kind}"
+    argv = _with_own_settings(list(sys.argv[1:] if argv is None else argv), command)
+    config = arguments.parse(cls, command, argv)
     config.run.micro_batch_size(int(os.environ.get("WORLD_SIZE", "1")))
-    folder = arguments.check_output(config.output, fresh=not config.resume)
+    folder = Path(config.output)
+    _check_run(folder, command, config.resume)
+    # a resumed run writes over what it wrote, also where its mark was not copied with it
+    writes = () if config.resume else _WRITES
+    check(folder, command, writes)
 
     # torch and what builds on it come only now, when the settings are known to be sound
     from dalle.cluster.agreement import check_same, facts
@@ -51,10 +72,87 @@ def train(kind: str, cls: type, argv: list[str] | None = None) -> bool:
 
     with joined(config.run.silence_limit_s) as world:
         check_same(world, facts(config))
-        with Watch(world, config.run.silence_limit_s) as watch:
+        with (
+            Watch(world, config.run.silence_limit_s) as watch,
+            _claimed_by_first(world, folder, command, writes, config.resume),
+        ):
             world = grouped(world, config.run)
             stage = importlib.import_module(f"dalle.stages.{kind}").stage(config, world)
             stage.warnings += unreached_schedules(config)
             # a resumed run is described as the whole run, which another one may repeat
             stage.files["config.yaml"] = arguments.to_yaml(replace(config, resume=False))
             return run_loop(stage, config.optimizer, config.run, folder, world, config.resume, watch)
+
+
+@contextmanager
+def _claimed_by_first(
+    world: World, folder: Path, command: str, writes: tuple[str, ...], resume: bool
+) -> Iterator[None]:
+    """Rank 0 claims the folder for all; where it cannot, all of them say so."""
+    with ExitStack() as held:
+        complaint = None
+        if world.is_main:
+            try:
+                held.enter_context(claimed(folder, command, writes))
+                _check_run(folder, command, resume)  # another may have come to its end since it was looked at
+            except (ValueError, OSError) as error:
+                complaint = str(error)
+        complaint = world.gather(complaint)[0]
+        if complaint is not None:
+            raise ValueError(complaint)
+        yield
+
+
+def _with_own_settings(argv: list[str], command: str) -> list[str]:
+    """With --resume the output folder's config.yaml comes first, so that all else on the line overrides it. A config.yaml
+    that is named itself, in a run's folder, stands for that folder, whatever it was called when the file was written."""
+    if _given(argv, "resume") in (None, "false"):
+        return argv
+    output = _given(argv, "output")
+    if output is None:
+        named = Path(_given(argv, "config") or "")
+        if named.name != "config.yaml" or not _holds_run(named.parent, command):
+            return argv
+        return [*argv, "--output", str(named.parent)]
+    folder = Path(output).expanduser()
+    _check_resumable(folder, command)
+    own = folder / "config.yaml"
+    return ["--config", str(own), *argv] if own.is_file() else argv
+
+
+def _given(argv: list[str], name: str) -> str | None:
+    """The value of an option on the line, the last where it is there twice; "" where it has none, null where it is not
+    there."""
+    found = None
+    for word, following in zip(argv, [*argv[1:], "--"], strict=True):
+        option, equals, value = word.partition("=")
+        if option == f"--{name}":
+            found = value if equals else "" if following.startswith("--") else following
+    return found
+
+
+def _check_run(folder: Path, command: str, resume: bool) -> None:
+    """Raises ValueError for a run that is there and not to be resumed, and the other way round."""
+    if resume:
+        _check_resumable(folder, command)
+    elif _holds_checkpoint(folder) or (folder / "model.safetensors").exists():
+        raise ValueError(f"{folder} already holds a run: continue it with --resume, or name another --output")
+
+
+def _check_resumable(folder: Path, command: str) -> None:
+    """Raises ValueError unless there is a checkpoint, or what is left of a run of this command that was cut off before
+    its first was whole: that one begins anew."""
+    if read_mark(folder, command) is None and (others := [c for c in _COMMANDS if read_mark(folder, c) is not None]):
+        raise ValueError(f"--resume: {folder} holds what {others[0]} made, not {command}")
+    if _holds_checkpoint(folder):
+        return
+    if read_mark(folder, command) is None or (folder / "model.safetensors").exists():
+        raise ValueError(f"--resume: {folder} holds no checkpoint")
+
+
+def _holds_run(folder: Path, command: str) -> bool:
+    return _holds_checkpoint(folder) or read_mark(folder, command) is not None
+
+
+def _holds_checkpoint(folder: Path) -> bool:
+    return any(any((folder / "checkpoints").glob(f"step-*{end}/state.json")) for end in ("[0-9]", ".old"))

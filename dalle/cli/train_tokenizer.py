@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dalle.cli import arguments
 from dalle.config import TrainTokenizer
+from dalle.outputs.claim import claimed_file
 
 
 def main() -> None:
@@ -16,17 +17,15 @@ def main() -> None:
 def train_tokenizer(argv: list[str] | None = None) -> None:
     """Parse, check, learn, write."""
     config = arguments.parse(TrainTokenizer, "dalle-train-tokenizer", argv)
-    output = Path(config.output)
-    if output.is_dir():
-        raise ValueError(f"output {output} is a folder; name a file, such as {output / 'tokenizer.json'}")
-    arguments.check_output(output.parent)
+    if Path(config.output).is_dir():
+        raise ValueError(f"output {config.output} is a folder; name a file, such as {config.output}/tokenizer.json")
+    with claimed_file(config.output, "dalle-train-tokenizer", config.overwrite) as output:
+        from dalle.data.captions import read_all_captions
+        from dalle.data.counts import Counts
+        from dalle.text import Tokenizer
 
-    from dalle.data.captions import read_all_captions
-    from dalle.data.counts import Counts
-    from dalle.text import Tokenizer
-
-    counts = Counts()
-    captions = read_all_captions(config.data, config.pipes, counts)
-    tokenizer = Tokenizer.train(captions, config.vocabulary, config.min_count)
-    tokenizer.save(output)
+        counts = Counts()
+        captions = read_all_captions(config.data, config.pipes, counts)
+        tokenizer = Tokenizer.train(captions, config.vocabulary, config.min_count)
+        tokenizer.save(output)
     print(f"{tokenizer.vocabulary:,} tokens: {output}" + (f"; {counts.line()}" if counts.read else ""))

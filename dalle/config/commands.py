@@ -61,6 +61,7 @@ class TrainTokenizer:
         vocabulary: largest number of tokens, at least 256 (the bytes)
         min_count: pairs of symbols seen less often are not merged
         pipes: let the shards be named by `pipe:` and a shell command, which writes a tar
+        overwrite: write over a file that is there
     """
 
     data: str
@@ -68,6 +69,7 @@ class TrainTokenizer:
     vocabulary: int = 16384
     min_count: int = 2
     pipes: bool = False
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         at_least(self, 256, "vocabulary")
@@ -82,7 +84,7 @@ class TrainDVAE:
         data: training shards: the path of one, or paths, globs or {000..006} ranges, separated by spaces, or URLs
         output: folder of the trained model
         valid_data: held-out shards; null means no figures, and pictures of training pairs
-        resume: continue from the latest checkpoint in the output folder
+        resume: continue from the latest checkpoint in the output folder, whose config.yaml has all other settings
     """
 
     data: str
@@ -119,6 +121,8 @@ class Tokenize:
         images: which pairs are kept, and the augmentation when crops > 1
         pairs_per_shard: pairs in one token shard
         seed: of the crops
+        overwrite: write over token shards of another making, or files of their names, that the folder holds; what has other
+            names stays
     """
 
     data: str
@@ -130,6 +134,7 @@ class Tokenize:
     images: Images = field(default_factory=lambda: Images(augmentation="prior"))
     pairs_per_shard: int = 16384
     seed: int = 0
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "crops", "pairs_per_shard")
@@ -145,7 +150,7 @@ class TrainPrior:
         tokenizer: tokenizer file
         output: folder of the trained model
         valid_data: folder of held-out token shards; null means no figures, and pictures for training captions
-        resume: continue from the latest checkpoint in the output folder
+        resume: continue from the latest checkpoint in the output folder, whose config.yaml has all other settings
         bpe_dropout: probability of skipping a merge while training (Provilkov et al., 2019)
         caption_dropout: probability of training on a pair without its caption, so that the prior also learns images without
             one, for guidance and `dalle-caption` (Ho and Salimans, 2022); 0 in the paper
@@ -188,7 +193,7 @@ class TrainCLIP:
         dvae: train half on what this dVAE reconstructs, so that its blur is no surprise in reranking; null trains on
             the images alone
         valid_data: held-out shards; null means no validation
-        resume: continue from the latest checkpoint in the output folder
+        resume: continue from the latest checkpoint in the output folder, whose config.yaml has all other settings
     """
 
     data: str

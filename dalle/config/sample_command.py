@@ -31,7 +31,8 @@ class Sample:
         region: "left,top,right,bottom" in pixels of the image: only the cells that it touches are drawn, all else is kept. Codes
             are drawn in raster order, so what is drawn does not see what comes after it, right of or below the region
         again: a PNG of ours: draw the very same once more, from what its metadata tell; takes no other option than the
-            folders of the models and the output
+            folders of the models, the output and `overwrite`
+        overwrite: write over drawings of another request, or files of their names, that the folder holds
         processes: that share the candidates; null means one for each GPU, or one where there is none
         sampling: temperature, filters, guidance, chunk, precision
     """
@@ -52,6 +53,7 @@ class Sample:
     rows: int = 0
     region: str | None = None
     again: str | None = None
+    overwrite: bool = False
     processes: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
 
@@ -78,7 +80,7 @@ class Sample:
 
     def _check_again(self) -> None:
         for option in fields(self):
-            if option.name not in ("again", "model", "dvae", "prior", "output"):
+            if option.name not in ("again", "model", "dvae", "prior", "output", "overwrite"):
                 default = option.default_factory() if option.default is MISSING else option.default
                 require(
                     getattr(self, option.name) == default,

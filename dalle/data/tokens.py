@@ -14,11 +14,14 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +31,10 @@ from torch.utils.data import Dataset
 
 from dalle.data.counts import Counts
 from dalle.data.loading import load
+from dalle.outputs.claim import check, unfinished, write_mark
 from dalle.text import Cuts, Tokenizer, pad
 
+WRITTEN_BY = "dalle-tokenize"
 _SHARDS_TOGETHER = 32
 """Shards that are shuffled as one: few enough that a batch reads from few files, many enough to mix."""
 
@@ -54,24 +59,26 @@ class Meta:
 
 
 class TokenWriter:
-    """Writes a folder of token shards beside its place, and moves it there, over an older one, when it is closed. As a
-    context manager it leaves nothing behind of a folder that was not closed in the block.
+    """Writes token shards in a hidden folder of their own, and when it is closed moves them into their place, for older
+    ones. As a context manager it leaves nothing behind of shards that were not closed in the block.
 
     Args:
-        folder: the output folder, made if missing
+        folder: the output folder, made if missing: empty, or one that an earlier writer marked
         meta: without shard sizes
         pairs_per_shard: pairs in each file
+        request: JSON-able; what they are made of, for the mark
+
+    Raises:
+        ValueError: the folder holds something else
     """
 
-    def __init__(self, folder: Path, meta: Meta, pairs_per_shard: int):
-        if folder.exists() and any(folder.iterdir()) and not (folder / "meta.json").is_file():
-            raise ValueError(f"{folder} holds something else than token shards; name another folder")
+    def __init__(self, folder: Path, meta: Meta, pairs_per_shard: int, request: dict[str, Any] | None = None):
+        check(folder, WRITTEN_BY)
         if meta.codebook_size > 1 << 16:
             raise ValueError(f"codebook_size {meta.codebook_size}: token shards hold codes in 16 bits")
-        self.target, self.meta, self.pairs_per_shard = folder, meta, pairs_per_shard
-        self.folder = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+        self.target, self.meta, self.pairs_per_shard, self.request = folder, meta, pairs_per_shard, request
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = unfinished(folder)
         self._codes: list[np.ndarray] = []
         self._captions: list[bytes] = []
         self._sizes: list[int] = []
@@ -81,6 +88,8 @@ class TokenWriter:
 
     def __exit__(self, *_) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):  # it holds something, and stays
+            self.target.rmdir()
 
     def add(self, codes_I: np.ndarray, captions: list[str]) -> None:
         """One pair: codes in raster order, and its captions."""
@@ -112,13 +121,24 @@ class TokenWriter:
         if self._codes:
             self._write()
         if not self._sizes:
-            shutil.rmtree(self.folder)
+            self.__exit__()
             raise ValueError("no pair could be tokenized")
         meta = replace(self.meta, shard_sizes=tuple(self._sizes), samples={} if counts is None else counts.to_json())
         (self.folder / "meta.json").write_text(json.dumps(asdict(meta), indent=2))
-        shutil.rmtree(self.target, ignore_errors=True)
-        os.replace(self.folder, self.target)
+        self._publish()
         return meta
+
+    def _publish(self) -> None:
+        """Cut off anywhere, there are the old shards, the new ones, or a folder that says that it is incomplete."""
+        (self.target / "meta.json").unlink(missing_ok=True)
+        for old in self.target.glob("tokens-*.safetensors"):
+            if re.fullmatch(r"tokens-\d{5,}\.safetensors", old.name):
+                old.unlink()
+        for new in sorted(self.folder.glob("tokens-*")):
+            os.replace(new, self.target / new.name)
+        write_mark(self.target, WRITTEN_BY, self.request)
+        os.replace(self.folder / "meta.json", self.target / "meta.json")
+        shutil.rmtree(self.folder)
 
 
 class TokenShards:
@@ -152,6 +172,10 @@ class TokenShards:
 
     def __len__(self) -> int:
         return sum(self.meta.shard_sizes)
+
+    def paths(self) -> list[str]:
+        """The shards' files."""
+        return [str(self._path(shard)) for shard in range(len(self.meta.shard_sizes))]
 
     def _path(self, shard: int) -> Path:
         return self.folder / f"tokens-{shard:05d}.safetensors"

@@ -31,20 +31,35 @@ class Output:
         title: of the gallery
         models: hashes by name, for its head
         resumable: many captions: the folder remembers what was asked for, and takes up where it was left
+        overwrite: write over the drawings of another request
+
+    `replaced` is the caption that the folder's page was for until now, null where it shows no other.
 
     Raises:
         ValueError: the folder holds drawings of another request
     """
 
-    def __init__(self, folder: Path, work: Work, title: str, models: dict[str, str], resumable: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        work: Work,
+        title: str,
+        models: dict[str, str],
+        resumable: bool = False,
+        overwrite: bool = False,
+    ):
         self.folder, self.work = folder, work
         facts = {"candidates": f"{work.n:,}", **{name: digest[:16] for name, digest in models.items()}}
         self.gallery = Gallery(folder, title, facts)
         self.drawn = 0
         self._resumable = resumable
         self._request = json.loads(json.dumps(_request(work, models)))  # as it is read back: JSON has no tuples
-        self._check_request()
-        done = self.gallery.resume(work.n) if resumable and (folder / _REQUEST).is_file() else set()
+        other = self._other_request()
+        if other and not overwrite:
+            raise ValueError(f"{other}; name another folder with --output, or write over them with --overwrite")
+        self._ends_other = bool(other)
+        done = self.gallery.resume(work.n) if resumable and not other and (folder / _REQUEST).is_file() else set()
+        self.replaced = None if resumable else self._caption_before()
         self.todo = tuple(caption for caption in work.captions if caption not in done)
         self._best: dict[int, Best] = {}
         self._counts: Counter[int] = Counter()
@@ -64,8 +79,12 @@ class Output:
     def write(self) -> None:
         """Write the best so far."""
         began_s = time.monotonic()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._ends_other:
+            for name in ("results.jsonl", _REQUEST):  # cut off between them, the folder is refused as before
+                (self.folder / name).unlink(missing_ok=True)
+            self._ends_other = False
         if self._resumable:
-            self.folder.mkdir(parents=True, exist_ok=True)
             replace_text(self.folder / _REQUEST, json.dumps(self._request, indent=1))
         for caption in self._best:
             self._put(caption)
@@ -98,26 +117,31 @@ class Output:
     def _put(self, number: int) -> None:
         self.gallery.put(self.todo[number], self._best[number].ranked(), self._counts[number])
 
-    def _check_request(self) -> None:
+    def _other_request(self) -> str | None:
+        """What the folder holds, where that was asked for otherwise."""
         path = self.folder / _REQUEST
         if not path.is_file():
-            if self._resumable and (self.folder / "results.jsonl").exists():
-                raise ValueError(f"output {self.folder}: holds other drawings; name another folder with --output")
-            return
+            others = self._resumable and (self.folder / "results.jsonl").exists()
+            return f"output {self.folder}: holds other drawings" if others else None
         if not self._resumable:
-            raise ValueError(
-                f"output {self.folder}: holds the drawings of a file of captions; name another folder with --output"
-            )
+            return f"output {self.folder}: holds the drawings of a file of captions"
         try:
             before = dict(_flat(json.loads(path.read_text(encoding="utf-8"))))
-        except ValueError:
-            raise ValueError(f"{path}: is damaged; name another folder with --output") from None
+        except (ValueError, AttributeError):
+            return f"{path}: is damaged"
         for name, value in _flat(self._request):
             if before.get(name) != value:
-                raise ValueError(
-                    f"output {self.folder}: holds drawings of another request ({name} was {_short(before.get(name))}, is "
-                    f"{_short(value)}); name another folder with --output"
-                )
+                told = f"{name} was {_short(before.get(name))}, is {_short(value)}"
+                return f"output {self.folder}: holds drawings of another request ({told})"
+        return None
+
+    def _caption_before(self) -> str | None:
+        try:
+            with (self.folder / "results.jsonl").open(encoding="utf-8") as lines:
+                caption = json.loads(next(lines))["caption"]
+        except (OSError, StopIteration, ValueError, KeyError, TypeError):
+            return None
+        return None if caption == self.work.captions[0] else caption
 
 
 def _request(work: Work, models: dict[str, str]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from dalle.data.counts import totalled
 from dalle.optim.ema import EMA
 from dalle.optim.plateau import PlateauRule
 from dalle.reporting.machine_limit import matrix_flops_per_s
+from dalle.reporting.page_head import replace_text
 from dalle.reporting.samples import SamplesLog
 from dalle.reporting.telemetry import Telemetry
 from dalle.training.engine import Engine
@@ -91,7 +92,7 @@ class _Training:
         if world.is_main:
             folder.mkdir(parents=True, exist_ok=True)
             for name, text in stage.files.items():
-                (folder / name).write_text(text, encoding="utf-8")
+                replace_text(folder / name, text)  # never half of one: --resume reads config.yaml
         self.telemetry = Telemetry(
             folder,
             folder.name,
@@ -106,6 +107,8 @@ class _Training:
         )
         self.samples = SamplesLog(folder, self.telemetry.warn, world.is_main)
         self._announce()
+        for note in self.saver.notes:
+            self.telemetry.warn(note)
         self.waited_s = 0.0
         self.logged_at = time.monotonic()
         self.poll_steps = 1
@@ -116,7 +119,7 @@ class _Training:
         """What is about to happen, before the first figures, which may be minutes away."""
         run, parameters = self.run, sum(math.prod(piece.shape) for piece in self.engine.shards.pieces.values())
         self.telemetry.tell(
-            f"{parameters:,} parameters, trained on {self.stage.data}; {run.steps - self.step:,} updates of {run.batch_size}, "
+            f"{parameters:,} parameters, trained on {self.stage.trained_on}; {run.steps - self.step:,} updates of {run.batch_size}, "
             f"figures every {run.log_every_steps}; curves and pictures in {self.saver.folder / 'report.html'}"
         )
         for warning in self.stage.warnings:

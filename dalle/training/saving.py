@@ -11,6 +11,7 @@ from typing import Any
 from dalle.checkpoints import checkpoint
 from dalle.checkpoints.checkpoint import Fragment
 from dalle.config import Optimizer, Run
+from dalle.data.identity import difference, identity
 from dalle.models.folder import save_weights
 from dalle.optim.ema import EMA
 from dalle.optim.plateau import PlateauRule
@@ -39,6 +40,8 @@ class Saver:
     ):
         self.stage, self.optimizer, self.run, self.folder = stage, optimizer, run, folder
         self.engine, self.ema, self.plateau, self.world = engine, ema, plateau, engine.world
+        self.notes: list[str] = []
+        self._data_found: dict[str, Any] | None = None
 
     def save(self, step: int) -> None:
         """Write a checkpoint after `step` updates; all ranks call it.
@@ -55,6 +58,7 @@ class Saver:
             "loaders": self.world.gather(self.stage.loader.state_dict()),
             "plateau": self.plateau.state_dict() if self.plateau else None,
             "identity": self._identity(),
+            "data": self._data() if self.world.is_main else None,
             "export": {
                 "kind": self.stage.kind,
                 "config": asdict(self.stage.model_config),
@@ -64,14 +68,16 @@ class Saver:
         checkpoint.save(self.folder, step, fragments, values, self.run.keep_checkpoints, self.world)
 
     def resume(self) -> int:
-        """Restore the newest checkpoint, perhaps of another number of processes and machines; the updates it has seen.
+        """Restore the newest checkpoint, perhaps of another number of processes and machines; the updates it has seen, or
+        0 where there is none. What a user should know of it is in `notes`.
 
         Raises:
-            ValueError: there is none, it is damaged, or it is of another run
+            ValueError: it is damaged, or of another run
         """
         found = self.world.gather(checkpoint.latest(self.folder))[0]  # one answer, whatever each file system shows
-        if found is None:
-            raise ValueError(f"--resume: {self.folder} holds no checkpoint")
+        if found is None:  # of a run that was cut off before, or while, the first was written
+            self.notes.append(f"--resume: no checkpoint in {self.folder} is whole: the run begins from the beginning")
+            return 0
         opened = checkpoint.verify(found, self.world)
         then, now = opened.values["identity"], self._identity()
         changes = [
@@ -92,6 +98,8 @@ class Saver:
                 averages[name].copy_(values.view_as(averages[name]))
         if self.plateau:
             self.plateau.load_state_dict(opened.values["plateau"])
+        if self.world.is_main and (other := difference(opened.values.get("data"), self._data())):
+            self.notes.append(f"--resume: the data are not those of before ({other}): goes on with them where it stood")
         # together the ranks of then know where all of the data stand
         loaders = opened.values["loaders"]
         self.stage.loader.load_state_dict({name: value for state in loaders for name, value in state.items()})
@@ -111,6 +119,11 @@ class Saver:
         save_weights(
             self.folder, self.stage.kind, weights, self.stage.model_config, {**self.stage.links, **self.stage.facts}
         )
+
+    def _data(self) -> dict[str, Any]:
+        if self._data_found is None:  # once: it looks at every file
+            self._data_found = identity(self.stage.data)
+        return self._data_found
 
     def _identity(self) -> dict[str, Any]:
         """What has to stay the same when a run is continued; JSON-able."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,8 +36,9 @@ class Stage:
             rank tells, or where nothing can be left out
         derive: from the means, since the last log line and over all ranks, of metrics that are vectors to figures
         highlights: names of the figures that the progress bar shows beside loss and step size
+        data: the files of training data, by which a resumed run tells whether they are those of before
         links: hashes of what it is trained with
-        data: what it trains on, in a few words
+        trained_on: the same in a few words
         next_command: what a user would run with the trained model
         warnings: what is to be said once, at the start
         facts: of the training, that whoever loads the weights has to know; written into their header beside the links, but
@@ -60,8 +61,9 @@ class Stage:
     samples: Callable[[], dict[str, Counts]] = dict
     derive: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = lambda vectors: {}
     highlights: tuple[str, ...] = ()
+    data: Sequence[str] = ()
     links: dict[str, str] = field(default_factory=dict)
-    data: str = ""
+    trained_on: str = ""
     next_command: str = ""
     warnings: list[str] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from dalle.checkpoints import checkpoint
 from dalle.checkpoints.checkpoint import Fragment, NotSaved, latest, open_checkpoint, save, verify
+from dalle.cluster.topology import World
 
 SHAPES = {
     "model/matrix": (7, 11),
@@ -194,6 +195,26 @@ def test_the_same_update_saved_again_replaces(tmp_path):
         (path, *_) = _save(tmp_path, 5, seed=seed)
     assert _names(tmp_path) == ["step-0000005"]
     assert torch.equal(open_checkpoint(path).read("model/gain"), _tensors(seed=1)["model/gain"])
+
+
+def test_one_that_lost_its_name_before_the_next_had_it_is_still_found(tmp_path, monkeypatch):
+    """The same update saved again, cut off between the two renames."""
+    _save(tmp_path, 5)
+    whole = os.replace
+
+    def killed(source, target):
+        if Path(target).name == "step-0000005":
+            raise KeyboardInterrupt
+        whole(source, target)
+
+    with monkeypatch.context() as cut, pytest.raises(KeyboardInterrupt):
+        cut.setattr(os, "replace", killed)
+        save(tmp_path, 5, _fragments(_tensors(seed=1), 0, 1), {}, 1, World(0, 1, torch.device("cpu")))
+    (found,) = _on_all(1, lambda world: verify(latest(tmp_path), world))
+    assert (found.step, found.path.name) == (5, "step-0000005.old")
+    assert torch.equal(found.read("model/gain"), _tensors()["model/gain"])
+    _save(tmp_path, 6, keep=1)
+    assert _names(tmp_path) == ["step-0000006"]
 
 
 def _not_saved(folder: Path, outcomes: list, *words: str) -> None:

@@ -219,7 +219,10 @@ def test_a_reranker_goes_on_with_the_dvae_it_began_with(models, shapes_folder, t
     data = ["--data", f"{shapes_folder}/train-*.tar", "--tokenizer", str(tokenizer_file)]
     dvae = ["--dvae", f"{models}/dvae"]
     train("clip", TrainCLIP, [*TINY_CLIP, *data, "--run.steps", "1", "--output", f"{tmp_path}/plain"])
-    for output, more, change in ((tmp_path / "plain", dvae, "null, not"), (models / "clip", [], ", not null")):
+    for output, more, change in (
+        (tmp_path / "plain", dvae, "null, not"),
+        (models / "clip", ["--dvae", "null"], ", not null"),
+    ):
         with pytest.raises(ValueError, match=f"dvae_hash .*{change}"):
             arguments = [*TINY_CLIP, *data, *more, "--run.steps", "6", "--output", str(output), "--resume"]
             train("clip", TrainCLIP, arguments)
