@@ -1,41 +1,39 @@
 """A model as a folder: `config.yaml` (how it was trained) and `model.safetensors`, whose header holds what loading
 needs: the kind of model, its sizes, the content hash of its weights, and the hashes of the models it was trained with.
-Loading runs no code.
+Loading runs no code, and refuses weights that are not those that were written, or not finite.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dalle.config import CLIPModel, DVAEModel, PriorModel
+from dalle.config import CLIPModel, DVAEModel, Precision, PriorModel
 from dalle.models.dvae import DVAE
 from dalle.models.prior import Prior
+from dalle.models.weights import Weightless, WeightsFile, load_weights, write_weights
+from dalle.models.weights import content_hash as content_hash
 from dalle.text import Tokenizer
 
 _WEIGHTS = "model.safetensors"
+_Model = TypeVar("_Model", bound=nn.Module)
 _CONFIGS = {"dvae": DVAEModel, "prior": PriorModel, "clip": CLIPModel}
 
 
-def content_hash(tensors: dict[str, torch.Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and values, as 64 hex digits."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def save_weights(folder: Path, kind: str, tensors: dict[str, torch.Tensor], model_config, links: dict[str, str]) -> str:
+def save_weights(
+    folder: Path,
+    kind: str,
+    tensors: Mapping[str, torch.Tensor],
+    model_config,
+    links: dict[str, str],
+    like: Mapping[str, torch.Tensor] | None = None,
+) -> str:
     """Write `model.safetensors`, whole or not at all, and return the content hash.
 
     Args:
@@ -44,15 +42,11 @@ def save_weights(folder: Path, kind: str, tensors: dict[str, torch.Tensor], mode
         tensors: the weights by name
         model_config: the sizes, a dataclass
         links: hashes of what it was trained with, such as {"dvae_hash": …}
+        like: tensors of the same dtypes and shapes, where `tensors` reads each as it is asked for it
     """
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    digest = content_hash(tensors)
-    header = {"kind": kind, "hash": digest, "config": json.dumps(asdict(model_config)), **links}
+    header = {"kind": kind, "config": json.dumps(asdict(model_config)), **links}
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / (_WEIGHTS + ".partial")
-    save_file(tensors, partial, metadata=header)
-    os.replace(partial, folder / _WEIGHTS)
-    return digest
+    return write_weights(folder / _WEIGHTS, tensors, header, like)
 
 
 def read_header(folder: str | Path) -> dict[str, str]:
@@ -60,11 +54,8 @@ def read_header(folder: str | Path) -> dict[str, str]:
     path = Path(folder) / _WEIGHTS
     if not path.is_file():
         raise ValueError(f"{folder} holds no trained model (no {_WEIGHTS})")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    with WeightsFile(path) as file:
+        header = file.metadata
     if header.get("kind") not in _CONFIGS:
         raise ValueError(f"{path} was not written by this program: its header names no kind of model")
     return header
@@ -83,17 +74,34 @@ def read_config(folder: str | Path, kind: str):
 
 
 def load_dvae(folder: str | Path, device: str | torch.device = "cpu") -> DVAE:
-    """The dVAE of a folder, in evaluation mode."""
-    return load_into(DVAE(read_config(folder, "dvae")), folder, device)
+    """The dVAE of a folder, in evaluation mode. Raises ValueError when it is damaged or its weights are not finite."""
+    config = read_config(folder, "dvae")
+    return load(lambda: DVAE(config), folder, device)
 
 
-def load_prior(folder: str | Path, device: str | torch.device = "cpu") -> Prior:
-    """The prior of a folder, in evaluation mode."""
-    return load_into(Prior(read_config(folder, "prior")), folder, device)
+def load_prior(folder: str | Path, device: str | torch.device = "cpu", precision: Precision = "fp32") -> Prior:
+    """The prior of a folder, in evaluation mode. Raises ValueError when it is damaged or its weights are not finite.
+
+    Args:
+        folder: the model's
+        device: where it is to be
+        precision: of the products it is for; with "bf16" it holds their matrices in 16 bits (`Prior.hold_matrices`)
+    """
+    config = read_config(folder, "prior")
+
+    def make() -> Prior:
+        prior = Prior(config)
+        prior.hold_matrices(torch.bfloat16 if precision == "bf16" else torch.float32)
+        return prior
+
+    return load(make, folder, device)
 
 
-def load_into(model: nn.Module, folder: str | Path, device: str | torch.device) -> nn.Module:
-    model.load_state_dict(load_file(Path(folder) / _WEIGHTS))
+def load(make: Callable[[], _Model], folder: str | Path, device: str | torch.device) -> _Model:
+    """The model that `make` makes, with the weights of a folder, in evaluation mode."""
+    with Weightless():
+        model = make()
+    load_weights(model, Path(folder) / _WEIGHTS, device)
     return model.to(device).eval().requires_grad_(False)
 
 
