@@ -6,6 +6,7 @@ Loading runs no code, and refuses weights that are not those that were written, 
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from dalle.config import CLIPModel, DVAEModel, Precision, PriorModel
 from dalle.models.dvae import DVAE
 from dalle.models.prior import Prior
-from dalle.models.weights import Weightless, WeightsFile, load_weights, write_weights
+from dalle.models.weights import WeightsFile, load_weights, write_weights
 from dalle.models.weights import content_hash as content_hash
 from dalle.text import Tokenizer
 
@@ -103,6 +106,33 @@ def load(make: Callable[[], _Model], folder: str | Path, device: str | torch.dev
         model = make()
     load_weights(model, Path(folder) / _WEIGHTS, device)
     return model.to(device).eval().requires_grad_(False)
+
+
+class Weightless(TorchFunctionMode):
+    """Models that are made under it have parameters of the right sizes without values, on the meta device: nothing is drawn,
+    and no memory taken. Buffers are as ever, for some are in no file."""
+
+    def __enter__(self) -> Weightless:
+        thread = threading.get_ident()  # hooks are for all of them; another may be making a model to train
+
+        def without_values(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
+            if parameter.is_meta or threading.get_ident() != thread:
+                return None
+            return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+
+        self._hook = register_module_parameter_registration_hook(without_values)
+        return super().__enter__()
+
+    def __exit__(self, *error) -> None:
+        self._hook.remove()
+        super().__exit__(*error)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.to and args[0].is_meta:  # open_clip moves what it has made
+            return args[0]
+        if function is torch.randn:
+            function = torch.empty
+        return function(*args, **(kwargs or {}))
 
 
 def check_links(prior: str | Path, dvae: str | Path, tokenizer: Tokenizer) -> None:

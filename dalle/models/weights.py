@@ -16,7 +16,6 @@ import json
 import math
 import os
 import secrets
-import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,10 +24,8 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.overrides import TorchFunctionMode
 
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -77,7 +74,7 @@ def write_weights(
     # the largest elements first, as the library has it, so that every tensor begins at a multiple of its element's size
     for name in sorted(like, key=lambda name: (-like[name].element_size(), name)):
         num_bytes = like[name].numel() * like[name].element_size()
-        dtype = next(key for key, dtype in _DTYPES.items() if dtype == like[name].dtype)
+        dtype = next(key for key, dtype in DTYPES.items() if dtype == like[name].dtype)
         layout[name] = {"dtype": dtype, "shape": list(like[name].shape), "data_offsets": [end, end + num_bytes]}
         end += num_bytes
     digest = hashlib.sha256()
@@ -128,33 +125,33 @@ class WeightsFile:
     def __init__(self, path: Path):
         self.path = path
         try:
-            self._file = open(path, "rb")
+            self._file = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror}") from None
         try:
             self.metadata, self.tensors = self._read_header()
         except Exception as error:  # of many kinds: the header may be anything
-            self._file.close()
+            os.close(self._file)
             raise ValueError(f"{path} cannot be read: {error or type(error).__name__}") from error
 
     def __enter__(self) -> WeightsFile:
         return self
 
     def __exit__(self, *_) -> None:
-        self._file.close()
+        os.close(self._file)
 
     def _read_header(self) -> tuple[dict[str, str], dict[str, _Stored]]:
-        size = os.fstat(self._file.fileno()).st_size
-        length = int.from_bytes(self._file.read(8), "little")
+        size = os.fstat(self._file).st_size
+        length = int.from_bytes(os.pread(self._file, 8, 0), "little")
         if length > size - 8:
             raise ValueError("it is cut off, or no safetensors file")
-        layout = json.loads(self._file.read(length))
+        layout = json.loads(os.pread(self._file, length, 8))
         metadata = layout.pop("__metadata__", {})
         if metadata.get("seal", _seal(metadata)) != _seal(metadata):
             raise ValueError("it is damaged: its header is not the one that was written")
         tensors = {}
         for name, told in layout.items():
-            dtype, shape, (start, stop) = _DTYPES[told["dtype"]], tuple(told["shape"]), told["data_offsets"]
+            dtype, shape, (start, stop) = DTYPES[told["dtype"]], tuple(told["shape"]), told["data_offsets"]
             if not 0 <= start <= stop or stop - start != math.prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
                 raise ValueError(f"its header tells nonsense of {name}")
             if 8 + length + stop > size:
@@ -195,7 +192,7 @@ class WeightsFile:
     def _fill(self, piece: memoryview, start: int) -> None:
         """Read so many bytes from there."""
         while len(piece):
-            num_bytes = os.preadv(self._file.fileno(), [piece], start)
+            num_bytes = os.preadv(self._file, [piece], start)
             if not num_bytes:
                 raise ValueError(f"{self.path} was cut off while it was read")
             piece, start = piece[num_bytes:], start + num_bytes
@@ -206,7 +203,7 @@ def load_weights(model: nn.Module, path: Path, device: str | torch.device) -> No
     a piece of a tensor for each thread that reads.
 
     Args:
-        model: perhaps without values (`Weightless`); what it has are let go
+        model: perhaps without values (`folder.Weightless`); what it has are let go
         path: of the file
         device: where the weights are to be; buffers that no file holds stay where they are
 
@@ -247,33 +244,6 @@ def check_finite(model: nn.Module, source: str) -> None:
     for name, tensor in model.state_dict().items():
         if not _is_finite(tensor):
             raise ValueError(f"{source}: the weights {name} are not finite: the model is broken")
-
-
-class Weightless(TorchFunctionMode):
-    """Models that are made under it have parameters of the right sizes without values, on the meta device: nothing is drawn,
-    and no memory taken. Buffers are as ever, for some are in no file."""
-
-    def __enter__(self) -> Weightless:
-        thread = threading.get_ident()  # hooks are for all of them; another may be making a model to train
-
-        def without_values(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
-            if parameter.is_meta or threading.get_ident() != thread:
-                return None
-            return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
-
-        self._hook = register_module_parameter_registration_hook(without_values)
-        return super().__enter__()
-
-    def __exit__(self, *error) -> None:
-        self._hook.remove()
-        super().__exit__(*error)
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is torch.Tensor.to and args[0].is_meta:  # open_clip moves what it has made
-            return args[0]
-        if function is torch.randn:
-            function = torch.empty
-        return function(*args, **(kwargs or {}))
 
 
 def _header(metadata: Mapping[str, str], digest: str, checksums: dict[str, str], layout: dict[str, dict]) -> bytes:

@@ -9,7 +9,7 @@ from dalle.cli import arguments
 from dalle.cluster.topology import World
 from dalle.config import TrainCLIP, TrainDVAE, TrainPrior
 from dalle.models.folder import load_dvae
-from dalle.sampling.pipeline import to_uint8
+from dalle.models.likelihood import to_uint8
 from dalle.stages.dvae import _check_codebook
 from tests.conftest import TINY_CLIP, TINY_DVAE, TINY_PRIOR
 
