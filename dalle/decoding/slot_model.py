@@ -37,7 +37,7 @@ class Product(nn.Module):
         # oneDNN has no such products for processors without AVX-512
         self.packed = dtype == torch.bfloat16 and on_cpu and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         if self.packed:
-            weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight)
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("bias", bias, persistent=False)
 

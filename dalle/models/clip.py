@@ -176,7 +176,9 @@ def load_clip(source: str | Path, device: str | torch.device = "cpu") -> CLIP:
             folder.check_link(
                 f"the tokenizer.json in {source} is not the one it was trained with", expected, tokenizer.hash
             )
-        return folder.load(lambda: CLIP(config, tokenizer), source, device)
+        with folder.Weightless():
+            clip = CLIP(config, tokenizer)
+        return folder.load_into(clip, source, device)
     architecture, pretrained = open_clip_name(source)
     model = CLIP(CLIPModel(architecture=architecture), pretrained=pretrained)
     check_finite(model, f"the reranker {source}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TypeVar
@@ -79,7 +79,9 @@ def read_config(folder: str | Path, kind: str):
 def load_dvae(folder: str | Path, device: str | torch.device = "cpu") -> DVAE:
     """The dVAE of a folder, in evaluation mode. Raises ValueError when it is damaged or its weights are not finite."""
     config = read_config(folder, "dvae")
-    return load(lambda: DVAE(config), folder, device)
+    with Weightless():
+        dvae = DVAE(config)
+    return load_into(dvae, folder, device)
 
 
 def load_prior(folder: str | Path, device: str | torch.device = "cpu", precision: Precision = "fp32") -> Prior:
@@ -91,19 +93,15 @@ def load_prior(folder: str | Path, device: str | torch.device = "cpu", precision
         precision: of the products it is for; with "bf16" it holds their matrices in 16 bits (`Prior.hold_matrices`)
     """
     config = read_config(folder, "prior")
-
-    def make() -> Prior:
-        prior = Prior(config)
-        prior.hold_matrices(torch.bfloat16 if precision == "bf16" else torch.float32)
-        return prior
-
-    return load(make, folder, device)
-
-
-def load(make: Callable[[], _Model], folder: str | Path, device: str | torch.device) -> _Model:
-    """The model that `make` makes, with the weights of a folder, in evaluation mode."""
     with Weightless():
-        model = make()
+        prior = Prior(config)
+    if precision == "bf16":
+        prior.hold_matrices(torch.bfloat16)
+    return load_into(prior, folder, device)
+
+
+def load_into(model: _Model, folder: str | Path, device: str | torch.device) -> _Model:
+    """A model, perhaps one without values, with the weights of a folder, in evaluation mode."""
     load_weights(model, Path(folder) / _WEIGHTS, device)
     return model.to(device).eval().requires_grad_(False)
 
@@ -128,11 +126,14 @@ class Weightless(TorchFunctionMode):
         super().__exit__(*error)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is torch.Tensor.to and args[0].is_meta:  # open_clip moves what it has made
-            return args[0]
         if function is torch.randn:
             function = torch.empty
-        return function(*args, **(kwargs or {}))
+        try:
+            return function(*args, **(kwargs or {}))
+        except NotImplementedError:
+            if function is torch.Tensor.to and args[0].is_meta:  # open_clip moves what it has made
+                return args[0]
+            raise
 
 
 def check_links(prior: str | Path, dvae: str | Path, tokenizer: Tokenizer) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import os
 import secrets
 import zlib
@@ -43,6 +44,8 @@ _PIECE_BYTES = 1 << 17
 threads for."""
 _THREADS = min(8, os.cpu_count() or 1)
 _ALIGNMENT_BYTES = 64
+_MAPPED_BYTES = 1 << 18
+"""What a page that is not full takes is little beside it."""
 
 
 def content_hash(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -159,12 +162,11 @@ class WeightsFile:
             tensors[name] = _Stored(dtype, shape, 8 + length + start, stop - start)
         return metadata, tensors
 
-    def read(self, name: str, dtype: torch.dtype, device: str | torch.device) -> tuple[torch.Tensor, str]:
-        """A tensor, converted to a dtype as it is read, and the checksum of what was read. For several threads at a time."""
-        stored = self.tensors[name]
-        values = torch.empty(stored.shape, dtype=dtype, device=device)
-        flat = values.view(-1)
-        as_it_is = dtype == stored.dtype and values.device.type == "cpu"
+    def read(self, name: str, values: torch.Tensor) -> str:
+        """Fill a contiguous tensor, whose dtype values are converted to as they are read; the checksum of what was read.
+        For several threads at a time."""
+        stored, flat = self.tensors[name], values.view(-1)
+        as_it_is = values.dtype == stored.dtype and values.device.type == "cpu"
         most = _PIECE_BYTES // stored.dtype.itemsize
         buffer = flat if as_it_is else torch.empty(min(most, flat.numel()), dtype=stored.dtype)
         checksum = zlib.crc32(_identity(name, stored.dtype, stored.shape))
@@ -174,8 +176,8 @@ class WeightsFile:
             self._fill(_to_bytes(piece), stored.start + first * stored.dtype.itemsize)
             checksum = zlib.crc32(_to_bytes(piece), checksum)
             if not as_it_is:
-                some.copy_(piece.to(dtype))  # converted here, so that fewer bytes go to a GPU
-        return values, _hex(checksum)
+                some.copy_(piece.to(values.dtype))  # converted here, so that fewer bytes go to a GPU
+        return _hex(checksum)
 
     def content_hash(self) -> str:
         """`content_hash` of all that is in the file."""
@@ -216,16 +218,16 @@ def load_weights(model: nn.Module, path: Path, device: str | torch.device) -> No
             raise ValueError(f"{path} is of another model: {complaint}")
         names = sorted(expected, key=lambda name: file.tensors[name].start)
         told = json.loads(file.metadata["checksums"]) if "checksums" in file.metadata else None
-        values, broken = {}, None
+        values = {name: _empty(tensor, torch.device(device)) for name, tensor in expected.items()}
+        broken = None
         with ThreadPoolExecutor(_THREADS) as pool:
             found_hash = pool.submit(file.content_hash) if told is None else None
-            read = pool.map(lambda name: file.read(name, expected[name].dtype, device), names)
+            read = pool.map(lambda name: file.read(name, values[name]), names)
             try:
-                for name, (tensor, checksum) in zip(names, read, strict=True):
+                for name, checksum in zip(names, read, strict=True):
                     if told is not None and told.get(name) != checksum:
                         raise _damaged(path, f"the values of {name}")
-                    values[name] = tensor
-                    broken = broken or (name if not _is_finite(tensor) else None)
+                    broken = broken or (None if _is_finite(values[name]) else name)
                 if found_hash is not None and found_hash.result() != file.metadata.get("hash"):
                     raise _damaged(path, "its weights")
             except BaseException:
@@ -244,6 +246,16 @@ def check_finite(model: nn.Module, source: str) -> None:
     for name, tensor in model.state_dict().items():
         if not _is_finite(tensor):
             raise ValueError(f"{source}: the weights {name} are not finite: the model is broken")
+
+
+def _empty(like: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Room for a tensor. A large one is a mapping of its own in main memory, which goes back to the system the moment that the
+    tensor is let go; where a product lays out its weight once more, the C library would keep a hole of that size."""
+    num_bytes = like.numel() * like.element_size()
+    if device.type != "cpu" or num_bytes < _MAPPED_BYTES:
+        return torch.empty(like.shape, dtype=like.dtype, device=device)
+    room = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(room, dtype=like.dtype).view(like.shape)
 
 
 def _header(metadata: Mapping[str, str], digest: str, checksums: dict[str, str], layout: dict[str, dict]) -> bytes:
