@@ -16,6 +16,7 @@ from dalle.decoding.caches import LayerCache
 from dalle.decoding.kernels import Kernels
 from dalle.models.cross_entropy import ln_p, logits
 from dalle.models.prior import Head, Layer, Prior
+from dalle.models.weights import room_for
 
 
 class Product(nn.Module):
@@ -37,6 +38,8 @@ class Product(nn.Module):
         # oneDNN has no such products for processors without AVX-512
         self.packed = dtype == torch.bfloat16 and on_cpu and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         if self.packed:
+            if not weight.is_contiguous():
+                weight = room_for(weight, weight.device).copy_(weight)
             weight = torch.ops.mkldnn._reorder_linear_weight(weight)
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("bias", bias, persistent=False)

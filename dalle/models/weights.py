@@ -218,7 +218,7 @@ def load_weights(model: nn.Module, path: Path, device: str | torch.device) -> No
             raise ValueError(f"{path} is of another model: {complaint}")
         names = sorted(expected, key=lambda name: file.tensors[name].start)
         told = json.loads(file.metadata["checksums"]) if "checksums" in file.metadata else None
-        values = {name: _empty(tensor, torch.device(device)) for name, tensor in expected.items()}
+        values = {name: room_for(tensor, torch.device(device)) for name, tensor in expected.items()}
         broken = None
         with ThreadPoolExecutor(_THREADS) as pool:
             found_hash = pool.submit(file.content_hash) if told is None else None
@@ -241,21 +241,22 @@ def load_weights(model: nn.Module, path: Path, device: str | torch.device) -> No
     model.load_state_dict(values, assign=True)
 
 
-def check_finite(model: nn.Module, source: str) -> None:
-    """Raises ValueError where weights are NaN or infinite, with their name. source: of the weights, for the message."""
-    for name, tensor in model.state_dict().items():
-        if not _is_finite(tensor):
-            raise ValueError(f"{source}: the weights {name} are not finite: the model is broken")
-
-
-def _empty(like: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Room for a tensor. A large one is a mapping of its own in main memory, which goes back to the system the moment that the
-    tensor is let go; where a product lays out its weight once more, the C library would keep a hole of that size."""
+def room_for(like: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A contiguous tensor of the same dtype and shape, its values unset. In main memory a large one is a mapping of its own,
+    which goes back to the system the moment that the tensor is let go: the C library would keep a hole of that size where
+    matrices are laid out once more, one after the other."""
     num_bytes = like.numel() * like.element_size()
     if device.type != "cpu" or num_bytes < _MAPPED_BYTES:
         return torch.empty(like.shape, dtype=like.dtype, device=device)
     room = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(room, dtype=like.dtype).view(like.shape)
+
+
+def check_finite(model: nn.Module, source: str) -> None:
+    """Raises ValueError where weights are NaN or infinite, with their name. source: of the weights, for the message."""
+    for name, tensor in model.state_dict().items():
+        if not _is_finite(tensor):
+            raise ValueError(f"{source}: the weights {name} are not finite: the model is broken")
 
 
 def _header(metadata: Mapping[str, str], digest: str, checksums: dict[str, str], layout: dict[str, dict]) -> bytes:
