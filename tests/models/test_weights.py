@@ -80,20 +80,18 @@ def test_a_named_architecture_loads_from_a_folder(tmp_path):
     (tmp_path / "small-clip.json").write_text(json.dumps({"embed_dim": 8, "vision_cfg": vision, "text_cfg": text}))
     open_clip.add_model_config(tmp_path / "small-clip.json")
     sizes = CLIPModel(architecture="small-clip")
-    made = CLIP(sizes).eval()
+    made = CLIP(sizes).eval().requires_grad_(False)  # attention has another kernel where nothing learns
     save_weights(tmp_path / "clip", "clip", made.state_dict(), sizes, {})
     loaded = load_clip(tmp_path / "clip")
     images, tokens = torch.rand(2, 3, 32, 32), made.tokens(["a red circle", "x"])
-    with torch.no_grad():
-        assert torch.equal(loaded.embed_images(images), made.embed_images(images))
-        assert torch.equal(loaded.embed_texts(tokens), made.embed_texts(tokens))
+    assert torch.equal(loaded.embed_images(images), made.embed_images(images))
+    assert torch.equal(loaded.embed_texts(tokens), made.embed_texts(tokens))
 
 
 def test_a_prior_for_16_bits_holds_its_matrices_in_them(tmp_path):
     saved = _save(tmp_path, "prior")
     narrow = load_prior(tmp_path, precision="bf16").state_dict()
-    matrices = {n for n, t in saved.items() if t.ndim == 2 and not n.startswith(("text_tok", "text_p", "image_t", "image_r", "image_c"))}  # fmt: skip
-    assert len(matrices) == 2 * 4 + 2
+    matrices = {*Prior(PRIOR_SIZES).matrices(), "text_head.weight", "image_head.weight"}
     for name, tensor in saved.items():
         expected = tensor.bfloat16() if name in matrices else tensor
         assert narrow[name].dtype == expected.dtype and torch.equal(narrow[name], expected), name
