@@ -26,6 +26,7 @@ from dalle.text import Tokenizer
 
 _WEIGHTS = "model.safetensors"
 _Model = TypeVar("_Model", bound=nn.Module)
+_DRAWS = (torch.Tensor.normal_, torch.Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
 _CONFIGS = {"dvae": DVAEModel, "prior": PriorModel, "clip": CLIPModel}
 
 
@@ -126,6 +127,10 @@ class Weightless(TorchFunctionMode):
         super().__exit__(*error)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in _DRAWS:
+            drawn = args[0] if args else kwargs["tensor"]
+            if drawn.is_meta:  # where PyTorch draws nothing either, but imports its compiler for it: 80 MB
+                return drawn
         if function is torch.randn:
             function = torch.empty
         try:

@@ -71,6 +71,18 @@ def test_what_is_loaded_is_what_was_saved(tmp_path, kind):
     assert not any(t.is_meta for t in [*model.parameters(), *model.buffers()])
 
 
+def test_making_a_model_without_weights_imports_nothing():
+    """PyTorch imports its compiler for a draw on the meta device, which takes 80 MB and seconds at every start."""
+    script = """
+import sys
+from tests.models.test_weights import DVAE, DVAE_SIZES, PRIOR_SIZES, Prior, Weightless
+with Weightless():
+    Prior(PRIOR_SIZES), DVAE(DVAE_SIZES)
+print("torch._dynamo" in sys.modules)
+"""
+    assert _start(script).communicate(timeout=120)[0].strip() == "False"
+
+
 def test_a_named_architecture_loads_from_a_folder(tmp_path):
     """Whose weights open_clip moves as it makes them."""
     import open_clip
@@ -95,6 +107,19 @@ def test_a_prior_for_16_bits_holds_its_matrices_in_them(tmp_path):
     for name, tensor in saved.items():
         expected = tensor.bfloat16() if name in matrices else tensor
         assert narrow[name].dtype == expected.dtype and torch.equal(narrow[name], expected), name
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_other_dtypes_are_converted_as_they_are_read(tmp_path, stored, precision):
+    """Of matrices that are read in several pieces, the last of them not a whole one."""
+    sizes = dataclasses.replace(PRIOR_SIZES, width=300, depth=1, heads=4)
+    saved = {name: tensor.to(stored) for name, tensor in Prior(sizes).state_dict().items()}
+    save_weights(tmp_path, "prior", saved, sizes, {})
+    loaded = load_prior(tmp_path, precision=precision).state_dict()
+    for name, tensor in saved.items():
+        assert torch.equal(loaded[name], tensor.to(loaded[name].dtype)), name
+    assert loaded["layers.0.mlp.widen.weight"].dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
 
 
 def test_a_file_is_the_same_for_the_same_weights(tmp_path):
