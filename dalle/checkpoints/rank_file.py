@@ -16,19 +16,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-"""The names that safetensors gives them."""
+from dalle.models.weights import DTYPES
+
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 

@@ -29,7 +29,7 @@ def caption(argv: list[str] | None = None) -> None:
 
     captions = read_captions_file(config.captions)
     image = read_image(config.image, "image")
-    pipeline = load(config.model, config.dvae, config.prior, rerank=False)
+    pipeline = load(config.model, config.dvae, config.prior, rerank=False, precision=config.precision)
     scored = score(pipeline, image, captions, config.rank_by, config.batch_size, config.precision)
     if config.json:
         facts = {"image": config.image, "rank_by": config.rank_by, "precision": config.precision}

@@ -1,7 +1,6 @@
 """`dalle-export RUN --output DIR`: one `model.safetensors` out of a checkpoint that many processes wrote.
 
-One process does it, also while the run goes on. A tensor at a time is read from the checkpoint, but all of them are
-collected before they are written: 49 GB of main memory for 12 billion weights in fp32, half of that in 16 bits.
+One process does it, also while the run goes on. A tensor at a time is read from the checkpoint and written.
 """
 
 from __future__ import annotations
@@ -45,7 +44,6 @@ def export(argv: list[str] | None = None) -> None:
 
 def _export(config: Export, output: Path) -> None:
     import torch
-    from safetensors import SafetensorError
 
     from dalle.checkpoints.checkpoint import open_checkpoint, verify
     from dalle.cluster.topology import World
@@ -58,14 +56,14 @@ def _export(config: Export, output: Path) -> None:
     folder = checkpoint.path.absolute().parent.parent
     partial = unfinished(output)
     try:
-        save_weights(partial, kind, weights, sizes, links)
+        save_weights(partial, kind, weights, sizes, links, weights.like())
         for name in _FILES:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, partial / name)
         for path in sorted(partial.iterdir()):  # config.yaml, model.safetensors, tokenizer.json
             os.replace(path, output / path.name)
     except BaseException as error:
-        if isinstance(error, SafetensorError):  # its name for a full disk too
+        if isinstance(error, OSError):  # a full disk
             raise ValueError(f"output {output} was not written: {error}") from error
         raise
     finally:
@@ -127,18 +125,32 @@ class _Weights(Mapping):
         return iter(self._names)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        import torch
-
-        key = f"model/{name}"
-        if self.source == "averaged" and (f"ema/{name}" in self._checkpoint.shapes or self._is_floating(key)):
-            key = f"ema/{name}"  # what counts has no average
+        key = self._key(name)
         tensor = self._checkpoint.read(key).view(self._checkpoint.shapes[key])
-        if not tensor.is_floating_point():
-            return tensor
-        converted = tensor.to({"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self._dtype])
+        converted = tensor.to(self._stored_dtype(tensor))
         if bool((converted.isinf() & ~tensor.isinf()).any()):
             raise ValueError(f"dtype {self._dtype}: {name} has values beyond its range: take fp32")
         return converted
 
-    def _is_floating(self, key: str) -> bool:
-        return self._checkpoint.read(key, 0, 0).is_floating_point()
+    def like(self) -> dict[str, torch.Tensor]:
+        """Tensors of the same dtypes and shapes, without values."""
+        import torch
+
+        kinds = {name: self._stored_dtype(self._checkpoint.read(self._key(name), 0, 0)) for name in self}
+        return {
+            name: torch.empty(self._checkpoint.shapes[self._key(name)], dtype=dtype, device="meta")
+            for name, dtype in kinds.items()
+        }
+
+    def _key(self, name: str) -> str:
+        """Of the tensor in the checkpoint; what counts has no average."""
+        key = f"model/{name}"
+        averaged = f"ema/{name}" in self._checkpoint.shapes or self._checkpoint.read(key, 0, 0).is_floating_point()
+        return f"ema/{name}" if self.source == "averaged" and averaged else key
+
+    def _stored_dtype(self, tensor: torch.Tensor) -> torch.dtype:
+        """What is written of a tensor: numbers that are no weights stay what they are."""
+        import torch
+
+        dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+        return dtypes[self._dtype] if tensor.is_floating_point() else tensor.dtype

@@ -155,7 +155,8 @@ def _parts(config: Sample, work: Work, rerank: bool, processes: int, tell: Calla
     from dalle.sampling.pipeline import load
     from dalle.sampling.workers import draw_with_workers
 
-    load_these = partial(load, config.model, config.dvae, config.prior, config.clip, rerank)
+    precision = config.sampling.precision
+    load_these = partial(load, config.model, config.dvae, config.prior, config.clip, rerank, precision=precision)
     if processes > 1:
         yield from draw_with_workers(partial(_load_in_worker, load_these), work, processes)
     elif work.captions:
@@ -194,7 +195,9 @@ def _again(config: Sample, path: Path) -> None:
     head_width = models.prior_config.width // models.prior_config.heads
     if found := differences(drawing.settings, device, head_width):
         warnings.warn(f"another machine may round otherwise, and draw other bits: {'; '.join(found)}", stacklevel=2)
-    again = draw_again(load(config.model, config.dvae, config.prior, rerank=False, device=device), drawing)
+    precision = drawing.settings["precision"]
+    pipeline = load(config.model, config.dvae, config.prior, rerank=False, device=device, precision=precision)
+    again = draw_again(pipeline, drawing)
     save_drawing(again, path)
     differing = count_differing_pixels(drawing, again)
     if differing:

@@ -1,40 +1,57 @@
-"""The prior for one image slot of every row: its weights in the precision of sampling, laid out once for such small batches.
+"""The prior for one image slot of every row, and the products that it shares with the pass over a prompt: its weights in the
+precision of sampling, laid out once for such small batches.
 
 Axes: R rows of the batch, D width, H heads, K head width, V codes, I image slots.
 """
 
 from __future__ import annotations
 
+import copy
+
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from dalle.decoding.caches import LayerCache
 from dalle.decoding.kernels import Kernels
-from dalle.models.cross_entropy import logits
-from dalle.models.prior import Layer, Prior
+from dalle.models.cross_entropy import ln_p, logits
+from dalle.models.prior import Head, Layer, Prior
+from dalle.models.weights import room_for
 
 
-class Product:
+class Product(nn.Module):
     """x·wᵀ + b, then GELU where asked. On a CPU in bf16 the weight is laid out once as oneDNN wants it, which otherwise it
-    does in every product.
+    does in every product; the numbers are the same.
 
     Args:
-        weight_OI: [outputs, inputs]
+        weight_OI: [outputs, inputs]; kept as it is where it is of the dtype already
         bias_O: likewise
         dtype: of the product
         gelu: whether GELU follows
     """
 
     def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor, dtype: torch.dtype, gelu: bool = False):
-        self.gelu = gelu
-        self.weight, self.bias = weight_OI.detach().to(dtype), bias_O.detach().to(dtype)
-        on_cpu = self.weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        super().__init__()
+        self.dtype, self.gelu = dtype, gelu
+        weight, bias = weight_OI.detach().to(dtype), bias_O.detach().to(dtype)
+        on_cpu = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
         # oneDNN has no such products for processors without AVX-512
         self.packed = dtype == torch.bfloat16 and on_cpu and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         if self.packed:
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous())
+            if not weight.is_contiguous():
+                weight = room_for(weight, weight.device).copy_(weight)
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight)
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
 
-    def __call__(self, x_RD: torch.Tensor) -> torch.Tensor:
+    def with_gelu(self) -> Product:
+        """The same product, and GELU of it."""
+        other = copy.copy(self)
+        other.gelu = True
+        return other
+
+    def forward(self, x_RD: torch.Tensor) -> torch.Tensor:
+        x_RD = x_RD.to(self.dtype)
         if self.packed:
             unary = "gelu" if self.gelu else "none"
             return torch.ops.mkldnn._linear_pointwise(x_RD, self.weight, self.bias, unary, [], "none")
@@ -42,29 +59,72 @@ class Product:
         return F.gelu(y_RO) if self.gelu else y_RO
 
 
+class HeadProduct(Product):
+    """A head, which scores captions too.
+
+    Args:
+        head: its weights
+        dtype: of the product
+    """
+
+    def __init__(self, head: Head, dtype: torch.dtype):
+        super().__init__(head.weight, head.bias, dtype)
+        self.register_buffer("exact_bias", head.bias.detach(), persistent=False)
+
+    def ln_p(self, x_ND: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+        """As of `Head`."""
+        weight_VD = self.weight.to_dense() if self.packed else self.weight
+        return ln_p(x_ND.flatten(0, -2), weight_VD, self.exact_bias, targets_N.flatten()).view_as(targets_N)
+
+
+def with_products(prior: Prior, dtype: torch.dtype) -> Prior:
+    """The prior with a `Product` for each of its matrices but that of the text's head. Its passes run as they are.
+
+    A prior that holds its matrices in 16 bits, as `load_prior` makes it for such products, is changed as it stands, one
+    matrix after the other, so that none but that one is ever there twice. Any other is left alone, for it may be training:
+    the new one shares with it what is no matrix, and matrices that are of the dtype already.
+    """
+    if isinstance(prior.image_head, Product):
+        return prior
+    taken_over = dtype != torch.float32 and prior.image_head.weight.dtype == dtype
+    model = prior if taken_over else _twin(prior)
+    for layer in model.layers:
+        attention, mlp = layer.attention, layer.mlp
+        attention.qkv = Product(attention.qkv.weight, attention.qkv.bias, dtype)
+        attention.project = Product(attention.project.weight, attention.project.bias, dtype)
+        mlp.widen = Product(mlp.widen.weight, mlp.widen.bias, dtype)
+        mlp.project = Product(mlp.project.weight.t(), mlp.project.bias, dtype)
+    model.image_head = HeadProduct(model.image_head, dtype)
+    return model
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """A module of its own with the same parameters and buffers."""
+    twin = copy.copy(module)
+    twin._modules = {name: _twin(child) for name, child in module.named_children()}
+    return twin
+
+
 class SlotLayer:
     """A layer's two resblocks.
 
     Args:
-        layer: its weights
-        dtype: of the products
+        layer: of a prior with products
     """
 
-    def __init__(self, layer: Layer, dtype: torch.dtype):
+    def __init__(self, layer: Layer):
         attention, mlp = layer.attention, layer.mlp
         self.heads = attention.heads
         self.attention_norm, self.mlp_norm = attention.norm, mlp.norm
-        self.qkv = Product(attention.qkv.weight, attention.qkv.bias, dtype)
-        self.project = Product(attention.project.weight, attention.project.bias, dtype)
-        self.widen = Product(mlp.widen.weight, mlp.widen.bias, dtype, gelu=True)
-        self.narrow = Product(mlp.project.weight.t(), mlp.project.bias, dtype)
+        self.qkv, self.project, self.narrow = attention.qkv, attention.project, mlp.project
+        self.widen = mlp.widen.with_gelu()
 
 
 class SlotModel:
     """The whole prior, from what a slot holds to the logits of what comes next.
 
     Args:
-        prior: its weights
+        prior: with products (`with_products`)
         dtype: of the products
         kernels: of what lies between them
     """
@@ -75,8 +135,8 @@ class SlotModel:
         grid = prior.config.grid
         rows_ID = prior.image_rows.weight.detach().repeat_interleave(grid, dim=0)
         self.places_ID = rows_ID + prior.image_columns.weight.detach().repeat(grid, 1)
-        self.layers = [SlotLayer(layer, dtype) for layer in prior.layers]
-        self.head = Product(prior.image_head.weight, prior.image_head.bias, dtype)
+        self.layers = [SlotLayer(layer) for layer in prior.layers]
+        self.head = prior.image_head
 
     def logits(self, held_R: torch.Tensor, slot_1: torch.Tensor, caches: list[LayerCache]) -> torch.Tensor:
         """fp32 [R, V].

@@ -20,13 +20,14 @@ from dalle.config import Sampling
 from dalle.decoding.caches import LayerCache
 from dalle.decoding.choice import choose, num_uniform, uniform_numbers
 from dalle.decoding.kernels import kernels
-from dalle.decoding.slot_model import SlotModel
+from dalle.decoding.slot_model import SlotModel, with_products
 from dalle.layout import cache_places
 from dalle.models.prior import Prior
 from dalle.text import PAD
 
-_MOST_TOGETHER = {"cpu": 64, "cuda": 512}
-"""Candidates of a chunk where there is memory enough: docs/LOG.md has the products of other widths."""
+_MOST_TOGETHER = {"cpu": 64, "cuda": 512, "meta": 512}
+"""Candidates of a chunk where there is memory enough: docs/LOG.md has the products of other widths. A prior on the meta
+device stands for one on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +47,20 @@ class TokenLoop:
     """Decodes image codes with a prior.
 
     Args:
-        prior: its matrices are cast to the precision once, beside their own
+        prior: one that holds its matrices in the 16 bits of the precision is taken over (`slot_model.with_products`); the
+            matrices of another are converted once, and it may be let go
         precision: "fp32" or "bf16"
         compile: compiled kernels between the matrix products, in place of PyTorch's own operations
     """
 
     def __init__(self, prior: Prior, precision: str, compile: bool = True):
-        self.prior = prior
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.device = prior.image_head.weight.device
         config = prior.config
         self.kernels = kernels(self.device, compile, config.width // config.heads)
         with torch.inference_mode():
-            self._model = SlotModel(prior, self.dtype, self.kernels)
+            self.prior = with_products(prior, self.dtype)
+            self._model = SlotModel(self.prior, self.dtype, self.kernels)
         self._places = {k: cache_places(k, config.grid, config.conv_kernel).to(self.device) for k in set(prior.kinds)}
         self._batch: _Batch | None = None
         self._step: tuple[Sampling, Callable[[], None]] | None = None
@@ -132,6 +134,11 @@ class TokenLoop:
         config = self.prior.config
         places = sum(config.text_slots + candidates * self._places[kind].size for kind in self.prior.kinds)
         return captions * (1 + guided) * places * 2 * config.width * self.dtype.itemsize
+
+    def weight_bytes(self) -> int:
+        """What the prior's weights take, once for prompts and steps."""
+        tensors = [*self.prior.parameters(), *self.prior.buffers()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def _read_given(self, batch: _Batch, text_BU: torch.Tensor, codes_BG: torch.Tensor) -> None:
         """Fill the caches in one pass over the text slots and the first G image slots; slot G is then next."""
@@ -236,8 +243,7 @@ def choose_chunk(loop: TokenLoop, sampling: Sampling) -> int:
     that the weights leave. Of all memory, not of what is free at the moment: the width decides the last bits of an image."""
     if sampling.chunk is not None:
         return sampling.chunk
-    weights = sum(p.numel() * (p.element_size() + loop.dtype.itemsize) for p in loop.prior.parameters())
-    room = (_memory_bytes(loop.device) - weights) / 2
+    room = (_memory_bytes(loop.device) - loop.weight_bytes()) / 2
     width = _MOST_TOGETHER[loop.device.type]
     while width > 1 and loop.cache_bytes(1, width, sampling.guidance != 1) > room:
         width //= 2

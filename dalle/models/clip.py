@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dalle.config import CLIPModel
 from dalle.models import folder
 from dalle.models.likelihood import unit_range
+from dalle.models.weights import check_finite
 from dalle.text import Cuts, Tokenizer, clean
 
 
@@ -183,6 +184,9 @@ def load_clip(source: str | Path, device: str | torch.device = "cpu") -> CLIP:
     Args:
         source: a folder of `dalle-train-clip`, or `ARCHITECTURE:PRETRAINED` of open_clip, where the second is a tag
             such as `laion2b_s34b_b79k` (fetched from the network) or a local checkpoint file
+
+    Raises:
+        ValueError: there is no such reranker, or it is damaged, or its weights are not finite
     """
     if Path(source).is_dir():
         config = folder.read_config(source, "clip")
@@ -192,7 +196,10 @@ def load_clip(source: str | Path, device: str | torch.device = "cpu") -> CLIP:
             folder.check_link(
                 f"the tokenizer.json in {source} is not the one it was trained with", expected, tokenizer.hash
             )
-        return folder.load_into(CLIP(config, tokenizer), source, device)
+        with folder.Weightless():
+            clip = CLIP(config, tokenizer)
+        return folder.load_into(clip, source, device)
     architecture, pretrained = open_clip_name(source)
     model = CLIP(CLIPModel(architecture=architecture), pretrained=pretrained)
+    check_finite(model, f"the reranker {source}")
     return model.to(device).eval().requires_grad_(False)

@@ -1,41 +1,43 @@
 """A model as a folder: `config.yaml` (how it was trained) and `model.safetensors`, whose header holds what loading
 needs: the kind of model, its sizes, the content hash of its weights, and the hashes of the models it was trained with.
-Loading runs no code.
+Loading runs no code, and refuses weights that are not those that were written, or not finite.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
+import threading
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
-from dalle.config import CLIPModel, DVAEModel, PriorModel
+from dalle.config import CLIPModel, DVAEModel, Precision, PriorModel
 from dalle.models.dvae import DVAE
 from dalle.models.prior import Prior
+from dalle.models.weights import WeightsFile, load_weights, write_weights
+from dalle.models.weights import content_hash as content_hash
 from dalle.text import Tokenizer
 
 _WEIGHTS = "model.safetensors"
+_Model = TypeVar("_Model", bound=nn.Module)
+_DRAWS = (torch.Tensor.normal_, torch.Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
 _CONFIGS = {"dvae": DVAEModel, "prior": PriorModel, "clip": CLIPModel}
 
 
-def content_hash(tensors: dict[str, torch.Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and values, as 64 hex digits."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def save_weights(folder: Path, kind: str, tensors: dict[str, torch.Tensor], model_config, links: dict[str, str]) -> str:
+def save_weights(
+    folder: Path,
+    kind: str,
+    tensors: Mapping[str, torch.Tensor],
+    model_config,
+    links: dict[str, str],
+    like: Mapping[str, torch.Tensor] | None = None,
+) -> str:
     """Write `model.safetensors`, whole or not at all, and return the content hash.
 
     Args:
@@ -44,15 +46,11 @@ def save_weights(folder: Path, kind: str, tensors: dict[str, torch.Tensor], mode
         tensors: the weights by name
         model_config: the sizes, a dataclass
         links: hashes of what it was trained with, such as {"dvae_hash": …}
+        like: tensors of the same dtypes and shapes, where `tensors` reads each as it is asked for it
     """
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    digest = content_hash(tensors)
-    header = {"kind": kind, "hash": digest, "config": json.dumps(asdict(model_config)), **links}
+    header = {"kind": kind, "config": json.dumps(asdict(model_config)), **links}
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / (_WEIGHTS + ".partial")
-    save_file(tensors, partial, metadata=header)
-    os.replace(partial, folder / _WEIGHTS)
-    return digest
+    return write_weights(folder / _WEIGHTS, tensors, header, like)
 
 
 def read_header(folder: str | Path) -> dict[str, str]:
@@ -60,11 +58,8 @@ def read_header(folder: str | Path) -> dict[str, str]:
     path = Path(folder) / _WEIGHTS
     if not path.is_file():
         raise ValueError(f"{folder} holds no trained model (no {_WEIGHTS})")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    with WeightsFile(path) as file:
+        header = file.metadata
     if header.get("kind") not in _CONFIGS:
         raise ValueError(f"{path} was not written by this program: its header names no kind of model")
     return header
@@ -83,18 +78,67 @@ def read_config(folder: str | Path, kind: str):
 
 
 def load_dvae(folder: str | Path, device: str | torch.device = "cpu") -> DVAE:
-    """The dVAE of a folder, in evaluation mode."""
-    return load_into(DVAE(read_config(folder, "dvae")), folder, device)
+    """The dVAE of a folder, in evaluation mode. Raises ValueError when it is damaged or its weights are not finite."""
+    config = read_config(folder, "dvae")
+    with Weightless():
+        dvae = DVAE(config)
+    return load_into(dvae, folder, device)
 
 
-def load_prior(folder: str | Path, device: str | torch.device = "cpu") -> Prior:
-    """The prior of a folder, in evaluation mode."""
-    return load_into(Prior(read_config(folder, "prior")), folder, device)
+def load_prior(folder: str | Path, device: str | torch.device = "cpu", precision: Precision = "fp32") -> Prior:
+    """The prior of a folder, in evaluation mode. Raises ValueError when it is damaged or its weights are not finite.
+
+    Args:
+        folder: the model's
+        device: where it is to be
+        precision: of the products it is for; with "bf16" it holds their matrices in 16 bits (`Prior.hold_matrices`)
+    """
+    config = read_config(folder, "prior")
+    with Weightless():
+        prior = Prior(config)
+    if precision == "bf16":
+        prior.hold_matrices(torch.bfloat16)
+    return load_into(prior, folder, device)
 
 
-def load_into(model: nn.Module, folder: str | Path, device: str | torch.device) -> nn.Module:
-    model.load_state_dict(load_file(Path(folder) / _WEIGHTS))
+def load_into(model: _Model, folder: str | Path, device: str | torch.device) -> _Model:
+    """A model, perhaps one without values, with the weights of a folder, in evaluation mode."""
+    load_weights(model, Path(folder) / _WEIGHTS, device)
     return model.to(device).eval().requires_grad_(False)
+
+
+class Weightless(TorchFunctionMode):
+    """Models that are made under it have parameters of the right sizes without values, on the meta device: nothing is drawn,
+    and no memory taken. Buffers are as ever, for some are in no file."""
+
+    def __enter__(self) -> Weightless:
+        thread = threading.get_ident()  # hooks are for all of them; another may be making a model to train
+
+        def without_values(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
+            if parameter.is_meta or threading.get_ident() != thread:
+                return None
+            return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+
+        self._hook = register_module_parameter_registration_hook(without_values)
+        return super().__enter__()
+
+    def __exit__(self, *error) -> None:
+        self._hook.remove()
+        super().__exit__(*error)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in _DRAWS:
+            drawn = args[0] if args else kwargs["tensor"]
+            if drawn.is_meta:  # where PyTorch draws nothing either, but imports its compiler for it: 80 MB
+                return drawn
+        if function is torch.randn:
+            function = torch.empty
+        try:
+            return function(*args, **(kwargs or {}))
+        except NotImplementedError:
+            if function is torch.Tensor.to and args[0].is_meta:  # open_clip moves what it has made
+                return args[0]
+            raise
 
 
 def check_links(prior: str | Path, dvae: str | Path, tokenizer: Tokenizer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
 EPSILON = 0.1
@@ -13,6 +14,16 @@ EPSILON = 0.1
 def unit_range(images: torch.Tensor) -> torch.Tensor:
     """Pixels as floats in [0, 1]: uint8 is divided by 255, floats are in it already. Any shape."""
     return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+def to_uint8(images_BCYX: torch.Tensor) -> torch.Tensor:
+    """Images in [0, 1] as uint8 [B, 3, Y, X], rounded."""
+    return (images_BCYX * 255).round().to(torch.uint8)
+
+
+def to_pixels(images_BCYX: torch.Tensor) -> np.ndarray:
+    """Images in [0, 1] as uint8 [B, Y, X, 3]."""
+    return to_uint8(images_BCYX).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def map_pixels(images: torch.Tensor) -> torch.Tensor:

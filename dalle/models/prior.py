@@ -177,6 +177,14 @@ class Prior(nn.Module):
             for name, count in {"attention.qkv": 3, "attention.project": 1, "mlp.widen": 1, "mlp.project": 1}.items()
         }
 
+    def hold_matrices(self, dtype: torch.dtype) -> None:
+        """Hold the matrices of all products, those of the heads too, in the dtype of the products, which autocast would
+        convert them to in each. Embeddings, layer norms and biases stay fp32: what they make is added to the fp32 identity
+        path, or to sums, and they are a hundredth of the weights."""
+        for module in self.modules():
+            if isinstance(module, Linear | InputMajorLinear):
+                module.weight = nn.Parameter(module.weight.detach().to(dtype), module.weight.requires_grad)
+
     def embed_text(self, text_BU: torch.Tensor) -> torch.Tensor:
         """The T text slots' embeddings [B, T, D], fp32: start-of-text, then the caption with PAD where it has ended."""
         start_B1 = text_BU.new_full((text_BU.shape[0], 1), self.config.text_vocabulary)

@@ -86,7 +86,8 @@ def score(
     text_CU = pipeline.tokens(captions).to(pipeline.device)
     no_caption_1U = torch.full_like(text_CU[:1], PAD)
     codes_I = image_codes(pipeline, image)
-    text_C, image_C = ln_p(pipeline.prior, torch.cat([no_caption_1U, text_CU]), codes_I, batch_size, precision)
+    prior = pipeline.prior_for(precision)
+    text_C, image_C = ln_p(prior, torch.cat([no_caption_1U, text_CU]), codes_I, batch_size, precision)
     without, text, given = image_C[0].item(), text_C[1:].tolist(), image_C[1:].tolist()
     keys = {"image": given, "joint": [t + i for t, i in zip(text, given, strict=True)]}[rank_by]
     num_tokens = (text_CU != PAD).sum(dim=1).tolist()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dalle.config import Sampling
+from dalle.config import Precision, Sampling
 from dalle.decoding.token_loop import TokenLoop, choose_chunk
 from dalle.models.clip import CLIP, load_clip
 from dalle.models.dvae import DVAE
 from dalle.models.folder import load_dvae, load_prior
+from dalle.models.likelihood import to_pixels, to_uint8
 from dalle.models.prior import Prior
 from dalle.sampling.candidates import Best, Candidates, Chunks, Reading, Work, draw
 from dalle.sampling.drawing import Drawing, read_drawing
@@ -44,6 +46,7 @@ class Pipeline:
         clip: the reranker; null ranks nothing
         hashes: content hashes by name, recorded with every drawing
         tuning: how the prior wants to be drawn with; null where nothing says it
+        read_prior: reads the prior again, for another precision than it is held for; null has one prior for all
     """
 
     def __init__(
@@ -54,10 +57,12 @@ class Pipeline:
         clip: CLIP | None = None,
         hashes: dict[str, str] | None = None,
         tuning: Tuning | None = None,
+        read_prior: Callable[[Precision], Prior] | None = None,
     ):
         self.prior, self.dvae, self.tokenizer, self.clip = prior, dvae, tokenizer, clip
         self.hashes, self.tuning = hashes or {}, tuning or Tuning()
         self.device = prior.image_head.weight.device
+        self._read_prior = read_prior
         self._loops: dict[tuple[str, bool], TokenLoop] = {}
 
     def generate(
@@ -158,6 +163,15 @@ class Pipeline:
     def settle(self, sampling: Sampling) -> Sampling:
         """The settings with the prior's own where they leave it open. Raises ValueError where they do not fit the models."""
         return settle(sampling, self.prior.config, self.tuning)
+
+    def prior_for(self, precision: Precision) -> Prior:
+        """The prior, for matrix products of a precision. One that was loaded holds its matrices in that alone, and is read
+        again when another is asked for: fp32 would not be had from 16 bits, and both would not fit some devices."""
+        held = "bf16" if self.prior.text_head.weight.dtype == torch.bfloat16 else "fp32"
+        if self._read_prior is not None and held != precision:
+            self._loops.clear()
+            self.prior = self._read_prior(precision)
+        return self.prior
 
     def chunk_width(self, sampling: Sampling) -> int:
         """Candidates of each caption that are drawn together."""
@@ -264,18 +278,8 @@ class Pipeline:
     def _loop(self, sampling: Sampling) -> TokenLoop:
         key = (sampling.precision, sampling.compile)
         if key not in self._loops:
-            self._loops[key] = TokenLoop(self.prior, sampling.precision, sampling.compile)
+            self._loops[key] = TokenLoop(self.prior_for(sampling.precision), *key)
         return self._loops[key]
-
-
-def to_uint8(images_BCYX: torch.Tensor) -> torch.Tensor:
-    """Images in [0, 1] as uint8 [B, 3, Y, X], rounded."""
-    return (images_BCYX * 255).round().to(torch.uint8)
-
-
-def to_pixels(images_BCYX: torch.Tensor) -> np.ndarray:
-    """Images in [0, 1] as uint8 [B, Y, X, 3]."""
-    return to_uint8(images_BCYX).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def load(
@@ -285,6 +289,7 @@ def load(
     clip: str | Path | None = None,
     rerank: bool = True,
     device: str | torch.device | None = None,
+    precision: Precision = Sampling.precision,
 ) -> Pipeline:
     """The models of a folder that has `prior/`, `dvae/` and, for reranking, `clip/` in it.
 
@@ -294,12 +299,17 @@ def load(
         clip: likewise, or `ARCHITECTURE:PRETRAINED` of open_clip
         rerank: load the reranker
         device: null takes a GPU where there is one
+        precision: of the matrix products that the prior is held for; it is read again when another one is asked for
 
     Raises:
-        ValueError: a model is missing, or was trained with another dVAE or tokenizer
+        ValueError: a model is missing or damaged, its weights are not finite, or it was trained with another dVAE or
+            tokenizer
     """
     models = find_models(folder, dvae, prior, clip, rerank)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     reranker = None if models.clip is None else load_clip(models.clip, device)
-    prior, dvae = load_prior(models.prior, device), load_dvae(models.dvae, device)
-    return Pipeline(prior, dvae, models.tokenizer, reranker, models.hashes, models.tuning)
+    read_prior = partial(load_prior, models.prior, device)
+    dvae = load_dvae(models.dvae, device)
+    return Pipeline(
+        read_prior(precision), dvae, models.tokenizer, reranker, models.hashes, models.tuning, read_prior=read_prior
+    )

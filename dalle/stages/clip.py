@@ -16,8 +16,8 @@ from dalle.data.samples import read_pairs
 from dalle.models.clip import CLIP
 from dalle.models.dvae import DVAE
 from dalle.models.folder import load_dvae, read_header
+from dalle.models.likelihood import to_uint8
 from dalle.objectives.clip import CLIPObjective
-from dalle.sampling.pipeline import to_uint8
 from dalle.stages.cut_captions import CutCaptions
 from dalle.text import Cuts, Tokenizer
 from dalle.training.stage import Stage

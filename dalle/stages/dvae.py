@@ -21,8 +21,8 @@ from dalle.data.samples import read_pairs
 from dalle.evaluation.bicubic import bicubic_of_equal_size
 from dalle.models.dvae import DVAE
 from dalle.models.flops import dvae_flops
+from dalle.models.likelihood import to_pixels
 from dalle.objectives.dvae import DVAEObjective, perplexity, psnr_db, uniform_noise, validation_figures
-from dalle.sampling.pipeline import to_pixels
 from dalle.training.engine import derived_seed
 from dalle.training.stage import Stage
 

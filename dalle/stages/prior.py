@@ -13,11 +13,12 @@ from dalle.config import Sampling, TrainPrior
 from dalle.data.tokens import TokenBatches, TokenLoader, TokenShards
 from dalle.models.flops import prior_flops
 from dalle.models.folder import check_link, load_dvae, read_header
+from dalle.models.likelihood import to_pixels
 from dalle.models.prior import Prior
 from dalle.objectives.prior import PriorObjective
 from dalle.sampling.drawing import Drawing
 from dalle.sampling.grid import make_grid
-from dalle.sampling.pipeline import Pipeline, to_pixels
+from dalle.sampling.pipeline import Pipeline
 from dalle.stages.cut_captions import CutCaptions
 from dalle.text import CaptionWarning, Tokenizer
 from dalle.training.engine import sharded_construction

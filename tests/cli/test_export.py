@@ -6,6 +6,7 @@ import json
 import resource
 import subprocess
 import sys
+import weakref
 from dataclasses import asdict
 from pathlib import Path
 
@@ -93,6 +94,22 @@ def test_exported_weights_load_and_are_the_checkpoints(run, prior, tmp_path, cap
     count = sum(tensor.numel() for tensor in prior.state_dict().values())
     name = "trained" if factor == 1 else "averaged"
     assert f"prior, {name} weights after 7 updates, {count:,} numbers in fp32" in capsys.readouterr().out
+
+
+def test_tensors_are_read_one_after_the_other(run, prior, tmp_path, monkeypatch):
+    """Each once, and the one before it is let go: a model need not fit main memory."""
+    read, read_whole = checkpoint.Checkpoint.read, []
+
+    def watched(self, name, start=0, stop=None):
+        tensor = read(self, name, start, stop)
+        if stop is None:
+            assert sum(earlier() is not None for _, earlier in read_whole) <= 1, name
+            read_whole.append((name, weakref.ref(tensor)))
+        return tensor
+
+    monkeypatch.setattr(checkpoint.Checkpoint, "read", watched)
+    export([str(run), "--output", str(tmp_path / "out"), "--weights", "trained"])
+    assert sorted(name for name, _ in read_whole) == sorted(f"model/{name}" for name in prior.state_dict())
 
 
 def test_one_named_checkpoint(run, tmp_path):

@@ -86,7 +86,7 @@ def test_no_command_runs_a_file_name(models, shard, tmp_path, monkeypatch, capsy
         shutil.copy(shard, tmp_path / called)
     monkeypatch.chdir(tmp_path)
     for spec in ("*.tar", name, "t:1.tar"):
-        train_tokenizer(["--data", spec, "--output", "t.json", "--vocabulary", "300"])
-        tokenize(["--data", spec, "--dvae", f"{models}/dvae", "--output", "tokens", *PAIRS[2:]])
+        train_tokenizer(["--data", spec, "--output", "t.json", "--vocabulary", "300", "--overwrite"])
+        tokenize(["--data", spec, "--dvae", f"{models}/dvae", "--output", "tokens", "--overwrite", *PAIRS[2:]])
     train("dvae", TrainDVAE, [*TINY_DVAE, *PAIRS, "--run.steps", "1", "--data", "*.tar", "--output", "dvae"])
     assert {path.name for path in tmp_path.iterdir()} == {name, "t:1.tar", "t.json", "t.words.json", "tokens", "dvae"}

@@ -11,6 +11,7 @@ from dalle.config import PriorModel, Sampling
 from dalle.decoding import token_loop
 from dalle.decoding.slot_model import Product
 from dalle.decoding.token_loop import Given, TokenLoop, choose_chunk
+from dalle.layout import predicting
 from dalle.models.prior import Prior
 from dalle.text import PAD
 
@@ -242,7 +243,9 @@ def test_a_first_slot_that_is_broken_is_not_forgotten():
 
 def test_a_chunk_fits_the_memory(monkeypatch):
     loop = TokenLoop(_prior(), "fp32")
-    weights = sum(p.numel() * 8 for p in loop.prior.parameters())
+    weights, count = loop.weight_bytes(), sum(p.numel() for p in _prior().parameters())
+    # once, for the products of fp32 are the prior's own matrices; beside them three masks of (6 + 16)² bytes
+    assert 4 * count <= weights < 4 * count + 2000
     for asked, memory, expected in (
         (Sampling(), 1 << 40, 64),
         (Sampling(chunk=7), 0, 7),
@@ -253,6 +256,112 @@ def test_a_chunk_fits_the_memory(monkeypatch):
     ):
         monkeypatch.setattr(token_loop, "_memory_bytes", lambda device, memory=memory: memory)
         assert choose_chunk(loop, asked) == expected
+
+
+def test_twelve_billion_weights_sample_64_at_a_time_on_80_gb(monkeypatch):
+    """By the arithmetic that chooses the width of a chunk; on the meta device, so that none of them is there."""
+    monkeypatch.setattr(token_loop, "_memory_bytes", lambda device: 80 * 10**9)
+    sizes = PriorModel(
+        text_slots=256, grid=32, text_vocabulary=16384, codebook_size=8192, width=3968, depth=64, heads=62
+    )
+    for held_narrow in (True, False):
+        with torch.device("meta"):
+            prior = Prior(sizes)
+        if held_narrow:
+            prior.hold_matrices(torch.bfloat16)
+        count = sum(p.numel() for p in prior.parameters())
+        loop = TokenLoop(prior, "bf16")
+        assert 12e9 < count < 12.5e9
+        # embeddings, layer norms and biases are fp32; of a prior in fp32 also the text's head, which is not asked
+        assert loop.weight_bytes() < 2.03 * count
+        assert choose_chunk(loop, Sampling()) == 64
+
+
+def _wide_prior():
+    """Of sizes for which oneDNN has blocks and tails, with weights that are no 16-bit numbers."""
+    torch.manual_seed(0)
+    config = PriorModel(
+        text_slots=6, grid=4, text_vocabulary=20, codebook_size=70, width=72, depth=4, heads=3, conv_kernel=3
+    )
+    prior = Prior(config).eval()
+    for parameter in prior.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return prior
+
+
+def _narrow(prior):
+    prior = copy.deepcopy(prior).requires_grad_(False)
+    prior.hold_matrices(torch.bfloat16)
+    return prior
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_matrices_held_in_16_bits_give_the_bits_of_those_that_are_converted(compile):
+    prior = _wide_prior()
+    codes = torch.randint(0, 70, (3, 2, 16), generator=torch.Generator().manual_seed(1))
+    codes[:, :, :5] = codes[:, :1, :5]
+    converted, held = (TokenLoop(p, "bf16", compile) for p in (prior, _narrow(prior)))
+    for num_given in (0, 5):
+        logits = (torch.stack(list(loop.logits(TEXT, codes, num_given))) for loop in (converted, held))
+        assert torch.equal(*logits)
+    seeds, sampling = torch.arange(6).view(3, 2), Sampling(guidance=2.0)
+    assert torch.equal(converted.codes(TEXT, seeds, sampling), held.codes(TEXT, seeds, sampling))
+
+
+def test_a_prompt_is_read_as_by_the_prior_itself():
+    """With the very numbers of the full pass in 16 bits, though the products are laid out for the steps."""
+    prior = _wide_prior()
+    codes = torch.randint(0, 70, (3, 5), generator=torch.Generator().manual_seed(1))
+    found, expected = (TokenLoop(p, "bf16") for p in (_narrow(prior), prior))
+    expected.prior = prior
+    with torch.inference_mode():
+        for loop in (found, expected):
+            loop._read_given(loop._batch_of(3, 2, False), TEXT, codes)
+    for one, other in zip(found._batch.caches, expected._batch.caches, strict=True):
+        assert one.k_RHPK.any() and torch.equal(one.k_RHPK, other.k_RHPK) and torch.equal(one.v_RHPK, other.v_RHPK)
+        assert torch.equal(one.text_k_CHKT, other.text_k_CHKT)
+
+
+def test_a_prior_in_16_bits_is_there_once():
+    """Taken over: the prompt's products are those of the steps, and the matrices that they were made from are gone."""
+    prior = _narrow(_wide_prior())
+    matrix = weakref.ref(prior.layers[2].mlp.widen)
+    loop = TokenLoop(prior, "bf16")
+    assert loop.prior is prior and matrix() is None
+    of_steps, of_prompts = loop._model.layers[2], prior.layers[2]
+    assert of_steps.qkv is of_prompts.attention.qkv and of_steps.widen.weight is of_prompts.mlp.widen.weight
+    again = TokenLoop(prior, "bf16", compile=False)
+    assert again._model.layers[2].qkv is of_steps.qkv
+    # captions are scored by it still, with the same numbers
+    codes, found = torch.randint(0, 70, (3, 16)), []
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        for scoring in (prior, _wide_prior()):
+            text_BUD, image_BID = predicting(scoring.states(TEXT, codes), 6)
+            found += [scoring.text_head.ln_p(text_BUD, TEXT), scoring.image_head.ln_p(image_BID, codes)]
+    assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[3])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_prior_in_32_bits_is_left_as_it_is(precision):
+    """It may be training. What the loop makes of it is let go with the loop, and does not keep the prior."""
+    prior = _wide_prior()
+    before = {name: (p, p.detach().clone()) for name, p in prior.named_parameters()}
+    loop = TokenLoop(prior, precision)
+    loop.codes(TEXT, torch.zeros(3, 1, dtype=torch.int64), Sampling())
+    assert loop.prior is not prior
+    assert prior.state_dict().keys() == Prior(prior.config).state_dict().keys()
+    for name, parameter in prior.named_parameters():
+        assert parameter is before[name][0] and torch.equal(parameter, before[name][1]) and parameter.requires_grad
+    prior.nats(TEXT, torch.zeros(3, 16, dtype=torch.int64))[1].backward()
+    assert all(p.grad is not None for name, p in prior.named_parameters() if name.startswith("layers"))
+    if precision == "bf16":
+        matrix = weakref.ref(prior.layers[1].attention.qkv)
+        del prior, before, parameter
+        gc.collect()
+        assert matrix() is None
+    # in fp32 nothing is there twice
+    else:
+        assert loop._model.layers[1].qkv.weight.data_ptr() == prior.layers[1].attention.qkv.weight.data_ptr()
 
 
 @pytest.mark.gpu

@@ -147,3 +147,10 @@ def test_a_named_architecture_with_a_local_checkpoint(tmp_path):
         tokens = clip.tokens(["a red circle", "x"])
         assert tokens.shape == (2, 77)
         assert torch.allclose(clip.embed_texts(tokens), original.encode_text(tokens, normalize=True), atol=1e-6)
+    weights = original.state_dict()
+    weights["visual.proj"][0, 0] = float("nan")
+    torch.save(weights, tmp_path / "weights.pt")
+    with pytest.raises(
+        ValueError, match=r"the reranker tiny-clip:.*weights\.pt: the weights net\.visual\.proj are not finite"
+    ):
+        load_clip(f"tiny-clip:{tmp_path}/weights.pt")

@@ -15,11 +15,11 @@ from dalle.config import DVAEModel, PriorModel
 from dalle.config import PriorObjective as PriorObjectiveConfig
 from dalle.data.images import centre_crop
 from dalle.models.dvae import DVAE
-from dalle.models.folder import save_weights
+from dalle.models.folder import load_prior, save_weights
 from dalle.models.prior import Prior
 from dalle.objectives.prior import PriorObjective
 from dalle.sampling.captioning import image_codes, ln_p, read_captions_file, score
-from dalle.sampling.pipeline import load
+from dalle.sampling.pipeline import Pipeline, load
 from dalle.text import PAD, Tokenizer
 
 CAPTIONS = ["a red circle", "a red circle above a blue square", "a", "blue", "a green cross", "two of them"]
@@ -95,6 +95,16 @@ def test_broken_weights_are_named(pipeline, monkeypatch):
             with pytest.raises(ValueError, match="the prior's logits are not finite"):
                 score(pipeline, IMAGE, CAPTIONS)
     assert score(pipeline, IMAGE, CAPTIONS)
+
+
+def test_captions_are_scored_alike_before_and_after_drawing(folder):
+    """Whose products are laid out for the steps of a drawing. In fp32 the prior is read again."""
+    fresh, used = (load(folder, rerank=False, device="cpu") for _ in range(2))
+    used.generate("a red circle", n=1)
+    for precision in ("bf16", "fp32"):
+        assert score(used, IMAGE, CAPTIONS, precision=precision) == score(fresh, IMAGE, CAPTIONS, precision=precision)
+    whole = Pipeline(load_prior(folder / "prior"), used.dvae, used.tokenizer)
+    assert score(whole, IMAGE, CAPTIONS, precision="bf16") == score(used, IMAGE, CAPTIONS, precision="bf16")
 
 
 def test_batches_are_bounded_and_change_nothing(pipeline, monkeypatch):

@@ -1,6 +1,8 @@
 """From a folder to ranked drawings: determinism in n, image prompts, drawings made again, refusals."""
 
+import gc
 import json
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -10,10 +12,11 @@ from PIL import Image
 
 import dalle
 from dalle.config import Sampling
-from dalle.models.folder import content_hash, read_config, read_header, save_weights
+from dalle.models.folder import content_hash, load_prior, read_config, read_header, save_weights
+from dalle.models.likelihood import to_pixels, to_uint8
 from dalle.sampling.again import count_differing_pixels, differences, draw_again, read_record
 from dalle.sampling.drawing import save_drawing
-from dalle.sampling.pipeline import to_pixels, to_uint8
+from dalle.sampling.pipeline import Pipeline
 from dalle.sampling.prompt import Prompt, encode_with
 
 FAST = Sampling(chunk=4, precision="fp32")
@@ -320,6 +323,25 @@ def test_models_that_do_not_belong_together_are_refused_with_both_hashes(models,
             ValueError, match=f"trained for another {said}: expected abababababababab…, found {links[link][:16]}"
         ):
             dalle.load(models, clip=tmp_path / "clip")
+
+
+def test_the_prior_is_held_for_one_precision_at_a_time(models):
+    """In 16 bits at first, which is what is drawn in; asked for another it is read again, and draws what it always drew."""
+    loaded = dalle.load(models, rerank=False, device="cpu")
+    kept = Pipeline(load_prior(models / "prior"), loaded.dvae, loaded.tokenizer)  # fp32 for all
+    priors = []
+    for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        sampling = Sampling(chunk=4, precision=precision)
+        found, expected = (p.generate("a red circle", n=4, sampling=sampling) for p in (loaded, kept))
+        assert all(np.array_equal(a.codes_I, b.codes_I) for a, b in zip(found, expected, strict=True))
+        assert loaded.prior.text_head.weight.dtype == dtype
+        (loop,) = loaded._loops.values()
+        assert loop._model.layers[0].qkv.weight.dtype == dtype
+        priors.append(weakref.ref(loaded.prior))
+    gc.collect()
+    assert [prior() for prior in priors] == [None, None, loaded.prior]
+    assert all(parameter.dtype == torch.float32 for parameter in kept.prior.parameters())
+    assert dalle.load(models, rerank=False, precision="fp32").prior.text_head.weight.dtype == torch.float32
 
 
 def test_settings_can_be_written_as_json(pipeline):

@@ -12,7 +12,7 @@ from dalle.cli import arguments
 from dalle.cluster.topology import World
 from dalle.config import TrainCLIP, TrainDVAE, TrainPrior, unreached_schedules
 from dalle.models.folder import load_dvae
-from dalle.sampling.pipeline import to_uint8
+from dalle.models.likelihood import to_uint8
 from dalle.stages.cut_captions import CutCaptions
 from dalle.stages.dvae import _check_codebook, _schedules_and_noise
 from dalle.text import Cuts
