@@ -331,7 +331,7 @@ def test_the_prior_is_held_for_one_precision_at_a_time(models):
     kept = Pipeline(load_prior(models / "prior"), loaded.dvae, loaded.tokenizer)  # fp32 for all
     priors = []
     for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        sampling = Sampling(chunk=4, precision=precision)
+        sampling = Sampling(temperature=1.0, chunk=4, precision=precision)
         found, expected = (p.generate("a red circle", n=4, sampling=sampling) for p in (loaded, kept))
         assert all(np.array_equal(a.codes_I, b.codes_I) for a, b in zip(found, expected, strict=True))
         assert loaded.prior.text_head.weight.dtype == dtype
