@@ -23,6 +23,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from dalle.cli.allocator import keep_freed_memory
+from dalle.training.stopping import Hopeless
 
 
 def parse(cls: type, prog: str, argv: list[str] | None = None, positional: str | None = None):
@@ -66,7 +67,7 @@ def parse_model(cls: type, values: dict, where: str):
 
 
 def run(main: Callable[[], None], prog: str) -> None:
-    """Run a command: user errors become one line and exit code 2, Ctrl-C exit code 130."""
+    """Run a command: user errors become one line and exit code 2, a training whose numbers have gone wrong 3, Ctrl-C 130."""
     keep_freed_memory()
     try:
         main()
@@ -75,8 +76,10 @@ def run(main: Callable[[], None], prog: str) -> None:
             raise
         rank = os.environ.get("RANK", "0")
         who = prog if os.environ.get("WORLD_SIZE", "1") == "1" else f"{prog} (rank {rank})"
-        print(f"{who}: {error}", file=sys.stderr)
-        sys.exit(2)
+        all_say_it = isinstance(error, Hopeless)
+        if rank == "0" or not all_say_it:
+            print(f"{who}: {error}", file=sys.stderr)
+        sys.exit(Hopeless.EXIT_CODE if all_say_it else 2)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:

@@ -72,7 +72,8 @@ class BeforeStep:
         """Prepare the gradients for the optimiser, or make it skip this update.
 
         Returns:
-            `gradient_norm` before clipping, 0 where it is not finite, and `skipped`, 1 or 0: device scalars
+            device scalars: `gradient_norm` before clipping, 0 where it is not finite; `skipped`, 1 or 0; `hopeless`, 1 where
+            it was skipped and no smaller gradient scale can help
         """
         gradients = self.shards.gradients()
         finite = torch.ones((), dtype=torch.bool, device=self.world.device)
@@ -98,7 +99,12 @@ class BeforeStep:
         self.shards.write_gradients(gradients)
         if self._whole:
             self.shards.optimizer.found_inf = (~applied).float()
-        return {"gradient_norm": norm.where(norm.isfinite(), 0), "skipped": (~applied).float()}
+        hopeless = ~applied if self.scales is None else ~(applied | self.scales.falling)
+        return {
+            "gradient_norm": norm.where(norm.isfinite(), 0),
+            "skipped": (~applied).float(),
+            "hopeless": hopeless.float(),
+        }
 
     def _unscale(self, gradients: dict[str, torch.Tensor]) -> torch.Tensor:
         """Whether the gradients of all processes are finite, after the scales have learnt of it."""

@@ -11,7 +11,8 @@ import logging
 import math
 import os
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from types import SimpleNamespace
@@ -22,15 +23,17 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from dalle.checkpoints.checkpoint import Checkpoint, Fragment
 from dalle.cluster.topology import World
+from dalle.cluster.watch_hub import spans
 from dalle.config import Optimizer, Run
 from dalle.gradients.before_step import BeforeStep
-from dalle.gradients.partition import MOMENTS, Partitioned, Piece, Sharded, Shards, Whole
+from dalle.gradients.partition import MOMENTS, Partitioned, Piece, Sharded, Shards, Whole, whole_shape
 from dalle.gradients.scaling import GradientScales
-from dalle.models.prior import InputMajorLinear, Linear
+from dalle.models.prior import InputMajorLinear, Linear, Prior
 from dalle.models.wrapping import wrap
 from dalle.optim import optimizer as optimizers
 from dalle.optim.ema import EMA
 from dalle.training.deepspeed_adapter import Roles, settings
+from dalle.training.stopping import Hopeless
 
 _SIXTEEN_BIT = (nn.Linear, nn.Conv2d, Linear, InputMajorLinear)
 """Modules, of these very classes, whose weights are gathered and whose gradients are reduced in the run's precision. A
@@ -61,7 +64,7 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=objective,
             optimizer=client,
-            config=settings(run, world),
+            config=settings(run, world, _largest_resblock(self.model) if run.zero_stage > 0 else None),
             mpu=roles,
             dist_init_required=False,
         )
@@ -166,16 +169,25 @@ class Engine:
             return 0
         return zlib.crc32(name.encode()) % self.world.num_machines
 
-    def replicas_agree(self) -> bool:
-        """Whether all machines hold the same weights: each computes them for itself. All ranks have to call it."""
-        machines = self.world.machines
-        if machines is None or machines.count == 1:
-            return True
-        weights = self.shards.weights().values()
-        mine = torch.stack([tensor.double().sum() for _, tensor in weights]).sum()
-        extremes = torch.stack([mine, -mine])
-        torch.distributed.all_reduce(extremes, torch.distributed.ReduceOp.MAX, group=machines.replicas)
-        return not self.world.any(extremes.sum().item() != 0)
+    def check_replicas(self) -> None:
+        """See that all processes that hold the same weights hold the same bits: each computes its updates for itself. All
+        ranks have to call it.
+
+        Raises:
+            Hopeless: on all ranks; names those that differ from most
+        """
+        num_shards = 1
+        if self.run.zero_stage == 3:
+            num_shards = self.world.machines.ranks_per_machine if self.world.machines else self.world.size
+        sums = self.world.gather_int(_sum_of_bits(tensor for _, tensor in self.shards.weights().values()))
+        usual = [Counter(sums[ordinal::num_shards]).most_common(1)[0][0] for ordinal in range(num_shards)]
+        differing = [rank for rank, found in enumerate(sums) if found != usual[rank % num_shards]]
+        if differing:
+            raise Hopeless(
+                f"rank{'s' if len(differing) > 1 else ''} {spans(differing)} of {self.world.size}: the weights differ from those "
+                "of the other machines, which hold the same: look for a faulty GPU, or other libraries, there. Nothing was "
+                "saved since the last comparison; continue with --resume"
+            )
 
     def state(self) -> Iterator[Fragment]:
         """What this process puts into a checkpoint, by name of the whole: weights, moments, error buffers, gradient
@@ -244,8 +256,19 @@ def _prepare(objective: nn.Module, run: Run, world: World) -> GradientScales | N
     return scales
 
 
+def _largest_resblock(model: nn.Module) -> int:
+    """Weights of the largest resblock, or, of what has none by that name, of the largest part that is recomputed."""
+    parts = model.resblocks() if isinstance(model, Prior) else model.recomputable()
+    return max(sum(math.prod(whole_shape(p)) for p in part.parameters()) for part in parts)
+
+
 def _gradient_scales(objective: nn.Module, run: Run, world: World) -> GradientScales | None:
-    options = {"replicas": world.size, "device": world.device, "reduce_factor": run.reduce_factor}
+    options = {
+        "replicas": world.size,
+        "accumulation_steps": run.accumulation_steps,
+        "device": world.device,
+        "reduce_factor": run.reduce_factor,
+    }
     if run.precision == "fp16":
         return GradientScales.overall(objective, **options)
     if run.precision == "fp16-per-block":
@@ -263,6 +286,16 @@ def derived_seed(seed: int, step: int, number: int) -> int:
     """63 bits that look random, whatever the size of the three; the number is a rank's or a sample's."""
     digest = hashlib.blake2b(f"{seed} {step} {number}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def _sum_of_bits(tensors: Iterable[torch.Tensor]) -> int:
+    """64 bits that any change of one number changes. Of integers, so that the order of summation is of no account."""
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    total = torch.zeros((), dtype=torch.int64)
+    for number, tensor in enumerate(tensors):
+        bits = tensor.detach().view(integers[tensor.element_size()])
+        total = total.to(bits.device) + (2 * number + 1) * bits.sum(dtype=torch.int64)
+    return total.item()
 
 
 def _moment_dtypes(checkpoint: Checkpoint, names: list[str]) -> dict[str, dict[str, torch.dtype]]:

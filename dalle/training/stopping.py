@@ -1,4 +1,5 @@
-"""Ctrl-C, SIGTERM and SIGUSR1 as wishes to stop: the first is a user's, the others a launcher's or Slurm's."""
+"""Why a training stops before its end: Ctrl-C, SIGTERM and SIGUSR1 as wishes, the first a user's, the others a launcher's or
+Slurm's; or numbers that no further update mends."""
 
 from __future__ import annotations
 
@@ -6,6 +7,13 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+
+class Hopeless(ValueError):
+    """The run's numbers have gone wrong, and starting it again would not help. Commands end with `EXIT_CODE`, at which
+    `launch/train_prior.sbatch` does not go on by itself."""
+
+    EXIT_CODE = 3
 
 
 @contextmanager
