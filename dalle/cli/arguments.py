@@ -23,7 +23,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from dalle.cli.allocator import keep_freed_memory
-from dalle.training.stopping import Hopeless
+from dalle.config.checks import Hopeless
 
 
 def parse(cls: type, prog: str, argv: list[str] | None = None, positional: str | None = None):

@@ -82,9 +82,9 @@ class World:
         if self.size == 1:
             return [value]
         mine = torch.tensor([value], device=self.device)
-        values = mine.new_empty(self.size)
-        dist.all_gather_into_tensor(values, mine)
-        return values.tolist()
+        values = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(values, mine)
+        return torch.cat(values).tolist()
 
     def barrier(self) -> None:
         """Wait for all."""

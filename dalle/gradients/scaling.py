@@ -176,7 +176,8 @@ class GradientScales:
             whether the weights are to be updated, bool []: only when all was finite
         """
         rule, fine = self.rule, finite[:-1]
-        self.falling.copy_((~fine & (self._scale > rule.least)).any())
+        # a thousandth more than the least: divisions are rounded, and to fall so far takes a window, too, and helps nobody
+        self.falling.copy_((~fine & (self._scale > 1.001 * rule.least)).any())
         self.failures += ~finite
         self._since_division += 1
         self._finite_updates.add_(1).mul_(fine)

@@ -11,8 +11,7 @@ import logging
 import math
 import os
 import zlib
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from types import SimpleNamespace
@@ -22,8 +21,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from dalle.checkpoints.checkpoint import Checkpoint, Fragment
+from dalle.checkpoints.restoring import Restoring
+from dalle.cluster.agreement import check_same_weights
 from dalle.cluster.topology import World
-from dalle.cluster.watch_hub import spans
 from dalle.config import Optimizer, Run
 from dalle.gradients.before_step import BeforeStep
 from dalle.gradients.partition import MOMENTS, Partitioned, Piece, Sharded, Shards, Whole, whole_shape
@@ -33,7 +33,6 @@ from dalle.models.wrapping import wrap
 from dalle.optim import optimizer as optimizers
 from dalle.optim.ema import EMA
 from dalle.training.deepspeed_adapter import Roles, settings
-from dalle.training.stopping import Hopeless
 
 _SIXTEEN_BIT = (nn.Linear, nn.Conv2d, Linear, InputMajorLinear)
 """Modules, of these very classes, whose weights are gathered and whose gradients are reduced in the run's precision. A
@@ -171,23 +170,9 @@ class Engine:
 
     def check_replicas(self) -> None:
         """See that all processes that hold the same weights hold the same bits: each computes its updates for itself. All
-        ranks have to call it.
-
-        Raises:
-            Hopeless: on all ranks; names those that differ from most
-        """
-        num_shards = 1
-        if self.run.zero_stage == 3:
-            num_shards = self.world.machines.ranks_per_machine if self.world.machines else self.world.size
-        sums = self.world.gather_int(_sum_of_bits(tensor for _, tensor in self.shards.weights().values()))
-        usual = [Counter(sums[ordinal::num_shards]).most_common(1)[0][0] for ordinal in range(num_shards)]
-        differing = [rank for rank, found in enumerate(sums) if found != usual[rank % num_shards]]
-        if differing:
-            raise Hopeless(
-                f"rank{'s' if len(differing) > 1 else ''} {spans(differing)} of {self.world.size}: the weights differ from those "
-                "of the other machines, which hold the same: look for a faulty GPU, or other libraries, there. Nothing was "
-                "saved since the last comparison; continue with --resume"
-            )
+        ranks have to call it. Raises Hopeless on all."""
+        weights = [tensor for _, tensor in self.shards.weights().values()]
+        check_same_weights(self.world, weights, sharded=self.run.zero_stage == 3)
 
     def state(self) -> Iterator[Fragment]:
         """What this process puts into a checkpoint, by name of the whole: weights, moments, error buffers, gradient
@@ -209,24 +194,26 @@ class Engine:
                 yield Fragment(f"gradient_scales/{name}", tuple(values.shape), 0, values)
 
     @torch.no_grad()
-    def load_state(self, checkpoint: Checkpoint) -> None:
-        """Restore what `state` gave, on any number of ranks and machines."""
-
-        def read(name: str, piece: Piece, into: torch.Tensor) -> None:
-            into.copy_(checkpoint.read(name, piece.start, piece.start + piece.size).view_as(into))
-
+    def load_state(self, checkpoint: Checkpoint, mark: Callable[[], None] = lambda: None) -> None:
+        """Restore what `state` gave, on any number of ranks and machines, all of which call it. `mark` is called at every
+        tensor."""
+        restoring = Restoring(checkpoint, self.world, mark)
         for name, (piece, tensor) in self.shards.weights().items():
-            read(f"model/{name}", piece, tensor)
+            restoring.fill(f"model/{name}", tensor, piece.start, piece.shared)
         if self.run.zero_stage > 0:
             self._engine.optimizer.refresh_fp32_params()
-        self.shards.make_moments(int(checkpoint.read("steps")), _moment_dtypes(checkpoint, list(self.shards.pieces)))
+        self.shards.make_moments(int(restoring.read("steps")), _moment_dtypes(checkpoint, list(self.shards.pieces)))
         for name, piece in self.shards.pieces.items():
             for moment, values in self.shards.moments(name).items():
-                read(f"{moment}/{name}", piece, values)
-        self.before_step.load_error_buffers(checkpoint)
+                restoring.fill(f"{moment}/{name}", values, piece.start, piece.shared)
+        self.before_step.load_error_buffers(restoring)
         if self.scales is not None:
-            names = self.scales.state_dict()
-            self.scales.load_state_dict({name: checkpoint.read(f"gradient_scales/{name}") for name in names})
+            names = {name: f"gradient_scales/{name}" for name in self.scales.state_dict()}
+            if names["micro_batches"] not in restoring:  # of a time when M was the processes, accumulation or not
+                del names["micro_batches"]
+            state = {name: restoring.read(stored) for name, stored in names.items()}
+            before = {"micro_batches": torch.tensor(float(len(checkpoint.values.get("loaders", ()))))}
+            self.scales.load_state_dict(before | state)
 
 
 def sharded_construction(run: Run, world: World) -> AbstractContextManager:
@@ -288,22 +275,12 @@ def derived_seed(seed: int, step: int, number: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def _sum_of_bits(tensors: Iterable[torch.Tensor]) -> int:
-    """64 bits that any change of one number changes. Of integers, so that the order of summation is of no account."""
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    total = torch.zeros((), dtype=torch.int64)
-    for number, tensor in enumerate(tensors):
-        bits = tensor.detach().view(integers[tensor.element_size()])
-        total = total.to(bits.device) + (2 * number + 1) * bits.sum(dtype=torch.int64)
-    return total.item()
-
-
 def _moment_dtypes(checkpoint: Checkpoint, names: list[str]) -> dict[str, dict[str, torch.dtype]]:
     """The formats of the moments that a checkpoint has, by parameter."""
     found = {}
     for name in names:
         kept = [moment for moment in MOMENTS if f"{moment}/{name}" in checkpoint.shapes]  # Muon has but the first
-        found[name] = {moment: checkpoint.read(f"{moment}/{name}", 0, 0).dtype for moment in kept}
+        found[name] = {moment: checkpoint.dtype(f"{moment}/{name}") for moment in kept}
     return found
 
 

@@ -20,6 +20,7 @@ from dalle.checkpoints.checkpoint import NotSaved
 from dalle.cluster.topology import World
 from dalle.cluster.watch import Watch
 from dalle.config import Optimizer, Run
+from dalle.config.checks import Hopeless
 from dalle.optim.ema import EMA
 from dalle.optim.plateau import PlateauRule
 from dalle.reporting.machine_limit import matrix_flops_per_s
@@ -27,7 +28,7 @@ from dalle.reporting.telemetry import Telemetry
 from dalle.training.engine import Engine
 from dalle.training.saving import Saver
 from dalle.training.stage import Stage
-from dalle.training.stopping import Hopeless, stop_requests
+from dalle.training.stopping import stop_requests
 
 _POLL_STEPS = 5
 """Updates between two rounds of asking all processes whether one was told to stop, where they take less than a second."""
@@ -74,8 +75,7 @@ class _Training:
         self.plateau = PlateauRule(optimizer.plateau, optimizer.step_size.warmup_steps) if optimizer.plateau else None
         self.saver = Saver(stage, optimizer, run, folder, self.engine, self.ema, self.plateau)
         if resume:
-            watch.mark(0, "reading a checkpoint")
-            self.step = self.saver.resume()
+            self.step = self.saver.resume(lambda: watch.mark(0, "reading a checkpoint"))
         flops_per_unit = limit_flops_per_s = None
         if stage.flops_per_sample is not None:
             flops_per_unit = stage.flops_per_sample / stage.units_per_sample
@@ -212,7 +212,11 @@ class _Training:
         """Say why updates were skipped; give up when that cannot change."""
         bad = {rank: round(counted - n) for rank, n in enumerate(self.world.gather(finite.item())) if n < counted}
         who = ", ".join(f"rank {rank} in {n}" for rank, n in list(bad.items())[:4])
-        reasons, patience, scales = [f"the loss was not finite on {who}"] if bad else [], _BAD_UPDATES, self.engine.scales
+        reasons, patience, scales = (
+            [f"the loss was not finite on {who}"] if bad else [],
+            _BAD_UPDATES,
+            self.engine.scales,
+        )
         if skipped > max(bad.values(), default=0):  # so the losses explain not all
             reasons.append(scales.blame() if scales else "the norm of the gradients was not finite")
             if scales:  # may take long to become small enough

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dalle.checkpoints import checkpoint
 from dalle.checkpoints.checkpoint import Fragment
+from dalle.checkpoints.restoring import Restoring
 from dalle.config import Optimizer, Run
 from dalle.models.folder import save_weights
 from dalle.optim.ema import EMA
@@ -59,8 +61,9 @@ class Saver:
         }
         checkpoint.save(self.folder, step, fragments, values, self.run.keep_checkpoints, self.world)
 
-    def resume(self) -> int:
-        """Restore the newest checkpoint, perhaps of another number of processes and machines; the updates it has seen.
+    def resume(self, mark: Callable[[], None] = lambda: None) -> int:
+        """Restore the newest checkpoint, perhaps of another number of processes and machines; the updates it has seen. While it
+        is read all ranks call `mark` again and again.
 
         Raises:
             ValueError: there is none, it is damaged, or it is of another run
@@ -68,7 +71,7 @@ class Saver:
         found = self.world.gather(checkpoint.latest(self.folder))[0]  # one answer, whatever each file system shows
         if found is None:
             raise ValueError(f"--resume: {self.folder} holds no checkpoint")
-        opened = checkpoint.verify(found, self.world)
+        opened = checkpoint.verify(found, self.world, mark)
         then, now = opened.values["identity"], self._identity()
         changes = [
             f"--resume: {found} was made with {name} {json.dumps(then.get(name))}, not {json.dumps(now.get(name))}: set it "
@@ -80,12 +83,11 @@ class Saver:
             raise ValueError("\n".join(changes))
         if "error_scales" in opened.shapes and self.run.compression is None and self.world.is_main:
             warnings.warn("what the error buffers held back is dropped: this run does not compress", stacklevel=2)
-        self.engine.load_state(opened)
+        self.engine.load_state(opened, mark)
         if self.ema:
-            averages = self.ema.averages
+            restoring = Restoring(opened, self.world, mark)
             for name, piece in self.ema.pieces.items():
-                values = opened.read(f"ema/{name}", piece.start, piece.start + piece.size)
-                averages[name].copy_(values.view_as(averages[name]))
+                restoring.fill(f"ema/{name}", self.ema.averages[name], piece.start, piece.shared)
         if self.plateau:
             self.plateau.load_state_dict(opened.values["plateau"])
         # together the ranks of then know where all of the data stand

@@ -1,5 +1,4 @@
-"""Why a training stops before its end: Ctrl-C, SIGTERM and SIGUSR1 as wishes, the first a user's, the others a launcher's or
-Slurm's; or numbers that no further update mends."""
+"""Ctrl-C, SIGTERM and SIGUSR1 as wishes to stop: the first is a user's, the others a launcher's or Slurm's."""
 
 from __future__ import annotations
 
@@ -7,13 +6,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-
-class Hopeless(ValueError):
-    """The run's numbers have gone wrong, and starting it again would not help. Commands end with `EXIT_CODE`, at which
-    `launch/train_prior.sbatch` does not go on by itself."""
-
-    EXIT_CODE = 3
 
 
 @contextmanager

@@ -189,7 +189,9 @@ def test_accumulation_counts_into_m():
         torch.testing.assert_close(q.grad, p.grad / 4, atol=0, rtol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize(("rule", "start", "updates"), [(PER_BLOCK, 2.0**13, 1376), (PER_BLOCK, 2.0**24, 4126), (OVERALL, 2.0**24, 24)])
+@pytest.mark.parametrize(
+    ("rule", "start", "updates"), [(PER_BLOCK, 2.0**13, 1376), (PER_BLOCK, 2.0**24, 4126), (OVERALL, 2.0**24, 24)]
+)
 def test_the_longest_descent_is_the_rules(rule, start, updates):
     """Counted by letting all updates fail until the scale is at its least."""
     scales = GradientScales([[nn.Parameter(torch.zeros(1))]], rule, 2, DEVICE)
