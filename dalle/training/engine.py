@@ -202,10 +202,12 @@ class Engine:
             restoring.fill(f"model/{name}", tensor, piece.start, piece.shared)
         if self.run.zero_stage > 0:
             self._engine.optimizer.refresh_fp32_params()
-        self.shards.make_moments(int(restoring.read("steps")), _moment_dtypes(checkpoint, list(self.shards.pieces)))
+        dtypes = _moment_dtypes(checkpoint, list(self.shards.pieces))
+        self.shards.make_moments(int(restoring.read("steps")), dtypes)
         for name, piece in self.shards.pieces.items():
-            for moment, values in self.shards.moments(name).items():
-                restoring.fill(f"{moment}/{name}", values, piece.start, piece.shared)
+            held = self.shards.moments(name)  # below stage 3 nothing of some parameters, which others hold
+            for moment in dtypes[name]:
+                restoring.fill(f"{moment}/{name}", held.get(moment, torch.empty(0)), piece.start, piece.shared)
         self.before_step.load_error_buffers(restoring)
         if self.scales is not None:
             names = {name: f"gradient_scales/{name}" for name in self.scales.state_dict()}
