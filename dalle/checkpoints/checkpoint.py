@@ -156,6 +156,14 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         ValueError: there is none, or it is damaged; names what is wrong and the older checkpoint to fall back to
     """
+    checkpoint = _read_index(path)
+    for file in checkpoint.files:
+        _check_size(checkpoint, file)
+    return checkpoint
+
+
+def _read_index(path: str | Path) -> Checkpoint:
+    """A checkpoint by its index alone."""
     path = Path(path)
     if not (path / STATE).is_file():
         raise ValueError(f"{path} is not a complete checkpoint: it holds no {STATE}")
@@ -178,14 +186,16 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         step, values, files = state["step"], state["values"], state["files"]
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(path, f"{STATE}: {_reason(error)}") from error
-    for file, record in files.items():
-        try:
-            size = os.path.getsize(path / file)
-        except OSError as error:
-            raise _damaged(path, f"{file}: {_reason(error)}") from error
-        if size != record["bytes"]:
-            raise _damaged(path, f"{file} has {size:,} bytes, not {record['bytes']:,}")
     return Checkpoint(path, step, values, shapes, files, state["tensors"])
+
+
+def _check_size(checkpoint: Checkpoint, file: str) -> None:
+    try:
+        size = os.path.getsize(checkpoint.path / file)
+    except OSError as error:
+        raise _damaged(checkpoint.path, f"{file}: {_reason(error)}") from error
+    if size != checkpoint.files[file]["bytes"]:
+        raise _damaged(checkpoint.path, f"{file} has {size:,} bytes, not {checkpoint.files[file]['bytes']:,}")
 
 
 def verify(path: str | Path, world: World, mark: Callable[[], None] = lambda: None) -> Checkpoint:
@@ -213,9 +223,11 @@ def verify(path: str | Path, world: World, mark: Callable[[], None] = lambda: No
 
 
 def _proof(path: str | Path, rank: int, size: int) -> Iterator[Checkpoint]:
-    """Open a checkpoint and compare a rank's share of the hashes; it comes again after each step of that."""
-    checkpoint = open_checkpoint(path)
+    """Open a checkpoint and compare sizes and hashes of a rank's share of the files; it comes again after each step."""
+    checkpoint = _read_index(path)
+    yield checkpoint
     for file in sorted(checkpoint.files)[rank::size]:
+        _check_size(checkpoint, file)
         try:
             for digest in hashing(checkpoint.path / file):  # noqa: B007 the last is compared
                 yield checkpoint
@@ -223,7 +235,6 @@ def _proof(path: str | Path, rank: int, size: int) -> Iterator[Checkpoint]:
             raise _damaged(checkpoint.path, f"{file}: {_reason(error)}") from error
         if digest != checkpoint.files[file]["sha256"]:
             raise _damaged(checkpoint.path, f"the hash of {file} is not the one it was written with")
-    yield checkpoint
 
 
 def _complete(partial: Path, target: Path, step: int, values: dict, files: dict[str, dict]) -> None:

@@ -210,12 +210,13 @@ class Engine:
                 restoring.fill(f"{moment}/{name}", held.get(moment, torch.empty(0)), piece.start, piece.shared)
         self.before_step.load_error_buffers(restoring)
         if self.scales is not None:
-            names = {name: f"gradient_scales/{name}" for name in self.scales.state_dict()}
-            if names["micro_batches"] not in restoring:  # of a time when M was the processes, accumulation or not
-                del names["micro_batches"]
-            state = {name: restoring.read(stored) for name, stored in names.items()}
-            before = {"micro_batches": torch.tensor(float(len(checkpoint.values.get("loaders", ()))))}
-            self.scales.load_state_dict(before | state)
+            names = list(self.scales.state_dict())
+            found = {n: restoring.read(f"gradient_scales/{n}") for n in names if n != "micro_batches"}
+            if "gradient_scales/micro_batches" in restoring:
+                found["micro_batches"] = restoring.read("gradient_scales/micro_batches")
+            else:  # of a time when M was the processes, accumulation or not
+                found["micro_batches"] = torch.tensor(float(len(checkpoint.values["loaders"])))
+            self.scales.load_state_dict(found)
 
 
 def sharded_construction(run: Run, world: World) -> AbstractContextManager:

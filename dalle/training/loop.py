@@ -212,14 +212,11 @@ class _Training:
         """Say why updates were skipped; give up when that cannot change."""
         bad = {rank: round(counted - n) for rank, n in enumerate(self.world.gather(finite.item())) if n < counted}
         who = ", ".join(f"rank {rank} in {n}" for rank, n in list(bad.items())[:4])
-        reasons, patience, scales = (
-            [f"the loss was not finite on {who}"] if bad else [],
-            _BAD_UPDATES,
-            self.engine.scales,
-        )
-        if skipped > max(bad.values(), default=0):  # so the losses explain not all
+        reasons, patience = [f"the loss was not finite on {who}"] if bad else [], _BAD_UPDATES
+        if skipped > max(bad.values(), default=0):  # the losses do not explain all
+            scales = self.engine.scales
             reasons.append(scales.blame() if scales else "the norm of the gradients was not finite")
-            if scales:  # may take long to become small enough
+            if scales:  # one may take long to become small enough
                 patience += scales.rule.longest_descent_updates
         why = "; ".join(reasons)
         self.telemetry.warn(f"{skipped} of the {counted} updates up to {self.step} were skipped: {why}")

@@ -68,7 +68,8 @@ class Saver:
         Raises:
             ValueError: there is none, it is damaged, or it is of another run
         """
-        found = self.world.gather(checkpoint.latest(self.folder))[0]  # one answer, whatever each file system shows
+        # one answer, whatever each file system shows
+        found = self.world.gather(checkpoint.latest(self.folder) if self.world.is_main else None)[0]
         if found is None:
             raise ValueError(f"--resume: {self.folder} holds no checkpoint")
         opened = checkpoint.verify(found, self.world, mark)

@@ -15,6 +15,7 @@ from dalle.objectives.prior import PriorObjective
 from dalle.training import loop
 from dalle.training.engine import Engine
 from tests.conftest import TINY_PRIOR
+from tests.processes import ON_CPU, run_processes
 
 
 def _arguments(models: Path, output: Path, *more: str) -> list[str]:
@@ -116,6 +117,39 @@ def test_the_command_says_it_once_and_has_its_own_exit_code(monkeypatch, capsys,
     assert ended.value.code == 3
     told = capsys.readouterr().err.splitlines()
     assert told == ["dalle-train-prior (rank 0): the last 10 updates were skipped"] * lines
+
+
+def test_a_difference_between_processes_ends_the_run_on_all(models, tmp_path):
+    """With one line and exit code 3, and without a checkpoint of what differs."""
+    script = f"""
+import contextlib, io, json, sys
+import torch
+from dalle.cli.train import train_prior
+from dalle.training.engine import Engine
+
+whole = Engine.update
+
+def update(engine, micro_batches, step, *more):
+    told = whole(engine, micro_batches, step, *more)
+    if step == 3 and engine.world.rank == 1:
+        with torch.no_grad():
+            next(engine.model.parameters()).view(-1)[0] += 2**-20
+    return told
+
+Engine.update = update
+sys.argv = ["dalle-train-prior", *{_arguments(models, tmp_path / "run", "--run.steps", "9")!r}]
+with contextlib.redirect_stderr(io.StringIO()) as said:
+    try:
+        train_prior()
+    except SystemExit as ended:
+        print(json.dumps([ended.code, said.getvalue()]))
+"""
+    code, said = json.loads(run_processes(script, 2, 2, environment=ON_CPU).splitlines()[-1])
+    assert code == 3
+    # of two nobody knows which is right: the first is taken for it
+    told = [line for line in said.splitlines() if "the weights of rank 1 of 2 differ from those of others" in line]
+    assert len(told) == 1 and told[0].startswith("dalle-train-prior (rank 0): ")
+    assert not (tmp_path / "run/checkpoints").exists()
 
 
 def test_weights_are_compared_before_the_first_update_and_at_every_log_line(models, tmp_path, monkeypatch):
