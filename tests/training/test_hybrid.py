@@ -64,7 +64,7 @@ def test_the_whole_configuration_is_killed_and_goes_on(models, tmp_path):
     training = _launch(models, output, "--run.steps", "100000", "--run.checkpoint_every_minutes", "0.03")
     deadline_s = time.monotonic() + 200
     # until some updates beyond a checkpoint are known
-    while not (found := latest(output)) or max(_lines(output)) < int(found.name.removeprefix("step-")) + 3:
+    while not (found := latest(output)) or max(_lines(output), default=0) < int(found.name.removeprefix("step-")) + 3:
         assert training.poll() is None and time.monotonic() < deadline_s, training.communicate()[1][-3000:]
         time.sleep(0.1)
     os.kill(_rank(output, 2), signal.SIGKILL)
