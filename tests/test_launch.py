@@ -56,6 +56,7 @@ def test_a_slurm_task_finds_its_place(tmp_path):
         (75, "step-0000020.partial", False),
         (137, "step-0000010", False),  # nothing new: it would be lost in the same place again
         (2, "step-0000020", False),  # an error
+        (3, "step-0000020", False),  # numbers that have gone wrong
         (0, "step-0000020", False),
     ],
 )

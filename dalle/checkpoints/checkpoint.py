@@ -12,15 +12,13 @@ files hold it. A checkpoint appears under its name when it is complete and verif
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,10 +26,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from dalle.checkpoints.rank_file import DTYPES, Fragment, read_parts, sha256, write_fragments, write_proven
+from dalle.checkpoints.names import STATE, complete, delete_old, make_room, retire, step_of, sync_folder
+from dalle.checkpoints.rank_file import DTYPES, Fragment, hashing, read_parts, write_fragments, write_proven
 from dalle.cluster.topology import World
-
-_STATE = "state.json"
 
 
 class NotSaved(ValueError):
@@ -79,22 +76,22 @@ def save(folder: Path, step: int, fragments: Iterable[Fragment], values: dict, k
         return write_fragments(partial / file, held) if held else None
 
     try:
-        together(partial.name, lambda: _make_room(partial) if world.is_main else None)
+        together(partial.name, lambda: make_room(partial) if world.is_main else None)
         records = together(file, write_own)
         files = {f"rank-{rank:05d}.safetensors": record for rank, record in enumerate(records) if record}
-        together(_STATE, lambda: _complete(partial, target, step, values, files) if world.is_main else None)
+        together(STATE, lambda: _complete(partial, target, step, values, files) if world.is_main else None)
     except NotSaved:
         if world.is_main or (partial / file).exists():
             shutil.rmtree(partial, ignore_errors=True)
         raise
     if world.is_main:
-        _delete_old(target, keep)
+        delete_old(target, keep)
     return target
 
 
 def latest(folder: Path) -> Path | None:
     """The newest complete checkpoint, if there is one."""
-    found = _all(folder / "checkpoints")
+    found = complete(folder / "checkpoints")
     return found[-1] if found else None
 
 
@@ -119,6 +116,12 @@ class Checkpoint:
     tensors: dict[str, dict]
     _open: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
+    def dtype(self, name: str) -> torch.dtype:
+        """Of a tensor. Raises ValueError when there is none of that name."""
+        if name not in self.shapes:
+            raise ValueError(f"checkpoint {self.path} holds no tensor {name}")
+        return DTYPES[self.tensors[name]["dtype"]]
+
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Elements `start` to `stop` of the flattened tensor, on the CPU, in the dtype it was saved in. Nothing but the
         parts that overlap is read.
@@ -126,12 +129,10 @@ class Checkpoint:
         Raises:
             ValueError: no such tensor, or the checkpoint is damaged
         """
-        if name not in self.shapes:
-            raise ValueError(f"checkpoint {self.path} holds no tensor {name}")
-        numel = math.prod(self.shapes[name])
+        dtype, numel = self.dtype(name), math.prod(self.shapes[name])
         stop = numel if stop is None else stop
         assert 0 <= start <= stop <= numel, (name, start, stop, numel)
-        values = torch.empty(stop - start, dtype=DTYPES[self.tensors[name]["dtype"]])
+        values = torch.empty(stop - start, dtype=dtype)
         for file, key, part_start, part_stop in self.tensors[name]["parts"]:
             begin, end = max(start, part_start), min(stop, part_stop)
             if begin >= end:
@@ -143,7 +144,7 @@ class Checkpoint:
             except Exception as error:
                 raise _damaged(self.path, f"{file}: {_reason(error)}") from error
             if part.dtype != values.dtype or len(part) != end - begin:
-                raise _damaged(self.path, f"{file} holds other values of {name} than {_STATE} says")
+                raise _damaged(self.path, f"{file} holds other values of {name} than {STATE} says")
             values[begin - start : end - start] = part
         return values
 
@@ -155,15 +156,23 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         ValueError: there is none, or it is damaged; names what is wrong and the older checkpoint to fall back to
     """
+    checkpoint = _read_index(path)
+    for file in checkpoint.files:
+        _check_size(checkpoint, file)
+    return checkpoint
+
+
+def _read_index(path: str | Path) -> Checkpoint:
+    """A checkpoint by its index alone."""
     path = Path(path)
-    if not (path / _STATE).is_file():
-        raise ValueError(f"{path} is not a complete checkpoint: it holds no {_STATE}")
+    if not (path / STATE).is_file():
+        raise ValueError(f"{path} is not a complete checkpoint: it holds no {STATE}")
     try:
-        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
         if not isinstance(state, dict):
             raise ValueError("it is not a mapping of names to values")
     except (OSError, ValueError) as error:
-        raise _damaged(path, f"{_STATE}: {_reason(error)}") from error
+        raise _damaged(path, f"{STATE}: {_reason(error)}") from error
     if "tensors" not in state:
         raise ValueError(f"checkpoint {path} was written by another version of this program, in another form")
     try:
@@ -176,47 +185,56 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
                 raise ValueError(f"{name} is of no known dtype or in no known file")
         step, values, files = state["step"], state["values"], state["files"]
     except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, f"{_STATE}: {_reason(error)}") from error
-    for file, record in files.items():
-        try:
-            size = os.path.getsize(path / file)
-        except OSError as error:
-            raise _damaged(path, f"{file}: {_reason(error)}") from error
-        if size != record["bytes"]:
-            raise _damaged(path, f"{file} has {size:,} bytes, not {record['bytes']:,}")
+        raise _damaged(path, f"{STATE}: {_reason(error)}") from error
     return Checkpoint(path, step, values, shapes, files, state["tensors"])
 
 
-def verify(path: str | Path, world: World) -> Checkpoint:
+def _check_size(checkpoint: Checkpoint, file: str) -> None:
+    try:
+        size = os.path.getsize(checkpoint.path / file)
+    except OSError as error:
+        raise _damaged(checkpoint.path, f"{file}: {_reason(error)}") from error
+    if size != checkpoint.files[file]["bytes"]:
+        raise _damaged(checkpoint.path, f"{file} has {size:,} bytes, not {checkpoint.files[file]['bytes']:,}")
+
+
+def verify(path: str | Path, world: World, mark: Callable[[], None] = lambda: None) -> Checkpoint:
     """Open a checkpoint and compare the hashes of its files, shared out among all ranks, which all call it.
+
+    They do it in step, a GiB each at a time, and call `mark` before each: none waits long for one that has more to read.
 
     Raises:
         ValueError: on all ranks, as `open_checkpoint` does
     """
-    checkpoint = complaint = cause = None
-    try:
-        checkpoint = open_checkpoint(path)
-        for file in sorted(checkpoint.files)[world.rank :: world.size]:
-            try:
-                digest = sha256(checkpoint.path / file)
-            except OSError as error:
-                raise _damaged(checkpoint.path, f"{file}: {_reason(error)}") from error
-            if digest != checkpoint.files[file]["sha256"]:
-                raise _damaged(checkpoint.path, f"the hash of {file} is not the one it was written with")
-    except ValueError as error:
-        complaint, cause = str(error), error
-    complaints = [c for c in world.gather(complaint) if c]
-    if complaints:
-        raise ValueError(complaints[0]) from cause
-    return checkpoint
+    checkpoint, proof = None, _proof(path, world.rank, world.size)
+    while True:
+        mark()
+        complaint = cause = reached = None
+        try:
+            reached = next(proof, None)
+        except ValueError as error:
+            complaint, cause = str(error), error
+        checkpoint = checkpoint or reached
+        told = world.gather((complaint, reached is None))
+        if complaints := [c for c, _ in told if c]:
+            raise ValueError(complaints[0]) from cause
+        if all(done for _, done in told):
+            return checkpoint
 
 
-def _make_room(partial: Path) -> None:
-    """An empty folder, and none left of saving that was cut off."""
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    for left in partial.parent.glob("step-*.partial"):
-        shutil.rmtree(left, ignore_errors=True)
-    partial.mkdir()
+def _proof(path: str | Path, rank: int, size: int) -> Iterator[Checkpoint]:
+    """Open a checkpoint and compare sizes and hashes of a rank's share of the files; it comes again after each step."""
+    checkpoint = _read_index(path)
+    yield checkpoint
+    for file in sorted(checkpoint.files)[rank::size]:
+        _check_size(checkpoint, file)
+        try:
+            for digest in hashing(checkpoint.path / file):  # noqa: B007 the last is compared
+                yield checkpoint
+        except OSError as error:
+            raise _damaged(checkpoint.path, f"{file}: {_reason(error)}") from error
+        if digest != checkpoint.files[file]["sha256"]:
+            raise _damaged(checkpoint.path, f"the hash of {file} is not the one it was written with")
 
 
 def _complete(partial: Path, target: Path, step: int, values: dict, files: dict[str, dict]) -> None:
@@ -237,12 +255,12 @@ def _complete(partial: Path, target: Path, step: int, values: dict, files: dict[
     # once around, so that what is hashed is what will be read: JSON has neither tuples nor keys other than text
     state = json.loads(json.dumps(state))
     state["sha256"] = _state_hash(state)
-    write_proven(partial / _STATE, [json.dumps(state).encode()])
-    _sync_folder(partial)
+    write_proven(partial / STATE, [json.dumps(state).encode()])
+    sync_folder(partial)
     if target.exists():  # the same update once more, as after resuming and stopping at once
-        _retire(target)
+        retire(target)
     os.replace(partial, target)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def _state_hash(state: dict) -> str:
@@ -261,40 +279,11 @@ def _check_parts(name: str, shape: Iterable[int], parts: list) -> None:
         reached = stop
 
 
-def _delete_old(target: Path, keep: int) -> None:
-    """Delete what is older than the latest `keep`, and copies that were replaced. What cannot be deleted now is tried
-    again after the next checkpoint: the new one is safe all the same."""
-    older = [path for path in _all(target.parent) if _step(path) < _step(target)]
-    for path in older[: max(0, len(older) - keep + 1)]:
-        with suppress(OSError):
-            _retire(path)
-    for path in target.parent.glob("step-*.old"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _retire(path: Path) -> None:
-    """Take a checkpoint's name away at once; a deletion that is cut off must not leave half of one under it."""
-    old = path.with_name(path.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    os.replace(path, old)
-
-
-def _all(checkpoints: Path) -> list[Path]:
-    found = [p for p in checkpoints.glob("step-*") if re.fullmatch(r"step-\d+", p.name) and (p / _STATE).is_file()]
-    # of one that was to be replaced, where that was cut off after it had lost its name
-    retired = [p for p in checkpoints.glob("step-*.old") if (p / _STATE).is_file() and not p.with_suffix("").exists()]
-    return sorted(found + retired, key=_step)
-
-
-def _step(path: Path) -> int:
-    return int(path.name.removeprefix("step-").removesuffix(".old"))
-
-
 def _damaged(path: Path, problem: str) -> ValueError:
-    if not (path / _STATE).exists():
+    if not (path / STATE).exists():
         return ValueError(f"checkpoint {path} was deleted while it was read: read the newest")
     number = re.fullmatch(r"step-(\d+)", path.name)
-    older = [p for p in _all(path.parent) if number and _step(p) < int(number[1])]
+    older = [p for p in complete(path.parent) if number and step_of(p) < int(number[1])]
     way_on = f"delete it to go on from {older[-1]}" if older else "there is no older one"
     return ValueError(f"checkpoint {path} is damaged: {problem}; {way_on}")
 
@@ -303,15 +292,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-
-
-def _sync_folder(folder: Path) -> None:
-    """See to it that the names in a folder are on the disk."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems do not know it of folders
-            raise
-    finally:
-        os.close(number)

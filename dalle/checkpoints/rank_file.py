@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,13 +92,23 @@ def write_proven(path: Path, pieces: Iterable[bytes | memoryview]) -> dict:
 
 
 def sha256(path: Path) -> str:
-    """Of a file, as 64 hex digits, 16 MiB at a time."""
+    """Of a file, as 64 hex digits."""
+    *_, digest = hashing(path)
+    return digest
+
+
+def hashing(path: Path) -> Iterator[str]:
+    """The SHA-256 of what has been read of a file so far, after each GiB and at the end."""
     digest = hashlib.sha256()
     piece = memoryview(bytearray(1 << 24))
     with open(path, "rb", buffering=0) as file:
-        while num_bytes := file.readinto(piece):
+        for number in itertools.count(1):
+            if not (num_bytes := file.readinto(piece)):
+                break
             digest.update(piece[:num_bytes])
-    return digest.hexdigest()
+            if number % 64 == 0:
+                yield digest.hexdigest()
+    yield digest.hexdigest()
 
 
 def _to_bytes(fragment: Fragment) -> memoryview:

@@ -23,6 +23,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 import dalle
 from dalle.cli.allocator import keep_freed_memory
 from dalle.config import shipped
+from dalle.config.checks import Hopeless
 from dalle.config.programs import PROGRAMS, Program
 
 
@@ -87,7 +88,7 @@ def parse_model(cls: type, values: dict, where: str):
 
 
 def run(main: Callable[[], None], prog: str) -> None:
-    """Run a command: user errors become one line and exit code 2, Ctrl-C exit code 130."""
+    """Run a command: user errors become one line and exit code 2, a training whose numbers have gone wrong 3, Ctrl-C 130."""
     keep_freed_memory()
     try:
         main()
@@ -96,8 +97,10 @@ def run(main: Callable[[], None], prog: str) -> None:
             raise
         rank = os.environ.get("RANK", "0")
         who = prog if os.environ.get("WORLD_SIZE", "1") == "1" else f"{prog} (rank {rank})"
-        print(f"{who}: {error}", file=sys.stderr)
-        sys.exit(2)
+        all_say_it = isinstance(error, Hopeless)
+        if rank == "0" or not all_say_it:
+            print(f"{who}: {error}", file=sys.stderr)
+        sys.exit(Hopeless.EXIT_CODE if all_say_it else 2)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:

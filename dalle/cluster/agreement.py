@@ -1,4 +1,5 @@
-"""Do all ranks run the same thing? Found out at the start, not as a collective that hangs or a loss that is a little off."""
+"""Do all ranks run the same thing? Found out at the start, not as a collective that hangs or a loss that is a little off. And do
+those that should still hold the same weights?"""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ import json
 import os
 import platform
 import socket
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +19,8 @@ import torch
 
 import dalle
 from dalle.cluster.topology import World
-from dalle.cluster.watch_hub import Member, named
+from dalle.cluster.watch_hub import Member, named, spans
+from dalle.config.checks import Hopeless
 
 _SHOWN = 4
 
@@ -56,6 +59,40 @@ def check_same(world: World, facts: dict[str, str]) -> None:
     ]
     more = f"; and {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else ""
     raise ValueError(f"{'; '.join(parts[:_SHOWN])}{more}: install and start the same on every machine")
+
+
+def check_same_weights(world: World, weights: Sequence[torch.Tensor], sharded: bool) -> None:
+    """See that processes that should hold the same bits do: each computes its updates for itself. Called by all ranks.
+
+    Args:
+        weights: what this process holds, in the same order everywhere
+        sharded: whether only those of equal ordinal on all machines hold the same; otherwise all do
+
+    Raises:
+        Hopeless: on every rank; one line that names those that differ from most
+    """
+    ordinals = 1
+    if sharded:
+        ordinals = world.machines.ranks_per_machine if world.machines else world.size
+    sums = world.gather_int(_sum_of_bits(weights))
+    usual = [Counter(sums[ordinal::ordinals]).most_common(1)[0][0] for ordinal in range(ordinals)]
+    differing = [rank for rank, found in enumerate(sums) if found != usual[rank % ordinals]]
+    if differing:
+        raise Hopeless(
+            f"the weights of {'ranks' if len(differing) > 1 else 'rank'} {spans(differing)} of {world.size} differ from those "
+            "of others that should hold the same: look for a faulty GPU or another library in one of the machines. They did "
+            "not when the last checkpoint was written; go on from it with --resume"
+        )
+
+
+def _sum_of_bits(tensors: Iterable[torch.Tensor]) -> int:
+    """64 bits that any change of one number changes; a sum of integers, whose order is of no account."""
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = [tensor.detach().view(integers[tensor.element_size()]).sum(dtype=torch.int64) for tensor in tensors]
+    if not sums:
+        return 0
+    odd = torch.arange(1, 2 * len(sums), 2, device=sums[0].device)  # two tensors that change places show
+    return (torch.stack(sums) * odd).sum().item()
 
 
 def _code_hash() -> str:

@@ -1,6 +1,13 @@
-"""The checks that configurations share."""
+"""The checks that configurations share, and the error of a run that went wrong whatever its configuration."""
 
 from __future__ import annotations
+
+
+class Hopeless(ValueError):
+    """A training's numbers have gone wrong, and starting it again as it is would not help. Raised on all ranks alike. Commands
+    end with `EXIT_CODE`, at which `launch/train_prior.sbatch` does not go on by itself."""
+
+    EXIT_CODE = 3
 
 
 def require(condition: bool, message: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.distributed as dist
 
-from dalle.checkpoints.checkpoint import Checkpoint
+from dalle.checkpoints.restoring import Restoring
 from dalle.cluster.topology import World
 from dalle.config import Run
 from dalle.gradients.exchange import Exchange
@@ -72,7 +72,8 @@ class BeforeStep:
         """Prepare the gradients for the optimiser, or make it skip this update.
 
         Returns:
-            `gradient_norm` before clipping, 0 where it is not finite, and `skipped`, 1 or 0: device scalars
+            device scalars: `gradient_norm` before clipping, 0 where it is not finite; `skipped`, 1 or 0; `hopeless`, 1 where
+            it was skipped and no smaller gradient scale can help
         """
         gradients = self.shards.gradients()
         finite = torch.ones((), dtype=torch.bool, device=self.world.device)
@@ -98,7 +99,12 @@ class BeforeStep:
         self.shards.write_gradients(gradients)
         if self._whole:
             self.shards.optimizer.found_inf = (~applied).float()
-        return {"gradient_norm": norm.where(norm.isfinite(), 0), "skipped": (~applied).float()}
+        hopeless = ~applied if self.scales is None else ~(applied | self.scales.falling)
+        return {
+            "gradient_norm": norm.where(norm.isfinite(), 0),
+            "skipped": (~applied).float(),
+            "hopeless": hopeless.float(),
+        }
 
     def _unscale(self, gradients: dict[str, torch.Tensor]) -> torch.Tensor:
         """Whether the gradients of all processes are finite, after the scales have learnt of it."""
@@ -156,16 +162,17 @@ class BeforeStep:
             piece = Piece((self._num_shards, 2), 2 * self._shard, 2, shared=self._whole)
             yield "error_scales", piece, self.powersgd.scales
 
-    def load_error_buffers(self, checkpoint: Checkpoint) -> None:
+    def load_error_buffers(self, restoring: Restoring) -> None:
         """Share a sum of error buffers out among the machines: the sum stays what it was. A checkpoint without them, of a
         run that did not compress, leaves them empty."""
-        if self.powersgd is None or "error_scales" not in checkpoint.shapes:
+        if self.powersgd is None or "error_scales" not in restoring:
             return
         buffers = {}
         for name in self.powersgd.shapes:
             piece = self.shards.pieces[name]
-            values = checkpoint.read(f"error/{name}", piece.start, piece.start + piece.size)
-            buffers[name] = values.to(self.world.device) / self.machines.count
+            values = torch.empty(piece.size, device=self.world.device)
+            restoring.fill(f"error/{name}", values, piece.start, piece.shared)
+            buffers[name] = values / self.machines.count
         self.powersgd.load_buffers(buffers)
-        scales = checkpoint.read("error_scales").view(checkpoint.shapes["error_scales"])
+        scales = restoring.read("error_scales")
         self.powersgd.scales.copy_(scales[self._shard] if len(scales) == self._num_shards else scales.amin(dim=0))

@@ -1,17 +1,20 @@
 """PowerSGD between machines, on each process's own shards (section 2.5, appendix E).
 
-What a machine has not yet sent of a gradient waits in its error buffer. At each update every process adds its shard's
-gradient to the buffer B, and for each matrix, with all machines,
+What a machine has not yet sent of a gradient waits in its error buffer E. At each update every process adds its shard's
+gradient G, B = E + G, and for each matrix, with all machines,
 
     P = mean(B · Q₀),  Q₀ Gaussian and fixed     P ← orthonormal columns of P + 1e-6 · I (Householder)
-    Q = mean(Bᵀ · P)                             applied gradient P · Qᵀ,  B ← B − P · Qᵀ
+    Q = mean(Bᵀ · P)                             applied gradient P · Qᵀ,  E ← B − P · Qᵀ
 
 so that P and Q, of rank r / m, are all that travels. Since every machine subtracts the mean that was applied, nothing
 is lost: the sum of the buffers over the machines after an update, plus what was applied times the number of machines,
-is the sum before it.
+is the sum before it and of the gradients. An update that is skipped changes no buffer: its gradient is dropped, as it is
+without compression.
 
 Departures from the paper: matrices of one shape share Q₀ and are worked on together; gradients are means here, parts of
-a sum there; the gradient exists beside the buffer, where DeepSpeed collects it.
+a sum there; the gradient exists beside the buffer, where DeepSpeed collects it, so that B is made anew where it is
+needed, and is never rounded to the buffer's format; a skipped update leaves the buffers alone, where the paper takes in
+what was finite.
 """
 
 from __future__ import annotations
@@ -84,6 +87,8 @@ class PowerSGD:
         # powers of two that P and Q are multiplied with before they are sent; every process of a replica group derives
         # the same from the same averages
         self.scales = torch.ones(2, device=device)
+        self._next_scales = self.scales.clone()
+        self._gradients: dict[str, torch.Tensor] = {}  # between `factorise` and `apply`
 
     def _stack(self, names: list[str], size: tuple[int, int], seed: int, device: torch.device) -> _Stack:
         short, long = size
@@ -95,32 +100,37 @@ class PowerSGD:
 
     @torch.no_grad()
     def factorise(self, gradients: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Take in the gradients and agree on P and Q with the other machines.
+        """Agree with the other machines on P and Q of buffers and gradients.
 
         Args:
-            gradients: by name, flat fp32, this process's rows. One that is not finite is left out of the error buffers
+            gradients: by name, flat fp32, this process's rows; they have to stay as they are until `apply` gives its own. A
+                matrix with one that is not finite counts as zeros, and the update has to be skipped
 
         Returns:
             the square of the norm of what `apply` will give for this process's shards, which is that of Q, on the device;
             infinite when one of the gradients was not finite
         """
-        all_finite = []
-        for stack in self._stacks:
-            added_NSL = torch.cat([self._lying(gradients[name], name) for name in stack.names])
-            finite_N11 = _finite(added_NSL)
-            buffer_NSL = decode(stack.buffer_NSL, self.format)
-            stack.buffer_NSL = encode(buffer_NSL + added_NSL.where(finite_N11, 0), self.format)
-            all_finite.append(finite_N11.all())
-        self._exchange("p_NSK", 0, lambda stack: decode(stack.buffer_NSL, self.format) @ stack.q0_LK)
+        self._gradients = gradients
+        all_finite = [_finite(self._given(stack)).all() for stack in self._stacks]
+        self._exchange("p_NSK", 0, lambda stack: self._waiting(stack) @ stack.q0_LK)
         for stack in self._stacks:
             identity_SK = torch.eye(*stack.p_NSK.shape[1:], device=stack.p_NSK.device)
             # a matrix with a number that is not finite would end the process in some implementations of QR
             usable_N11 = _finite(stack.p_NSK)
             p_NSK = stack.p_NSK.where(usable_N11, 0) + _IDENTITY * identity_SK
             stack.p_NSK = torch.linalg.qr(p_NSK).Q.where(usable_N11, torch.nan)
-        self._exchange("q_NLK", 1, lambda stack: decode(stack.buffer_NSL, self.format).mT @ stack.p_NSK)
+        self._exchange("q_NLK", 1, lambda stack: self._waiting(stack).mT @ stack.p_NSK)
         squares = torch.stack([stack.q_NLK.square().sum() for stack in self._stacks]).sum()
         return squares.where(torch.stack(all_finite).all(), torch.inf)
+
+    def _given(self, stack: _Stack) -> torch.Tensor:
+        """G of a stack's matrices."""
+        return torch.cat([self._lying(self._gradients[name], name) for name in stack.names])
+
+    def _waiting(self, stack: _Stack) -> torch.Tensor:
+        """B of a stack's matrices."""
+        given_NSL = self._given(stack)
+        return given_NSL.where(_finite(given_NSL), 0).add_(decode(stack.buffer_NSL, self.format))
 
     def _exchange(self, name: str, which: int, compute) -> None:
         """Average a factor of all matrices in one call."""
@@ -132,26 +142,27 @@ class PowerSGD:
         if self.format == "1-6-9":
             largest = mean_N.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
             scale = torch.exp2(torch.floor(torch.log2(_LARGEST_SENT / largest))).clamp(2.0**-60, 2.0**60)
-            self.scales[which] = torch.where(scale.isfinite(), scale, self.scales[which])
+            self._next_scales[which] = torch.where(scale.isfinite(), scale, self.scales[which])
 
     @torch.no_grad()
     def apply(self, applied: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
         """The decompressed gradients, one stack at a time, while the error buffers lose them.
 
         Args:
-            applied: bool scalar on the device: whether the update takes place. If not, the buffers keep what they hold;
-                one that is not finite is emptied
+            applied: bool scalar on the device: whether the update takes place. If not, all stays as it was before
+                `factorise`; but a buffer that is not finite is emptied
 
         Yields:
             name and fp32 gradient of this process's rows, [matrices side by side, rows, columns], before clipping
         """
+        self.scales.copy_(torch.where(applied, self._next_scales, self.scales))
         for stack in self._stacks:
             sent_NSL = stack.p_NSK @ stack.q_NLK.mT
-            buffer_NSL = decode(stack.buffer_NSL, self.format)
-            left_NSL = torch.where(applied, buffer_NSL - sent_NSL, buffer_NSL)
+            left_NSL = torch.where(applied, self._waiting(stack) - sent_NSL, decode(stack.buffer_NSL, self.format))
             stack.buffer_NSL = encode(left_NSL.where(_finite(left_NSL), 0), self.format)
             yield from self._standing(stack, sent_NSL)
             stack.p_NSK = stack.q_NLK = None
+        self._gradients = {}
 
     def buffers(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and error buffer, flat fp32, of this process's rows of each matrix."""

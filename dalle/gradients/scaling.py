@@ -5,12 +5,15 @@ but 40 powers of two. So each resblock multiplies the gradient that comes in by 
 by it; the identity path between them is fp32 and never scaled. Within a resblock all but the layer norm is fp16;
 embeddings, unembeddings and logits stay fp32.
 
-The loss is divided by M, the number of data-parallel replicas, and M is a factor of every scale: the rule is written for
-one replica. Scales live on the device, and nothing here waits for it.
+A sample's gradient is divided by the whole batch, so M, the micro-batches of an update over all replicas, is a factor of
+every scale and of its bounds: the rule is written for one micro-batch. As long as the batch stays what it is, so do a
+sample's gradient and the scale that suits it, whatever number of replicas shares the batch: M is that of the run's
+beginning, for ever. Scales live on the device, and nothing here waits for it.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,13 +22,14 @@ from functools import partial
 import torch
 from torch import nn
 
+from dalle.cluster.watch_hub import spans
 from dalle.gradients.partition import whole_shape
 from dalle.models.wrapping import wrap
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How a scale follows what it does. The first three are per replica.
+    """How a scale follows what it does. The first three are per micro-batch of an update.
 
     Args:
         start: the scale at first
@@ -45,6 +49,16 @@ class Rule:
     finite_updates: int = 1
     window_updates: int = 1
 
+    @property
+    def longest_descent_updates(self) -> int:
+        """The most updates in a row that may be skipped before a scale that is always too large has come from its greatest
+        value to its least: longer than that the rule never takes."""
+        if self.back_off == 1:
+            return 1
+        # rounded, for 17 powers of two are 34 divisions by √2 and not 34.0000001
+        divisions = math.ceil(round(math.log(self.greatest / self.least) / -math.log(self.back_off), 6))
+        return 1 + max(0, divisions - 1) * self.window_updates
+
 
 PER_BLOCK = Rule(2**13, 2**7, 2**24, growth=2 ** (1 / 1000), back_off=2**-0.5, window_updates=125)
 """Appendix D."""
@@ -63,11 +77,12 @@ class GradientScales:
     Args:
         parts: the parameters that each scale belongs to
         rule: of all scales
-        replicas: M
+        replicas: processes that share the batch, over which the gradients are averaged
         device: of the model
         reduce_factor: what the gradients of the parts' matrices, which are the ones computed in fp16, are multiplied by
             before they are communicated, and divided by in `unscale`: a constant chosen by hand so that sums over ranks
             in 16 bits neither overflow nor underflow
+        accumulation_steps: micro-batches that each replica takes for an update
     """
 
     def __init__(
@@ -77,13 +92,18 @@ class GradientScales:
         replicas: int,
         device: torch.device,
         reduce_factor: float = 1.0,
+        accumulation_steps: int = 1,
     ):
         self.rule, self.replicas, self.reduce_factor = rule, replicas, reduce_factor
-        # per replica, so that a run may be resumed with another number of them
-        self._scale = torch.full((len(parts),), float(rule.start), device=device)
+        self._micro_batches = torch.full((), float(replicas * accumulation_steps), device=device)  # M
+        self._scale = torch.full((len(parts),), float(rule.start), device=device)  # without M
         self._since_division = torch.full_like(self._scale, rule.window_updates, dtype=torch.int32)
         self._finite_updates = torch.zeros_like(self._since_division)
-        self.scales = self._scale * replicas
+        self.failures = torch.zeros(len(parts) + 1, dtype=torch.int32, device=device)
+        """Updates with a gradient that was not finite, of each scale's parameters and of all others, since it was zeroed"""
+        self.falling = torch.zeros((), dtype=torch.bool, device=device)
+        """Whether a scale was too large for the last update and can still become smaller"""
+        self.scales = self._scale * self._micro_batches
         """fp32 [number of scales], with their factor M"""
         self._of_loss: torch.Tensor | float = 1.0
         # by parameter the number of its scale, and whether the constant before the reduce is for it
@@ -119,13 +139,14 @@ class GradientScales:
         return scales
 
     def scaled(self, loss: torch.Tensor) -> torch.Tensor:
-        """What the backward pass starts from: the loss divided by M, times the scale if there is but one."""
+        """What the backward pass starts from: the loss divided by the replicas, times the scale if there is but one. Who
+        accumulates divides by the micro-batches besides, as DeepSpeed does."""
         return loss * (self._of_loss / self.replicas)
 
     @torch.no_grad()
     def unscale(self, gradients: Iterable[tuple[nn.Parameter, torch.Tensor]]) -> torch.Tensor:
-        """Take scales and the constant out of gradients, in place, and multiply them by M, which makes a mean over replicas of
-        what has been averaged over them.
+        """Take scales and the constant out of gradients, in place, and multiply them by the replicas, which makes a mean over
+        them of what has been averaged over them.
 
         Args:
             gradients: with their parameters; fp32, of any shape, for they may be a rank's parts
@@ -155,6 +176,9 @@ class GradientScales:
             whether the weights are to be updated, bool []: only when all was finite
         """
         rule, fine = self.rule, finite[:-1]
+        # a thousandth more than the least: divisions are rounded, and to fall so far takes a window, too, and helps nobody
+        self.falling.copy_((~fine & (self._scale > 1.001 * rule.least)).any())
+        self.failures += ~finite
         self._since_division += 1
         self._finite_updates.add_(1).mul_(fine)
         grow = self._finite_updates >= rule.finite_updates
@@ -163,16 +187,33 @@ class GradientScales:
         self._since_division.masked_fill_(divide, 0)
         factor = torch.where(grow, rule.growth, torch.where(divide, rule.back_off, 1.0))
         self._scale.mul_(factor).clamp_(rule.least, rule.greatest)
-        self.scales.copy_(self._scale * self.replicas)
+        self.scales.copy_(self._scale * self._micro_batches)
         return finite.all()
 
+    def blame(self) -> str:
+        """What was not finite since `failures` was zeroed, in words."""
+        *blocks, elsewhere = self.failures.tolist()
+        reasons = []
+        if blamed := [number for number, count in enumerate(blocks) if count]:
+            log2 = self.scales.log2()[blamed]
+            what = f"resblocks {spans(blamed)}" if len(blocks) > 1 else "the model"
+            least = math.log2(self.rule.least * self._micro_batches.item())
+            reasons.append(
+                f"gradients of {what} were not finite in fp16, with scales of 2^{log2.min():.1f} to 2^{log2.max():.1f}, of which "
+                f"2^{least:.1f} is the least"
+            )
+        if elsewhere:
+            reasons.append("gradients of weights that have no gradient scale were not finite")
+        return " and ".join(reasons) or "the norm of the averaged gradients was not finite"
+
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Part of the training state: it does not depend on the number of replicas."""
+        """Part of the training state: scales without M, M, and what the rule remembers."""
         state = {"scale": self._scale, "since_division": self._since_division, "finite_updates": self._finite_updates}
-        return {name: tensor.clone() for name, tensor in state.items()}
+        return {name: tensor.clone() for name, tensor in (state | {"micro_batches": self._micro_batches}).items()}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Go on from where `state_dict` was taken. Raises ValueError when it has another number of scales."""
+        """Go on from where `state_dict` was taken, on any number of replicas and micro-batches of the same batch: the scales, M
+        included, stay. Raises ValueError when it has another number of scales."""
         if len(state["scale"]) != len(self._scale):
             raise ValueError(
                 f"the checkpoint holds {len(state['scale'])} gradient scales, this run has {len(self._scale)}: set "
@@ -181,7 +222,8 @@ class GradientScales:
         self._scale.copy_(state["scale"])
         self._since_division.copy_(state["since_division"])
         self._finite_updates.copy_(state["finite_updates"])
-        self.scales.copy_(self._scale * self.replicas)
+        self._micro_batches.copy_(state["micro_batches"])
+        self.scales.copy_(self._scale * self._micro_batches)
 
 
 def _scaled(scale: torch.Tensor, forward: Callable, x_BSD: torch.Tensor, *rest) -> torch.Tensor:

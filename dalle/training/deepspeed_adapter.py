@@ -11,9 +11,16 @@ _SUB_GROUP = 100_000_000
 """Weights of a process that are updated together: DeepSpeed copies their gradients first, 0.4 GB."""
 
 
-def settings(run: Run, world: World) -> dict:
-    """The DeepSpeed configuration. Clipping and the decision to skip are ours (`gradients/before_step.py`)."""
+def settings(run: Run, world: World, resblock: int | None = None) -> dict:
+    """The DeepSpeed configuration. Clipping and the decision to skip are ours (`gradients/before_step.py`).
+
+    Args:
+        run, world: what is trained, by whom
+        resblock: weights of a resblock, for the buckets; null where none is made
+    """
     zero: dict = {"stage": run.zero_stage}
+    if resblock is not None:
+        zero |= _buckets(resblock)
     if run.zero_stage == 3:
         # no parameter stays whole from update to update: the averaged weights are swapped in by swapping the shards
         zero |= {"stage3_param_persistence_threshold": 0, "sub_group_size": _SUB_GROUP}
@@ -33,6 +40,13 @@ def settings(run: Run, world: World) -> dict:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
     }
+
+
+def _buckets(resblock: int) -> dict:
+    """Gradients are reduced, and weights gathered, a resblock at a time. DeepSpeed's own buckets are of 5·10⁸ elements each,
+    whatever the model: 3 GB, one in fp32 and one in 16 bits. What is larger than a bucket goes without one."""
+    size = resblock + resblock % 2  # which it wants even
+    return {"reduce_bucket_size": size, "allgather_bucket_size": size, "stage3_prefetch_bucket_size": size}
 
 
 class Roles:

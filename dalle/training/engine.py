@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from types import SimpleNamespace
@@ -21,12 +21,14 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from dalle.checkpoints.checkpoint import Checkpoint, Fragment
+from dalle.checkpoints.restoring import Restoring
+from dalle.cluster.agreement import check_same_weights
 from dalle.cluster.topology import World
 from dalle.config import Optimizer, Run
 from dalle.gradients.before_step import BeforeStep
-from dalle.gradients.partition import MOMENTS, Partitioned, Piece, Sharded, Shards, Whole
+from dalle.gradients.partition import MOMENTS, Partitioned, Piece, Sharded, Shards, Whole, whole_shape
 from dalle.gradients.scaling import GradientScales
-from dalle.models.prior import InputMajorLinear, Linear
+from dalle.models.prior import InputMajorLinear, Linear, Prior
 from dalle.models.wrapping import wrap
 from dalle.optim import optimizer as optimizers
 from dalle.optim.ema import EMA
@@ -61,7 +63,7 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=objective,
             optimizer=client,
-            config=settings(run, world),
+            config=settings(run, world, _largest_resblock(self.model) if run.zero_stage > 0 else None),
             mpu=roles,
             dist_init_required=False,
         )
@@ -166,16 +168,11 @@ class Engine:
             return 0
         return zlib.crc32(name.encode()) % self.world.num_machines
 
-    def replicas_agree(self) -> bool:
-        """Whether all machines hold the same weights: each computes them for itself. All ranks have to call it."""
-        machines = self.world.machines
-        if machines is None or machines.count == 1:
-            return True
-        weights = self.shards.weights().values()
-        mine = torch.stack([tensor.double().sum() for _, tensor in weights]).sum()
-        extremes = torch.stack([mine, -mine])
-        torch.distributed.all_reduce(extremes, torch.distributed.ReduceOp.MAX, group=machines.replicas)
-        return not self.world.any(extremes.sum().item() != 0)
+    def check_replicas(self) -> None:
+        """See that all processes that hold the same weights hold the same bits: each computes its updates for itself. All
+        ranks have to call it. Raises Hopeless on all."""
+        weights = [tensor for _, tensor in self.shards.weights().values()]
+        check_same_weights(self.world, weights, sharded=self.run.zero_stage == 3)
 
     def state(self) -> Iterator[Fragment]:
         """What this process puts into a checkpoint, by name of the whole: weights, moments, error buffers, gradient
@@ -197,24 +194,29 @@ class Engine:
                 yield Fragment(f"gradient_scales/{name}", tuple(values.shape), 0, values)
 
     @torch.no_grad()
-    def load_state(self, checkpoint: Checkpoint) -> None:
-        """Restore what `state` gave, on any number of ranks and machines."""
-
-        def read(name: str, piece: Piece, into: torch.Tensor) -> None:
-            into.copy_(checkpoint.read(name, piece.start, piece.start + piece.size).view_as(into))
-
+    def load_state(self, checkpoint: Checkpoint, mark: Callable[[], None] = lambda: None) -> None:
+        """Restore what `state` gave, on any number of ranks and machines, all of which call it. `mark` is called at every
+        tensor."""
+        restoring = Restoring(checkpoint, self.world, mark)
         for name, (piece, tensor) in self.shards.weights().items():
-            read(f"model/{name}", piece, tensor)
+            restoring.fill(f"model/{name}", tensor, piece.start, piece.shared)
         if self.run.zero_stage > 0:
             self._engine.optimizer.refresh_fp32_params()
-        self.shards.make_moments(int(checkpoint.read("steps")), _moment_dtypes(checkpoint, list(self.shards.pieces)))
+        dtypes = _moment_dtypes(checkpoint, list(self.shards.pieces))
+        self.shards.make_moments(int(restoring.read("steps")), dtypes)
         for name, piece in self.shards.pieces.items():
-            for moment, values in self.shards.moments(name).items():
-                read(f"{moment}/{name}", piece, values)
-        self.before_step.load_error_buffers(checkpoint)
+            held = self.shards.moments(name)  # below stage 3 nothing of some parameters, which others hold
+            for moment in dtypes[name]:
+                restoring.fill(f"{moment}/{name}", held.get(moment, torch.empty(0)), piece.start, piece.shared)
+        self.before_step.load_error_buffers(restoring)
         if self.scales is not None:
-            names = self.scales.state_dict()
-            self.scales.load_state_dict({name: checkpoint.read(f"gradient_scales/{name}") for name in names})
+            names = list(self.scales.state_dict())
+            found = {n: restoring.read(f"gradient_scales/{n}") for n in names if n != "micro_batches"}
+            if "gradient_scales/micro_batches" in restoring:
+                found["micro_batches"] = restoring.read("gradient_scales/micro_batches")
+            else:  # of a time when M was the processes, accumulation or not
+                found["micro_batches"] = torch.tensor(float(len(checkpoint.values["loaders"])))
+            self.scales.load_state_dict(found)
 
 
 def sharded_construction(run: Run, world: World) -> AbstractContextManager:
@@ -244,8 +246,19 @@ def _prepare(objective: nn.Module, run: Run, world: World) -> GradientScales | N
     return scales
 
 
+def _largest_resblock(model: nn.Module) -> int:
+    """Weights of the largest resblock, or, of what has none by that name, of the largest part that is recomputed."""
+    parts = model.resblocks() if isinstance(model, Prior) else model.recomputable()
+    return max(sum(math.prod(whole_shape(p)) for p in part.parameters()) for part in parts)
+
+
 def _gradient_scales(objective: nn.Module, run: Run, world: World) -> GradientScales | None:
-    options = {"replicas": world.size, "device": world.device, "reduce_factor": run.reduce_factor}
+    options = {
+        "replicas": world.size,
+        "accumulation_steps": run.accumulation_steps,
+        "device": world.device,
+        "reduce_factor": run.reduce_factor,
+    }
     if run.precision == "fp16":
         return GradientScales.overall(objective, **options)
     if run.precision == "fp16-per-block":
@@ -270,7 +283,7 @@ def _moment_dtypes(checkpoint: Checkpoint, names: list[str]) -> dict[str, dict[s
     found = {}
     for name in names:
         kept = [moment for moment in MOMENTS if f"{moment}/{name}" in checkpoint.shapes]  # Muon has but the first
-        found[name] = {moment: checkpoint.read(f"{moment}/{name}", 0, 0).dtype for moment in kept}
+        found[name] = {moment: checkpoint.dtype(f"{moment}/{name}") for moment in kept}
     return found
 
 

@@ -20,6 +20,7 @@ from dalle.checkpoints.checkpoint import NotSaved
 from dalle.cluster.topology import World
 from dalle.cluster.watch import Watch
 from dalle.config import Optimizer, Run
+from dalle.config.checks import Hopeless
 from dalle.data.counts import totalled
 from dalle.optim.ema import EMA
 from dalle.optim.plateau import PlateauRule
@@ -35,12 +36,12 @@ from dalle.training.stopping import stop_requests
 _POLL_STEPS = 5
 """Updates between two rounds of asking all processes whether one was told to stop, where they take less than a second."""
 _BAD_UPDATES = 10
-"""Updates in a row with losses that are not finite, after which there is no point in going on."""
-_SKIPPED_UPDATES = 500
-"""The same where the losses are finite and gradient scales may still be finding their size."""
+"""Skipped updates in a row that no smaller gradient scale could have saved, after which there is no point in going on."""
+_USUAL_SKIPS = 0.2
+"""Share of skipped updates up to which nothing is said of them: the paper's gradient scales skip about 5%."""
 
 
-class NotFinite(ValueError):
+class NotFinite(Hopeless):
     """No update could be made for long: losses or gradients were infinite or not a number."""
 
 
@@ -77,8 +78,7 @@ class _Training:
         self.plateau = PlateauRule(optimizer.plateau, self.step_size.warmup_steps) if optimizer.plateau else None
         self.saver = Saver(stage, optimizer, run, folder, self.engine, self.ema, self.plateau)
         if resume:
-            watch.mark(0, "reading a checkpoint")
-            self.step = self.saver.resume()
+            self.step = self.saver.resume(lambda: watch.mark(0, "reading a checkpoint"))
         flops_per_unit = limit_flops_per_s = None
         if stage.flops_per_sample is not None:
             flops_per_unit = stage.flops_per_sample / stage.units_per_sample
@@ -112,7 +112,7 @@ class _Training:
         self.waited_s = 0.0
         self.logged_at = time.monotonic()
         self.poll_steps = 1
-        self.skipped_in_a_row = torch.zeros((), device=world.device)
+        self.skipped_in_a_row, self.hopeless_in_a_row = torch.zeros(2, device=world.device)
         self.saved_at = time.monotonic()
 
     def _announce(self) -> None:
@@ -147,6 +147,7 @@ class _Training:
     def _updates(self, stop: Callable[[], bool]) -> bool:
         """Updates up to the last; False when stopped before."""
         run, stage = self.run, self.stage
+        self.engine.check_replicas()
         totals: dict[str, torch.Tensor] = {}
         counted = 0
         while self.step < run.steps:
@@ -159,6 +160,7 @@ class _Training:
             self.step += 1
             counted += 1
             self.skipped_in_a_row = (self.skipped_in_a_row + 1) * metrics["skipped"]
+            self.hopeless_in_a_row = (self.hopeless_in_a_row + 1) * metrics.pop("hopeless")
             for name, value in metrics.items():
                 totals[name] = totals[name] + value if name in totals else value
             # several processes have to agree on stopping, and asking one another makes them wait
@@ -191,7 +193,8 @@ class _Training:
         return {k: v.to(self.world.device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
 
     def _log(self, totals: dict[str, torch.Tensor], counted: int) -> None:
-        totals["in_a_row"] = counted * self.skipped_in_a_row
+        self.engine.check_replicas()  # so also before each checkpoint
+        totals["in_a_row"], totals["hopeless"] = counted * self.skipped_in_a_row, counted * self.hopeless_in_a_row
         totals["update_s"] = torch.tensor(time.monotonic() - self.logged_at, device=self.world.device)
         self.logged_at = time.monotonic()
         names = sorted(totals)
@@ -200,7 +203,8 @@ class _Training:
         means = dict(zip(names, parts, strict=True))
         means |= self.stage.derive({n: means.pop(n) for n in names if totals[n].ndim})
         values = dict(zip(means, torch.stack([mean.reshape(()) for mean in means.values()]).tolist(), strict=True))
-        skipped, in_a_row = round(values["skipped"] * counted), round(values.pop("in_a_row"))
+        skipped = round(values["skipped"] * counted)
+        in_a_row, hopeless = round(values.pop("in_a_row")), round(values.pop("hopeless"))
         # a mean over the ranks: all of them take the same
         self.poll_steps = _POLL_STEPS if values.pop("update_s") < 1 else 1
         if finite := values.pop("finite"):
@@ -221,16 +225,24 @@ class _Training:
         self.samples.take(totalled(self.world.gather(self.stage.samples())))
         for warning in self.stage.check(self.step, values):
             self.telemetry.warn(warning)
-        if skipped or finite < 1:
-            self._explain(totals["finite"], counted, skipped, in_a_row)
+        if finite < 1 or skipped > _USUAL_SKIPS * counted:
+            self._explain(totals["finite"], counted, skipped, in_a_row, hopeless)
+        if self.engine.scales is not None:
+            self.engine.scales.failures.zero_()
 
-    def _explain(self, finite: torch.Tensor, counted: int, skipped: int, in_a_row: int) -> None:
-        """Say which ranks had losses that were not finite; give up when no update has been made for long."""
+    def _explain(self, finite: torch.Tensor, counted: int, skipped: int, in_a_row: int, hopeless: int) -> None:
+        """Say why updates were skipped; give up when that cannot change."""
         bad = {rank: round(counted - n) for rank, n in enumerate(self.world.gather(finite.item())) if n < counted}
         who = ", ".join(f"rank {rank} in {n}" for rank, n in list(bad.items())[:4])
-        why = f"the loss was not finite on {who}" if bad else "a gradient was not finite"
+        reasons, patience = [f"the loss was not finite on {who}"] if bad else [], _BAD_UPDATES
+        if skipped > max(bad.values(), default=0):  # the losses do not explain all
+            scales = self.engine.scales
+            reasons.append(scales.blame() if scales else "the norm of the gradients was not finite")
+            if scales:  # one may take long to become small enough
+                patience += scales.rule.longest_descent_updates
+        why = "; ".join(reasons)
         self.telemetry.warn(f"{skipped} of the {counted} updates up to {self.step} were skipped: {why}")
-        if in_a_row < (_BAD_UPDATES if bad else _SKIPPED_UPDATES):
+        if in_a_row < patience and hopeless < _BAD_UPDATES:
             return
         self._save_checkpoint()
         raise NotFinite(
@@ -266,8 +278,6 @@ class _Training:
         try:
             with self.telemetry.paused():
                 self.saver.save(self.step)
-            if not self.engine.replicas_agree():
-                self.telemetry.warn("the machines' weights differ: are their GPUs and libraries the same?")
         except NotSaved as error:
             if last:
                 raise
@@ -280,6 +290,7 @@ def _finite_only(metrics: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     finite = metrics["loss"].isfinite()
     return {name: value.where(finite, 0) for name, value in metrics.items()} | {
         "skipped": metrics["skipped"],
+        "hopeless": metrics["hopeless"],
         "finite": finite.float(),
     }
 

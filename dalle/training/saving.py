@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dalle.checkpoints import checkpoint
 from dalle.checkpoints.checkpoint import Fragment
+from dalle.checkpoints.restoring import Restoring
 from dalle.config import Optimizer, Run
 from dalle.data.identity import difference, identity
 from dalle.models.folder import save_weights
@@ -67,18 +69,20 @@ class Saver:
         }
         checkpoint.save(self.folder, step, fragments, values, self.run.keep_checkpoints, self.world)
 
-    def resume(self) -> int:
+    def resume(self, mark: Callable[[], None] = lambda: None) -> int:
         """Restore the newest checkpoint, perhaps of another number of processes and machines; the updates it has seen, or
-        0 where there is none. What a user should know of it is in `notes`.
+        0 where there is none. What a user should know of it is in `notes`. While it is read all ranks call `mark` again
+        and again.
 
         Raises:
             ValueError: it is damaged, or of another run
         """
-        found = self.world.gather(checkpoint.latest(self.folder))[0]  # one answer, whatever each file system shows
+        # one answer, whatever each file system shows
+        found = self.world.gather(checkpoint.latest(self.folder) if self.world.is_main else None)[0]
         if found is None:  # of a run that was cut off before, or while, the first was written
             self.notes.append(f"--resume: no checkpoint in {self.folder} is whole: the run begins from the beginning")
             return 0
-        opened = checkpoint.verify(found, self.world)
+        opened = checkpoint.verify(found, self.world, mark)
         then, now = opened.values["identity"], self._identity()
         changes = [
             f"--resume: {found} was made with {name} {json.dumps(then.get(name))}, not {json.dumps(now.get(name))}: set it "
@@ -90,12 +94,11 @@ class Saver:
             raise ValueError("\n".join(changes))
         if "error_scales" in opened.shapes and self.run.compression is None and self.world.is_main:
             warnings.warn("what the error buffers held back is dropped: this run does not compress", stacklevel=2)
-        self.engine.load_state(opened)
+        self.engine.load_state(opened, mark)
         if self.ema:
-            averages = self.ema.averages
+            restoring = Restoring(opened, self.world, mark)
             for name, piece in self.ema.pieces.items():
-                values = opened.read(f"ema/{name}", piece.start, piece.start + piece.size)
-                averages[name].copy_(values.view_as(averages[name]))
+                restoring.fill(f"ema/{name}", self.ema.averages[name], piece.start, piece.shared)
         if self.plateau:
             self.plateau.load_state_dict(opened.values["plateau"])
         if self.world.is_main and (other := difference(opened.values.get("data"), self._data())):

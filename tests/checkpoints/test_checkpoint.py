@@ -343,6 +343,32 @@ def test_a_flipped_byte_is_found_on_all_ranks(tmp_path, file):
         assert str(outcome).endswith(f"delete it to go on from {tmp_path / 'checkpoints/step-0000001'}")
 
 
+def test_a_file_that_is_cut_off_is_found_without_reading_it(tmp_path, monkeypatch):
+    (path, *_) = _save(tmp_path, 1, size=3)
+    part = path / "rank-00001.safetensors"
+    part.write_bytes(part.read_bytes()[:-1])
+    hashed, hashing = [], checkpoint.hashing
+    monkeypatch.setattr(checkpoint, "hashing", lambda path: hashed.append(path.name) or hashing(path))
+    for outcome in _on_all(2, lambda world: verify(path, world)):
+        assert "step-0000001 is damaged: rank-00001.safetensors has" in str(outcome)
+    assert part.name not in hashed
+
+
+def test_ranks_prove_in_step_and_mark_alike(tmp_path):
+    """Whoever has less to read waits for nobody longer than a step takes."""
+    (path, *_) = _save(tmp_path, 1, size=5)
+    marks = [0, 0]
+
+    def prove(world: _World):
+        def mark() -> None:
+            marks[world.rank] += 1
+
+        return verify(path, world, mark)
+
+    _on_all(2, prove)
+    assert marks[0] == marks[1] >= 1 + 3  # the index, and three of five files
+
+
 def test_damage_that_opening_finds(tmp_path):
     (path, *_) = _save(tmp_path, 7)
     part, state = path / "rank-00001.safetensors", path / "state.json"

@@ -171,6 +171,62 @@ def test_the_rule_is_appendix_d():
     assert seen_greatest and seen_least
 
 
+def test_accumulation_counts_into_m():
+    """A micro-batch's gradient is divided by their number: what stands in fp16 is that of one micro-batch on one replica."""
+    model, accumulating = _prior(), _prior()
+    scales, more = _per_block(model, replicas=3), _per_block(accumulating, replicas=3, accumulation_steps=4)
+    assert torch.equal(more.scales, 4 * scales.scales)
+    sent = []
+    for prior, own, steps in ((model, scales, 1), (accumulating, more, 4)):
+        seen = []
+        _watch_gradient(prior.layers[0].mlp.project, lambda gradient, seen=seen: seen.append(gradient.clone()))
+        own.scaled(_loss(prior) / steps).backward()
+        sent.append(seen[0])
+    assert sent[0].dtype == torch.float16 and torch.equal(*sent)  # powers of two: exact
+    more.unscale((p, p.grad) for p in accumulating.parameters())
+    scales.unscale((p, p.grad) for p in model.parameters())
+    for (name, p), q in zip(model.named_parameters(), accumulating.parameters(), strict=True):
+        torch.testing.assert_close(q.grad, p.grad / 4, atol=0, rtol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("rule", "start", "updates"), [(PER_BLOCK, 2.0**13, 1376), (PER_BLOCK, 2.0**24, 4126), (OVERALL, 2.0**24, 24)]
+)
+def test_the_longest_descent_is_the_rules(rule, start, updates):
+    """Counted by letting all updates fail until the scale is at its least."""
+    scales = GradientScales([[nn.Parameter(torch.zeros(1))]], rule, 2, DEVICE)
+    scales.load_state_dict({**scales.state_dict(), "scale": torch.tensor([start])})
+    no, counted = torch.tensor([False, True], device=DEVICE), 0
+    while scales.scales.item() > 2 * rule.least * (1 + 1e-5):  # 34 factors rounded to 2⁻²⁴
+        scales.update(no)
+        assert scales.falling
+        counted += 1
+    assert counted == updates
+    assert rule.longest_descent_updates == {PER_BLOCK: 4126, OVERALL: 24}[rule]
+    for _ in range(2 * rule.window_updates):
+        scales.update(no)
+    assert not scales.falling
+    scales.failures.zero_()
+    scales.update(torch.tensor([True, False], device=DEVICE))
+    assert not scales.falling
+    assert scales.blame() == "gradients of weights that have no gradient scale were not finite"
+    scales.update(no)
+    assert scales.blame().startswith("gradients of the model were not finite in fp16, with scales of 2^")
+    assert static(8.0).longest_descent_updates == 1
+
+
+def test_what_is_to_blame_is_named():
+    scales = GradientScales([[nn.Parameter(torch.zeros(1))] for _ in range(6)], PER_BLOCK, 4, DEVICE)
+    assert scales.blame() == "the norm of the averaged gradients was not finite"
+    for number in (1, 2, 3, 5):
+        finite = torch.ones(7, dtype=torch.bool, device=DEVICE)
+        finite[number] = False
+        scales.update(finite)
+    assert scales.failures.tolist() == [0, 1, 1, 1, 0, 1, 0]
+    told = "gradients of resblocks 1-3, 5 were not finite in fp16, with scales of 2^14.5 to 2^14.5, of which 2^9.0 is the least"
+    assert scales.blame() == told
+
+
 def test_the_usual_dynamic_scale_halves_and_doubles():
     scales = GradientScales([[nn.Parameter(torch.zeros(1))]], OVERALL, 2, DEVICE)
     yes, no = torch.tensor([True, True], device=DEVICE), torch.tensor([False, True], device=DEVICE)
@@ -237,22 +293,30 @@ def test_the_constant_before_the_reduce_is_taken_out_again():
 
 @pytest.mark.parametrize("rule", [PER_BLOCK, replace(OVERALL, finite_updates=16)])
 def test_state_goes_round_and_to_another_number_of_replicas(rule):
-    one, other, wider = (
-        GradientScales([[nn.Parameter(torch.zeros(1))] for _ in range(3)], rule, replicas, DEVICE)
-        for replicas in (2, 2, 4)
+    """On more replicas of the same batch a sample's gradient is what it was, and so have its scale and the bounds to be."""
+    one, other, wider, narrower = (
+        GradientScales([[nn.Parameter(torch.zeros(1))] for _ in range(3)], rule, replicas, DEVICE, accumulation_steps=a)
+        for replicas, a in ((2, 1), (2, 1), (8, 1), (1, 2))
     )
     flags = [torch.tensor([i % 7 > 0, i % 3 > 0, True, True], device=DEVICE) for i in range(200)]
     for finite in flags[:100]:
         one.update(finite)
     state = {name: tensor.cpu() for name, tensor in one.state_dict().items()}
-    other.load_state_dict(state)
-    wider.load_state_dict(state)
-    assert torch.equal(wider.scales, 2 * one.scales)
+    for scales in (other, wider, narrower):
+        scales.load_state_dict(state)
+        assert torch.equal(scales.scales, one.scales)
+        assert (scales.scaled(torch.ones(())) == 1 / scales.replicas).all()  # no scale is the loss's own here
     for finite in flags[100:]:
-        one.update(finite)
-        other.update(finite)
-    assert torch.equal(other.scales, one.scales)
-    assert _equal(other.state_dict(), one.state_dict())
+        for scales in (one, other, wider, narrower):
+            scales.update(finite)
+    for scales in (other, wider, narrower):
+        assert torch.equal(scales.scales, one.scales)
+        assert _equal(scales.state_dict(), one.state_dict())
+    for _ in range(20_000):  # down to the least, which is M's too
+        wider.update(torch.tensor([False, False, False, True], device=DEVICE))
+        if not wider.falling:
+            break
+    assert wider.scales.tolist() == [2 * rule.least] * 3
     with pytest.raises(ValueError, match=r"holds 3 gradient scales, this run has 1: set run\.precision back"):
         GradientScales([[nn.Parameter(torch.zeros(1))]], OVERALL, 2, DEVICE).load_state_dict(state)
 

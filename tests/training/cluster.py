@@ -41,12 +41,16 @@ def train(
         generator = torch.Generator().manual_seed(step)
         text_BU = torch.randint(0, 5, (_BATCH, 3), generator=generator)
         codes_BI = torch.randint(0, 7, (_BATCH, 4), generator=generator)
-        mine = slice(world.rank * _BATCH // world.size, (world.rank + 1) * _BATCH // world.size)
-        targets = torch.tensor(3.0 * _BATCH / world.size)
+        parts = world.size * engine.run.accumulation_steps
+        targets = torch.tensor(3.0 * _BATCH / parts)
         if spoilt == (step, world.rank):
             targets = torch.tensor(float("nan"))
-        batch = {"text_BU": text_BU[mine], "codes_BI": codes_BI[mine], "text_targets": targets}
-        metrics = engine.update([batch], step, 1e-2)
+        micro_batches = []
+        for number in range(engine.run.accumulation_steps):
+            part = world.rank * engine.run.accumulation_steps + number
+            mine = slice(part * _BATCH // parts, (part + 1) * _BATCH // parts)
+            micro_batches.append({"text_BU": text_BU[mine], "codes_BI": codes_BI[mine], "text_targets": targets})
+        metrics = engine.update(micro_batches, step, 1e-2)
         told["loss"].append(world.mean(metrics["loss"]).item())
         told["gradient_norm"].append(metrics["gradient_norm"].item())
         told["skipped"].append(metrics["skipped"].item())

@@ -1,0 +1,161 @@
+"""Runs whose numbers go wrong: how long they go on, what they say, and with what exit code they end."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from dalle.cli import arguments
+from dalle.cli.train import train
+from dalle.config import TrainPrior
+from dalle.config.checks import Hopeless
+from dalle.objectives.prior import PriorObjective
+from dalle.training import loop
+from dalle.training.engine import Engine
+from tests.conftest import TINY_PRIOR
+from tests.processes import ON_CPU, run_processes
+
+
+def _arguments(models: Path, output: Path, *more: str) -> list[str]:
+    inputs = ["--dvae", f"{models}/dvae", "--tokenizer", f"{models}/prior/tokenizer.json"]
+    return [*TINY_PRIOR, "--data", f"{models}/tokens/train", *inputs, "--output", str(output), *more]
+
+
+def _warnings(folder: Path) -> list[str]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["warning"] for line in lines if "warning" in line]
+
+
+def _spoil_gradients(monkeypatch, calls) -> None:
+    """Let the gradients of some updates be infinite, whose losses are not."""
+    whole, count = PriorObjective.forward, iter(range(10**9))
+
+    def spoilt(objective, batch):
+        loss, metrics = whole(objective, batch)
+        if objective.training and next(count) in calls:
+            loss.register_hook(lambda gradient: gradient * math.inf)
+        return loss, metrics
+
+    monkeypatch.setattr(PriorObjective, "forward", spoilt)
+
+
+def _updates_that_fail(monkeypatch, failing: list[bool], calls: range) -> None:
+    """In place of updates: what `before_step` says when resblocks' gradients are not finite in fp16. Training a prior to there
+    would take minutes."""
+    whole, seen, count = Engine.update, {}, iter(range(10**9))
+
+    def update(engine, micro_batches, step, *more):
+        if not seen:
+            seen.update(whole(engine, micro_batches, step, *more))
+        bad = next(count) in calls
+        engine.scales.update(torch.tensor([not (bad and fails) for fails in failing]))
+        told = {"skipped": torch.tensor(float(bad)), "hopeless": (~engine.scales.falling).float() * bad}
+        return {**seen, **told}
+
+    monkeypatch.setattr(Engine, "update", update)
+
+
+def test_scales_have_all_the_time_that_appendix_d_takes(models, tmp_path, monkeypatch):
+    """From 2¹³ down to 2⁷ are 12 divisions by √2, 125 updates apart: 1,376 updates without one that is applied."""
+    precision = ["--run.precision", "fp16-per-block", "--run.log_every_steps", "50", "--run.steps", "1500"]
+    failing = [False, False, True, False, False, True, False, False, False]
+    with monkeypatch.context() as patched:
+        _updates_that_fail(patched, failing, range(1376))
+        assert train("prior", TrainPrior, _arguments(models, tmp_path / "in time", *precision))
+    with monkeypatch.context() as patched:
+        _updates_that_fail(patched, failing, range(10**9))
+        told = (
+            r"^the last 1400 updates up to 1400 were skipped: gradients of resblocks 2, 5 were not finite in fp16, with scales "
+            r"of 2\^7\.0 to 2\^7\.0, of which 2\^7\.0 is the least\. Weights and moments"
+        )
+        with pytest.raises(loop.NotFinite, match=told):
+            train("prior", TrainPrior, _arguments(models, tmp_path / "too late", *precision))
+    assert len(_warnings(tmp_path / "too late")) == 1400 / 50  # one line a log interval
+    assert list((tmp_path / "too late/checkpoints").glob("step-*"))
+
+
+def test_usual_skips_are_no_warning(models, tmp_path, monkeypatch):
+    """Up to a fifth of a log interval's, where losses are finite."""
+    _spoil_gradients(monkeypatch, {1, 11, 12, 13})
+    more = ["--run.steps", "20", "--run.log_every_steps", "10"]
+    train("prior", TrainPrior, _arguments(models, tmp_path / "some", *more))
+    found = _warnings(tmp_path / "some")
+    assert found == ["3 of the 10 updates up to 20 were skipped: the norm of the gradients was not finite"]
+
+
+def test_gradients_that_no_scale_mends_end_the_run(models, tmp_path, monkeypatch):
+    """With no scale at once, as losses do that are not finite; with one for the model when it cannot become smaller."""
+    for name, precision, ended, why in (
+        ("plain", "fp32", 13, "the norm of the gradients was not finite"),
+        # 16 halvings from 2¹⁶ to 1
+        ("scaled", "fp16", 3 + 16 + 10, r"gradients of the model were not finite in fp16, with scales of 2\^0\.0"),
+    ):
+        with monkeypatch.context() as patched:
+            _spoil_gradients(patched, range(3, 10**9))
+            with pytest.raises(Hopeless, match=f"^the last {ended - 3} updates up to {ended} were skipped: {why}"):
+                train(
+                    "prior",
+                    TrainPrior,
+                    _arguments(models, tmp_path / name, "--run.steps", "99", "--run.precision", precision),
+                )
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("3", 0)])
+def test_the_command_says_it_once_and_has_its_own_exit_code(monkeypatch, capsys, rank, lines):
+    """All ranks fail alike; Slurm's script does not go on after this code (`tests/test_launch.py`)."""
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.delenv("DALLE_DEBUG", raising=False)
+
+    def fail():
+        raise loop.NotFinite("the last 10 updates were skipped")
+
+    with pytest.raises(SystemExit) as ended:
+        arguments.run(fail, "dalle-train-prior")
+    assert ended.value.code == 3
+    told = capsys.readouterr().err.splitlines()
+    assert told == ["dalle-train-prior (rank 0): the last 10 updates were skipped"] * lines
+
+
+def test_a_difference_between_processes_ends_the_run_on_all(models, tmp_path):
+    """With one line and exit code 3, and without a checkpoint of what differs."""
+    script = f"""
+import contextlib, io, json, sys
+import torch
+from dalle.cli.train import train_prior
+from dalle.training.engine import Engine
+
+whole = Engine.update
+
+def update(engine, micro_batches, step, *more):
+    told = whole(engine, micro_batches, step, *more)
+    if step == 3 and engine.world.rank == 1:
+        with torch.no_grad():
+            next(engine.model.parameters()).view(-1)[0] += 2**-20
+    return told
+
+Engine.update = update
+sys.argv = ["dalle-train-prior", *{_arguments(models, tmp_path / "run", "--run.steps", "9")!r}]
+with contextlib.redirect_stderr(io.StringIO()) as said:
+    try:
+        train_prior()
+    except SystemExit as ended:
+        print(json.dumps([ended.code, said.getvalue()]))
+"""
+    code, said = json.loads(run_processes(script, 2, 2, environment=ON_CPU).splitlines()[-1])
+    assert code == 3
+    # of two nobody knows which is right: the first is taken for it
+    told = [line for line in said.splitlines() if "the weights of rank 1 of 2 differ from those of others" in line]
+    assert len(told) == 1 and told[0].startswith("dalle-train-prior (rank 0): ")
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_weights_are_compared_before_the_first_update_and_at_every_log_line(models, tmp_path, monkeypatch):
+    calls, whole = [], Engine.check_replicas
+    plain_update = Engine.update
+    monkeypatch.setattr(Engine, "check_replicas", lambda engine: (calls.append("compared"), whole(engine)))
+    monkeypatch.setattr(Engine, "update", lambda *given: (calls.append("update"), plain_update(*given))[1])
+    train("prior", TrainPrior, _arguments(models, tmp_path / "run", "--run.steps", "4", "--run.log_every_steps", "2"))
+    assert calls == ["compared", "update", "update", "compared", "update", "update", "compared"]
