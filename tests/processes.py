@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 
 from tests.conftest import ROOT, clean_environment
@@ -59,7 +60,9 @@ def run_processes(
         surroundings = clean_environment() | place | environment
         started.append(subprocess.Popen(command, env=surroundings, cwd=ROOT, **streams))
     try:
-        told = [process.communicate(timeout=timeout_s) for process in started]
+        # all at once: one whose pipe is full, of warnings for instance, would keep the others waiting
+        with ThreadPoolExecutor(count) as pool:
+            told = list(pool.map(lambda process: process.communicate(timeout=timeout_s), started))
     finally:
         for process in started:
             process.kill()

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import math
 import os
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -304,6 +305,8 @@ def _import_deepspeed():
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # that PyTorch has new names for them is said of DeepSpeed's collectives at every call
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     import deepspeed
     from deepspeed.ops import __compatible_ops__
 
