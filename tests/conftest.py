@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 os.environ.setdefault("WANDB_MODE", "offline")
 
@@ -55,8 +56,6 @@ TINY_CLIP = [
 
 def pytest_collection_modifyitems(items) -> None:
     """Tests marked `gpu` need one."""
-    import torch
-
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
@@ -70,6 +69,15 @@ def _one_process_group():
 
     with joined():
         yield
+
+
+@pytest.fixture
+def two_threads():
+    """As commands run, where tests run on one: what several threads share shows."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def clean_environment() -> dict[str, str]:

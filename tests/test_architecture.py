@@ -42,7 +42,9 @@ def _imports(path: Path) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are written out from `dalle`"
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and re.match(r"dalle\.\w+\.", node.value):
+        elif (
+            isinstance(node, ast.Constant) and isinstance(node.value, str) and re.match(r"dalle(\.\w+)*\.", node.value)
+        ):
             names.append(node.value)  # `importlib.import_module(f"dalle.stages.{kind}")`
     return names
 
@@ -82,9 +84,19 @@ def test_a_forward_pass_is_replaced_in_one_place():
     """Whoever looks for what happens around a module's forward pass finds it by `wrap`."""
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            targets = node.targets if isinstance(node, ast.Assign) else []
-            replaced = [t for t in targets if isinstance(t, ast.Attribute) and t.attr == "forward"]
-            assert not replaced or path.name == "wrapping.py", path
+            stored = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and node.attr == "forward"
+            named = isinstance(node, ast.Constant) and node.value == "forward"  # for setattr and the like
+            assert not (stored or named) or path == HOUSE / "models/wrapping.py", path
+
+
+def test_no_room_imports_the_whole_house():
+    """Through its public face any room would lead to any other. Its version and its place are asked for."""
+    for path in FILES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        asked = [
+            n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and getattr(n.value, "id", "") == "dalle"
+        ]
+        assert set(asked) <= {"__version__", "__file__"}, path
 
 
 def test_every_room_has_its_floor():

@@ -9,7 +9,7 @@ a cache, M places that a slot reads, D width.
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import nn
@@ -26,11 +26,9 @@ def attend(
     v_RHPK: torch.Tensor,
     visible_M: torch.Tensor | None,
     bias_M: torch.Tensor,
+    sums: bool = False,
 ) -> torch.Tensor:
     """softmax(q·kᵀ/√K) v over the caption and the visible places, one softmax over both, in fp32: [R, H, K].
-
-    Sums in place of batched products with one row: a compiler makes a few loops of this around the two products with the
-    captions, which read the caches where they lie, once, and put no list of scores together.
 
     Args:
         q_RHK: of one image slot
@@ -38,19 +36,28 @@ def attend(
         k_RHPK, v_RHPK: the cache's
         visible_M: the places to read; null reads all
         bias_M: fp32, 0, or −∞ for what the slot does not see
+        sums: image scores and values as sums of products, fp32, in place of batched products with one row: a compiler makes
+            a few loops of them, which read the caches where they lie, once. Without one they take several times as long
+            (docs/LOG.md), and hold all products
     """
     captions, _, head_width, _ = text_k_CHKT.shape
     if visible_M is not None:
         k_RHPK, v_RHPK = k_RHPK[:, :, visible_M], v_RHPK[:, :, visible_M]
     q_RHK = q_RHK / math.sqrt(head_width)
     text_CHNT = (_by_caption(q_RHK, captions) @ text_k_CHKT).float()
-    image_RHM = (q_RHK.float()[:, :, None] * k_RHPK.float()).sum(dim=-1) + bias_M
+    if sums:
+        image_RHM = (q_RHK.float()[:, :, None] * k_RHPK.float()).sum(dim=-1) + bias_M
+    else:
+        image_RHM = (q_RHK[:, :, None] @ k_RHPK.mT)[:, :, 0].float() + bias_M
     most_RH = torch.maximum(_by_row(text_CHNT.amax(dim=-1)), image_RHM.amax(dim=-1))
     text_CHNT = (text_CHNT - _by_caption(most_RH, captions)[..., None]).exp()
     image_RHM = (image_RHM - most_RH[..., None]).exp()
     total_RH = _by_row(text_CHNT.sum(dim=-1)) + image_RHM.sum(dim=-1)
     text_RHK = _by_row(text_CHNT.to(q_RHK.dtype) @ text_v_CHTK).float()
-    values_RHK = text_RHK + (image_RHM[..., None] * v_RHPK.float()).sum(dim=2)
+    if sums:
+        values_RHK = text_RHK + (image_RHM[..., None] * v_RHPK.float()).sum(dim=2)
+    else:
+        values_RHK = text_RHK + (image_RHM.to(q_RHK.dtype)[:, :, None] @ v_RHPK)[:, :, 0].float()
     return (values_RHK / total_RH[..., None]).to(q_RHK.dtype)
 
 
@@ -58,13 +65,14 @@ def attend(
 def _compiled_attend():
     """Each kind of layer and shape of batch is a compilation of its own."""
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-    return torch.compile(attend, dynamic=False, fullgraph=True)
+    return torch.compile(partial(attend, sums=True), dynamic=False, fullgraph=True)
 
 
 class Kernels:
     """The plain forms."""
 
-    name = "plain"
+    name = "plain-2"
+    """What a drawing's file calls it: another name where the last bits are others. The first had its softmax in 16 bits."""
     attention = staticmethod(attend)
 
     def attend(

@@ -22,7 +22,9 @@ from functools import partial
 import torch
 from torch import nn
 
+from dalle.cluster.topology import World
 from dalle.cluster.watch_hub import spans
+from dalle.config import Run
 from dalle.gradients.partition import whole_shape
 from dalle.models.wrapping import wrap
 
@@ -224,6 +226,21 @@ class GradientScales:
         self._finite_updates.copy_(state["finite_updates"])
         self._micro_batches.copy_(state["micro_batches"])
         self.scales.copy_(self._scale * self._micro_batches)
+
+
+def gradient_scales(objective: nn.Module, run: Run, world: World) -> GradientScales | None:
+    """Those that the precision of a run asks for; None in fp32 and bf16."""
+    options = {
+        "replicas": world.size,
+        "accumulation_steps": run.accumulation_steps,
+        "device": world.device,
+        "reduce_factor": run.reduce_factor,
+    }
+    if run.precision == "fp16":
+        return GradientScales.overall(objective, **options)
+    if run.precision == "fp16-per-block":
+        return GradientScales.per_block(objective.model.resblocks(), **options)
+    return None
 
 
 def _scaled(scale: torch.Tensor, forward: Callable, x_BSD: torch.Tensor, *rest) -> torch.Tensor:

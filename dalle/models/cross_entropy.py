@@ -15,6 +15,8 @@ from dalle.text import PAD
 
 _CHUNK_ROWS = {"cpu": 256, "cuda": 8192}
 """Rows whose logits are in fp32 at a time: of 8,192 codes 8 MB, which a CPU's cache holds, and 256 MB."""
+_SCORED_LOGITS = 1 << 24
+"""Logits that are in fp32 at a time where nothing is learnt: 64 MB of them."""
 _BLOCK_LOGITS = 1 << 26
 """Logits whose gradients are held in 16 bits at a time: 128 MB of them."""
 
@@ -51,7 +53,7 @@ def ln_p(x_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor, targ
         return torch.cat(
             [
                 _scored(x_ND[some], weight_VD, bias_V, targets_N[some])[1]
-                for some in _slices(len(x_ND), _CHUNK_ROWS[x_ND.device.type])
+                for some in _slices(len(x_ND), min(_CHUNK_ROWS[x_ND.device.type], _SCORED_LOGITS // len(weight_VD)))
             ]
         )
 
@@ -147,7 +149,7 @@ def _scored(
     """ln softmax of a chunk's logits [C, V], and of its targets [C], 0 for `PAD`: fp32."""
     ln_p_CV = _logits(x_CD, weight_VD, bias_V).log_softmax(dim=1)
     ln_p_C = ln_p_CV.gather(1, targets_C.clamp(min=0)[:, None])[:, 0]
-    return ln_p_CV, ln_p_C.masked_fill(targets_C == PAD, 0)
+    return ln_p_CV, ln_p_C * (targets_C != PAD)  # a product: what is not a number shows, behind a pad too
 
 
 def _logits(x_CD: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from dalle.models.dvae import DVAE
 from dalle.models.flops import dvae_flops
 from dalle.models.likelihood import to_pixels
 from dalle.objectives.dvae import DVAEObjective, perplexity, psnr_db, uniform_noise, validation_figures
-from dalle.training.engine import derived_seed
+from dalle.training.seeds import derived_seed
 from dalle.training.stage import Stage
 
 _COLLAPSED_PERPLEXITY = 2.0

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch.distributed as dist
+from torch import nn
 
 from dalle.cluster.topology import Machines, World
 from dalle.config import Run
+from dalle.gradients.partition import whole_shape
+from dalle.models.prior import Prior
 
 _SUB_GROUP = 100_000_000
 """Weights of a process that are updated together: DeepSpeed copies their gradients first, 0.4 GB."""
@@ -85,3 +90,9 @@ class Roles:
     get_tensor_model_parallel_group = get_model_parallel_group
     get_tensor_model_parallel_rank = get_model_parallel_rank
     get_tensor_model_parallel_world_size = get_model_parallel_world_size
+
+
+def largest_resblock(model: nn.Module) -> int:
+    """Weights of the largest resblock, or, of what has none by that name, of the largest part that is recomputed."""
+    parts = model.resblocks() if isinstance(model, Prior) else model.recomputable()
+    return max(sum(math.prod(whole_shape(p)) for p in part.parameters()) for part in parts)

@@ -6,7 +6,6 @@ precision (`_prepare`), then sharding, then compression.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import os
@@ -27,13 +26,14 @@ from dalle.cluster.agreement import check_same_weights
 from dalle.cluster.topology import World
 from dalle.config import Optimizer, Run
 from dalle.gradients.before_step import BeforeStep
-from dalle.gradients.partition import MOMENTS, Partitioned, Piece, Sharded, Shards, Whole, whole_shape
-from dalle.gradients.scaling import GradientScales
-from dalle.models.prior import InputMajorLinear, Linear, Prior
+from dalle.gradients.partition import MOMENTS, Partitioned, Piece, Sharded, Shards, Whole
+from dalle.gradients.scaling import GradientScales, gradient_scales
+from dalle.models.prior import InputMajorLinear, Linear
 from dalle.models.wrapping import wrap
 from dalle.optim import optimizer as optimizers
 from dalle.optim.ema import EMA
-from dalle.training.deepspeed_adapter import Roles, settings
+from dalle.training.deepspeed_adapter import Roles, largest_resblock, settings
+from dalle.training.seeds import derived_seed
 
 _SIXTEEN_BIT = (nn.Linear, nn.Conv2d, Linear, InputMajorLinear)
 """Modules, of these very classes, whose weights are gathered and whose gradients are reduced in the run's precision. A
@@ -64,10 +64,11 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=objective,
             optimizer=client,
-            config=settings(run, world, _largest_resblock(self.model) if run.zero_stage > 0 else None),
+            config=settings(run, world, largest_resblock(self.model) if run.zero_stage > 0 else None),
             mpu=roles,
             dist_init_required=False,
         )
+        _settle(self.objective, self._engine.optimizer, run)
         self.shards = self._shards(deepspeed)
         matrices = self.model.matrices() if run.compression else {}
         self.before_step = BeforeStep(self.shards, world, run, optimizer.clip_norm, self.scales, matrices)
@@ -75,15 +76,9 @@ class Engine:
     def _shards(self, deepspeed) -> Shards:
         zero = self._engine.optimizer
         if self.run.zero_stage == 0:
-            # convolutions are faster so (1.7 times on a CPU); sharded parameters are flat and cannot be
-            self.objective.to(memory_format=torch.channels_last)
             return Whole(self.model, zero)
         if self.run.zero_stage < 3:
             return Partitioned(self.model, zero.optimizer, zero)
-        if self.run.offload == "device":
-            # DeepSpeed means fp32 weights to have no second copy, but takes "cpu" and torch.device("cpu") for two devices
-            for flat, held in zip(zero.fp32_partitioned_groups_flat, zero.fp16_partitioned_groups_flat, strict=True):
-                flat.data = held.data
         ordinal = self.world.machines.ordinal if self.world.machines else self.world.rank
         return Sharded(self.model, zero.optimizer, zero, deepspeed.utils.safe_set_local_grad, ordinal)
 
@@ -98,8 +93,7 @@ class Engine:
 
         The noise of an update is a function of (seed, update, rank), so that a resumed run goes on as if it had never
         stopped. What a batch holds as a function is made when its turn comes. An update whose gradient is not finite
-        on some process is skipped: gradient scales learn of it, error buffers keep what was finite for the next update,
-        nothing else changes, and its metric `skipped` is 1.
+        on some process is skipped: gradient scales learn of it, nothing else changes, and its metric `skipped` is 1.
 
         Args:
             micro_batches: of this rank
@@ -107,6 +101,7 @@ class Engine:
             step_size: of the optimiser
             ema: averages that take in the new weights
         """
+        assert len(micro_batches) == self.run.accumulation_steps, "DeepSpeed steps after so many, gradients as they are"
         torch.manual_seed(derived_seed(self.run.seed, step, self.world.rank))
         for group in self._engine.optimizer.param_groups:
             group["lr"] = step_size
@@ -121,7 +116,7 @@ class Engine:
                 totals[name] = totals[name] + value if name in totals else value
         # After the last backward pass DeepSpeed has averaged the gradients of all micro-batches over the processes that shard,
         # and its step uses them as they then lie in memory. What is done to them has its place between the two, only there.
-        assert self._engine.is_gradient_accumulation_boundary(), "an update has `accumulation_steps` micro-batches"
+        assert self._engine.is_gradient_accumulation_boundary()
         reduced = self.before_step()
         if ema:
             ema.hold()
@@ -232,10 +227,12 @@ def sharded_construction(run: Run, world: World) -> AbstractContextManager:
 def _prepare(objective: nn.Module, run: Run, world: World) -> GradientScales | None:
     """Make of an objective, whose model was written for one device, what the run asks for; its gradient scales, if any.
 
-    The order matters: what is recomputed is the fp16 pass with its scales, and what is compiled is all of it. DeepSpeed
-    comes after, for it registers its hooks on the modules as it finds them, and reads the marks once.
+    All of it comes before DeepSpeed, which hangs its hooks on the modules as it finds them and reads the marks once. Among
+    itself the order is free: scales change the resblocks' forward passes, recomputation those of the layers around them, and
+    a compiler looks at them when it is first called. What a stage changes of its model, the dVAE's batch normalisation over
+    all processes, it has changed before.
     """
-    scales = _gradient_scales(objective, run, world)
+    scales = gradient_scales(objective, run, world)
     if run.recompute:
         recompute_blocks(objective.model)
     if run.compile:  # not the model: an objective calls what it likes of it, and only a call is compiled
@@ -247,36 +244,28 @@ def _prepare(objective: nn.Module, run: Run, world: World) -> GradientScales | N
     return scales
 
 
-def _largest_resblock(model: nn.Module) -> int:
-    """Weights of the largest resblock, or, of what has none by that name, of the largest part that is recomputed."""
-    parts = model.resblocks() if isinstance(model, Prior) else model.recomputable()
-    return max(sum(math.prod(whole_shape(p)) for p in part.parameters()) for part in parts)
+def _settle(objective: nn.Module, zero, run: Run) -> None:
+    """What can only be done when DeepSpeed has taken the weights over.
 
-
-def _gradient_scales(objective: nn.Module, run: Run, world: World) -> GradientScales | None:
-    options = {
-        "replicas": world.size,
-        "accumulation_steps": run.accumulation_steps,
-        "device": world.device,
-        "reduce_factor": run.reduce_factor,
-    }
-    if run.precision == "fp16":
-        return GradientScales.overall(objective, **options)
-    if run.precision == "fp16-per-block":
-        return GradientScales.per_block(objective.model.resblocks(), **options)
-    return None
+    Args:
+        objective: with the model
+        zero: DeepSpeed's optimiser around the client's
+        run: its sharding
+    """
+    if run.zero_stage == 0:
+        # convolutions are faster so (1.7 times on a CPU). DeepSpeed broadcasts weights as bytes and refuses such ones at its
+        # start; sharded parameters are flat and cannot be
+        objective.to(memory_format=torch.channels_last)
+    if run.zero_stage == 3 and run.offload == "device":
+        # DeepSpeed means fp32 weights to have no second copy, but takes "cpu" and torch.device("cpu") for two devices
+        for flat, held in zip(zero.fp32_partitioned_groups_flat, zero.fp16_partitioned_groups_flat, strict=True):
+            flat.data = held.data
 
 
 def recompute_blocks(model: nn.Module) -> None:
     """Let a model's `recomputable` parts be computed again in the backward pass. None of them draws random numbers."""
     for module in model.recomputable():
         wrap(module, partial(recomputed, use_reentrant=False, preserve_rng_state=False))
-
-
-def derived_seed(seed: int, step: int, number: int) -> int:
-    """63 bits that look random, whatever the size of the three; the number is a rank's or a sample's."""
-    digest = hashlib.blake2b(f"{seed} {step} {number}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def _moment_dtypes(checkpoint: Checkpoint, names: list[str]) -> dict[str, dict[str, torch.dtype]]:

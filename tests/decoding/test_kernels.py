@@ -3,15 +3,17 @@
 import math
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 
 from dalle.decoding import native
 from dalle.decoding.caches import LayerCache
-from dalle.decoding.kernels import CompiledKernels, Kernels, NativeKernels, kernels
+from dalle.decoding.kernels import CompiledKernels, Kernels, NativeKernels, attend, kernels
 from dalle.layout import cache_places
 
+pytestmark = pytest.mark.usefixtures("two_threads")  # C++ and products share work among them
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
 # fp32: sums of at most 100 terms of size 1 in another order; bf16: the plain form rounds scores of up to 4 to 2⁻⁷, and
 # weights and values to 2⁻⁹ of themselves
@@ -90,24 +92,57 @@ def test_add_norm_is_that_of_the_plain_kernel(dtype):
         torch.testing.assert_close(fast.float(), plain.float(), atol=atol, rtol=1e-2)
 
 
-def test_plain_attention_is_a_softmax_over_caption_and_image():
-    """By the book, for one row and head at a time."""
-    cache = _cache("conv", 2, 3, 2, 8, torch.float32)
-    qkv, slot_1 = torch.randn(6, 3, 2, 8), torch.tensor([17])
+class _Sums(Kernels):
+    """What PyTorch's compiler is given, as it is."""
+
+    attention = staticmethod(partial(attend, sums=True))
+
+
+# fp32: sums of at most 100 terms in another order. bf16: of a weighted mean of values of size 1 the result is rounded to 2⁻⁹
+# of itself; the products round scores of up to 4 to 2⁻⁷, and weights to 2⁻⁹
+_BOOK = {
+    (Kernels, torch.float32): 1e-5,
+    (_Sums, torch.float32): 1e-5,
+    (_Sums, torch.bfloat16): 2e-2,
+    (Kernels, torch.bfloat16): 3e-2,
+}
+
+
+@pytest.mark.parametrize(("kind", "dtype"), _BOOK)
+def test_plain_attention_is_a_softmax_over_caption_and_image(kind, dtype):
+    """By the book, in fp64, for one row and head at a time."""
+    torch.manual_seed(0)
+    cache = _cache("conv", 2, 3, 2, 8, dtype)
+    qkv, slot_1 = torch.randn(6, 3, 2, 8).to(dtype), torch.tensor([17])
     visible, bias = cache.places.sight(slot_1)
-    found = Kernels().attend(qkv, cache, slot_1, visible, bias)
+    found = kind().attend(qkv, cache, slot_1, visible, bias)
+    assert found.dtype == dtype
     for row in range(6):
         for head in range(2):
             places = visible[bias == 0]
             k = torch.cat([cache.text_k_CHKT[row // 3, head].T, cache.k_RHPK[row, head, places]])
             v = torch.cat([cache.text_v_CHTK[row // 3, head], cache.v_RHPK[row, head, places]])
-            expected = (k @ qkv[row, 0, head] / math.sqrt(8)).softmax(0) @ v
-            torch.testing.assert_close(found[row, head], expected, atol=1e-5, rtol=1e-4)
+            expected = (k.double() @ qkv[row, 0, head].double() / math.sqrt(8)).softmax(0) @ v.double()
+            torch.testing.assert_close(found[row, head].double(), expected, atol=_BOOK[kind, dtype], rtol=0)
+
+
+def test_many_small_weights_keep_their_sum():
+    """A thousand equal weights, whose sum no 16-bit number could count up to."""
+    cache = _cache("dense", 1, 2, 1, 8, torch.bfloat16, grid=32)
+    for keys in (cache.text_k_CHKT, cache.k_RHPK):
+        keys.zero_()
+    for values in (cache.text_v_CHTK, cache.v_RHPK):
+        values.fill_(1)
+    slot_1, qkv = torch.tensor([1023]), torch.ones(2, 3, 1, 8, dtype=torch.bfloat16)
+    for plain in (Kernels(), _Sums()):
+        found = plain.attend(qkv, cache, slot_1, *cache.places.sight(slot_1))
+        assert torch.equal(found, torch.ones_like(found))
 
 
 _SMALL_NUMBERS = """
 import threading, torch
 from dalle.decoding import native
+
 
 torch.set_num_threads(4)
 small = torch.full((1 << 20,), 1e-40)  # of which a million are worked on by all threads

@@ -15,6 +15,8 @@ from dalle.layout import predicting
 from dalle.models.prior import Prior
 from dalle.text import PAD
 
+pytestmark = pytest.mark.usefixtures("two_threads")  # C++ and products share work among them
+
 
 def _prior(attention="paper", grid=4, depth=6):
     torch.manual_seed(0)

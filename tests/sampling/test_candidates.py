@@ -17,6 +17,8 @@ from dalle.sampling.drawing import Drawing, fingerprint
 from dalle.sampling.prompt import Prompt
 from dalle.sampling.workers import WorkerDied, draw_with_workers
 
+pytestmark = pytest.mark.usefixtures("two_threads")  # C++ and products share work among them
+
 FAST = Sampling(chunk=4, precision="fp32")
 WORK = Work(("a red circle", "a blue cross"), n=10, keep=3, seed=5, sampling=FAST)
 # of which all but the last code are given: so there are at most 16 drawings

@@ -19,6 +19,8 @@ from dalle.sampling.drawing import save_drawing
 from dalle.sampling.pipeline import Pipeline
 from dalle.sampling.prompt import Prompt, encode_with
 
+pytestmark = pytest.mark.usefixtures("two_threads")  # C++ and products share work among them
+
 FAST = Sampling(chunk=4, precision="fp32")
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
 

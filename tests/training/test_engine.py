@@ -14,6 +14,7 @@ from dalle.models.prior import Prior
 from dalle.objectives.clip import CLIPObjective
 from dalle.objectives.dvae import DVAEObjective, uniform_noise
 from dalle.objectives.prior import PriorObjective as PriorLoss
+from dalle.optim.ema import EMA
 from dalle.text import PAD, Tokenizer
 from dalle.training.engine import Engine
 
@@ -117,3 +118,47 @@ def test_an_update_never_waits_for_the_gpu(make):
         engine.update([dict(batch)], 1, 1e-3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(("steps", "given"), [(2, 1), (2, 4), (1, 2)])
+def test_an_update_takes_as_many_micro_batches_as_it_accumulates(steps, given):
+    """With others DeepSpeed would step on gradients that nobody averaged or clipped, or not at all."""
+    objective, batch = _prior()
+    engine = _engine(objective, accumulation_steps=steps)
+    before = objective.model.text_head.weight.detach().clone()
+    with pytest.raises(AssertionError):
+        engine.update([batch] * given, 0, 1e-3)
+    assert torch.equal(objective.model.text_head.weight, before)
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_averages_take_in_the_weights_behind_each_update(accumulation_steps):
+    """Held back before the weights change, updated after, and once an update."""
+    torch.manual_seed(0)
+    objective, batch = _prior()
+    engine = _engine(objective.to(DEVICE), accumulation_steps=accumulation_steps)
+    batch = {name: tensor.to(DEVICE) for name, tensor in batch.items()}
+    weight, seen = objective.model.text_head.weight, []
+
+    class Watched(EMA):
+        def hold(self):
+            seen.append(("hold", weight.detach().clone()))
+            super().hold()
+
+        def update(self, step):
+            seen.append((f"update {step}", weight.detach().clone()))
+            super().update(step)
+
+    ema = Watched(engine.shards.weights(), decay=0.5)
+    expected = weight.detach().clone()
+    for step in range(3):
+        before = weight.detach().clone()
+        engine.update([batch] * accumulation_steps, step, 1e-2, ema)
+        held, updated = seen
+        seen.clear()
+        assert (held[0], updated[0]) == ("hold", f"update {step}")
+        assert torch.equal(held[1], before) and not torch.equal(updated[1], before)
+        assert torch.equal(updated[1], weight)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * weight.detach()
+    torch.testing.assert_close(ema.averages["text_head.weight"].to(DEVICE), expected)

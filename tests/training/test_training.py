@@ -138,7 +138,8 @@ def test_two_machines_of_two_are_one(models, tmp_path, one_process):
     assert (
         load_file(tmp_path / "four" / "model.safetensors").keys() == load_file(one_process / "model.safetensors").keys()
     )
-    _started(1, *_prior_arguments(models, tmp_path / "four", "--run.steps", "8", *valid, "--resume"))
+    alone = ["--run.zero_stage", "0", "--run.ranks_per_machine", "null"]
+    _started(1, *_prior_arguments(models, tmp_path / "four", "--run.steps", "8", *valid, *alone, "--resume"))
     _check_same_curve(tmp_path / "four", one_process)
     found, expected = (_metrics(tmp_path / name, "valid/loss")[0] for name in ("four", "one"))
     assert found == pytest.approx(expected, abs=1e-4)
