@@ -11,7 +11,7 @@ from dalle.cluster.topology import World, grouped
 from dalle.config import Compression, Optimizer, PriorModel, PriorObjective, Run, Schedule
 from dalle.models.prior import Prior
 from dalle.objectives.prior import PriorObjective as PriorLoss
-from dalle.training import engine
+from dalle.training import deepspeed_adapter, engine
 from dalle.training.engine import Engine, sharded_construction
 from tests.conftest import ROOT
 
@@ -146,5 +146,5 @@ def test_the_table_has_the_buckets_of_the_configurations():
         sizes = yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text())["model"]
         with torch.device("meta"):
             model = Prior(PriorModel(**sizes))
-        found[name.split("/")[1]] = round(6 * engine._largest_resblock(model) / 1e9, 2)
+        found[name.split("/")[1]] = round(6 * deepspeed_adapter.largest_resblock(model) / 1e9, 2)
     assert {name: float(told[name]) for name in found} == found
