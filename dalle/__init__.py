@@ -14,7 +14,7 @@ _HOMES = {
     "Prior": "dalle.models.prior",
     "Tokenizer": "dalle.text",
     "Pipeline": "dalle.sampling.pipeline",
-    "load": "dalle.sampling.pipeline",
+    "load": "dalle.sampling.loading",
 }
 __all__ = ["DVAE", "Pipeline", "Prior", "Tokenizer", "load"]
 

@@ -24,7 +24,7 @@ def caption(argv: list[str] | None = None) -> None:
     config = arguments.parse(Caption, "dalle-caption", argv, positional="image")
 
     from dalle.sampling.captioning import read_captions_file, score
-    from dalle.sampling.pipeline import load
+    from dalle.sampling.loading import load
     from dalle.sampling.prompt import read_image
 
     captions = read_captions_file(config.captions)

@@ -93,7 +93,7 @@ def _judge(config: Demo, folder: Path, valid_shards: str, began_s: float) -> Non
     from dalle.evaluation import accuracy
     from dalle.sampling.gallery import write_gallery
     from dalle.sampling.grid import write_sheet
-    from dalle.sampling.pipeline import load
+    from dalle.sampling.loading import load
 
     pipeline = load(folder, precision=config.sampling.precision)
     pairs = accuracy.distinct(valid_shards, pipeline.dvae.config.image_size_px, config.captions)

@@ -152,7 +152,7 @@ def _prompt(config: Sample, models: Models, origin: Drawing | None) -> Prompt | 
 def _parts(config: Sample, work: Work, rerank: bool, processes: int, tell: Callable[[int], None]) -> Iterator[Part]:
     """What is drawn, in this process, which tells each slot that it has come to, or in several."""
     from dalle.sampling.candidates import draw
-    from dalle.sampling.pipeline import load
+    from dalle.sampling.loading import load
     from dalle.sampling.workers import draw_with_workers
 
     precision = config.sampling.precision
@@ -185,8 +185,8 @@ def _again(config: Sample, path: Path) -> None:
     """Draw a file's image once more, write it, and say whether it is the same; exit code 1 when it is not."""
     from dalle.sampling.again import choose_device, count_differing_pixels, differences, draw_again, read_record
     from dalle.sampling.drawing import save_drawing
+    from dalle.sampling.loading import load
     from dalle.sampling.model_set import find_models
-    from dalle.sampling.pipeline import load
 
     rerank = config.rerank or config.clip is not None
     models = find_models(config.model, config.dvae, config.prior, config.clip, rerank)

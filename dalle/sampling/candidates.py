@@ -266,7 +266,7 @@ def draw(
     chunks = Chunks(source, work.sampling, progress)
     width = chunks.width  # of the blocks, whatever becomes of that of the chunks
     if work.sampling.chunk is None and 4 * work.n <= width:
-        told = f"{width} candidates are drawn together, {work.n} are asked for: --sampling.chunk {work.n} is quicker"
+        told = f"{width} candidates are drawn together, {work.n} are asked for: sampling.chunk {work.n} is quicker"
         warnings.warn(f"{told}, though it draws other pictures", stacklevel=2)
     blocks = math.ceil(work.n / width)
     current = None

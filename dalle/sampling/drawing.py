@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from dalle.data.images import opened
 
+_SHOWN_PX = 256
 _MAX_UNPACKED_BYTES = 2**24
 
 
@@ -44,6 +46,14 @@ class Drawing:
     settings: dict[str, Any]
     codes_I: np.ndarray | None = field(default=None, compare=False, repr=False)
     times: int = 1
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows: small images enlarged by whole factors, their pixels sharp."""
+        factor = max(1, _SHOWN_PX // max(self.image.size))
+        shown = self.image.resize((factor * self.image.width, factor * self.image.height), Image.Resampling.NEAREST)
+        buffer = io.BytesIO()
+        shown.save(buffer, format="PNG")
+        return buffer.getvalue()
 
 
 def fingerprint(codes_I: np.ndarray) -> bytes:

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,13 @@ from PIL import Image
 
 from dalle.config import Precision, Sampling
 from dalle.decoding.token_loop import TokenLoop, choose_chunk
-from dalle.models.clip import CLIP, load_clip
+from dalle.models.clip import CLIP
 from dalle.models.dvae import DVAE
-from dalle.models.folder import load_dvae, load_prior
 from dalle.models.likelihood import to_pixels, to_uint8
 from dalle.models.prior import Prior
 from dalle.sampling.candidates import Best, Candidates, Chunks, Reading, Work, draw
 from dalle.sampling.drawing import Drawing, read_drawing
-from dalle.sampling.model_set import Tuning, find_models, settle
+from dalle.sampling.model_set import Tuning, settle
 from dalle.sampling.prompt import Prompt, encode_with, known_codes, make_prompt
 from dalle.text import Cuts, Tokenizer, caption_tokens
 
@@ -67,7 +65,7 @@ class Pipeline:
 
     def generate(
         self,
-        caption: str | None = None,
+        caption: str | Sequence[str] | None = None,
         n: int = 32,
         keep: int | None = None,
         seed: int = 0,
@@ -77,12 +75,14 @@ class Pipeline:
         region: tuple[int, int, int, int] | None = None,
         variations_of: str | Path | None = None,
         progress: Callable[[int], None] = lambda done: None,
-    ) -> list[Drawing]:
+        **options: Any,
+    ) -> list[Drawing] | list[list[Drawing]]:
         """The best of n candidates, best first by the reranker (in order of their seeds without one). Candidates that came
         out the same are one drawing, whose `times` says how many they were.
 
         Args:
-            caption: what to draw; null with `variations_of` means the drawing's own
+            caption: what to draw, or several of it, of which each gets a list of its own; null with `variations_of` means the
+                drawing's own
             n: candidates drawn; candidate i has seed `seed + i` and is the same image whatever n is
             keep: how many are returned, where so many differ; null returns all that do
             seed: of the first candidate
@@ -92,14 +92,20 @@ class Pipeline:
             region: left, top, right, bottom in pixels of the image: what is drawn
             variations_of: a PNG of ours, in place of `prompt_image`
             progress: told how many candidates are done
+            options: in place of single settings of `sampling`: `temperature=0.5`, `top_p=0.9`, `guidance=2`
 
         Raises:
+            TypeError: an option that `Sampling` does not have
             ValueError: an empty caption, n or keep < 1, an image without rows or region, or either of them out of range
         """
         if n < 1:
             raise ValueError(f"n {n}: must be at least 1")
         if keep is not None and keep < 1:
             raise ValueError(f"keep {keep}: must be at least 1")
+        sampling = replace(sampling, **options)
+        if caption is not None and not isinstance(caption, str):
+            more = (n, keep, seed, sampling, prompt_image, rows, region, variations_of, progress)
+            return [self.generate(one, *more) for one in caption]
         known = None
         if variations_of is not None:
             origin = read_drawing(variations_of)
@@ -117,6 +123,8 @@ class Pipeline:
             best.take(part)
             progress(part.drawn)
         return best.ranked()
+
+    __call__ = generate
 
     def candidates(
         self,
@@ -202,7 +210,7 @@ class Pipeline:
             seed = seeds_CN.flatten()[int(np.argmin(np.isfinite(scores_R)))]
             raise ValueError(
                 f"the reranker gives scores that are not finite (first for seed {seed}): it is broken; draw without "
-                "--rerank, or name another with --clip"
+                "a reranker (rerank), or name another (clip)"
             )
         return Candidates(
             reading.captions,
@@ -280,36 +288,3 @@ class Pipeline:
         if key not in self._loops:
             self._loops[key] = TokenLoop(self.prior_for(sampling.precision), *key)
         return self._loops[key]
-
-
-def load(
-    folder: str | Path,
-    dvae: str | Path | None = None,
-    prior: str | Path | None = None,
-    clip: str | Path | None = None,
-    rerank: bool = True,
-    device: str | torch.device | None = None,
-    precision: Precision = Sampling.precision,
-) -> Pipeline:
-    """The models of a folder that has `prior/`, `dvae/` and, for reranking, `clip/` in it.
-
-    Args:
-        folder: the folder
-        dvae, prior: folders of single models that stand in for those in `folder`
-        clip: likewise, or `ARCHITECTURE:PRETRAINED` of open_clip
-        rerank: load the reranker
-        device: null takes a GPU where there is one
-        precision: of the matrix products that the prior is held for; it is read again when another one is asked for
-
-    Raises:
-        ValueError: a model is missing or damaged, its weights are not finite, or it was trained with another dVAE or
-            tokenizer
-    """
-    models = find_models(folder, dvae, prior, clip, rerank)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    reranker = None if models.clip is None else load_clip(models.clip, device)
-    read_prior = partial(load_prior, models.prior, device)
-    dvae = load_dvae(models.dvae, device)
-    return Pipeline(
-        read_prior(precision), dvae, models.tokenizer, reranker, models.hashes, models.tuning, read_prior=read_prior
-    )

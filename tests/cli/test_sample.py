@@ -147,7 +147,7 @@ def test_what_of_captions_is_cut_or_unknown_is_told_once_for_all(models, tmp_pat
 
 
 def test_a_caption_that_is_no_text_is_refused_before_models_are_loaded(models, tmp_path, monkeypatch):
-    monkeypatch.setattr("dalle.sampling.pipeline.load", None)
+    monkeypatch.setattr("dalle.sampling.loading.load", None)
     path = tmp_path / "captions.jsonl"
     path.write_text(json.dumps({"caption": "a \ud83d cat"}))
     for given in (["caf\udce9"], ["--captions", str(path)]):
@@ -212,7 +212,7 @@ def test_equal_drawings_are_shown_once(drawn, base, tmp_path, capsys):
 def test_codes_of_a_file_are_checked_before_models_are_loaded(drawn, models, tmp_path, monkeypatch):
     drawing = read_drawing(drawn / _results(drawn)[0]["file"])
     save_drawing(replace(drawing, codes_I=drawing.codes_I + 16), tmp_path / "wild.png")
-    monkeypatch.setattr("dalle.sampling.pipeline.load_prior", None)
+    monkeypatch.setattr("dalle.sampling.loading.load_prior", None)
     options = ["--model", str(models), "--output", str(tmp_path / "out"), "--rows", "2"]
     with pytest.raises(
         ValueError, match=r"wild\.png: its metadata are damaged: code .*, where this prior has codes 0 to 15"
@@ -256,7 +256,7 @@ def test_an_image_of_another_size_is_said(base, tmp_path):
 )
 def test_refusals_come_before_models_are_loaded(models, tmp_path, monkeypatch, options, message):
     (tmp_path / "empty.txt").write_text("\n")
-    monkeypatch.setattr("dalle.sampling.pipeline.load_prior", None)
+    monkeypatch.setattr("dalle.sampling.loading.load_prior", None)
     options = [option.format(tmp=tmp_path, models=models) for option in options]
     with pytest.raises(ValueError, match=message):
         sample(["--model", str(models), "--output", str(tmp_path / "out"), *options])

@@ -147,7 +147,7 @@ def test_a_chunk_that_is_much_too_wide_is_said(pipeline, recwarn):
     for sampling, n in ((Sampling(precision="fp32"), 17), (Sampling(precision="fp32", chunk=64), 2)):
         pipeline.generate("a red circle", n=n, sampling=sampling)
     assert not [w for w in recwarn if "drawn together" in str(w.message)]
-    with pytest.warns(UserWarning, match="64 candidates are drawn together, 2 are asked for: --sampling.chunk 2 is"):
+    with pytest.warns(UserWarning, match="64 candidates are drawn together, 2 are asked for: sampling.chunk 2 is"):
         pipeline.generate("a red circle", n=2, sampling=Sampling(precision="fp32"))
 
 

@@ -19,7 +19,8 @@ from dalle.models.folder import load_prior, save_weights
 from dalle.models.prior import Prior
 from dalle.objectives.prior import PriorObjective
 from dalle.sampling.captioning import image_codes, ln_p, read_captions_file, score
-from dalle.sampling.pipeline import Pipeline, load
+from dalle.sampling.loading import load
+from dalle.sampling.pipeline import Pipeline
 from dalle.text import PAD, Tokenizer
 
 CAPTIONS = ["a red circle", "a red circle above a blue square", "a", "blue", "a green cross", "two of them"]

@@ -66,7 +66,7 @@ def test_guidance_is_refused_where_the_prior_was_trained_without_caption_dropout
     assert pipeline.generate("a red circle", n=1, sampling=Sampling(chunk=4, guidance=1.0))
     # what an earlier version wrote says it in its configuration
     old = _without_the_facts(undropped, tmp_path / "old")
-    monkeypatch.setattr("dalle.sampling.pipeline.load_prior", None)  # before models are loaded
+    monkeypatch.setattr("dalle.sampling.loading.load_prior", None)  # before models are loaded
     for prior in (undropped, old):
         options = ["--model", str(models), "--prior", str(prior), "--output", str(tmp_path / "out"), *FAST]
         with pytest.raises(ValueError, match=refused):

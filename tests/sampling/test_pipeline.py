@@ -1,6 +1,7 @@
 """From a folder to ranked drawings: determinism in n, image prompts, drawings made again, refusals."""
 
 import gc
+import io
 import json
 import weakref
 from dataclasses import replace
@@ -351,3 +352,26 @@ def test_settings_can_be_written_as_json(pipeline):
     settings = json.loads(json.dumps(drawing.settings))
     assert settings == drawing.settings
     assert {"chunk", "guidance", "precision", "captions_together", "device", "torch", "threads"} <= set(settings)
+
+
+def test_python_takes_what_python_gives(pipeline):
+    """A list of captions, single settings by their names, and a call of the pipeline itself."""
+    captions = ["a red circle", "a blue cross"]
+    several = pipeline(captions, n=4, keep=2, chunk=4, precision="fp32", temperature=0.7)
+    for caption, drawings in zip(captions, several, strict=True):
+        alone = pipeline.generate(caption, 4, 2, sampling=Sampling(temperature=0.7, chunk=4, precision="fp32"))
+        assert [(d.seed, d.caption) for d in drawings] == [(d.seed, caption) for d in alone]
+        assert all(np.array_equal(a.codes_I, b.codes_I) for a, b in zip(drawings, alone, strict=True))
+        assert drawings[0].settings["temperature"] == 0.7
+    with pytest.raises(TypeError, match="heat"):
+        pipeline("a red circle", heat=0.7)
+    with pytest.raises(ValueError, match="temperature"):
+        pipeline("a red circle", temperature=-1.0)
+    assert pipeline([], n=4) == []
+
+
+def test_a_notebook_shows_a_drawing(pipeline):
+    (drawing,) = pipeline("a red circle", n=1, sampling=FAST)
+    with Image.open(io.BytesIO(drawing._repr_png_())) as shown:
+        assert shown.size == (256, 256)  # of 32
+        assert np.array_equal(np.asarray(shown)[::8, ::8], np.asarray(drawing.image))

@@ -1,0 +1,47 @@
+"""From a folder of models to a pipeline."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from dalle.config import Precision, Sampling
+from dalle.models.clip import load_clip
+from dalle.models.folder import load_dvae, load_prior
+from dalle.sampling.model_set import find_models
+from dalle.sampling.pipeline import Pipeline
+
+
+def load(
+    folder: str | Path,
+    dvae: str | Path | None = None,
+    prior: str | Path | None = None,
+    clip: str | Path | None = None,
+    rerank: bool = True,
+    device: str | torch.device | None = None,
+    precision: Precision = Sampling.precision,
+) -> Pipeline:
+    """The models of a folder that has `prior/`, `dvae/` and, for reranking, `clip/` in it.
+
+    Args:
+        folder: the folder
+        dvae, prior: folders of single models that stand in for those in `folder`
+        clip: likewise, or `ARCHITECTURE:PRETRAINED` of open_clip
+        rerank: load the reranker
+        device: null takes a GPU where there is one
+        precision: of the matrix products that the prior is held for; it is read again when another one is asked for
+
+    Raises:
+        ValueError: a model is missing or damaged, its weights are not finite, or it was trained with another dVAE or
+            tokenizer
+    """
+    models = find_models(folder, dvae, prior, clip, rerank)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    reranker = None if models.clip is None else load_clip(models.clip, device)
+    read_prior = partial(load_prior, models.prior, device)
+    dvae = load_dvae(models.dvae, device)
+    return Pipeline(
+        read_prior(precision), dvae, models.tokenizer, reranker, models.hashes, models.tuning, read_prior=read_prior
+    )
