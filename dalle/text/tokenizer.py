@@ -45,7 +45,7 @@ class Tokenizer:
         content = json.loads(self._content)
         model = content["model"]
         if misfit := _misfit(content):
-            raise ValueError(f"{misfit}; train one with dalle-train-tokenizer")
+            raise ValueError(misfit)
         # of what it says about its use nothing but how text becomes words
         content |= {"truncation": None, "padding": None, "post_processor": None, "added_tokens": []}
         content["model"] = model | {"dropout": None}
@@ -166,8 +166,21 @@ class Tokenizer:
 
 
 def _misfit(content: dict) -> str | None:
-    """Why training and sampling would read captions differently with a tokenizer file, or None where they would not."""
-    model, splitting = content["model"], content["pre_tokenizer"] or {}
+    """Why training and sampling would read captions differently with a tokenizer file and what to do about it, or None where
+    they would not."""
+    # a prior may have been trained on what these left of its captions: which of the two ways is meant nobody can tell
+    for name, off in (("truncation", "no_truncation"), ("padding", "no_padding")):
+        if content[name]:
+            return (
+                f"it has {name} switched on, but captions are read whole and cut by the prior alone: switch it off with "
+                f"tokenizers.Tokenizer.from_file(…).{off}(), and save it again"
+            )
+    told = _unlike(content["model"], content["pre_tokenizer"] or {})
+    return told and f"{told}; train one with dalle-train-tokenizer"
+
+
+def _unlike(model: dict, splitting: dict) -> str | None:
+    """What of a vocabulary is not as BPE over bytes has it."""
     if model["type"] != "BPE":
         return f"its model is {model['type']}, and BPE is needed"
     for name in ("continuing_subword_prefix", "end_of_word_suffix"):

@@ -92,7 +92,7 @@ TEXTS = [*CAPTIONS[:3], "Café ÄÖÜ — 北京 👍 1,234.5", "a <|endoftext|>
 
 @pytest.mark.parametrize("own", [True, False])
 def test_what_a_file_says_of_its_use_changes_nothing(tokenizer, tmp_path, own):
-    """Truncation, padding, dropout, special tokens around and in the text: training reads as sampling does, and both as
+    """Dropout, special tokens around and in the text: training reads as sampling does, and both as
     without them."""
     backend = tokenizers.Tokenizer.from_str(tokenizer.files()["tokenizer.json"]) if own else foreign()
     plain = _saved(backend, tmp_path / "plain.json")
@@ -100,8 +100,6 @@ def test_what_a_file_says_of_its_use_changes_nothing(tokenizer, tmp_path, own):
     backend.add_tokens(["red", "circle l"])
     start = backend.token_to_id("<start>")
     backend.post_processor = processors.TemplateProcessing(single="<start> $A", special_tokens=[("<start>", start)])
-    backend.enable_truncation(4)
-    backend.enable_padding(length=16)
     backend.decoder = decoders.BPEDecoder()
     found = _saved(backend, tmp_path / "used.json", dropout=0.5)
     for text in TEXTS:
@@ -113,6 +111,18 @@ def test_what_a_file_says_of_its_use_changes_nothing(tokenizer, tmp_path, own):
     assert len(found.encode(TEXTS[-1])) > 16 or own
     assert found.hash != plain.hash, "a prior that was trained with a file knows that very file"
     assert start < found.vocabulary, "no id is beyond the embeddings"
+
+
+@pytest.mark.parametrize("setting", ["truncation", "padding"])
+def test_a_file_that_cuts_or_fills_captions_is_refused(tokenizer, tmp_path, setting):
+    """In one line that says how to switch it off; then it is read."""
+    backend = tokenizers.Tokenizer.from_str(tokenizer.files()["tokenizer.json"])
+    backend.enable_truncation(4) if setting == "truncation" else backend.enable_padding(length=16)
+    with pytest.raises(ValueError, match=rf"it has {setting} switched on.*\.no_{setting}\(\)") as refusal:
+        _saved(backend, tmp_path / "used.json")
+    assert "\n" not in str(refusal.value)
+    getattr(backend, f"no_{setting}")()
+    assert _saved(backend, tmp_path / "mended.json").encode("a red circle") == tokenizer.encode("a red circle")
 
 
 def test_a_foreign_file_keeps_its_own_spelling(tmp_path):
