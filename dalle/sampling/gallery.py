@@ -153,12 +153,14 @@ def _card(record: dict[str, Any], size: tuple[int, int], heading: str) -> str:
     often = f", drawn {times} times" if times > 1 else ""
     note = f"{shown}seed {record['seed']}{often}{caption}"
     alt = html.escape(record["caption"])
+    sharp = ' class="sharp"' if max(size) < _SMALL_PX else ""  # enlarged, as a card is at least so wide
     return (
-        f'<figure><a href="{file}"><img src="{file}" alt="{alt}" width="{size[0]}" height="{size[1]}" loading="lazy"></a>'
+        f'<figure><a href="{file}"><img{sharp} src="{file}" alt="{alt}" width="{size[0]}" height="{size[1]}" loading="lazy"></a>'
         f"<figcaption>{note}</figcaption></figure>"
     )
 
 
+_SMALL_PX = 160
 STYLE = """
 body { overflow-wrap: anywhere; } h2 { margin-bottom: 0; } .soft { margin: 0 0 .8rem; }
 dt, figcaption { color: var(--soft); font-size: .85rem; }
@@ -166,8 +168,10 @@ dl { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0 0; }
 dl div, figure { background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
 dl div { padding: .6rem 1rem; } dd, figure { margin: 0; } figure { overflow: hidden; }
 .cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(160px, 45%), 1fr)); }
-figure img { display: block; width: 100%; height: auto; } figcaption { padding: .4rem .7rem .5rem; }
-figcaption b { float: right; color: var(--ink); font-weight: 600; }
+@media (max-width: 700px) { body { display: flex; flex-direction: column; } body > dl { order: 1; margin-top: 2rem; } }
+figure img { display: block; width: 100%; height: auto; box-shadow: 0 1px 0 var(--line); }
+img.sharp, dialog img.sharp { image-rendering: pixelated; } figcaption { padding: .4rem .7rem .5rem; }
+figcaption b { float: right; margin-left: .5rem; color: var(--ink); font-weight: 600; }
 dialog { max-width: 96vw; max-height: 96vh; padding: 1rem; border: 1px solid var(--line); border-radius: 10px;
   background: var(--card); color: var(--ink); text-align: center; }
 dialog img { display: block; width: min(80vh, 90vw); max-height: 80vh; object-fit: contain; }
@@ -183,6 +187,7 @@ function show(index) {
   shown = (index + links.length) % links.length;
   const image = links[shown].firstChild;
   dialog.querySelector("img").src = image.src;
+  dialog.querySelector("img").className = image.className;
   dialog.querySelector("p").textContent = image.alt + " · " + links[shown].nextSibling.innerText;
   if (!dialog.open) dialog.showModal();
 }

@@ -112,7 +112,9 @@ class _Cells:
 def _label(drawing: Drawing) -> str:
     """Its score, and how often it came where that was more than once."""
     score = finite_score(drawing)
-    return " ".join(([] if score is None else [f"{score:.3f}"]) + ([f"×{drawing.times}"] if drawing.times > 1 else []))
+    return " ".join(
+        ([] if score is None else [f"{score:.3f}"]) + ([f"{drawing.times} times"] if drawing.times > 1 else [])
+    )
 
 
 def _write_lines(pen: ImageDraw.ImageDraw, x: int, y: int, lines: list[str], font: Any, size_px: int) -> int:

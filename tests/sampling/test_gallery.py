@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from dalle.sampling import grid
 from dalle.sampling.drawing import Drawing, read_drawing, save_drawing
 from dalle.sampling.gallery import Gallery, write_gallery
 from dalle.sampling.grid import make_grid, write_grid, write_sheet
@@ -193,3 +194,21 @@ def test_a_gallery_takes_up_what_is_whole(tmp_path):
     (tmp_path / "results.jsonl").write_text('{"caption": "whole"}\n{"cap\n')
     with pytest.raises(ValueError, match="line 2: is damaged"):
         Gallery(tmp_path, "t").resume(8)
+
+
+def test_what_a_grid_says_is_in_its_font():
+    """Pillow's own font has no ×: a letter that is missing is an empty box, which all missing ones share."""
+    drawing = Drawing(Image.new("RGB", (8, 8)), "a red circle", 0.5, 0, 1, {}, times=6)
+    label = grid._label(drawing)
+    assert "6" in label and "0.500" in label
+    font = ImageFont.load_default(size=12)
+    missing = bytes(font.getmask("\ue000"))
+    assert all(bytes(font.getmask(letter)) != missing for letter in label if letter != " ")
+
+
+def test_small_pictures_are_enlarged_sharply_and_phones_show_them_first(tmp_path):
+    small, large = (Drawing(Image.new("RGB", (size, size)), f"of {size}", None, size, 0, {}) for size in (32, 256))
+    write_gallery({d.caption: [d] for d in (small, large)}, tmp_path, "Drawings", {"prior": "0123"})
+    page = (tmp_path / "index.html").read_text()
+    assert re.findall(r'<img( class="sharp")? src="images/of-(\d+)', page) == [(' class="sharp"', "32"), ("", "256")]
+    assert "body > dl { order: 1;" in page.split("@media (max-width: 700px)")[1].splitlines()[0]
