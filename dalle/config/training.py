@@ -67,6 +67,11 @@ class Schedule:
             return self
         return replace(self, **{name: round(share * run_steps) for name, share in shares.items()})
 
+    @property
+    def has_shares(self) -> bool:
+        """Whether it follows the run's length."""
+        return self.over(_FINE) is not self
+
     def unreached(self, run_steps: int) -> str | None:
         """What of it lies beyond the end of a run of `run_steps`, in a sentence; null where nothing does."""
         ramp = self.over(run_steps)

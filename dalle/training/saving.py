@@ -60,6 +60,7 @@ class Saver:
             "loaders": self.world.gather(self.stage.loader.state_dict()),
             "plateau": self.plateau.state_dict() if self.plateau else None,
             "identity": self._identity(),
+            "run_steps": self.run.steps,
             "data": self._data() if self.world.is_main else None,
             "export": {
                 "kind": self.stage.kind,
@@ -103,6 +104,12 @@ class Saver:
             self.plateau.load_state_dict(opened.values["plateau"])
         if self.world.is_main and (other := difference(opened.values.get("data"), self._data())):
             self.notes.append(f"--resume: the data are not those of before ({other}): goes on with them where it stood")
+        before = opened.values.get("run_steps", self.run.steps)
+        if before != self.run.steps and self.optimizer.step_size.has_shares:
+            self.notes.append(
+                f"--resume: run.steps was {before} and is {self.run.steps}: schedules that are shares of the run go on as if it "
+                "had been so from the beginning; say them in updates to keep them as they were"
+            )
         # together the ranks of then know where all of the data stand
         loaders = opened.values["loaders"]
         self.stage.loader.load_state_dict({name: value for state in loaders for name, value in state.items()})

@@ -2,6 +2,7 @@
 after whatever ended the run; two trainings do not share a folder."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -252,3 +253,18 @@ def test_settings_are_written_whole(begun, monkeypatch, models, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train("prior", TrainPrior, ["--output", str(tmp_path / "prior"), "--resume", "--run.steps", "3"])
     assert (tmp_path / "prior/config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize("end_step", ["100%", "100"])
+def test_another_length_of_the_run_is_told_where_schedules_follow_it(models, tmp_path, end_step):
+    """The step size of update 3 is that of a run of 8, be it resumed from one of 4 or not."""
+    schedule = ["--optimizer.step_size.end", "1e-4", "--optimizer.step_size.end_step", end_step]
+    arguments = [*_prior(models, tmp_path / "prior"), *schedule]
+    train("prior", TrainPrior, [*arguments, "--run.steps", "4"])
+    train("prior", TrainPrior, ["--output", f"{tmp_path}/prior", "--resume", "--run.steps", "8"])
+    told = [said for said in _lines(tmp_path / "prior", "warning") if "run.steps was 4 and is 8" in said]
+    assert len(told) == (end_step == "100%")
+    step_sizes = _lines(tmp_path / "prior", "step_size")
+    shape = [1e-4 + 9e-4 * (1 + math.cos(math.pi * step / n)) / 2 for step, n in ((3, 4), (4, 8))]
+    if end_step == "100%":
+        assert step_sizes[3:5] == pytest.approx(shape)
