@@ -6,7 +6,7 @@ import re
 import pytest
 
 from dalle.cli.demo import demo
-from dalle.outputs.claim import claimed
+from dalle.outputs.ownership import claimed
 from tests.conftest import TINY_CLIP, TINY_DVAE, TINY_PRIOR
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from dalle.cli import arguments
 from dalle.config import Demo, TrainCLIP, TrainDVAE, TrainPrior, shipped
-from dalle.outputs.claim import claimed
+from dalle.outputs.ownership import claimed
 
 _GALLERY_CAPTIONS = 32
 _GRID_CAPTIONS = 24

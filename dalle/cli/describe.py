@@ -77,7 +77,7 @@ def _describe(kind: str, config, tokenizer_file: str | None) -> dict:
 def _layers(kinds: list[str], config: PriorModel) -> list[dict]:
     """Each layer's mask: its kind, the keys that an image slot sees among the image, and the share of the causal
     triangle that the whole mask keeps."""
-    from dalle.layout import attention_mask, image_mask
+    from dalle.masks import attention_mask, image_mask
 
     facts = {}
     for kind in set(kinds):

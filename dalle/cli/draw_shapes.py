@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dalle.cli import arguments
 from dalle.config import DrawShapes
-from dalle.outputs.claim import claimed
+from dalle.outputs.ownership import claimed
 
 
 def main() -> None:

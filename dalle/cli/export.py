@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from dalle.cli import arguments
 from dalle.config import CLIPModel, DVAEModel, Export, PriorModel
-from dalle.outputs.claim import claimed, read_mark, remove_mark, unfinished
+from dalle.outputs.ownership import claimed, read_mark, remove_mark, unfinished
 
 if TYPE_CHECKING:
     import torch

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from dalle.cli import arguments
 from dalle.cli.allocator import keep_freed_memory
 from dalle.config import Sample
-from dalle.outputs.claim import claimed, claimed_file
+from dalle.outputs.ownership import claimed, claimed_file
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,7 +10,7 @@ from typing import Any
 
 from dalle.cli import arguments
 from dalle.config import DVAEModel, Tokenize
-from dalle.outputs.claim import claimed, read_mark
+from dalle.outputs.ownership import claimed, read_mark
 
 _COMMAND = "dalle-tokenize"
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from dalle.cli import arguments
 from dalle.config import TrainCLIP, TrainDVAE, TrainPrior, unreached_schedules
-from dalle.outputs.claim import check, claimed, read_mark
+from dalle.outputs.ownership import check, claimed, read_mark
 
 if TYPE_CHECKING:
     from dalle.cluster.topology import World

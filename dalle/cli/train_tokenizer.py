@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dalle.cli import arguments
 from dalle.config import TrainTokenizer
-from dalle.outputs.claim import claimed_file
+from dalle.outputs.ownership import claimed_file
 
 
 def main() -> None:

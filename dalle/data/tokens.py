@@ -31,7 +31,7 @@ from torch.utils.data import Dataset
 
 from dalle.data.counts import Counts
 from dalle.data.loading import load
-from dalle.outputs.claim import check, unfinished, write_mark
+from dalle.outputs.ownership import check, unfinished, write_mark
 from dalle.text import Cuts, Tokenizer, pad
 
 WRITTEN_BY = "dalle-tokenize"

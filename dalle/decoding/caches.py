@@ -1,6 +1,6 @@
 """Key-value caches of the token loop.
 
-A layer's cache has the places that its mask can see (`layout.cache_places`), and the caption's keys and values once for all
+A layer's cache has the places that its mask can see (`masks.cache_places`), and the caption's keys and values once for all
 of its candidates. Axes: C captions, N candidates of each, R = C·N rows, H heads, K head width, T text slots, G given image
 slots, P places.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dalle.layout import CachePlaces
+from dalle.masks import CachePlaces
 
 
 @dataclass

@@ -21,7 +21,7 @@ from dalle.decoding.caches import LayerCache
 from dalle.decoding.choice import choose, num_uniform, uniform_numbers
 from dalle.decoding.kernels import kernels
 from dalle.decoding.slot_model import SlotModel, with_products
-from dalle.layout import cache_places
+from dalle.masks import cache_places
 from dalle.models.prior import Prior
 from dalle.text import PAD
 

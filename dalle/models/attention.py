@@ -1,4 +1,4 @@
-"""Attention with the masks of `dalle/layout.py`: the plain definition, and its fast twins behind one signature.
+"""Attention with the masks of `dalle/masks.py`: the plain definition, and its fast twins behind one signature.
 
 The axes are B batch, H heads, S query slots, M key slots, K head width.
 """
@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from dalle.layout import Kind, Windows, attention_mask, block_mask_rule, transposed, windows
+from dalle.masks import Kind, Windows, attention_mask, block_mask_rule, transposed, windows
 from dalle.models.window_attention import window_attention
 
 _LEAST_HEAD_WIDTH = 16

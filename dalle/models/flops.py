@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dalle.config import DVAEModel, PriorModel
-from dalle.layout import Kind, layer_kinds, seen_offsets
+from dalle.masks import Kind, layer_kinds, seen_offsets
 from dalle.models.dvae import DVAE
 
 

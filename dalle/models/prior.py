@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dalle.config import PriorModel
-from dalle.layout import layer_kinds, predicting, row_and_column
+from dalle.masks import layer_kinds, predicting, row_and_column
 from dalle.models.attention import MaskedAttention
 from dalle.models.cross_entropy import cross_entropy, ln_p, logits
 

@@ -1,6 +1,6 @@
 """Sparse attention on a CPU: text keys and the keys of small windows, one softmax over both.
 
-Blocks of consecutive image slots take the keys that any of them sees (`layout.Windows`), so that a sparse mask becomes
+Blocks of consecutive image slots take the keys that any of them sees (`masks.Windows`), so that a sparse mask becomes
 dense products of a fraction of the size. The work is done for a few heads at a time, so that their scores stay in the
 cache; the softmax weights are kept for the backward pass, in the dtype of the inputs.
 
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from dalle.layout import Windows
+from dalle.masks import Windows
 
 _SCORES_AT_ONCE = 1 << 21
 """Heads that are worked on together have at most this many scores: docs/LOG.md has other sizes."""

@@ -20,7 +20,7 @@ from PIL import Image
 
 from dalle.config import Precision, RankBy
 from dalle.data.captions import is_encodable
-from dalle.layout import predicting
+from dalle.masks import predicting
 from dalle.models.prior import Prior
 from dalle.sampling.pipeline import Pipeline
 from dalle.sampling.prompt import central_square, encode_with

@@ -25,7 +25,7 @@ from dalle.cli.train import train
 from dalle.cli.train_tokenizer import train_tokenizer
 from dalle.config import TrainDVAE
 from dalle.data.tokens import Meta, TokenShards, TokenWriter
-from dalle.outputs.claim import claimed, claimed_file
+from dalle.outputs.ownership import claimed, claimed_file
 from tests.conftest import ROOT, TINY_DVAE, clean_environment
 
 

@@ -11,7 +11,7 @@ import torch
 from dalle.decoding import native
 from dalle.decoding.caches import LayerCache
 from dalle.decoding.kernels import CompiledKernels, Kernels, NativeKernels, attend, kernels
-from dalle.layout import cache_places
+from dalle.masks import cache_places
 
 pytestmark = pytest.mark.usefixtures("two_threads")  # C++ and products share work among them
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C++ compiler")

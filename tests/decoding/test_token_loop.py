@@ -11,7 +11,7 @@ from dalle.config import PriorModel, Sampling
 from dalle.decoding import token_loop
 from dalle.decoding.slot_model import Product
 from dalle.decoding.token_loop import Given, TokenLoop, choose_chunk
-from dalle.layout import predicting
+from dalle.masks import predicting
 from dalle.models.prior import Prior
 from dalle.text import PAD
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
 
-from dalle.layout import attention_mask, block_mask_rule, transposed, windows
+from dalle.masks import attention_mask, block_mask_rule, transposed, windows
 from dalle.models.attention import MaskedAttention, reference_attention
 
 KINDS = ["row", "column", "conv", "dense"]

@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dalle.config import DVAEModel, PriorModel
-from dalle.layout import attention_mask
+from dalle.masks import attention_mask
 from dalle.models.attention import reference_attention
 from dalle.models.dvae import DVAE
 from dalle.models.flops import attention_flops, dvae_flops, prior_flops

@@ -20,7 +20,7 @@ from dalle.cli import train as cli_train
 from dalle.cli.train import train
 from dalle.config import TrainCLIP, TrainDVAE, TrainPrior
 from dalle.data.tokens import Meta, TokenShards, TokenWriter
-from dalle.outputs.claim import claimed
+from dalle.outputs.ownership import claimed
 from tests.conftest import TINY_DVAE, TINY_PRIOR, clean_environment
 from tests.processes import ON_CPU, run_processes
 

@@ -98,7 +98,7 @@ class DALLEPytorch(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        from dalle.layout import layer_kinds
+        from dalle.masks import layer_kinds
 
         with _stand_ins():
             from dalle_pytorch import DALLE, DiscreteVAE

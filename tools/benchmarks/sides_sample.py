@@ -107,7 +107,7 @@ def work(config, candidates: int, itemsize: int) -> dict[str, int]:
     Args:
         itemsize: bytes of a weight, and of a key's element
     """
-    from dalle.layout import layer_kinds
+    from dalle.masks import layer_kinds
     from dalle.models.flops import image_pairs
 
     width, depth, text, slots = config.width, config.depth, config.text_slots, config.image_slots

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from dalle.outputs.claim import check, claimed, claimed_file, read_mark, remove_mark, unfinished, write_mark
+from dalle.outputs.ownership import check, claimed, claimed_file, read_mark, remove_mark, unfinished, write_mark
 
 
 def _refused(told: str, claim: AbstractContextManager) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dalle.config import PriorModel
-from dalle.layout import attention_mask, cache_places, image_mask, layer_kinds, seen_offsets
+from dalle.masks import attention_mask, cache_places, image_mask, layer_kinds, seen_offsets
 
 
 def _sees(kind: str, p: int, q: int, grid: int, kernel: int) -> bool:
