@@ -6,12 +6,17 @@ import sys
 import textwrap
 
 import dalle
+from dalle.cli import arguments
 from dalle.config.programs import PROGRAMS
 
 
-def main(argv: list[str] | None = None) -> None:
+def main() -> None:
     """Console script `dalle`, and `python -m dalle`."""
-    argv = sys.argv[1:] if argv is None else argv
+    arguments.run(lambda: listing(sys.argv[1:]), "dalle")
+
+
+def listing(argv: list[str]) -> None:
+    """Print what is asked for. Raises ValueError for anything but nothing, --help and --version."""
     if argv == ["--version"]:
         print(f"dalle {dalle.__version__}")
     elif argv in ([], ["--help"], ["-h"]):
@@ -21,8 +26,8 @@ def main(argv: list[str] | None = None) -> None:
             print(f"    $ {program.example}\n")
         print("Each explains itself with --help.")
     else:
-        print(f"dalle: unexpected {' '.join(argv)!r}; `dalle` alone lists the commands", file=sys.stderr)
-        sys.exit(2)
+        raise ValueError(f"unexpected {' '.join(argv)!r}; `dalle` alone lists the commands")
+    sys.stdout.flush()  # where nobody listens, here and not at the end
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """Every configuration in the repository is read, and its model is built on the meta device; every command that the
 README shows parses."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from dataclasses import asdict
 
 import pytest
@@ -11,7 +14,7 @@ import yaml
 
 import dalle
 from dalle import config as configs
-from dalle.__main__ import main as dalle_main
+from dalle.__main__ import listing
 from dalle.cli import arguments
 from dalle.config.programs import PROGRAMS
 from tests.conftest import ROOT
@@ -156,14 +159,23 @@ def test_a_programs_example_parses_and_opens_its_help(name, monkeypatch, capsys)
 def test_the_list_of_programs_is_whole(capsys):
     scripts = re.findall(r"^(dalle[\w-]*) = ", (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
     assert {"dalle", *PROGRAMS} == set(scripts)
-    dalle_main([])
+    listing([])
     printed = capsys.readouterr().out
     assert all(f"$ {program.example}\n" in printed for program in PROGRAMS.values())
-    dalle_main(["--version"])
+    listing(["--version"])
     assert capsys.readouterr().out == f"dalle {dalle.__version__}\n"
-    with pytest.raises(SystemExit) as left:
-        dalle_main(["sample"])
-    assert left.value.code == 2
+    with pytest.raises(ValueError, match="'sample'"):
+        listing(["sample"])
+
+
+def test_nobody_has_to_listen_to_the_end():
+    """`dalle | head`"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "dalle"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 def test_completion_shows_the_public_face():
