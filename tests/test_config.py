@@ -46,6 +46,7 @@ def test_shares_follow_the_run():
         assert values == pytest.approx([0, 0, 0.5, 1, 1])
         assert kl_weight.over(steps).warmup_steps == steps / 10
         assert kl_weight.unreached(steps) is None
+    assert kl_weight.over(1)(1) == 1  # a run too short for a ramp has a step
     fixed = Schedule(0.0, 1.0, begin_step=4, end_step=10)
     assert fixed.over(300) == fixed
     assert Schedule(0.0, 1.0, end_step="33.5%").over(1000).end_step == 335

@@ -66,3 +66,9 @@ def test_a_slurm_job_goes_on_by_itself(tmp_path, exit_code, written, requeued):
     assert code == exit_code
     assert given[-1] == "--resume"
     assert asked == (["requeue 123456"] if requeued else [])
+
+
+def test_a_checkpoint_that_had_just_lost_its_name_is_resumed_from(tmp_path):
+    (tmp_path / "out/checkpoints/step-0000010.old").mkdir(parents=True)
+    _, given, _ = _submitted(tmp_path, 0)
+    assert given[-1] == "--resume"

@@ -76,3 +76,20 @@ def test_the_demo_removes_nothing_that_it_did_not_make(tmp_path):
     with pytest.raises(ValueError, match="did not make"):
         demo(["--output", str(tmp_path), "--num_train", "64"])
     assert (tmp_path / "data/precious.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["data/mine.txt", "prior/notes.txt", "gallery/images/mine.txt", "tokens/train/mine"])
+def test_the_next_demo_removes_nothing_that_was_put_there_since(tmp_path, name):
+    for made in (
+        ".dalle-demo",
+        "data/train-000.tar",
+        "prior/checkpoints/step-0000002/state.json",
+        "prior/config.yaml",
+        name,
+    ):
+        (tmp_path / made).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / made).write_text("x")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=f"{name} was not made by dalle-demo"):
+        demo(["--output", str(tmp_path), "--num_train", "64"])
+    assert [path for path in before if not path.exists()] == []

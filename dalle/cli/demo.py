@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from contextlib import ExitStack
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,23 @@ from dalle.outputs.ownership import claimed
 
 _GALLERY_CAPTIONS = 32
 _GRID_CAPTIONS = 24
+_STAGE = (
+    "config.yaml",
+    "model.safetensors",
+    "tokenizer*.json",
+    "metrics.jsonl",
+    "run.json",
+    "report.html",
+    "samples.json",
+)
+_STAGE = (*_STAGE, "pictures/*.png", "checkpoints/step-*", "previous-*/*")
+_MADE = {
+    "data": ("train-*.tar", "valid-*.tar"),
+    **dict.fromkeys(("dvae", "prior", "clip"), _STAGE),
+    "tokens": ("*/meta.json", "*/tokens-*.safetensors"),
+    "gallery": ("index.html", "results.jsonl", "sheet.png", "images/*.png"),
+}
+"""What an earlier demo has left in each of its folders, and the next one removes."""
 
 
 def main() -> None:
@@ -132,12 +150,24 @@ def _options(options: dict[str, Any]) -> list[str]:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what an earlier demo made, and nothing else. Raises ValueError where another process is writing there."""
+    """Remove what an earlier demo made, and nothing else.
+
+    Raises:
+        ValueError: another process is writing there, or there is a file that no demo makes
+    """
+    for name, patterns in _MADE.items():
+        for path in sorted(path for path in (folder / name).rglob("*") if path.is_file()):
+            inside = path.relative_to(folder / name)
+            hidden = any(part.startswith(".") for part in inside.parts)
+            if not hidden and not any(fnmatch(inside.as_posix(), pattern) for pattern in patterns):
+                raise ValueError(
+                    f"output {folder}: {path} was not made by dalle-demo; move it, or name another --output"
+                )
     for name in ("data", "dvae", "tokens/train", "tokens/valid", "prior", "clip"):
         if (folder / name).exists():
             with claimed(folder / name, "dalle-demo", writes=()):
                 pass
-    for name in ("data", "dvae", "tokens", "prior", "clip", "gallery"):
+    for name in _MADE:
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("tokenizer.json", "tokenizer.words.json", "result.json"):
         (folder / name).unlink(missing_ok=True)

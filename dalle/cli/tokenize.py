@@ -23,13 +23,14 @@ def main() -> None:
 def tokenize(argv: list[str] | None = None) -> None:
     """Parse, check, encode."""
     config = arguments.parse(Tokenize, _COMMAND, argv)
+    from dalle.data.identity import identity
     from dalle.data.naming import expand
     from dalle.models.folder import read_config, read_header
 
     model, digest = read_config(config.dvae, "dvae"), read_header(config.dvae)["hash"]
-    expand(config.data, config.images.pipes)
+    files = expand(config.data, config.images.pipes)
     with claimed(config.output, _COMMAND, overwrite=config.overwrite) as folder:
-        request = _request(config, digest)
+        request = {**_request(config, digest), "data": identity(files)}
         if not config.overwrite:
             _check_request(folder, request)
         _encode(config, folder, model, digest, request)
@@ -46,14 +47,19 @@ def _request(config: Tokenize, digest: str) -> dict[str, Any]:
 
 def _check_request(folder: Path, request: dict[str, Any]) -> None:
     """Raises ValueError where there are shards of another making, which may have taken days."""
+    from dalle.data.identity import difference
+
     before = read_mark(folder, _COMMAND) or {}
     if not (folder / "meta.json").is_file():
         return
     for name, value in request.items():
         if name in before and before[name] != value:
+            told = f"{name} was {json.dumps(before[name])}, is {json.dumps(value)}"
+            if name == "data" and isinstance(before[name], dict):
+                told = f"of other data: {difference(before[name], value)}"
             raise ValueError(
-                f"output {folder}: holds token shards of another making ({name} was {json.dumps(before[name])}, is "
-                f"{json.dumps(value)}): name another --output, or write over them with --overwrite"
+                f"output {folder}: holds token shards of another making ({told}): name another --output, or write over them "
+                "with --overwrite"
             )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dalle.cli import arguments
 from dalle.config import TrainTokenizer
-from dalle.outputs.ownership import claimed_file
+from dalle.outputs.ownership import check_file, claimed_file
 
 
 def main() -> None:
@@ -23,6 +23,9 @@ def train_tokenizer(argv: list[str] | None = None) -> None:
         from dalle.data.captions import read_all_captions
         from dalle.data.counts import Counts
         from dalle.text import Tokenizer
+        from dalle.text.tokenizer import counts_file
+
+        check_file(counts_file(output), config.overwrite)
 
         counts = Counts()
         captions = read_all_captions(config.data, config.pipes, counts)

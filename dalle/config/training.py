@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field, fields, replace
+from types import SimpleNamespace
 from typing import Literal
 
 from dalle.config.checks import at_least, require
@@ -47,7 +48,7 @@ class Schedule:
             value = getattr(self, name)
             written = isinstance(value, int) or _SHARE.fullmatch(value)
             require(bool(written), f"{name} {value}: must be a number of updates, or a share of the run such as 70%")
-        ramp = self.over(_FINE)
+        ramp = SimpleNamespace(**self._in_updates(_FINE))
         require(
             0 <= ramp.begin_step <= ramp.end_step,
             f"begin_step {self.begin_step} and end_step {self.end_step}: need 0 <= begin_step <= end_step",
@@ -61,16 +62,21 @@ class Schedule:
 
     def over(self, run_steps: int) -> Schedule:
         """The same, all in updates, in a run of `run_steps`."""
-        told = {name: getattr(self, name) for name in ("begin_step", "end_step", "warmup_steps")}
-        shares = {name: float(value[:-1]) / 100 for name, value in told.items() if isinstance(value, str)}
-        if not shares:
+        if not self.has_shares:
             return self
-        return replace(self, **{name: round(share * run_steps) for name, share in shares.items()})
+        steps = self._in_updates(run_steps)
+        if self.start != self.end:  # in a run too short for the ramp it is a step
+            steps["end_step"] = max(steps["end_step"], 1 + steps["begin_step"])
+        return replace(self, **steps)
+
+    def _in_updates(self, run_steps: int) -> dict[str, int]:
+        told = {name: getattr(self, name) for name in ("begin_step", "end_step", "warmup_steps")}
+        return {n: round(float(v[:-1]) / 100 * run_steps) if isinstance(v, str) else v for n, v in told.items()}
 
     @property
     def has_shares(self) -> bool:
         """Whether it follows the run's length."""
-        return self.over(_FINE) is not self
+        return any(isinstance(value, str) for value in (self.begin_step, self.end_step, self.warmup_steps))
 
     def unreached(self, run_steps: int) -> str | None:
         """What of it lies beyond the end of a run of `run_steps`, in a sentence; null where nothing does."""

@@ -19,7 +19,7 @@ FIGURES = {
     "codes_used": "How many codes occur at all.",
     "kl_per_position_nats": "What a token tells, at most the logarithm of the codebook's size.",
     "reconstruction_nats": "−ln p of the pixels given the codes, per subpixel.",
-    "elb": "The evidence lower bound with the codes that inference takes, per subpixel; higher is better.",
+    "elb": "The evidence lower bound with codes drawn from the encoder, per subpixel; higher is better.",
     "relaxed_elb": "The same with relaxed codes, which is what training sees.",
     "elb_gap": "How far the relaxed bound is above the true one, as a share of it.",
     "elb_gap_nats": "How far the relaxed bound is above the true one.",

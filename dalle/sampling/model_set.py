@@ -64,7 +64,7 @@ def find_models(
     Raises:
         ValueError: a model is missing or of another kind, or was trained with another dVAE or tokenizer
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     prior, dvae = Path(prior or folder / "prior"), Path(dvae or folder / "dvae")
     prior_config = read_config(prior, "prior")  # names what is wrong with the folder before anything else does
     tokenizer = Tokenizer.load(prior / "tokenizer.json")

@@ -26,7 +26,11 @@ from dalle.text.merging import merge
 from dalle.text.words import LOWER, WordCounts, clean, words
 
 _WORDS = Regex(r"[\p{L}\p{M}]+|[^\p{L}\p{M}]")
-_COUNTS_SUFFIX = ".words.json"
+
+
+def counts_file(path: str | Path) -> Path:
+    """Where the counts of words of a tokenizer file lie: beside it."""
+    return Path(path).with_name(Path(path).stem + ".words.json")
 
 
 class Tokenizer:
@@ -108,7 +112,7 @@ class Tokenizer:
             tokenizer = cls(backend)
         except ValueError as error:
             raise ValueError(f"the tokenizer {path} cannot be used: {error}") from None
-        tokenizer.words = WordCounts.load(path.with_name(path.stem + _COUNTS_SUFFIX), tokenizer.hash)
+        tokenizer.words = WordCounts.load(counts_file(path), tokenizer.hash)
         return tokenizer
 
     def save(self, path: str | Path) -> None:
@@ -132,7 +136,7 @@ class Tokenizer:
         tokenizer file with more in it than it knows."""
         if self.words is None:
             return {name: self.to_json()}
-        return {name: self.to_json(), Path(name).stem + _COUNTS_SUFFIX: self.words.to_json(self.hash)}
+        return {name: self.to_json(), counts_file(name).name: self.words.to_json(self.hash)}
 
     @property
     def hash(self) -> str:

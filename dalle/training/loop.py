@@ -139,9 +139,8 @@ class _Training:
                 self.telemetry.close("failed", self.samples.lines())
                 raise
             lines = [*self.samples.lines(), *self.stage.conclude()]
-            self.telemetry.close("finished" if finished else "stopped, continue with --resume,", lines)
-            if finished:
-                self.telemetry.tell(f"next: {self.stage.next_command}")
+            self.telemetry.close("finished" if finished else "stopped", lines)
+            self.telemetry.tell(f"next: {self.stage.next_command}" if finished else "--resume goes on from here")
         return finished
 
     def _updates(self, stop: Callable[[], bool]) -> bool:

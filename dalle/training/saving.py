@@ -104,6 +104,13 @@ class Saver:
             self.plateau.load_state_dict(opened.values["plateau"])
         if self.world.is_main and (other := difference(opened.values.get("data"), self._data())):
             self.notes.append(f"--resume: the data are not those of before ({other}): goes on with them where it stood")
+        recorded = opened.values["export"]["links"]
+        for name, value in self.stage.facts.items():
+            if recorded.get(name, value) != value:
+                self.notes.append(
+                    f"--resume: {name} was {recorded[name]} and is {value}, which is what the weights' header will say, though "
+                    "most of the training may have been another"
+                )
         before = opened.values.get("run_steps", self.run.steps)
         if before != self.run.steps and self.optimizer.step_size.has_shares:
             self.notes.append(

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,13 +61,20 @@ def test_token_shards_of_another_making_are_not_written_over(models, tmp_path, o
     before = _state(tmp_path / "tokens")
     tokenize(["--data", one, *base])  # the same once more
     assert _state(tmp_path / "tokens") == before
+    (tmp_path / "elsewhere").mkdir()
+    tokenize(["--data", shutil.copy(one, tmp_path / "elsewhere"), *base])  # wherever they lie
+    assert _state(tmp_path / "tokens") == before
+    changed = _images(tmp_path / "changed.tar", 60, first=7)
+    os.replace(changed, tmp_path / "elsewhere/one.tar")
+    with pytest.raises(ValueError, match="of other data"):  # of the same name
+        tokenize(["--data", f"{tmp_path}/elsewhere/one.tar", *base])
     two = _images(tmp_path / "two.tar", 15, first=100)
     (tmp_path / "tokens/notes.txt").write_text("mine")
     (tmp_path / "tokens/tokens-mine.safetensors").write_text("mine")
     for options, told in (
         (
             ["--data", two, *base],
-            r"\(data was .*one\.tar.*, is .*two\.tar.*\): name another --output, or .* --overwrite",
+            r"\(of other data: 1 file of .* then, 1 file of .* now\): name another --output, or .* --overwrite",
         ),
         (["--data", one, *base, "--crops", "2"], r"\(crops was 1, is 2\)"),
         (["--data", one, *base, "--images.max_aspect_ratio", "3"], r"\(images\.max_aspect_ratio was 2\.0, is 3\.0\)"),
@@ -213,6 +221,11 @@ def test_a_tokenizer_is_not_written_over(tmp_path):
     with pytest.raises(ValueError, match=r"tokenizer\.json is there already; .* --overwrite"):
         train_tokenizer(arguments)
     assert _state(tmp_path) == before
+    (tmp_path / "tokenizer.words.json").write_text("mine")
+    output.unlink()
+    with pytest.raises(ValueError, match=r"tokenizer\.words\.json is there already; .* --overwrite"):
+        train_tokenizer(arguments)
+    assert (tmp_path / "tokenizer.words.json").read_text() == "mine" and not output.exists()
     train_tokenizer([*arguments, "--overwrite"])
     after = _state(tmp_path)
     assert after.pop("tokenizer.json") != before.pop("tokenizer.json")

@@ -268,3 +268,13 @@ def test_another_length_of_the_run_is_told_where_schedules_follow_it(models, tmp
     shape = [1e-4 + 9e-4 * (1 + math.cos(math.pi * step / n)) / 2 for step, n in ((3, 4), (4, 8))]
     if end_step == "100%":
         assert step_sizes[3:5] == pytest.approx(shape)
+
+
+def test_what_the_header_says_of_the_training_is_told_when_it_changes(models, tmp_path):
+    train("prior", TrainPrior, [*_prior(models, tmp_path / "prior"), "--run.steps", "2", "--caption_dropout", "0.1"])
+    again = ["--output", f"{tmp_path}/prior", "--resume", "--run.steps", "3"]
+    train("prior", TrainPrior, again)
+    assert not [said for said in _lines(tmp_path / "prior", "warning") if "caption_dropout" in said]
+    train("prior", TrainPrior, [*again, "--run.steps", "4", "--caption_dropout", "0"])
+    (told,) = [said for said in _lines(tmp_path / "prior", "warning") if "caption_dropout" in said]
+    assert told.startswith("--resume: caption_dropout was 0.1 and is 0.0, which is what the weights' header will say")
