@@ -23,7 +23,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 import dalle
 from dalle.cli.allocator import keep_freed_memory
 from dalle.config import shipped
-from dalle.config.checks import Hopeless
+from dalle.config.checks import SaidByAll
 from dalle.config.programs import PROGRAMS, Program
 
 
@@ -97,10 +97,10 @@ def run(main: Callable[[], None], prog: str) -> None:
             raise
         rank = os.environ.get("RANK", "0")
         who = prog if os.environ.get("WORLD_SIZE", "1") == "1" else f"{prog} (rank {rank})"
-        all_say_it = isinstance(error, Hopeless)
+        all_say_it = isinstance(error, SaidByAll)
         if rank == "0" or not all_say_it:
             print(f"{who}: {error}", file=sys.stderr)
-        sys.exit(Hopeless.EXIT_CODE if all_say_it else 2)
+        sys.exit(error.EXIT_CODE if all_say_it else 2)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from dalle.cli import arguments
 from dalle.config import TrainCLIP, TrainDVAE, TrainPrior, unreached_schedules
+from dalle.config.checks import SaidByAll
 from dalle.outputs.ownership import check, claimed, read_mark
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def _claimed_by_first(
                 complaint = str(error)
         complaint = world.gather(complaint)[0]
         if complaint is not None:
-            raise ValueError(complaint)
+            raise SaidByAll(complaint)
         yield
 
 

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 
-class Hopeless(ValueError):
+class SaidByAll(ValueError):
+    """A complaint that every process of a run raises, of which the first alone prints it."""
+
+    EXIT_CODE = 2
+
+
+class Hopeless(SaidByAll):
     """A training's numbers have gone wrong, and starting it again as it is would not help. Raised on all ranks alike. Commands
     end with `EXIT_CODE`, at which `launch/train_prior.sbatch` does not go on by itself."""
 

@@ -108,7 +108,7 @@ def read_drawing(path: str | Path) -> Drawing:
         ValueError: the file is missing, no PNG, not one of ours, damaged, or a grid of several drawings
     """
     try:
-        with opened(Path(path).read_bytes(), formats=("PNG",)) as file:
+        with opened(Path(path).expanduser().read_bytes(), formats=("PNG",)) as file:
             file.load()
             text = dict(file.text)
             image = file.convert("RGB")

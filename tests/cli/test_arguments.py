@@ -5,7 +5,7 @@ import typing
 
 import pytest
 
-from dalle.cli.arguments import parse
+from dalle.cli.arguments import parse, run
 from dalle.config import (
     Caption,
     Demo,
@@ -19,6 +19,7 @@ from dalle.config import (
     TrainPrior,
     TrainTokenizer,
 )
+from dalle.config.checks import Hopeless, SaidByAll
 from tests.conftest import ROOT
 
 
@@ -113,3 +114,20 @@ def test_a_tilde_is_the_home_folder_in_every_path_of_every_command(tmp_path, mon
         assert all(getattr(config, name) == f"{tmp_path}/x" for name in folders)
     assert _sample("--captions", "~/x").captions == _sample("--again", "~/x").again == f"{tmp_path}/x"
     assert _sample("~/x is no path").caption == "~/x is no path"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [(SaidByAll("it is"), 2, {"0"}), (Hopeless("it is"), 3, {"0"}), (ValueError("it is"), 2, {"0", "1"})],
+)
+def test_what_all_processes_say_is_printed_once(monkeypatch, capsys, error, code, told):
+    def fail():
+        raise error
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as left:
+            run(fail, "dalle-test")
+        assert left.value.code == code
+        assert capsys.readouterr().err == (f"dalle-test (rank {rank}): it is\n" if rank in told else "")
