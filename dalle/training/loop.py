@@ -119,7 +119,7 @@ class _Training:
         """What is about to happen, before the first figures, which may be minutes away."""
         run, parameters = self.run, sum(math.prod(piece.shape) for piece in self.engine.shards.pieces.values())
         self.telemetry.tell(
-            f"{parameters:,} parameters, trained on {self.stage.trained_on}; {run.steps - self.step:,} updates of {run.batch_size}, "
+            f"{parameters:,} parameters, trained on {self.stage.trained_on or 'data'}; {run.steps - self.step:,} updates of {run.batch_size}, "
             f"figures every {run.log_every_steps}; curves and pictures in {self.saver.folder / 'report.html'}"
         )
         for warning in self.stage.warnings:
@@ -140,7 +140,10 @@ class _Training:
                 raise
             lines = [*self.samples.lines(), *self.stage.conclude()]
             self.telemetry.close("finished" if finished else "stopped", lines)
-            self.telemetry.tell(f"next: {self.stage.next_command}" if finished else "--resume goes on from here")
+            if not finished:
+                self.telemetry.tell("--resume goes on from here")
+            elif self.stage.next_command:
+                self.telemetry.tell(f"next: {self.stage.next_command}")
         return finished
 
     def _updates(self, stop: Callable[[], bool]) -> bool:
