@@ -23,22 +23,23 @@ def main() -> None:
 def tokenize(argv: list[str] | None = None) -> None:
     """Parse, check, encode."""
     config = arguments.parse(Tokenize, _COMMAND, argv)
-    from dalle.data.identity import identity
     from dalle.data.naming import expand
     from dalle.models.folder import read_config, read_header
 
     model, digest = read_config(config.dvae, "dvae"), read_header(config.dvae)["hash"]
     files = expand(config.data, config.images.pipes)
     with claimed(config.output, _COMMAND, overwrite=config.overwrite) as folder:
-        request = {**_request(config, digest), "data": identity(files)}
+        request = _request(config, digest, files)
         if not config.overwrite:
             _check_request(folder, request)
         _encode(config, folder, model, digest, request)
 
 
-def _request(config: Tokenize, digest: str) -> dict[str, Any]:
-    """All that decides which pairs the shards hold, by setting."""
-    settings = asdict(config)
+def _request(config: Tokenize, digest: str, files: list[str]) -> dict[str, Any]:
+    """All that decides which pairs the shards hold, by setting: the data by what they are, not by how they are named."""
+    from dalle.data.identity import identity
+
+    settings = asdict(config) | {"data": identity(files)}
     images = {f"images.{name}": value for name, value in settings.pop("images").items()}
     for name in ("output", "overwrite", "batch_size"):
         settings.pop(name)

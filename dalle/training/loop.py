@@ -107,8 +107,6 @@ class _Training:
         )
         self.samples = SamplesLog(folder, self.telemetry.warn, world.is_main)
         self._announce()
-        for note in self.saver.notes:
-            self.telemetry.warn(note)
         self.waited_s = 0.0
         self.logged_at = time.monotonic()
         self.poll_steps = 1
@@ -122,7 +120,7 @@ class _Training:
             f"{parameters:,} parameters, trained on {self.stage.trained_on or 'data'}; {run.steps - self.step:,} updates of {run.batch_size}, "
             f"figures every {run.log_every_steps}; curves and pictures in {self.saver.folder / 'report.html'}"
         )
-        for warning in self.stage.warnings:
+        for warning in (*self.stage.warnings, *self.saver.notes):
             self.telemetry.warn(warning)
         self.telemetry.begin(run.log_every_steps)
 
