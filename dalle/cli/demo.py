@@ -21,16 +21,16 @@ from dalle.outputs.ownership import claimed
 _GALLERY_CAPTIONS = 32
 _GRID_CAPTIONS = 24
 _STAGE = (
-    *(
-        "config.yaml",
-        "model.safetensors",
-        "tokenizer*.json",
-        "metrics.jsonl",
-        "run.json",
-        "report.html",
-        "samples.json",
-    ),
-    *("pictures/*.png", "checkpoints/step-*", "previous-*/*"),
+    "config.yaml",
+    "model.safetensors",
+    "tokenizer*.json",
+    "metrics.jsonl",
+    "run.json",
+    "report.html",
+    "samples.json",
+    "pictures/*.png",
+    "checkpoints/step-*",
+    "previous-*/*",
 )
 _MADE = {
     "data": ("train-*.tar", "valid-*.tar"),

@@ -1,13 +1,12 @@
 """What the benchmarks' tests share."""
 
 import pytest
-import torch
+
+from tests.conftest import threads
 
 
 @pytest.fixture
 def one_thread():
     """At these sizes threads wait for one another longer than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with threads(1):
+        yield
