@@ -21,18 +21,23 @@ from dalle.models.weights import check_finite
 from dalle.text import Cuts, Tokenizer, clean
 
 
+def ready_torchvision() -> None:
+    """Make `import torchvision` work beside a torch without CUDA. A torchvision built for CUDA cannot load its operators
+    there, and then fails at import for want of two schemas; with a matching one they come a moment later."""
+    if torch.cuda.is_available() or hasattr(torch.ops.torchvision, "nms"):
+        return
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        ready_torchvision.library = library  # the schemas live as long as this object
+
+
 def _open_clip():
     """open_clip, imported late: it takes seconds and only CLIP needs it."""
-    if not torch.cuda.is_available() and not hasattr(torch.ops.torchvision, "nms"):
-        # a torchvision built for CUDA cannot load its operators beside a CPU-only torch, and then fails at import for
-        # want of these two schemas; CLIP calls neither. With a matching torchvision the schemas come a moment later.
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        try:
-            import torchvision  # noqa: F401
-        except RuntimeError:
-            library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            _open_clip.library = library  # the schemas live as long as this object
+    ready_torchvision()
     import open_clip
 
     return open_clip

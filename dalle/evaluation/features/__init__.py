@@ -1,0 +1,1 @@
+"""Images as numbers that measures compare."""
