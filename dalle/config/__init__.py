@@ -19,6 +19,7 @@ from dalle.config.commands import (
     TrainTokenizer,
     unreached_schedules,
 )
+from dalle.config.evaluate_command import Evaluate
 from dalle.config.models import CLIPModel, DVAEModel, PriorModel
 from dalle.config.run import Compression, Run, Wandb
 from dalle.config.sample_command import Sample
@@ -34,6 +35,7 @@ __all__ = [
     "Demo",
     "Describe",
     "DrawShapes",
+    "Evaluate",
     "Export",
     "Images",
     "Optimizer",

@@ -16,6 +16,7 @@ from dalle.config.commands import (
     TrainPrior,
     TrainTokenizer,
 )
+from dalle.config.evaluate_command import Evaluate
 from dalle.config.sample_command import Sample
 
 
@@ -43,6 +44,10 @@ PROGRAMS = {
     "dalle-demo": Program(Demo, "dalle-demo --output demo"),
     "dalle-sample": Program(Sample, 'dalle-sample --model demo --n 512 --rerank "a red circle"', "caption"),
     "dalle-caption": Program(Caption, "dalle-caption cat.png --model demo --captions captions.txt", "image"),
+    "dalle-evaluate": Program(
+        Evaluate,
+        "dalle-evaluate --model model --reference valid.tar --train 'shards/{000..006}.tar' --output evaluation",
+    ),
     "dalle-train-tokenizer": Program(
         TrainTokenizer, "dalle-train-tokenizer --data 'shards/{000..006}.tar' --output model/tokenizer.json"
     ),

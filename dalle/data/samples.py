@@ -23,13 +23,14 @@ from dalle.data.shards import read
 
 @dataclass
 class Pair:
-    """One sample: `image` uint8 [Y, X, C], its captions (at least one; "" where none is needed and it has none), its key, and
-    what the drawn data set says it shows."""
+    """One sample: `image` uint8 [Y, X, C], its captions (at least one; "" where none is needed and it has none), its key, what
+    the drawn data set says it shows, and the path or URL of its shard."""
 
     key: str
     image: np.ndarray
     captions: list[str]
     scene: dict | None = None
+    shard: str = ""
 
 
 class Decoder:
@@ -73,7 +74,7 @@ class Decoder:
     def decode(self, sample: dict, epoch: int, captions: list[str], scene: dict | None) -> Pair:
         """The pair of a sample that `captions` found usable. Raises Broken when its pixels do not decode."""
         image = self._image(sample)
-        return Pair(sample["__key__"], np.asarray(self._crop(image, sample, epoch)), captions, scene)
+        return Pair(sample["__key__"], np.asarray(self._crop(image, sample, epoch)), captions, scene, str(sample["__url__"]))
 
     def _check_sides(self, sample: dict) -> None:
         if place(sample) in self._cache:

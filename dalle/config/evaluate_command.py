@@ -1,0 +1,126 @@
+"""How a model, or a folder of images, is measured."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field, fields
+
+from dalle.config.checks import at_least, require
+from dalle.config.sampling import Sampling
+
+_PLACES = (
+    *("output", "manifest", "overwrite", "processes"),
+    *("model", "dvae", "prior", "clip", "judge", "images", "reference", "train", "exclude"),
+)
+"""Where things lie and how they are worked on: what may be said beside a manifest."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a model, or a folder of images, against real images: the paper's figures, with a report to look at.
+
+    Writes `metrics.json`, `report.html` and `manifest.json`, from which `--manifest` makes the same digits again.
+
+    Args:
+        output: folder of what is drawn and found; an evaluation that was interrupted goes on there
+        model: folder with `prior/` and `dvae/` in it, and `clip/` for reranking
+        images: in place of a model, a folder of images: `00000/metadata.jsonl` (an object with a "prompt") beside
+            `00000/samples/0000.png`, as GenEval has it, or files NAME.png beside NAME.txt
+        captions: what is drawn: a text file with one caption a line, or a .jsonl file of objects with a "prompt" or
+            "caption"; null takes the first caption of each reference image
+        reference: shards of real images, with their captions: what the distances are to
+        train: shards of the images that the model was trained on: samples are shown beside the nearest of them
+        exclude: a list of reference images to leave out, as `dalle-dedup` writes it; the figures are then given with and
+            without them
+        features: what the distances compare: `efficientnet-lite0` (ImageNet, in the extra `eval`), `inception` or
+            `inception:FILE` (the FID network), `open_clip:ARCHITECTURE:PRETRAINED`, `clip:FOLDER`. Several stand with
+            spaces between them
+        judge: the CLIP of the CLIP score and of retrieval, a folder or `ARCHITECTURE:PRETRAINED`; null means the reranker,
+            which then judges what it chose itself
+        n: candidates of each caption, of which the reranker takes the best; also the end of the curve over N
+        keep: images of each caption that are written, the best first
+        rerank: rank the candidates; without it the first one counts
+        blur_radii: standard deviations, in pixels, of the blurs before the distances, of both sets (Figure 9)
+        most: the most captions, and the most reference images; null takes all
+        batch_size: images that a feature network sees together
+        seed: of the first candidate of each caption, and of what is chosen at random
+        dvae: dVAE folder in place of the model's
+        prior: prior folder in place of the model's
+        clip: reranker in place of the model's, a folder or `ARCHITECTURE:PRETRAINED` of open_clip
+        manifest: do what this `manifest.json` tells once more, and compare the digits; takes no other options than those of
+            where things lie
+        overwrite: write over another evaluation that the folder holds
+        processes: that draw; null means one for each GPU, or one where there is none
+        sampling: how candidates are drawn
+    """
+
+    output: str
+    model: str | None = None
+    images: str | None = None
+    captions: str | None = None
+    reference: str | None = None
+    train: str | None = None
+    exclude: str | None = None
+    features: str = "efficientnet-lite0"
+    judge: str | None = None
+    n: int = 32
+    keep: int = 4
+    rerank: bool = True
+    blur_radii: tuple[float, ...] = (0, 1, 2, 4, 8)
+    most: int | None = None
+    batch_size: int = 64
+    seed: int = 0
+    dvae: str | None = None
+    prior: str | None = None
+    clip: str | None = None
+    manifest: str | None = None
+    overwrite: bool = False
+    processes: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "n", "keep", "batch_size")
+        require(self.most is None or self.most >= 2, f"most {self.most}: must be at least 2, or null")
+        require(
+            self.processes is None or self.processes >= 1, f"processes {self.processes}: must be at least 1, or null"
+        )
+        require(abs(self.seed) < 2**62, f"seed {self.seed}: must lie between −2⁶² and 2⁶²")
+        radii = self.blur_radii
+        require(
+            len(radii) > 0 and radii[0] == 0 and list(radii) == sorted(set(radii)) and radii[-1] < 1000,
+            f"blur_radii {list(radii)}: must ascend from 0, which is no blur",
+        )
+        require(bool(self.features.split()), "features: name at least one, such as efficientnet-lite0")
+        if self.manifest is None:
+            self._check_sources()
+        else:
+            self._check_manifest()
+
+    def _check_sources(self) -> None:
+        require(
+            self.model is None or self.images is None, "model and images: give one of them, what draws or what is drawn"
+        )
+        require(
+            self.model is not None or self.images is not None,
+            "model: is missing; give --model FOLDER, or --images FOLDER for images that are there",
+        )
+        require(
+            self.model is None or self.captions is not None or self.reference is not None,
+            "captions: are missing; give --captions FILE, or --reference SHARDS whose captions are drawn",
+        )
+        require(
+            self.images is None or self.captions is None,
+            "captions and images: the folder of images tells their captions; leave captions out",
+        )
+        require(
+            self.reference is not None or self.exclude is None, "exclude: leaves out reference images; name --reference"
+        )
+
+    def _check_manifest(self) -> None:
+        for option in fields(self):
+            if option.name in _PLACES:
+                continue
+            default = option.default_factory() if option.default is MISSING else option.default
+            require(
+                getattr(self, option.name) == default,
+                f"manifest and {option.name}: the manifest tells all that decides the figures; leave {option.name} out",
+            )

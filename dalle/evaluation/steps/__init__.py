@@ -1,0 +1,1 @@
+"""What `dalle-evaluate` does, in its order: draw, measure, rank, report, remember."""

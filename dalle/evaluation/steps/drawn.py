@@ -1,0 +1,141 @@
+"""Candidates of every caption, drawn once: all scores are kept, and of the images those that are the best of the first
+1, 2, 4, … candidates, so that one set gives the whole curve over N.
+
+`samples/00000/` holds, beside what GenEval's layout has, `candidates.json` and `best/`, the images of the curve. A caption
+whose `candidates.json` is there is not drawn again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dalle.data.shapes import Claim, shows
+from dalle.evaluation.layout import Prompted, sample_path, write_prompt
+from dalle.reporting.page_head import replace_text
+from dalle.sampling.candidates import Best, Part, Work
+from dalle.sampling.drawing import Drawing, save_drawing
+
+_FILE = "candidates.json"
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """All candidates of a caption that differ, the first of equal ones standing for them; in the order of their seeds.
+
+    Args:
+        drawn: how many, equal ones counted
+        numbers: from 0, of those that differ
+        times: how often each was drawn
+        scores: the reranker's; null without one
+        right: whether each shows its caption, where the caption is one of the drawn data; null elsewhere
+    """
+
+    drawn: int
+    numbers: list[int]
+    times: list[int]
+    scores: list[float] | None
+    right: list[bool] | None
+
+    def best_of(self, n: int) -> int:
+        """The number of the best of the first n candidates: by score, and of equal ones the first."""
+        among = [place for place, number in enumerate(self.numbers) if number < n]
+        best = among[0] if self.scores is None else max(among, key=lambda place: (self.scores[place], -place))
+        return self.numbers[best]
+
+    def is_right(self, number: int) -> bool | None:
+        return None if self.right is None else self.right[self.numbers.index(number)]
+
+
+def curve_of(n: int) -> list[int]:
+    """The numbers of candidates that the curve has: powers of two, and n itself."""
+    return sorted({2**power for power in range(n.bit_length()) if 2**power <= n} | {n})
+
+
+def seed_of(seed: int, number: int, n: int) -> int:
+    """Of a caption's first candidate. No two captions share a seed: with the same random numbers for all, their images would
+    have in common what no caption says, and a set of them would be less varied than the model is."""
+    return seed + number * n
+
+
+def draw_all(
+    draw: Callable[[Work], Iterator[Part]],
+    prompted: Sequence[Prompted],
+    work: Work,
+    keep: int,
+    folder: Path,
+    progress: Callable[[int], None],
+) -> None:
+    """Draw what is not there yet.
+
+    Args:
+        draw: draws, from `drawing_with`
+        prompted: number, caption and what else is known of it
+        work: what is drawn of each, without its captions
+        keep: images of each that are written, the best first
+        folder: of the samples
+        progress: told how many candidates were drawn, or found to be there
+    """
+    todo = [each for each in prompted if not _path(folder, each.number).is_file()]
+    progress(work.n * (len(prompted) - len(todo)))
+    if not todo:
+        return
+    seeds = tuple(seed_of(work.seed, each.number, work.n) for each in todo)
+    best: dict[int, Best] = {}
+    drawn: dict[int, int] = {}
+    # with keep = n none that differs is dropped
+    for part in draw(replace(work, captions=tuple(each.prompt for each in todo), seeds=seeds, keep=work.n)):
+        best.setdefault(part.caption, Best(work.n)).take(part)
+        drawn[part.caption] = drawn.get(part.caption, 0) + part.drawn
+        progress(part.drawn)
+        if drawn[part.caption] == work.n:
+            ranked = best.pop(part.caption).ranked()
+            _write(todo[part.caption], ranked, work.n, seeds[part.caption], keep, folder)
+
+
+def read_candidates(folder: Path, number: int) -> Candidates | None:
+    """What was drawn for a caption; null where this is not known, as of images from elsewhere.
+
+    Raises:
+        ValueError: the file is damaged
+    """
+    path = _path(folder, number)
+    if not path.is_file():
+        return None
+    try:
+        return Candidates(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise ValueError(f"{path}: is damaged: delete it, and its caption is drawn again") from None
+
+
+def best_path(folder: Path, number: int, candidate: int) -> Path:
+    """Where an image of the curve lies."""
+    return folder / f"{number:05d}" / "best" / f"{candidate:04d}.png"
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}" / _FILE
+
+
+def _write(prompted: Prompted, ranked: list[Drawing], n: int, seed: int, keep: int, folder: Path) -> None:
+    by_seed = sorted(ranked, key=lambda drawing: drawing.seed)
+    claim = Claim.from_json(prompted.metadata["scene"]) if prompted.metadata.get("scene") else None
+    candidates = Candidates(
+        drawn=n,
+        numbers=[drawing.seed - seed for drawing in by_seed],
+        times=[drawing.times for drawing in by_seed],
+        scores=None if by_seed[0].score is None else [drawing.score for drawing in by_seed],
+        right=None if claim is None else [bool(shows(drawing.image, claim)) for drawing in by_seed],
+    )
+    write_prompt(folder, prompted.number, prompted.metadata)
+    for rank, drawing in enumerate(ranked[:keep]):
+        save_drawing(drawing, sample_path(folder, prompted.number, rank))
+    if candidates.scores is not None:
+        on_curve = {candidates.best_of(size) for size in curve_of(n)}
+        for number, drawing in zip(candidates.numbers, by_seed, strict=True):
+            if number in on_curve:
+                save_drawing(drawing, best_path(folder, prompted.number, number))
+    # last: with it the caption is done
+    replace_text(_path(folder, prompted.number), json.dumps(vars(candidates)))

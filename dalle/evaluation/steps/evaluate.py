@@ -1,0 +1,201 @@
+"""The whole of an evaluation: what is drawn, then every figure that its sources allow.
+
+Each part is a `Section`: what stands in `metrics.json` under its key, and what the page shows. Only drawing and the index of
+training images take up where they were interrupted; figures are made anew, to the same digits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dalle.config import Evaluate
+from dalle.data.naming import expand
+from dalle.data.shapes import Claim
+from dalle.evaluation import stage_one, stage_two
+from dalle.evaluation.calibration import calibration, calibration_section
+from dalle.evaluation.compositional.report import compositional_section
+from dalle.evaluation.held_out_pairs import image_pairs
+from dalle.evaluation.layout import Prompted, read_image
+from dalle.evaluation.measures.collector import Collected
+from dalle.evaluation.overlap.index import embed
+from dalle.evaluation.overlap.memorised import memorised
+from dalle.evaluation.report.section import Section
+from dalle.evaluation.steps.drawn import Candidates, curve_of, read_candidates
+from dalle.evaluation.steps.judged import judged_section, scores, scores_over_n
+from dalle.evaluation.steps.quality import (
+    Settings,
+    collect,
+    compare,
+    distance_section,
+    distances_over_n,
+    read_batches,
+    real_sets,
+)
+from dalle.evaluation.steps.ranking import accuracy_over_n, ranking_section, winners
+from dalle.evaluation.steps.shown import samples_section
+from dalle.evaluation.steps.sources import Sources
+from dalle.models.folder import load_dvae
+
+
+class Evaluation:
+    """The figures of samples that are there.
+
+    Args:
+        config: what is asked for
+        sources: what it is of
+        folder: of the evaluation
+        say: is told what is being done
+    """
+
+    def __init__(self, config: Evaluate, sources: Sources, folder: Path, say: Callable[[str], None]):
+        self.config, self.sources, self.folder, self.say = config, sources, folder, say
+        self.prompted = [_with_what_is_there(each) for each in sources.prompted]
+        self.firsts = [each.samples[0] for each in self.prompted]
+        self.settings = Settings(config.batch_size, config.blur_radii, config.seed)
+        self.samples = Path(config.images) if config.images is not None else folder / "samples"
+        self.candidates = self._candidates()
+        self.ranking: dict[str, dict[int, float]] = {}
+
+    def sections(self) -> list[Section]:
+        """All parts, in the order of the page."""
+        judged, scores_N = self._judged()
+        distances = list(self._distances())
+        parts = [*distances, *judged, *self._drawn_data()]
+        if self.ranking:
+            parts.insert(len(distances), ranking_section(self.ranking, len(self.prompted)))
+        parts += [*self._memorised(), *self._stages()]
+        reference = self.sources.reference
+        shown = samples_section(self.prompted, self.sources.reals, scores_N, reference, self.folder, self.config.keep)
+        return [shown, *parts]
+
+    def sample_hash(self) -> str:
+        """SHA-256 of the pixels of all first images, in order."""
+        digest = hashlib.sha256()
+        for path in self.firsts:
+            digest.update(read_image(path).tobytes())
+        return digest.hexdigest()
+
+    def _candidates(self) -> list[Candidates] | None:
+        """Of all captions; null unless the candidates of each are known and were ranked."""
+        found = [read_candidates(self.samples, each.number) for each in self.prompted]
+        ranked = all(each is not None and each.scores is not None and each.drawn > 1 for each in found)
+        return found if ranked else None
+
+    def _winners(self) -> dict[int, list[Path]]:
+        n = min(each.drawn for each in self.candidates)
+        return {size: winners(self.prompted, self.candidates, self.samples, size) for size in curve_of(n)}
+
+    def _judged(self) -> tuple[list[Section], np.ndarray | None]:
+        judge = self.sources.judge
+        if judge is None:
+            return [], None
+        self.say(f"captions found, by {judge.name}")
+        captions, together = [each.prompt for each in self.prompted], self.config.batch_size
+        texts_NE = judge.texts(captions)
+        images_NE = judge.images(read_batches(self.firsts, together))
+        if self.candidates is not None:
+            name = f"clip score ({judge.name})"
+            self.ranking[name] = scores_over_n(judge, self._winners(), texts_NE, together)
+        part = judged_section(
+            judge, captions, images_NE, texts_NE, self.sources.reals, self.sources.reference, together
+        )
+        return [part], scores(images_NE, texts_NE)
+
+    def _distances(self) -> Iterator[Section]:
+        sources = self.sources
+        if sources.reference is None:
+            return
+        for network in sources.networks:
+            self.say(f"distances from {len(sources.reference):,} real images, by {network.name}")
+            real, kept_real = real_sets(network, sources.reference, set(sources.excluded), self.settings)
+            yield distance_section(compare(self._collected(network, self.firsts), real))
+            if kept_real is not None:
+                kept = [
+                    path
+                    for path, own in zip(self.firsts, sources.reals, strict=True)
+                    if own not in sources.excluded
+                ]
+                yield distance_section(compare(self._collected(network, kept), kept_real), len(sources.excluded))
+            if self.candidates is not None:
+                name = "fid" if network.name == "inception" else f"fid-like ({network.name})"
+                self.ranking[name] = distances_over_n(network, self._winners(), real, self.settings)
+
+    def _collected(self, network: Any, paths: Sequence[Path]) -> Collected:
+        return collect(network, read_batches(paths, self.config.batch_size), len(paths), self.settings)
+
+    def _drawn_data(self) -> Iterator[Section]:
+        """What the checker sees, where all captions are of the drawn data."""
+        claims = [each.metadata.get("scene") for each in self.prompted]
+        if not all(claims):
+            return
+        self.say("what the checker sees")
+        claims = [Claim.from_json(claim) for claim in claims]
+        if self.candidates is not None:
+            self.ranking |= accuracy_over_n(self.candidates, min(each.drawn for each in self.candidates))
+            pairs = [(np.array(each.scores), np.array(each.right)) for each in self.candidates]
+            yield calibration_section(calibration(*zip(*pairs, strict=True)))
+        yield compositional_section(self.prompted, self.folder)
+
+    def _memorised(self) -> Iterator[Section]:
+        sources, config = self.sources, self.config
+        if config.train is None:
+            return
+        if sources.reference is None:
+            raise ValueError("train: what is remembered is told beside real images; name --reference")
+        network, side_px = sources.networks[0], sources.reference.size_px
+        self.say(f"the nearest training images, by {network.name}")
+        index = embed(self.folder / "train-index", expand(config.train), network, side_px, batch_size=config.batch_size)
+        kept = [number for number in range(len(sources.reference)) if number not in sources.excluded]
+        found = memorised(
+            _Images(self.firsts),
+            [each.prompt for each in self.prompted],
+            index,
+            (image for _, image in sources.reference.images(kept)),
+            network,
+            self.folder / "nearest",
+            self.folder,
+            seed=config.seed,
+            batch_size=config.batch_size,
+        )
+        yield found.section
+
+    def _stages(self) -> Iterator[Section]:
+        """The two stages by themselves, on the reference's images."""
+        sources = self.sources
+        if sources.models is None or sources.reference is None:
+            return
+        network = sources.networks[0]
+        self.say("stage one: reconstructions")
+        dvae = load_dvae(sources.models.dvae)
+        batches = sources.reference.batches(self.config.batch_size)
+        yield stage_one.section(stage_one.stage_one(dvae, batches, len(sources.reference), network))
+        if not all(sources.reference.captions):
+            return
+        self.say("stage two: held-out loss")
+        pairs = image_pairs(sources.reference.spec, sources.models.dvae)
+        yield stage_two.section([stage_two.held_out_loss(sources.models.prior, pairs)])
+
+
+@dataclass(frozen=True)
+class _Images(Sequence):
+    """Images of files, read when they are asked for."""
+
+    paths: list[Path]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, place: int) -> np.ndarray:
+        return read_image(self.paths[place])
+
+
+def _with_what_is_there(prompted: Prompted) -> Prompted:
+    """Without the paths of drawings that came out the same as better ones."""
+    there = tuple(path for path in prompted.samples if path.is_file())
+    return Prompted(prompted.number, prompted.prompt, prompted.metadata, there)

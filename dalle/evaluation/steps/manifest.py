@@ -1,0 +1,153 @@
+"""All that decides the figures of an evaluation, so that another machine can make them again and say whether it did."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, fields, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dalle
+from dalle.config import Evaluate, Sampling
+from dalle.evaluation.layout import Prompted
+
+_PROGRAM = "dalle-evaluate"
+_PLACES = ("output", "manifest", "overwrite", "processes")
+_VERSIONS = ("torch", "numpy", "scipy", "pillow", "torch-fidelity", "torchmetrics", "prdc", "faiss-cpu", "open_clip_torch")
+
+
+def write_manifest(
+    config: Evaluate, prompted: list[Prompted], identities: dict[str, Any], figures: dict[str, Any]
+) -> str:
+    """The manifest as JSON.
+
+    Args:
+        config: what was asked for
+        prompted: the captions
+        identities: hashes of models, feature networks and data, by name
+        figures: what was found
+    """
+    request = {name: value for name, value in asdict(config).items() if name not in _PLACES}
+    content = {
+        "program": _PROGRAM,
+        "version": dalle.__version__,
+        "request": request,
+        "captions": [each.metadata for each in prompted],
+        "identities": identities,
+        "versions": _versions(),
+        "machine": machine(),
+        "figures": figures,
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False)
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """A manifest that was written before.
+
+    Raises:
+        ValueError: the file is missing, damaged, or no manifest
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"manifest {path}: {error.strerror}") from None
+    except ValueError:
+        raise ValueError(f"manifest {path}: is damaged, or no JSON") from None
+    parts = {"request": dict, "captions": list, "identities": dict, "machine": dict, "figures": dict}
+    if not isinstance(content, dict) or content.get("program") != _PROGRAM:
+        raise ValueError(f"manifest {path}: is none of {_PROGRAM}")
+    for name, kind in parts.items():
+        if not isinstance(content.get(name), kind):
+            raise ValueError(f"manifest {path}: is damaged: it has no {name}")
+    if not all(isinstance(each, dict) and isinstance(each.get("prompt"), str) for each in content["captions"]):
+        raise ValueError(f"manifest {path}: is damaged: one of its captions has no prompt")
+    return content
+
+
+def settings_of(manifest: dict[str, Any], given: Evaluate) -> Evaluate:
+    """What a manifest asks for, with the places that are given beside it.
+
+    Raises:
+        ValueError: it asks for something that this version does not know
+    """
+    request, known = dict(manifest["request"]), {option.name for option in fields(Evaluate)}
+    if unknown := sorted(set(request) - known):
+        raise ValueError(f"manifest {given.manifest}: was written by another version: it asks for {unknown[0]}")
+    try:
+        request["sampling"] = Sampling(**request["sampling"])
+        request["blur_radii"] = tuple(request["blur_radii"])
+        config = Evaluate(output=given.output, **request)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"manifest {given.manifest}: is damaged: {error}") from None
+    default = Evaluate(output="", model="")
+    names = ("model", "dvae", "prior", "clip", "judge", "images", "reference", "train", "exclude", "overwrite", "processes")
+    told = {name: getattr(given, name) for name in names if getattr(given, name) not in (None, getattr(default, name))}
+    return replace(config, **told)
+
+
+def check_identities(manifest: dict[str, Any], now: dict[str, Any], where: str) -> None:
+    """Refuse to repeat an evaluation with something else.
+
+    Raises:
+        ValueError: a hash is another one; both are shown
+    """
+    then = dict(_flat(manifest["identities"]))
+    for name, value in _flat(now):
+        if name in then and then[name] != value:
+            raise ValueError(
+                f"manifest {where}: was made with another {name}: {str(then[name])[:16]} there, {str(value)[:16]} here"
+            )
+
+
+def machine() -> dict[str, Any]:
+    """What decides the last bits of a sum."""
+    if torch.cuda.is_available():
+        return {"device": "cuda", "processor": torch.cuda.get_device_name(), "threads": torch.get_num_threads()}
+    return {"device": "cpu", "processor": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
+
+
+def other_machine(manifest: dict[str, Any]) -> list[str]:
+    """In words, what of this machine and its libraries is not as it was; sums may then round otherwise, and a drawing whose
+    codes are close to one another may come out as another one."""
+    then = {**manifest["machine"], **manifest.get("versions", {})}
+    now = {**machine(), **_versions()}
+    return [f"{name} {then[name]} then, {now.get(name)} now" for name in then if then[name] != now.get(name)]
+
+
+def differing(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Which figures are not the same to the last digit, by name, with both values."""
+    before, after = dict(_flat(then)), dict(_flat(now))
+    return [
+        f"{name} {before.get(name)} then, {after.get(name)} now"
+        for name in sorted(before | after)
+        if not _same(before.get(name), after.get(name))
+    ]
+
+
+def _same(one: Any, other: Any) -> bool:
+    both_nan = all(isinstance(value, float) and math.isnan(value) for value in (one, other))
+    return both_nan or one == other
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _versions() -> dict[str, str | None]:
+    return {"dalle": dalle.__version__, **{name: _version(name) for name in _VERSIONS}}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,181 @@
+"""An evaluation from its settings to its three files, and the comparison with those of a manifest."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from dalle.config import Evaluate
+from dalle.evaluation.report.page import page
+from dalle.evaluation.report.section import Section, figure_text, prose, table
+from dalle.evaluation.steps import manifest as manifests
+from dalle.evaluation.steps.drawn import draw_all
+from dalle.evaluation.steps.evaluate import Evaluation
+from dalle.evaluation.steps.sources import Sources, device_here, find_sources
+from dalle.reporting.page_head import replace_text
+from dalle.sampling.candidates import Part, Work, draw
+from dalle.sampling.loading import load
+from dalle.sampling.pipeline import Pipeline
+from dalle.sampling.workers import draw_with_workers
+
+_REQUEST = "request.json"
+
+
+def run(config: Evaluate, folder: Path, manifest: dict[str, Any] | None, say: Callable[[str], None]) -> list[str]:
+    """Evaluate, and write `metrics.json`, `report.html` and `manifest.json`.
+
+    Args:
+        config: what is asked for, by a manifest or directly
+        folder: of the evaluation, claimed
+        manifest: what is to be made again; null where there is none
+        say: is told what is being done
+
+    Returns:
+        which figures are not those of the manifest, in words
+
+    Raises:
+        ValueError: sources are missing or do not belong together, or are not those of the manifest
+    """
+    captions = None if manifest is None else manifest["captions"]
+    sources = find_sources(config, folder, captions, device_here())
+    identities = sources.identities()
+    if manifest is not None:
+        manifests.check_identities(manifest, identities, str(config.manifest))
+    if sources.models is not None:
+        _draw(config, sources, folder, say)
+    evaluation = Evaluation(config, sources, folder, say)
+    sections = evaluation.sections()
+    identities["samples"] = evaluation.sample_hash()
+    figures = _plain({part.key: part.figures for part in sections if part.figures})
+    sections.append(_made_section(config, sources, identities))
+    title = f"Evaluation of {Path(config.model or config.images).resolve().name}"
+    subtitle = f"{len(sources.prompted):,} captions · {time.strftime('%Y-%m-%d %H:%M')}"
+    written = manifests.write_manifest(config, sources.prompted, identities, figures)
+    replace_text(folder / "metrics.json", json.dumps(figures, indent=1, allow_nan=False) + "\n")
+    replace_text(folder / "report.html", page(title, subtitle, headline(figures), sections))
+    replace_text(folder / "manifest.json", written + "\n")
+    return [] if manifest is None else manifests.differing(manifest["figures"], figures)
+
+
+def headline(figures: dict[str, Any]) -> dict[str, str]:
+    """The few figures that a report begins with, by name."""
+    found: dict[str, Any] = {}
+    for key, values in figures.items():
+        if key.startswith("distances_"):
+            at = values["by_radius"][0]
+            name = values["features"]["name"]
+            left_out = " (some left out)" if key.endswith("_excluding") else ""
+            found[("FID" if name == "inception" else f"Fréchet distance, {name}") + left_out] = at["frechet_distance"]
+    if judged := figures.get("judged"):
+        found["CLIP score"] = judged["samples"]["clip_score"]
+        found["caption found first"] = f"{judged['samples']['image_to_caption_r1']:.1%}"
+        if "real images" in judged:
+            found["for real images"] = f"{judged['real images']['image_to_caption_r1']:.1%}"
+    for name, values in figures.get("ranking", {}).items():
+        if name == "reranked":
+            found["right, reranked"] = f"{values[max(values, key=int)]:.1%}"
+    if first := figures.get("stage_one"):
+        found["PSNR of the dVAE"] = f"{first['psnr_db']:.2f} dB"
+    return {name: value if isinstance(value, str) else figure_text(value) for name, value in found.items()}
+
+
+def _draw(config: Evaluate, sources: Sources, folder: Path, say: Callable[[str], None]) -> None:
+    samples = folder / "samples"
+    request = json.loads(json.dumps(_request(config, sources)))
+    _check_request(samples / _REQUEST, request, config.overwrite)
+    samples.mkdir(exist_ok=True)
+    replace_text(samples / _REQUEST, json.dumps(request, indent=1))
+    work = Work((), config.n, config.n, config.seed, sources.sampling)
+    total = config.n * len(sources.prompted)
+    say(f"{config.n} candidates of each of {len(sources.prompted):,} captions")
+    with tqdm(total=total, unit=" images", disable=not sys.stderr.isatty()) as bar:
+        draw_all(drawing_with(config), sources.prompted, work, min(config.keep, config.n), samples, bar.update)
+
+
+def drawing_with(config: Evaluate) -> Callable[[Work], Iterator[Part]]:
+    """What draws, in this process or, with several GPUs, in as many."""
+    import torch
+
+    rerank = config.rerank
+    load_these = partial(
+        load, config.model, config.dvae, config.prior, config.clip, rerank, precision=config.sampling.precision
+    )
+    processes = config.processes or max(1, torch.cuda.device_count())
+    if processes > 1:
+        return lambda work: draw_with_workers(partial(_load_in_worker, load_these), work, processes)
+    return lambda work: draw(load_these(), work)
+
+
+def _load_in_worker(load_these: Callable[..., Pipeline], device: str) -> Pipeline:
+    return load_these(device=device)
+
+
+def _request(config: Evaluate, sources: Sources) -> dict[str, Any]:
+    """All that decides which samples a caption gets."""
+    return {
+        "n": config.n,
+        "keep": config.keep,
+        "seed": config.seed,
+        "captions": [each.prompt for each in sources.prompted],
+        "sampling": asdict(sources.sampling),
+        "models": sources.models.hashes,
+    }
+
+
+def _check_request(path: Path, request: dict[str, Any], overwrite: bool) -> None:
+    """Refuse samples of another request; with `overwrite` they go."""
+    if not path.is_file():
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        before = {}
+    other = [name for name in request if before.get(name) != request[name]]
+    if not other:
+        return
+    if not overwrite:
+        raise ValueError(
+            f"output {path.parent.parent}: holds samples of another evaluation ({other[0]} differs); name another --output, or "
+            "write over them with --overwrite"
+        )
+    shutil.rmtree(path.parent)
+
+
+def _made_section(config: Evaluate, sources: Sources, identities: dict[str, Any]) -> Section:
+    """How all this was made, of which the manifest has the whole."""
+    rows: list[list[Any]] = [["captions", f"{len(sources.prompted):,}"]]
+    if sources.models is not None:
+        rows += [[f"{name}", digest[:16]] for name, digest in sources.models.hashes.items()]
+        rows += [["candidates of each", config.n], ["first seed", str(config.seed)]]
+        rows += [[f"sampling.{name}", str(value)] for name, value in asdict(sources.sampling).items()]
+    for network in sources.networks:
+        rows.append([f"features {network.name}", f"{network.hash[:16]}, images {network.resizer}"])
+    if sources.reference is not None:
+        rows.append(["reference", f"{len(sources.reference):,} images of {sources.reference.size_px} px"])
+        rows.append(["their resizer", identities["reference"]["resizer"]])
+        rows.append(["their pixels", sources.reference.hash[:16]])
+    rows.append(["pixels of the samples", identities["samples"][:16]])
+    rows += [[name, str(value)] for name, value in manifests.machine().items()]
+    told = prose("manifest.json beside this page has it all; dalle-evaluate --manifest makes the same digits again.")
+    return Section("made", "How this was made", told + table(["", ""], rows), notes=sources.notes)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: what is not a number is null."""
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value

@@ -1,0 +1,160 @@
+"""What an evaluation is of: captions, models, real images, feature networks; all of it checked before anything is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dalle.config import Evaluate, Sampling
+from dalle.data.images import opened
+from dalle.evaluation.features.contract import Features
+from dalle.evaluation.features.named import features
+from dalle.evaluation.layout import Prompted, read_layout, sample_path
+from dalle.evaluation.overlap.exclusions import exclusion_name, is_excluded, read_exclusions, unmatched
+from dalle.evaluation.prompts import read_prompts
+from dalle.evaluation.steps.judged import Judge
+from dalle.evaluation.steps.reference import RESIZER, Reference, read_reference
+from dalle.models.clip import load_clip
+from dalle.models.folder import read_header
+from dalle.sampling.model_set import Models, find_models, settle
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What an evaluation is of.
+
+    Args:
+        prompted: captions by number; their images may have yet to be drawn
+        models: that draw; null where the images are there
+        sampling: how they draw, settled
+        networks: that distances compare by, in the order of asking
+        judge: the CLIP of score and retrieval; null where there is none
+        reference: real images; null where there are none
+        reals: the number of each caption's own real image, null where it has none
+        excluded: numbers of the real images that are left out
+        notes: what is to be known
+    """
+
+    prompted: list[Prompted]
+    models: Models | None
+    sampling: Sampling
+    networks: list[Features]
+    judge: Judge | None
+    reference: Reference | None
+    reals: list[int | None]
+    excluded: frozenset[int]
+    notes: tuple[str, ...]
+
+    def identities(self) -> dict[str, Any]:
+        """Hashes of all that decides the figures, beside the captions."""
+        found: dict[str, Any] = {} if self.models is None else {"models": dict(self.models.hashes)}
+        found["features"] = {each.name: {"hash": each.hash, "resizer": each.resizer} for each in self.networks}
+        if self.judge is not None:
+            found["judge"] = self.judge.hash
+        if self.reference is not None:
+            found["reference"] = {
+                "pixels": self.reference.hash,
+                "images": len(self.reference),
+                "size_px": self.reference.size_px,
+                "resizer": RESIZER,
+            }
+            found["excluded"] = sorted(self.excluded)
+        return found
+
+
+def find_sources(config: Evaluate, folder: Path, captions: list[dict[str, Any]] | None, device: str) -> Sources:
+    """All sources.
+
+    Args:
+        config: what is asked for
+        folder: of the evaluation, where samples are drawn into
+        captions: of a manifest, in place of those that the settings name
+        device: of networks
+
+    Raises:
+        ValueError: something is missing, damaged, or does not belong together
+    """
+    networks = [features(spec, device) for spec in dict.fromkeys(config.features.split())]
+    models = None
+    if config.model is not None:
+        models = find_models(config.model, config.dvae, config.prior, config.clip, config.rerank)
+    prompted = [] if config.images is None else read_layout(config.images)[: config.most]
+    size_px = _side(prompted[0].samples[0]) if models is None else models.dvae_config.image_size_px
+    reference = None if config.reference is None else read_reference(config.reference, size_px, config.most)
+    if models is not None:
+        metadata = captions or _captions(config, reference)
+        prompted = [Prompted(number, each["prompt"], each, ()) for number, each in enumerate(metadata)]
+        prompted = [_with_paths(each, folder, min(config.keep, config.n)) for each in prompted]
+    notes: list[str] = []
+    excluded = frozenset[int]()
+    if config.exclude is not None:
+        names = read_exclusions(config.exclude)
+        places = list(zip(reference.shards, reference.keys, strict=True))
+        excluded = frozenset(i for i, place in enumerate(places) if is_excluded(names, *place))
+        if missing := unmatched(names, places):
+            notes.append(f"{len(missing):,} of {len(names):,} names of the exclusion list are of no reference image.")
+        if len(reference) - len(excluded) < 2:
+            raise ValueError(f"exclude {config.exclude}: leaves {len(reference) - len(excluded)} reference images")
+    sampling = config.sampling if models is None else settle(config.sampling, models.prior_config, models.tuning)
+    judge = _judge(config, models, device)
+    return Sources(
+        prompted, models, sampling, networks, judge, reference, _reals(prompted, reference), excluded, tuple(notes)
+    )
+
+
+def _captions(config: Evaluate, reference: Reference | None) -> list[dict[str, Any]]:
+    if config.captions is not None and not config.captions.endswith(".tar"):
+        return read_prompts(config.captions)[: config.most]
+    if config.captions is not None:
+        reference = read_reference(config.captions, 32, config.most)
+    if bare := [key for key, caption in zip(reference.keys, reference.captions, strict=True) if not caption]:
+        raise ValueError(
+            f"{reference.spec}: {len(bare):,} images have no caption, {bare[0]} for one: give --captions FILE to draw others"
+        )
+    rows = zip(reference.shards, reference.keys, reference.captions, reference.scenes, strict=True)
+    return [
+        {"prompt": caption, "key": exclusion_name(shard, key), **({} if scene is None else {"scene": scene})}
+        for shard, key, caption, scene in rows
+    ]
+
+
+def _reals(prompted: list[Prompted], reference: Reference | None) -> list[int | None]:
+    if reference is None:
+        return [None] * len(prompted)
+    names = (exclusion_name(*place) for place in zip(reference.shards, reference.keys, strict=True))
+    numbers = {name: number for number, name in enumerate(names)}
+    return [numbers.get(each.metadata.get("key")) for each in prompted]
+
+
+def _with_paths(prompted: Prompted, folder: Path, keep: int) -> Prompted:
+    """With the paths of the images that will be there, at most."""
+    paths = tuple(sample_path(folder, prompted.number, place) for place in range(keep))
+    return Prompted(prompted.number, prompted.prompt, prompted.metadata, paths)
+
+
+def _side(path: Path) -> int:
+    with opened(path.read_bytes()) as image:
+        if image.width != image.height:
+            raise ValueError(f"{path}: is {image.width}×{image.height} px; the reference is brought to squares, so must this be")
+        return image.width
+
+
+def _judge(config: Evaluate, models: Models | None, device: str) -> Judge | None:
+    source = config.judge or (models.clip if models is not None else None)
+    if source is None:
+        return None
+    known = read_header(source)["hash"] if Path(source).is_dir() else source
+    name = f"{Path(source).name} ({known[:8]})" if Path(source).is_dir() else source
+    chose = models is not None and models.hashes.get("clip") == known and config.n > 1
+    return Judge(load_clip(source, device), name, known, chose)
+
+
+def device_here() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+Say = Callable[[str], None]
