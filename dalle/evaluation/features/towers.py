@@ -1,0 +1,64 @@
+"""The image tower of a CLIP as a feature network: any of open_clip's, or one that this project trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from dalle.config import CLIPModel
+from dalle.evaluation.features.images import RESIZER, Network
+from dalle.models.clip import CLIP, load_clip
+from dalle.models.folder import content_hash, read_header
+
+
+def trained_tower(folder: str, device: str | torch.device = "cpu") -> Network:
+    """Unit vectors of a CLIP of `dalle-train-clip`.
+
+    Raises:
+        ValueError: the folder holds none, or it is damaged
+    """
+    if not Path(folder).is_dir():
+        raise ValueError(f"features clip:{folder}: no such folder; name one that dalle-train-clip has written")
+    # its name alone: where it lay is not what it is
+    return _tower(f"clip:{Path(folder).resolve().name}", read_header(folder)["hash"], load_clip(folder), device)
+
+
+def open_clip_tower(model: str, device: str | torch.device = "cpu") -> Network:
+    """Unit vectors of an architecture of open_clip.
+
+    Args:
+        model: ARCHITECTURE:TAG_OR_FILE; without weights they are drawn, always the same ones, and the name says so
+        device: where it runs
+
+    Raises:
+        ValueError: open_clip cannot make it
+    """
+    architecture, _, weights = model.partition(":")
+    try:
+        if weights:
+            clip = load_clip(model)
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                clip = CLIP(CLIPModel(architecture=architecture)).eval().requires_grad_(False)
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:400]
+        if "weights_only" in reason:  # PyTorch's advice here is to run what is in the file
+            reason = "the file holds no weights that can be read safely"
+        raise ValueError(f"features open_clip:{model}: {reason}") from error
+    named = f"{architecture}:{Path(weights).name}" if weights else f"{architecture} (random weights)"
+    return _tower(f"open_clip:{named}", content_hash(clip.net.visual.state_dict()), clip, device)
+
+
+def _tower(name: str, weights_hash: str, clip: CLIP, device: str | torch.device) -> Network:
+    clip = clip.to(device)
+    side_px = clip.image_size_px
+    with torch.inference_mode():
+        width = clip.embed_images(torch.zeros(1, 3, side_px, side_px, device=device)).shape[1]
+    resizer = f"to {side_px}², {RESIZER}"
+
+    def see(images_BCYX: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return clip.embed_images(images_BCYX), None  # which resizes by the same filter
+
+    return Network(name, weights_hash, width, resizer, torch.device(device), see)
