@@ -5,6 +5,8 @@ Recall at 1, 5 and 10 as CLIP and open_clip report it, on one caption of each im
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 RECALLS = (1, 5, 10)
@@ -12,7 +14,7 @@ _QUERIES_TOGETHER = 1024
 """Their similarities to all candidates are in memory at a time: 400 MB at 100,000 candidates."""
 
 
-def retrieval(images_NE: np.ndarray, texts_NE: np.ndarray, same_caption_ids: np.ndarray) -> dict[str, float]:
+def retrieval(images_NE: np.ndarray, texts_NE: np.ndarray, same_caption_ids: Sequence[int]) -> dict[str, float]:
     """Shares in [0, 1] by name, `image_to_caption_r1`, … `caption_to_image_r10`, and `candidates`, N.
 
     A query is counted as right at K where fewer than K wrong candidates are at least as close as the closest right one: a

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ def test_pairs_of_one_caption_or_one_image_are_no_negatives_of_each_other():
     identities = torch.stack([captions, 100 + pictures], dim=1)
     assert alike(identities, identities).sum() == 8 + 4
     ours = _with_gradients(lambda *inputs: ContrastiveLoss()(*inputs, identities), images, texts)
-    plain = _with_gradients(lambda i, t, s: _brute_force(i, t, s, identities.tolist()), images, texts)
+    plain = _with_gradients(partial(_brute_force, identities=identities.tolist()), images, texts)
     unmasked = _with_gradients(ContrastiveLoss(), images, texts)
     for found, expected, other in zip(ours, plain, unmasked, strict=True):
         torch.testing.assert_close(found.double().reshape(expected.shape), expected, rtol=2e-5, atol=2e-6)
@@ -150,9 +151,7 @@ def test_two_processes_have_the_loss_and_the_gradients_of_one():
     assert set(told) == {"equal ours", "different ours", "different open_clip"}
     for name, found in told.items():
         images, texts, identities = pairs(name.split()[0])
-        loss, *gradients = _with_gradients(
-            lambda i, t, s, ids=identities.tolist(): _brute_force(i, t, s, ids), images, texts
-        )
+        loss, *gradients = _with_gradients(partial(_brute_force, identities=identities.tolist()), images, texts)
         assert found["loss"] == pytest.approx(loss.item(), rel=2e-5)
         for key, expected in zip(("images", "texts", "scale"), gradients, strict=True):
             got = torch.tensor(found[key], dtype=torch.float64).reshape(expected.shape)
