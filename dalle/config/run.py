@@ -80,7 +80,7 @@ class Run:
         compile: torch.compile the forward and backward pass; needs a C++ compiler on a CPU, and a minute at start
         log_every_steps: updates between two log lines
         validate_every_steps: updates between two validations with pictures; 0 only at the end
-        validation_batches: batches per validation
+        validation_batches: batches per validation; a reranker's is always of all held-out pairs
         checkpoint_every_minutes: time between two checkpoints; 0 only at the end, on Ctrl-C, SIGTERM and SIGUSR1
         keep_checkpoints: how many of the latest checkpoints stay on disk
         loader_workers: data-loading processes per rank; 0 loads in the training process

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from dalle.config import Images, Run
-from dalle.data.counts import Counts
+from dalle.data.counts import Counts, place
 from dalle.data.loading import load
 from dalle.data.naming import expand, names
 from dalle.data.rows import StreamRows, Tally, Usable
@@ -55,8 +55,9 @@ class PairBatches(IterableDataset):
     The `run.batch_size` rows of an update are the streams', an equal share each, one after the other; and they are the
     ranks', likewise; a rank's are its micro-batches', and each of these is cut into parts for the workers.
 
-    A part is a dict: `images_BCYX` uint8 [B, 3, Y, X], `captions` (one of each pair's, chosen at random), `counts` of the
-    worker so far, and `positions` of its streams after the update for resuming, {} before the update's last micro-batch.
+    A part is a dict: `images_BCYX` uint8 [B, 3, Y, X], `captions` (one of each pair's, chosen at random anew in each epoch),
+    `places` (shard and key of each pair, by which an image that comes twice is known), `counts` of the worker so far, and
+    `positions` of its streams after the update for resuming, {} before the update's last micro-batch.
 
     Args:
         spec: the shards
@@ -113,6 +114,7 @@ class PairBatches(IterableDataset):
                 yield {
                     "images_BCYX": to_tensor([usable.pair.image for usable in taken]),
                     "captions": [self._choose(usable) for usable in taken],
+                    "places": [place(usable.sample) for usable in taken],
                     "counts": tally.first_epoch + Counts(),  # as it is now: it goes on
                     "positions": {v: stream.position for v, stream in streams.items()} if number == len(parts) else {},
                 }
@@ -133,7 +135,7 @@ def to_tensor(images: list[np.ndarray]) -> torch.Tensor:
 
 
 class PairLoader:
-    """Iterates over a rank's micro-batches and knows where it stands: dicts of `images_BCYX` and `captions`.
+    """Iterates over a rank's micro-batches and knows where it stands: dicts of `images_BCYX`, `captions` and `places`.
 
     Args:
         dataset: the batches of one rank
@@ -163,6 +165,7 @@ class PairLoader:
             yield {
                 "images_BCYX": torch.cat(images) if len(images) > 1 else images[0],
                 "captions": [caption for part in batch for caption in part["captions"]],
+                "places": [where for part in batch for where in part["places"]],
             }
 
     def state_dict(self) -> dict:

@@ -1,4 +1,4 @@
-"""The symmetric contrastive loss, open_clip's own."""
+"""What the reranker minimises: the contrastive loss of its images and captions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from dalle.models.clip import CLIP
+from dalle.objectives.contrastive import ContrastiveLoss, alike
 
 
 class CLIPObjective(nn.Module):
@@ -18,22 +19,24 @@ class CLIPObjective(nn.Module):
 
     def __init__(self, model: CLIP, rank: int = 0, world_size: int = 1):
         super().__init__()
-        from open_clip import ClipLoss
-
         self.model = model
-        self.contrast = ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world_size)
+        self.contrast = ContrastiveLoss(rank, world_size)
 
     def forward(self, batch: dict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The loss, and the share of captions that find their image among the batch.
+        """The loss, and the share of captions that find their image, or one that is right as well, among this process's part
+        of the batch.
 
         Args:
-            batch: `images_BCYX`, `clip_tokens_BU`
+            batch: `images_BCYX`, `clip_tokens_BU`, and `identities_BK`, int64: pairs that are equal in any of the K are not
+                told apart
         """
         images_BE = self.model.embed_images(batch["images_BCYX"])
         texts_BE = self.model.embed_texts(batch["clip_tokens_BU"])
         # the paper of CLIP clips the scale at 100
         scale = self.model.logit_scale.clamp(max=100)
-        loss = self.contrast(images_BE, texts_BE, scale)
+        identities_BK = batch["identities_BK"]
+        loss = self.contrast(images_BE, texts_BE, scale, identities_BK)
         with torch.no_grad():
-            found = (texts_BE @ images_BE.T).argmax(dim=1) == torch.arange(len(texts_BE), device=texts_BE.device)
-        return loss, {"loss": loss.detach(), "caption_accuracy": found.float().mean(), "scale": scale.detach()}
+            best_B = (texts_BE @ images_BE.T).argmax(dim=1, keepdim=True)
+            found_B = alike(identities_BK, identities_BK).gather(1, best_B)
+        return loss, {"loss": loss.detach(), "caption_accuracy": found_B.float().mean(), "scale": scale.detach()}

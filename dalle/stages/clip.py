@@ -1,9 +1,10 @@
-"""What training the reranker consists of: pairs, the dVAE's blur as augmentation, validation."""
+"""What training the reranker consists of: pairs, which of them are alike, the dVAE's blur as augmentation, validation."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -12,7 +13,8 @@ from dalle.cluster.topology import World
 from dalle.config import Precision, TrainCLIP
 from dalle.data.counts import Counts
 from dalle.data.pairs import PairBatches, PairLoader, to_tensor
-from dalle.data.samples import read_pairs
+from dalle.data.samples import Pair, read_pairs
+from dalle.evaluation.retrieval import retrieval
 from dalle.models.clip import CLIP
 from dalle.models.dvae import DVAE
 from dalle.models.folder import load_dvae, read_header
@@ -21,6 +23,9 @@ from dalle.objectives.clip import CLIPObjective
 from dalle.stages.cut_captions import CutCaptions
 from dalle.text import Cuts, Tokenizer
 from dalle.training.stage import Stage
+
+_KEPT_BYTES = 2**30
+"""Of held-out images that stay in memory; what is more is read again at each validation."""
 
 
 def stage(config: TrainCLIP, world: World) -> Stage:
@@ -44,7 +49,7 @@ def stage(config: TrainCLIP, world: World) -> Stage:
         links["dvae_hash"] = read_header(config.dvae)["hash"]
     batches = PairBatches(config.data, config.images, size_px, config.run, world.rank, world.size)
     loader = PairLoader(batches, config.run.loader_workers)
-    validation = _Validation(config, model, dvae, world.device) if config.valid_data and world.is_main else None
+    validation = _Validation(config, model, dvae, world) if config.valid_data and world.is_main else None
     cuts = Cuts(model.caption_tokens)
     cut_captions = CutCaptions(cuts, world)
     return Stage(
@@ -72,7 +77,9 @@ def _prepare(
 ) -> Callable[[list[dict], int, World], None]:
     def prepare(micro_batches: list[dict], step: int, world: World) -> None:
         for batch in micro_batches:
-            batch["clip_tokens_BU"] = model.tokens(batch["captions"], cuts).to(world.device)
+            tokens_BU = model.tokens(batch["captions"], cuts)
+            batch["clip_tokens_BU"] = tokens_BU.to(world.device)
+            batch["identities_BK"] = identities(tokens_BU, batch["places"]).to(world.device)
             if dvae is not None:
                 half = len(batch["images_BCYX"]) // 2
                 batch["images_BCYX"][:half] = reconstruct(dvae, batch["images_BCYX"][:half], precision)
@@ -87,30 +94,62 @@ def reconstruct(dvae: DVAE, images_BCYX: torch.Tensor, precision: Precision) -> 
         return to_uint8(dvae.decode(dvae.encode(images_BCYX)))
 
 
-class _Validation:
-    """How often a held-out caption finds its image among a batch of others, and the other way round."""
+def identities(tokens_BU: torch.Tensor, places: list[tuple[str, str]]) -> torch.Tensor:
+    """Numbers int64 [B, 2] by which captions that are read alike, and images that are the same, are known on all processes.
 
-    def __init__(self, config: TrainCLIP, model: CLIP, dvae: DVAE | None, device: torch.device):
-        self.model, self.device = model, device
-        count = config.run.validation_batches * config.run.batch_size
-        images = replace(config.images, augmentation="none", cache_bytes=0)
-        counts = Counts()
+    Args:
+        tokens_BU: of the captions, as the reranker reads them
+        places: shard and key of the images
+    """
+    captions = [_number(row.tobytes()) for row in tokens_BU.numpy()]
+    images = [_number("\n".join(place).encode("utf-8", "backslashreplace")) for place in places]
+    return torch.tensor([captions, images]).T.contiguous()
+
+
+def _number(data: bytes) -> int:
+    # 64 bits: among 32,768 pairs two differing ones are taken for equal once in 34 billion batches
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big", signed=True)
+
+
+class _Validation:
+    """How often a held-out caption finds its image among all held-out ones, and the other way round. All pairs are read, and
+    counted, before the training begins; of each, the first caption."""
+
+    def __init__(self, config: TrainCLIP, model: CLIP, dvae: DVAE | None, world: World):
+        self.config, self.model, self.dvae, self.device = config, model, dvae, world.device
+        self.size = config.run.micro_batch_size(world.size)
+        self.captions: list[str] = []
+        self.kept: list[torch.Tensor] = []
+        counts, held_bytes = Counts(), 0
         self.samples = {"valid_data": counts}
-        pairs = list(itertools.islice(read_pairs(config.valid_data, images, model.image_size_px, counts=counts), count))
-        size = min(config.run.batch_size, len(pairs))
-        self.batches = []
-        for first in range(0, len(pairs) - size + 1, size):
-            batch = to_tensor([p.image for p in pairs[first : first + size]]).to(device)
-            batch = reconstruct(dvae, batch, config.run.precision) if dvae is not None else batch
-            self.batches.append((batch, [p.captions[0] for p in pairs[first : first + size]]))
+        for pairs in self._pairs(counts):
+            self.captions += [pair.captions[0] for pair in pairs]
+            if held_bytes < _KEPT_BYTES:
+                self.kept.append(self._images(pairs))
+                held_bytes += self.kept[-1].numel()
+        # two that differ in capitals or spaces are one to whoever reads them
+        normal = [" ".join(caption.lower().split()) for caption in self.captions]
+        numbers = {caption: number for number, caption in enumerate(normal)}
+        self.same_caption_ids = [numbers[caption] for caption in normal]
+
+    def _pairs(self, counts: Counts | None = None) -> Iterator[list[Pair]]:
+        images = replace(self.config.images, augmentation="none", cache_bytes=0)
+        pairs = read_pairs(self.config.valid_data, images, self.model.image_size_px, counts=counts)
+        while batch := list(itertools.islice(pairs, self.size)):
+            yield batch
+
+    def _images(self, pairs: list[Pair]) -> torch.Tensor:
+        images_BCYX = to_tensor([pair.image for pair in pairs]).to(self.device)
+        if self.dvae is not None:
+            images_BCYX = reconstruct(self.dvae, images_BCYX, self.config.run.precision)
+        return images_BCYX.cpu()
 
     def figures(self) -> dict[str, float]:
-        image_found = caption_found = 0.0
-        for images_BCYX, captions in self.batches:
-            images_BE = self.model.embed_images(images_BCYX)
-            texts_BE = self.model.embed_texts(self.model.tokens(captions).to(self.device))
-            scores_BB = texts_BE @ images_BE.T
-            right = torch.arange(len(captions), device=self.device)
-            image_found += (scores_BB.argmax(dim=1) == right).float().mean().item() / len(self.batches)
-            caption_found += (scores_BB.argmax(dim=0) == right).float().mean().item() / len(self.batches)
-        return {"caption_accuracy": image_found, "image_accuracy": caption_found}
+        again = itertools.islice(self._pairs(), len(self.kept), None)
+        images = itertools.chain(self.kept, map(self._images, again))
+        images_NE = [self.model.embed_images(batch.to(self.device)).cpu() for batch in images]
+        texts_NE = [
+            self.model.embed_texts(self.model.tokens(self.captions[first : first + self.size]).to(self.device)).cpu()
+            for first in range(0, len(self.captions), self.size)
+        ]
+        return retrieval(torch.cat(images_NE).numpy(), torch.cat(texts_NE).numpy(), self.same_caption_ids)

@@ -41,6 +41,7 @@ def test_the_scale_of_the_logits_stops_at_100(tokenizer):
     batch = {
         "images_BCYX": torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8),
         "clip_tokens_BU": clip.tokens(["a", "b", "c", "d"]),
+        "identities_BK": torch.arange(4)[:, None],
     }
     images_BE, texts_BE = clip.embed_images(batch["images_BCYX"]), clip.embed_texts(batch["clip_tokens_BU"])
 

@@ -52,7 +52,8 @@ def _clip():
     sizes = {"image_size_px": 16, "vision_width": 64, "vision_layers": 1, "text_width": 64, "text_layers": 1}
     model = CLIP(CLIPModel(**sizes, text_slots=8, embedding_width=16), Tokenizer.train(captions, 260))
     images = torch.arange(2 * 3 * 256).view(2, 3, 16, 16).to(torch.uint8)
-    return CLIPObjective(model), {"images_BCYX": images, "clip_tokens_BU": model.tokens(captions)}
+    batch = {"images_BCYX": images, "clip_tokens_BU": model.tokens(captions), "identities_BK": torch.arange(2)[:, None]}
+    return CLIPObjective(model), batch
 
 
 def _engine(objective: nn.Module, rank: int = 0, **run) -> Engine:
