@@ -247,3 +247,13 @@ class Prior(nn.Module):
         """
         text_BUD, image_BID = predicting(self.states(text_BU, codes_BI), self.config.text_slots)
         return self.text_head(text_BUD, text_BU), self.image_head(image_BID, codes_BI)
+
+    def ln_p(self, text_BU: torch.Tensor, codes_BI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """ln p of each caption token, 0 for a pad, and of each code: fp32 [B, T − 1] and [B, I], without gradients.
+
+        Args:
+            text_BU: caption tokens int64 [B, T − 1], PAD after the end
+            codes_BI: image codes int64 [B, I] in raster order
+        """
+        text_BUD, image_BID = predicting(self.states(text_BU, codes_BI), self.config.text_slots)
+        return self.text_head.ln_p(text_BUD, text_BU), self.image_head.ln_p(image_BID, codes_BI)

@@ -20,7 +20,6 @@ from PIL import Image
 
 from dalle.config import Precision, RankBy
 from dalle.data.captions import is_encodable
-from dalle.masks import predicting
 from dalle.models.prior import Prior
 from dalle.sampling.pipeline import Pipeline
 from dalle.sampling.prompt import central_square, encode_with
@@ -130,10 +129,8 @@ def ln_p(
     found = []
     with torch.autocast(text_CU.device.type, torch.bfloat16, enabled=precision == "bf16"):
         for text_BU in torch.cat([text_CU, lacking_U]).split(width):
-            text_BUD, image_BID = predicting(prior.states(text_BU, codes_BI), prior.config.text_slots)
-            scored = (prior.text_head.ln_p(text_BUD, text_BU), prior.image_head.ln_p(image_BID, codes_BI))
             # in float64: the differences between captions are small beside sums over all codes
-            found.append(torch.stack([ln_p_BN.double().sum(dim=1) for ln_p_BN in scored]))
+            found.append(torch.stack([ln_p_BN.double().sum(dim=1) for ln_p_BN in prior.ln_p(text_BU, codes_BI)]))
     text_C, image_C = torch.cat(found, dim=1)[:, : len(text_CU)]
     if not (text_C.isfinite().all() and image_C.isfinite().all()):
         raise ValueError(
