@@ -20,6 +20,7 @@ from dalle.config.commands import (
     unreached_schedules,
 )
 from dalle.config.evaluate_command import Evaluate
+from dalle.config.dedup_command import EVERY_IMAGE, Dedup
 from dalle.config.models import CLIPModel, DVAEModel, PriorModel
 from dalle.config.run import Compression, Run, Wandb
 from dalle.config.sample_command import Sample
@@ -27,11 +28,13 @@ from dalle.config.sampling import Sampling
 from dalle.config.training import DVAEObjective, Images, Optimizer, Plateau, Precision, PriorObjective, Schedule
 
 __all__ = [
+    "EVERY_IMAGE",
     "CLIPModel",
     "Caption",
     "Compression",
     "DVAEModel",
     "DVAEObjective",
+    "Dedup",
     "Demo",
     "Describe",
     "DrawShapes",

@@ -17,6 +17,7 @@ from dalle.config.commands import (
     TrainTokenizer,
 )
 from dalle.config.evaluate_command import Evaluate
+from dalle.config.dedup_command import Dedup
 from dalle.config.sample_command import Sample
 
 
@@ -66,6 +67,9 @@ PROGRAMS = {
         TrainCLIP,
         "dalle-train-clip --config emoji/clip --data 'shards/{000..006}.tar' --dvae model/dvae "
         "--tokenizer model/tokenizer.json --output model/clip",
+    ),
+    "dalle-dedup": Program(
+        Dedup, "dalle-dedup --data 'shards/{000..006}.tar' --evaluation shards/valid.tar --output overlap"
     ),
     "dalle-describe": Program(Describe, "dalle-describe paper/12b", "config_file"),
     "dalle-export": Program(Export, "dalle-export model/prior --output smaller --dtype bf16", "run"),
