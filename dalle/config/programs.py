@@ -17,6 +17,7 @@ from dalle.config.commands import (
     TrainTokenizer,
 )
 from dalle.config.sample_command import Sample
+from dalle.config.study_command import Study
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ PROGRAMS = {
         "dalle-train-clip --config emoji/clip --data 'shards/{000..006}.tar' --dvae model/dvae "
         "--tokenizer model/tokenizer.json --output model/clip",
     ),
+    "dalle-study": Program(Study, 'dalle-study --images "ours theirs" --output study'),
     "dalle-describe": Program(Describe, "dalle-describe paper/12b", "config_file"),
     "dalle-export": Program(Export, "dalle-export model/prior --output smaller --dtype bf16", "run"),
     "dalle-draw-shapes": Program(DrawShapes, "dalle-draw-shapes --output shapes --num_train 20000"),
