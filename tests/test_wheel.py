@@ -14,6 +14,8 @@ import pytest
 from dalle.config import shipped
 from tests.conftest import ROOT, clean_environment
 
+SOURCES = (".py", ".cpp", ".css", ".js")
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
@@ -31,9 +33,9 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_has_all_of_the_package(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    code = {str(p.relative_to(ROOT)) for p in (ROOT / "dalle").rglob("*") if p.suffix in (".py", ".cpp")}
+    code = {str(p.relative_to(ROOT)) for p in (ROOT / "dalle").rglob("*") if p.suffix in SOURCES}
     configs = {f"dalle/configs/{name}.yaml" for name in shipped.names()}
-    assert code | configs == {name for name in names if name.endswith((".py", ".cpp", ".yaml"))}
+    assert code | configs == {name for name in names if name.endswith((*SOURCES, ".yaml"))}
 
 
 def test_the_demo_runs_from_the_wheel(wheel, tmp_path):

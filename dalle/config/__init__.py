@@ -19,12 +19,13 @@ from dalle.config.commands import (
     TrainTokenizer,
     unreached_schedules,
 )
-from dalle.config.evaluate_command import Evaluate
 from dalle.config.dedup_command import EVERY_IMAGE, Dedup
+from dalle.config.evaluate_command import Evaluate
 from dalle.config.models import CLIPModel, DVAEModel, PriorModel
 from dalle.config.run import Compression, Run, Wandb
 from dalle.config.sample_command import Sample
 from dalle.config.sampling import Sampling
+from dalle.config.study_command import Study, WorkerChecks
 from dalle.config.training import DVAEObjective, Images, Optimizer, Plateau, Precision, PriorObjective, Schedule
 
 __all__ = [
@@ -51,11 +52,13 @@ __all__ = [
     "Sample",
     "Sampling",
     "Schedule",
+    "Study",
     "Tokenize",
     "TrainCLIP",
     "TrainDVAE",
     "TrainPrior",
     "TrainTokenizer",
     "Wandb",
+    "WorkerChecks",
     "unreached_schedules",
 ]

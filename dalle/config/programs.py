@@ -16,9 +16,10 @@ from dalle.config.commands import (
     TrainPrior,
     TrainTokenizer,
 )
-from dalle.config.evaluate_command import Evaluate
 from dalle.config.dedup_command import Dedup
+from dalle.config.evaluate_command import Evaluate
 from dalle.config.sample_command import Sample
+from dalle.config.study_command import Study
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ PROGRAMS = {
     "dalle-dedup": Program(
         Dedup, "dalle-dedup --data 'shards/{000..006}.tar' --evaluation shards/valid.tar --output overlap"
     ),
+    "dalle-study": Program(Study, 'dalle-study --images "ours theirs" --output study'),
     "dalle-describe": Program(Describe, "dalle-describe paper/12b", "config_file"),
     "dalle-export": Program(Export, "dalle-export model/prior --output smaller --dtype bf16", "run"),
     "dalle-draw-shapes": Program(DrawShapes, "dalle-draw-shapes --output shapes --num_train 20000"),

@@ -1,0 +1,132 @@
+"""A headless Chromium, driven over the DevTools protocol through a pipe, so that no library for it is needed."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import os
+import select
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+_FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-pipe"),
+]
+_WAIT_S = 60
+
+
+class Browser:
+    """One page in a browser of its own, with a profile that goes with it.
+
+    Args:
+        downloads: folder of what is downloaded
+    """
+
+    def __init__(self, downloads: Path):
+        self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        (read, self._to), (self._from, write) = os.pipe(), os.pipe()
+        self._process = subprocess.Popen(
+            # the protocol is spoken on descriptors 3 and 4; copied by way of others, as those may be 3 or 4 themselves
+            [
+                *("bash", "-c", f'exec 8<&{read} 9>&{write} 3<&8 4>&9 8<&- 9>&-; exec "$@"', "chromium", PROGRAM),
+                *(*_FLAGS, f"--user-data-dir={self._profile.name}", "about:blank"),
+            ],
+            pass_fds=(read, write),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(read)
+        os.close(write)
+        self._ids, self._rest, self._session = itertools.count(1), b"", None
+        self.events: list[dict[str, Any]] = []
+        page = next(t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self.call(f"{domain}.enable")
+        self.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(downloads))
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """A command of the protocol, and its answer. Events on the way are kept in `events`."""
+        number = next(self._ids)
+        message = {"id": number, "method": method, "params": parameters}
+        if self._session is not None:
+            message["sessionId"] = self._session
+        data = json.dumps(message).encode() + b"\0"
+        while data:
+            data = data[os.write(self._to, data) :]
+        while True:
+            answer = self._receive()
+            if answer.get("id") == number:
+                assert "error" not in answer, answer["error"]
+                return answer["result"]
+            self.events.append(answer)
+
+    def _receive(self) -> dict[str, Any]:
+        until = time.monotonic() + _WAIT_S
+        while b"\0" not in self._rest:
+            assert select.select([self._from], [], [], max(0, until - time.monotonic()))[0], "Chromium says nothing"
+            read = os.read(self._from, 1 << 16)
+            assert read, "Chromium has ended"
+            self._rest += read
+        message, _, self._rest = self._rest.partition(b"\0")
+        return json.loads(message)
+
+    def open(self, address: str) -> None:
+        """Go to an address, and wait until it is there."""
+        self.call("Page.navigate", url=address)
+        self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
+
+    def run(self, script: str) -> Any:
+        """What a script's last expression gives."""
+        told = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in told, told["exceptionDetails"]
+        return told["result"].get("value")
+
+    def wait(self, condition: str) -> None:
+        """Until a script's expression is true."""
+        until = time.monotonic() + _WAIT_S
+        while not self.run(condition):
+            assert time.monotonic() < until, f"still not: {condition}"
+            time.sleep(0.02)
+
+    def press(self, key: str) -> None:
+        """A key, down and up."""
+        code = {"Enter": 13, "Escape": 27, "Tab": 9, "ArrowRight": 39}.get(key) or ord(key)
+        text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
+        for kind in ("keyDown", "keyUp"):
+            typed = {"text": text} if text and kind == "keyDown" else {}
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **typed)
+
+    def show(self, width: int, height: int, dark: bool = False, phone: bool = False) -> None:
+        """The screen's size in its own pixels, its colours, and whether it is a phone's, which is touched."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            **{"width": width, "height": height, "deviceScaleFactor": 2 if phone else 1, "mobile": phone},
+        )
+        self.call("Emulation.setTouchEmulationEnabled", enabled=phone)
+        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        self.call("Emulation.setEmulatedMedia", features=scheme)
+
+    def picture(self, path: Path) -> None:
+        """What is on the screen, as a PNG."""
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+
+    def close(self) -> None:
+        """End the browser."""
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        os.close(self._to)
+        os.close(self._from)
+        self._profile.cleanup()
