@@ -74,7 +74,9 @@ class Decoder:
     def decode(self, sample: dict, epoch: int, captions: list[str], scene: dict | None) -> Pair:
         """The pair of a sample that `captions` found usable. Raises Broken when its pixels do not decode."""
         image = self._image(sample)
-        return Pair(sample["__key__"], np.asarray(self._crop(image, sample, epoch)), captions, scene, str(sample["__url__"]))
+        return Pair(
+            sample["__key__"], np.asarray(self._crop(image, sample, epoch)), captions, scene, str(sample["__url__"])
+        )
 
     def _check_sides(self, sample: dict) -> None:
         if place(sample) in self._cache:

@@ -74,6 +74,7 @@ class Work:
     """What is to be drawn: n candidates of each caption, one caption after another, each alone in its batch.
 
     keep: how many of the best of a caption are kept. seed: of each caption's first candidate. prompt: of all captions.
+    seeds: in place of `seed` one for each caption, so that no two share their random numbers.
     """
 
     captions: tuple[str, ...]
@@ -82,6 +83,7 @@ class Work:
     seed: int = 0
     sampling: Sampling = Sampling()
     prompt: Prompt | None = None
+    seeds: tuple[int, ...] | None = None
 
 
 class Source(Protocol):
@@ -277,7 +279,8 @@ def draw(
         if caption != current:
             current, best = caption, Best(work.keep)
             reading = source.read([work.captions[caption]])
+            seed = work.seed if work.seeds is None else work.seeds[caption]
         candidates = range(block * width, min(work.n, (block + 1) * width))
-        for chunk in chunks.draw(reading, candidates, work.seed, work.prompt):
+        for chunk in chunks.draw(reading, candidates, seed, work.prompt):
             part = chunk.part(0)
             yield Part(caption, part.fingerprints, best.add(part.drawings))

@@ -49,7 +49,12 @@ def find_lpips(device: str | torch.device = "cpu") -> tuple[Lpips | None, str]:
         found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
         # its trunk is unpickled by torchvision: nothing but the published file may come so far
         if not found.startswith(Path(name).stem.rpartition("-")[2]):
-            raise ValueError(f"{folder / name} is damaged: its SHA-256 begins with {found[:8]}, not with what its name says")
+            raise ValueError(
+                f"{folder / name} is damaged: its SHA-256 begins with {found[:8]}, not with what its name says"
+            )
         library = extra("torchmetrics.image.lpip")
         return Lpips(trunk, library.LearnedPerceptualImagePatchSimilarity(trunk).net.to(device)), ""
-    return None, f"LPIPS was left out: the weights of its network are missing; put {FILES['alex']} of torchvision into {folder}."
+    return (
+        None,
+        f"LPIPS was left out: the weights of its network are missing; put {FILES['alex']} of torchvision into {folder}.",
+    )

@@ -42,7 +42,12 @@ class ImageStream:
     """
 
     def __init__(
-        self, shards: list[str], images: Images, size_px: int, counts: Counts | None = None, start: Position = Position()
+        self,
+        shards: list[str],
+        images: Images,
+        size_px: int,
+        counts: Counts | None = None,
+        start: Position = Position(),
     ):
         self.shards, self.images = shards, replace(images, augmentation="none")
         self.counts = Counts() if counts is None else counts

@@ -50,7 +50,9 @@ def page(title: str, subtitle: str, facts: Mapping[str, str], sections: Sequence
         facts: the few figures that come first, by name
         sections: in the order in which they are read
     """
-    tiles = "".join(f"<div><span>{html.escape(name)}</span><b>{html.escape(text)}</b></div>" for name, text in facts.items())
+    tiles = "".join(
+        f"<div><span>{html.escape(name)}</span><b>{html.escape(text)}</b></div>" for name, text in facts.items()
+    )
     links = "".join(f'<a href="#{html.escape(part.key)}">{html.escape(part.title)}</a>' for part in sections)
     body = "".join(part.html() for part in sections)
     return (

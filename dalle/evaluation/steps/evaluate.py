@@ -117,9 +117,7 @@ class Evaluation:
             yield distance_section(compare(self._collected(network, self.firsts), real))
             if kept_real is not None:
                 kept = [
-                    path
-                    for path, own in zip(self.firsts, sources.reals, strict=True)
-                    if own not in sources.excluded
+                    path for path, own in zip(self.firsts, sources.reals, strict=True) if own not in sources.excluded
                 ]
                 yield distance_section(compare(self._collected(network, kept), kept_real), len(sources.excluded))
             if self.candidates is not None:

@@ -52,7 +52,9 @@ def scores(images_NE: np.ndarray, texts_NE: np.ndarray) -> np.ndarray:
     return 100 * np.maximum(0, (images_NE.astype(np.float64) * texts_NE.astype(np.float64)).sum(axis=1))
 
 
-def scores_over_n(judge: Judge, winners: dict[int, list[Path]], texts_NE: np.ndarray, together: int) -> dict[int, float]:
+def scores_over_n(
+    judge: Judge, winners: dict[int, list[Path]], texts_NE: np.ndarray, together: int
+) -> dict[int, float]:
     """The mean CLIP score of the best of N, by N. An image that several N share is judged once."""
     unique = sorted({path for paths in winners.values() for path in paths})
     embedded = judge.images(read_batches(unique, together))

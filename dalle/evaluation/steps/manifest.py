@@ -18,7 +18,17 @@ from dalle.evaluation.layout import Prompted
 
 _PROGRAM = "dalle-evaluate"
 _PLACES = ("output", "manifest", "overwrite", "processes")
-_VERSIONS = ("torch", "numpy", "scipy", "pillow", "torch-fidelity", "torchmetrics", "prdc", "faiss-cpu", "open_clip_torch")
+_VERSIONS = (
+    "torch",
+    "numpy",
+    "scipy",
+    "pillow",
+    "torch-fidelity",
+    "torchmetrics",
+    "prdc",
+    "faiss-cpu",
+    "open_clip_torch",
+)
 
 
 def write_manifest(
@@ -85,7 +95,19 @@ def settings_of(manifest: dict[str, Any], given: Evaluate) -> Evaluate:
     except (TypeError, KeyError) as error:
         raise ValueError(f"manifest {given.manifest}: is damaged: {error}") from None
     default = Evaluate(output="", model="")
-    names = ("model", "dvae", "prior", "clip", "judge", "images", "reference", "train", "exclude", "overwrite", "processes")
+    names = (
+        "model",
+        "dvae",
+        "prior",
+        "clip",
+        "judge",
+        "images",
+        "reference",
+        "train",
+        "exclude",
+        "overwrite",
+        "processes",
+    )
     told = {name: getattr(given, name) for name in names if getattr(given, name) not in (None, getattr(default, name))}
     return replace(config, **told)
 

@@ -82,5 +82,3 @@ def distances_over_n(
         for n, paths in part.items():
             moments[n].add(features[[place[path] for path in paths]])
     return {n: distances.frechet_distance(found, real.at[0.0].moments) for n, found in moments.items()}
-
-

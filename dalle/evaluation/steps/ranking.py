@@ -26,7 +26,9 @@ def accuracy_over_n(candidates: Sequence[Candidates], n: int) -> dict[str, dict[
     """
     sizes = curve_of(n)
     return {
-        "reranked": {size: float(np.mean([each.is_right(each.best_of(size)) for each in candidates])) for size in sizes},
+        "reranked": {
+            size: float(np.mean([each.is_right(each.best_of(size)) for each in candidates])) for size in sizes
+        },
         "any_right": {size: float(np.mean([_any_right(each, size) for each in candidates])) for size in sizes},
         "unranked": {1: float(np.mean([_share_right(each) for each in candidates]))},
     }
@@ -51,9 +53,7 @@ def tapers_at(values: dict[int, float], least: bool = False) -> int:
 
 def winners(prompted: Sequence[Prompted], candidates: Sequence[Candidates], folder: Path, n: int) -> list[Path]:
     """The image of each caption that is the best of its first n candidates."""
-    return [
-        best_path(folder, each.number, found.best_of(n)) for each, found in zip(prompted, candidates, strict=True)
-    ]
+    return [best_path(folder, each.number, found.best_of(n)) for each, found in zip(prompted, candidates, strict=True)]
 
 
 def ranking_section(figures: dict[str, Any], captions: int) -> Section:

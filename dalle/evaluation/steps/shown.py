@@ -55,7 +55,7 @@ def samples_section(
         rest = range(_SHOWN, min(len(prompted), _SHOWN + _MORE))
         body += folded(f"{len(rest)} more of {len(prompted):,} captions", "".join(line(place) for place in rest))
     if len(order) > 2 * _ENDS:
-        for title, places in (("best", order[:_ENDS]), ("worst", order[:-_ENDS - 1:-1])):
+        for title, places in (("best", order[:_ENDS]), ("worst", order[: -_ENDS - 1 : -1])):
             body += folded(f"The {_ENDS} {title} by CLIP score", "".join(line(place) for place in places))
     return Section("samples", "Samples", body)
 

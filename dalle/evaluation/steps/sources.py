@@ -15,7 +15,7 @@ from dalle.evaluation.features.contract import Features
 from dalle.evaluation.features.named import features
 from dalle.evaluation.layout import Prompted, read_layout, sample_path
 from dalle.evaluation.overlap.exclusions import exclusion_name, is_excluded, read_exclusions, unmatched
-from dalle.evaluation.prompts import read_prompts
+from dalle.sampling.captioning import read_prompts_file
 from dalle.evaluation.steps.judged import Judge
 from dalle.evaluation.steps.reference import RESIZER, Reference, read_reference
 from dalle.models.clip import load_clip
@@ -108,7 +108,7 @@ def find_sources(config: Evaluate, folder: Path, captions: list[dict[str, Any]] 
 
 def _captions(config: Evaluate, reference: Reference | None) -> list[dict[str, Any]]:
     if config.captions is not None and not config.captions.endswith(".tar"):
-        return read_prompts(config.captions)[: config.most]
+        return read_prompts_file(config.captions)[: config.most]
     if config.captions is not None:
         reference = read_reference(config.captions, 32, config.most)
     if bare := [key for key, caption in zip(reference.keys, reference.captions, strict=True) if not caption]:
@@ -139,7 +139,9 @@ def _with_paths(prompted: Prompted, folder: Path, keep: int) -> Prompted:
 def _side(path: Path) -> int:
     with opened(path.read_bytes()) as image:
         if image.width != image.height:
-            raise ValueError(f"{path}: is {image.width}×{image.height} px; the reference is brought to squares, so must this be")
+            raise ValueError(
+                f"{path}: is {image.width}×{image.height} px; the reference is brought to squares, so must this be"
+            )
         return image.width
 
 

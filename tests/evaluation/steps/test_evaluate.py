@@ -1,0 +1,188 @@
+"""An evaluation of a small model from end to end, its figures made again by plain code, and from its manifest."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dalle.cli.evaluate import evaluate
+from dalle.config import Evaluate, Images
+from dalle.data.samples import read_pairs
+from dalle.data.shapes import Claim, shows
+from dalle.evaluation.features.named import features
+from dalle.evaluation.layout import read_image, read_layout
+from dalle.evaluation.steps import manifest as manifests
+from dalle.models.clip import load_clip
+
+N = 4
+OPTIONS = ["--n", str(N), "--keep", "2", "--blur_radii", "[0, 1]", "--most", "12", "--sampling.chunk", "4"]
+
+
+@pytest.fixture(scope="module")
+def evaluated(models, shapes_folder, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluated") / "evaluation"
+    given = ["--model", str(models), "--reference", f"{shapes_folder}/valid-000.tar"]
+    evaluate([*given, "--train", f"{shapes_folder}/train-000.tar", *OPTIONS, "--output", str(folder)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def metrics(evaluated) -> dict:
+    return json.loads((evaluated / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def pairs(shapes_folder):
+    return list(read_pairs(f"{shapes_folder}/valid-000.tar", Images(augmentation="none"), 32))[:12]
+
+
+def _frechet(one_NE, other_NE):
+    """The definition, by a general square root."""
+    from scipy.linalg import sqrtm
+
+    means = [x.mean(axis=0) for x in (one_NE, other_NE)]
+    covariances = [np.cov(x, rowvar=False) for x in (one_NE, other_NE)]
+    root = sqrtm(covariances[0] @ covariances[1])
+    return ((means[0] - means[1]) ** 2).sum() + np.trace(covariances[0] + covariances[1]) - 2 * np.trace(root).real
+
+
+def test_the_distance_is_that_of_the_first_images(evaluated, metrics, pairs):
+    network = features("efficientnet-lite0")
+    firsts = np.stack([read_image(each.samples[0]) for each in read_layout(evaluated / "samples")])
+    reals = np.stack([pair.image for pair in pairs])
+    seen = [network(images).features_BE.astype(np.float64) for images in (firsts, reals)]
+    found = metrics["distances_efficientnet-lite0"]["by_radius"][0]["frechet_distance"]
+    # the covariances have rank 11 of 1,280, which a general square root meets with little more than half its digits
+    assert found == pytest.approx(_frechet(*seen), rel=1e-4)
+    # all N of N are the best of the curve's end
+    assert metrics["ranking"]["fid-like (efficientnet-lite0)"][str(N)] == pytest.approx(found, rel=1e-9)
+
+
+def test_retrieval_and_score_are_those_of_a_plain_loop(evaluated, metrics, models, pairs):
+    clip = load_clip(str(models / "clip"), "cpu")
+    captions = [pair.captions[0] for pair in pairs]
+    with torch.inference_mode():
+        texts = clip.embed_texts(clip.tokens(captions)).numpy()
+        for name, images in (
+            ("samples", [read_image(each.samples[0]) for each in read_layout(evaluated / "samples")]),
+            ("real images", [pair.image for pair in pairs]),
+        ):
+            embedded = clip.embed_images(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)).numpy()
+            cosines = embedded @ texts.T
+            ranks = [
+                sum(cosines[i, j] >= cosines[i, i] for j in range(len(captions)) if captions[j] != captions[i])
+                for i in range(len(captions))
+            ]
+            found = metrics["judged"][name]
+            assert found["image_to_caption_r5"] == pytest.approx(np.mean([rank < 5 for rank in ranks]))
+            score = 100 * np.maximum(0, np.diag(cosines)).mean()
+            assert found["clip_score"] == pytest.approx(score, rel=1e-5)  # fp32 sums in another order
+    assert metrics["judged"]["judge_is_reranker"] is True
+
+
+def test_the_curve_over_n_is_judged_by_the_checker(evaluated, metrics):
+    read = read_layout(evaluated / "samples")
+    right = [shows(read_image(each.samples[0]), Claim.from_json(each.metadata["scene"])) for each in read]
+    assert metrics["ranking"]["reranked"][str(N)] == pytest.approx(np.mean(right))
+    assert set(metrics["ranking"]["reranked"]) == {"1", "2", "4"}
+
+
+def test_every_part_is_there(evaluated, metrics):
+    parts = ("ranking", "judged", "compositional", "calibration", "memorised", "stage_one", "stage_two")
+    assert all(part in metrics for part in parts), metrics.keys()
+    text = (evaluated / "report.html").read_text()
+    for part in ("samples", *parts, "made"):
+        assert f'<section id="{part}">' in text
+    for name in text.split('src="')[1:]:
+        assert (evaluated / name.split('"')[0]).is_file()
+
+
+def test_a_manifest_makes_the_same_digits(evaluated, metrics, tmp_path, capsys):
+    evaluate(["--manifest", str(evaluated / "manifest.json"), "--output", str(tmp_path / "again")])
+    assert "all figures are those of the manifest" in capsys.readouterr().out
+    assert json.loads((tmp_path / "again" / "metrics.json").read_text()) == metrics
+
+
+def test_a_figure_that_is_another_one_is_named(evaluated, tmp_path, capsys):
+    manifest = json.loads((evaluated / "manifest.json").read_text())
+    manifest["figures"]["stage_one"]["psnr_db"] += 1e-9
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    again = tmp_path / "again"
+    shutil.copytree(evaluated, again)  # drawn before: only the figures are made anew
+    with pytest.raises(SystemExit) as stopped:
+        evaluate(["--manifest", str(tmp_path / "manifest.json"), "--output", str(again)])
+    assert stopped.value.code == 1
+    assert "1 figures are not those of the manifest: stage_one.psnr_db" in capsys.readouterr().out
+
+
+def test_a_manifest_of_another_model_is_refused(evaluated, models, tmp_path):
+    manifest = json.loads((evaluated / "manifest.json").read_text())
+    manifest["identities"]["models"]["prior"] = "0" * 64
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="was made with another models.prior: 0000000000000000 there"):
+        evaluate(["--manifest", str(tmp_path / "manifest.json"), "--output", str(tmp_path / "again")])
+    assert not (tmp_path / "again").exists()
+
+
+def test_images_from_elsewhere_get_the_same_figures(evaluated, metrics, shapes_folder, models, tmp_path):
+    """The images alone: without candidates there is no curve, without a model there are no stages."""
+    images = tmp_path / "images"
+    for each in read_layout(evaluated / "samples"):
+        (images / f"{each.number:05}" / "samples").mkdir(parents=True)
+        shutil.copy(each.samples[0], images / f"{each.number:05}" / "samples" / "0000.png")
+        (images / f"{each.number:05}" / "metadata.jsonl").write_text(json.dumps(each.metadata))
+    given = ["--images", str(images), "--reference", f"{shapes_folder}/valid-000.tar", "--most", "12"]
+    given += ["--judge", str(models / "clip"), "--blur_radii", "[0, 1]", "--output", str(tmp_path / "out")]
+    evaluate(given)
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert found["distances_efficientnet-lite0"] == metrics["distances_efficientnet-lite0"]
+    assert found["judged"]["samples"] == metrics["judged"]["samples"]
+    assert not {"ranking", "stage_one", "stage_two"} & set(found)
+
+
+def test_an_exclusion_list_leaves_out_image_and_caption(evaluated, metrics, shapes_folder, models, pairs, tmp_path):
+    (tmp_path / "exclude.txt").write_text(f"valid-000.tar/{pairs[2].key}\n{pairs[5].key}\nnone-such\n")
+    given = ["--model", str(models), "--reference", f"{shapes_folder}/valid-000.tar", *OPTIONS]
+    folder = tmp_path / "out"
+    shutil.copytree(evaluated / "samples", folder / "samples")
+    evaluate([*given, "--exclude", str(tmp_path / "exclude.txt"), "--output", str(folder), "--overwrite"])
+    found = json.loads((folder / "metrics.json").read_text())
+    assert found["distances_efficientnet-lite0"] == metrics["distances_efficientnet-lite0"]
+    without = found["distances_efficientnet-lite0_excluding"]
+    assert without["num_images"] == without["num_reference"] == 10
+    assert "1 of 3 names of the exclusion list are of no reference image" in (folder / "report.html").read_text()
+
+
+def test_samples_of_another_request_are_refused(evaluated, models, shapes_folder):
+    given = ["--model", str(models), "--reference", f"{shapes_folder}/valid-000.tar", *OPTIONS, "--seed", "1"]
+    with pytest.raises(ValueError, match=r"holds samples of another evaluation \(seed differs\).*--overwrite"):
+        evaluate([*given, "--output", str(evaluated)])
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, "model: is missing; give --model FOLDER, or --images FOLDER"),
+        ({"model": "m", "images": "i"}, "model and images: give one of them"),
+        ({"model": "m"}, "captions: are missing"),
+        ({"images": "i", "captions": "c.txt"}, "captions and images"),
+        ({"images": "i", "exclude": "e"}, "name --reference"),
+        ({"images": "i", "blur_radii": (1, 2)}, "must ascend from 0"),
+        ({"images": "i", "features": " "}, "features: name at least one"),
+        ({"manifest": "m.json", "n": 5}, "manifest and n: the manifest tells all"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, told):
+    with pytest.raises(ValueError, match=told):
+        Evaluate(output="out", **options)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"program": "dalle-evaluate"}', '{"program": "other"}'])
+def test_a_damaged_manifest_is_named(content, tmp_path):
+    path = tmp_path / "manifest.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"manifest\.json: is"):
+        manifests.read_manifest(path)
