@@ -227,7 +227,8 @@ class Images:
 
     Args:
         augmentation: "dvae" (appendix A.2: random square, random size, random crop, flip), "prior" (appendix B.2:
-            near-central crop, no flip) or "none" (short side to size, centre crop)
+            near-central crop, no flip), "clip" (open_clip's: a crop of 90 to 100% of the area, brought to a square) or "none"
+            (short side to size, centre crop)
         flip: allow the horizontal flip of "dvae"; off where left and right are in the caption
         min_caption_chars: pairs with a shorter caption are filtered out, and those without one count as broken; 0
             takes these too, with the caption "": for stage one, which trains on images alone
@@ -243,7 +244,7 @@ class Images:
         pipes: let the shards be named by `pipe:` and a shell command, which writes a tar
     """
 
-    augmentation: Literal["dvae", "prior", "none"] = "dvae"
+    augmentation: Literal["dvae", "prior", "clip", "none"] = "dvae"
     flip: bool = True
     min_caption_chars: int = 1
     max_aspect_ratio: float = 2.0

@@ -119,7 +119,8 @@ class Decoder:
         generator = sample_generator(self.seed, epoch, sample)
         if self.config.augmentation == "dvae":
             return crops.dvae_crop(image, self.size_px, generator, self.config.flip)
-        return crops.prior_crop(image, self.size_px, generator)
+        crop = crops.prior_crop if self.config.augmentation == "prior" else crops.clip_crop
+        return crop(image, self.size_px, generator)
 
 
 def _image_bytes(sample: dict) -> bytes:

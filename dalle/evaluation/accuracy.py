@@ -29,11 +29,15 @@ class Judgement:
             is the expectation of an unranked pick with less noise; `any_right`, the most that reranking could reach;
             `reconstructed`, the real drawing after the dVAE; `real`, the drawing itself, the checker's own limit
         drawings: the best that differ, best first
+        scores_N: of all candidates, in the order of their seeds
+        right_N: bool, whether the checker sees the caption in each
     """
 
     caption: str
     shares: dict[str, float]
     drawings: list[Drawing]
+    scores_N: np.ndarray
+    right_N: np.ndarray
 
 
 def figures(judgements: list[Judgement]) -> Iterator[tuple[str, float]]:
@@ -83,7 +87,8 @@ def judge(
             best = Best(keep)
             for chunk in chunks:
                 best.take(chunk.part(row))
-            yield Judgement(pair.captions[0], {name: float(share) for name, share in shares.items()}, best.ranked())
+            shares = {name: float(share) for name, share in shares.items()}
+            yield Judgement(pair.captions[0], shares, best.ranked(), scores_N, right_N)
 
 
 def distinct(shards: str, size_px: int, count: int) -> list[Pair]:

@@ -81,8 +81,10 @@ def _prepare(
             batch["clip_tokens_BU"] = tokens_BU.to(world.device)
             batch["identities_BK"] = identities(tokens_BU, batch["places"]).to(world.device)
             if dvae is not None:
-                half = len(batch["images_BCYX"]) // 2
-                batch["images_BCYX"][:half] = reconstruct(dvae, batch["images_BCYX"][:half], precision)
+                # every second image, the others in the next update: each row is of one stream of the data, and the rows
+                # of a process should be those that one process alone would take
+                half = slice(step % 2, None, 2)
+                batch["images_BCYX"][half] = reconstruct(dvae, batch["images_BCYX"][half], precision)
 
     return prepare
 

@@ -135,14 +135,19 @@ def test_clip_sees_half_of_its_images_through_the_dvae_in_the_precision_of_the_r
     stage = _stage("clip", models, shapes_folder, World(0, 1, CPU), "--run.precision", precision)
     batch = next(iter(stage.loader))
     before = batch["images_BCYX"].clone()
+    other = {**batch, "images_BCYX": before.clone()}
     stage.prepare([batch], 0, World(0, 1, CPU))
+    stage.prepare([other], 1, World(0, 1, CPU))
     dvae = load_dvae(models / "dvae")
     seen = {}
     for name in ("fp32", "bf16"):
         with torch.autocast("cpu", torch.bfloat16, enabled=name == "bf16"):
-            seen[name] = to_uint8(dvae.decode(dvae.encode(before[:4])))
+            seen[name] = to_uint8(dvae.decode(dvae.encode(before[::2])))
     assert not torch.equal(seen["fp32"], seen["bf16"])
-    assert torch.equal(batch["images_BCYX"], torch.cat([seen[precision], before[4:]]))
+    assert torch.equal(batch["images_BCYX"][::2], seen[precision])
+    assert torch.equal(batch["images_BCYX"][1::2], before[1::2])
+    assert torch.equal(other["images_BCYX"][::2], before[::2])  # in the next update the others
+    assert not torch.equal(other["images_BCYX"][1::2], before[1::2])
 
 
 @pytest.mark.parametrize("steps", [3, 300])

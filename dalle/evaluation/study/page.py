@@ -18,8 +18,7 @@ _BODY = """
 <noscript><p class="text wrong">This page needs JavaScript.</p></noscript>
 <form class="text" id="intro" novalidate>
 <h1>Which image is better?</h1>
-<p>You will see a caption and two images. Both were made for the caption by a computer. For each pair there are two
-questions:</p>
+<p>You will see a caption and two images. For each pair there are two questions:</p>
 <ol><li><b>Which image is more realistic?</b> Judge the image alone, whatever the caption says.</li>
 <li><b>Which image matches the caption better?</b> If neither of them shows what the caption says, answer
 <i>neither</i>.</li></ol>
