@@ -1,21 +1,43 @@
-"""`dalle-draw-shapes`: write the drawn data set as webdataset shards."""
+"""`dalle-draw-shapes`: write the drawn data set as webdataset shards, and captions to evaluate models of it by."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from dalle.cli import arguments
 from dalle.config import DrawShapes
-from dalle.outputs.ownership import claimed
+from dalle.outputs.ownership import claimed, claimed_file
+
+_COMMAND = "dalle-draw-shapes"
 
 
 def main() -> None:
     """Console script."""
-    arguments.run(draw_shapes, "dalle-draw-shapes")
+    arguments.run(draw_shapes, _COMMAND)
 
 
 def draw_shapes(argv: list[str] | None = None) -> None:
     """Parse, check, draw."""
-    config = arguments.parse(DrawShapes, "dalle-draw-shapes", argv)
-    with claimed(config.output, "dalle-draw-shapes", ("train-*.tar", "valid-*.tar")) as folder:
+    config = arguments.parse(DrawShapes, _COMMAND, argv)
+    if config.skills is not None:
+        with claimed_file(config.skills, _COMMAND, config.overwrite) as path:
+            _write_skills(config, path)
+    if config.output is not None:
+        _draw(config, config.output)
+
+
+def _write_skills(config: DrawShapes, path: Path) -> None:
+    from dalle.evaluation.compositional.skills import SKILLS, skill_captions
+    from dalle.reporting.page_head import replace_text
+
+    lines = skill_captions(config.skill_captions, config.seed)
+    replace_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+    print(f"{len(lines)} captions for {len(SKILLS)} skills: {path}")
+
+
+def _draw(config: DrawShapes, output: str) -> None:
+    with claimed(output, _COMMAND, ("train-*.tar", "valid-*.tar")) as folder:
         from dalle.data.shapes import write_shards
 
         paths = write_shards(

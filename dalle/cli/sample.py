@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from dalle.sampling.candidates import Part, Work
     from dalle.sampling.drawing import Drawing
+    from dalle.sampling.gallery import Gallery
     from dalle.sampling.model_set import Models
     from dalle.sampling.pipeline import Pipeline
     from dalle.sampling.prompt import Prompt
@@ -67,7 +68,8 @@ def _sample(config: Sample, folder: Path) -> None:
     prompt = _prompt(config, models, origin)
     work = Work(captions, config.n, config.keep, config.seed, sampling, prompt)
     title = captions[0] if config.captions is None else f"{len(captions)} captions of {Path(config.captions).name}"
-    output = Output(folder, work, title, models.hashes, config.captions is not None, config.overwrite)
+    many = config.captions is not None
+    output = Output(folder, work, title, models.hashes, many, config.overwrite, _gallery(config))
     if output.replaced is not None:
         print(
             f"the gallery in {folder} will show these in place of its drawings for {output.replaced!r}, whose files stay in "
@@ -117,6 +119,18 @@ def _captions(config: Sample, origin: Drawing | None) -> tuple[str, ...]:
         lines = (" ".join(line.split()) for line in read_captions_file(config.captions))
         return tuple(dict.fromkeys(lines))  # one that stands there twice is drawn once
     return (config.caption or origin.caption,)
+
+
+def _gallery(config: Sample) -> Callable[[Path, str, dict[str, str]], Gallery]:
+    """What shows the drawings, in the layout that is asked for."""
+    from dalle.evaluation.layout_gallery import LayoutGallery
+    from dalle.sampling.captioning import read_prompts_file
+    from dalle.sampling.gallery import Gallery
+
+    if config.layout == "gallery":
+        return Gallery
+    prompts = read_prompts_file(config.captions)
+    return partial(LayoutGallery, prompts=prompts, candidates=config.n, overwrite=config.overwrite)
 
 
 def _origin(config: Sample) -> Drawing | None:

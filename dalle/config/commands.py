@@ -18,20 +18,33 @@ class DrawShapes:
     """Write the drawn data set: captioned scenes of coloured shapes, as webdataset shards.
 
     Args:
-        output: folder of the shards
+        output: folder of the shards; null writes none, where `skills` is given
         num_train: training drawings
         num_valid: validation drawings, of attribute combinations that training never shows
         size_px: side of a drawing, a multiple of 8
         seed: the same seed draws the same bytes
         workers: processes
+        skills: a .jsonl file to write, with captions for the six skills of GenEval, for `dalle-sample --captions`
+        skill_captions: captions of each skill
+        overwrite: write over a file of skills that is there
     """
 
-    output: str
+    output: str | None = None
     num_train: int = 20_000
     num_valid: int = 1_000
     size_px: int = 64
     seed: int = 0
     workers: int = 2
+    skills: str | None = None
+    skill_captions: int = 50
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.output is not None or self.skills is not None, "output: is missing; give --output FOLDER")
+        require(
+            self.skills is None or self.skills.endswith(".jsonl"),
+            f"skills {self.skills}: must end in .jsonl, by which dalle-sample knows what the file holds",
+        )
 
 
 def _check_sharding(optimizer: Optimizer, run: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field, fields
+from typing import Literal
 
 from dalle.config.checks import at_least, require
 from dalle.config.sampling import Sampling
@@ -14,10 +15,12 @@ class Sample:
 
     Args:
         caption: what to draw; left out where `captions`, `variations_of` or `again` tells
-        captions: a file with one caption a line, or a .jsonl file of objects with a "caption". Each is drawn by itself, and a
+        captions: a file with one caption a line, or a .jsonl file of objects with a "caption" or a "prompt". Each is drawn by itself, and a
             run that was stopped goes on where it was when it is given the same output folder
         model: folder with `prior/`, `dvae/` and, for reranking, `clip/` in it
         output: folder of the gallery
+        layout: of the images in it; "geneval" writes those of each of the `captions` as 00000/samples/0000.png and so on, best
+            first, with the line of the file as 00000/metadata.jsonl, for `dalle-evaluate --images` and graders from elsewhere
         n: candidates of each caption
         keep: how many of the best are kept; those that came out the same are one, shown with how often it came
         seed: of the first candidate; candidate i has seed + i
@@ -41,6 +44,7 @@ class Sample:
     captions: str | None = None
     model: str = "demo"
     output: str = "samples"
+    layout: Literal["gallery", "geneval"] = "gallery"
     n: int = 32
     keep: int = 16
     seed: int = 0
@@ -75,6 +79,10 @@ class Sample:
         require(
             bool(self.caption) or self.captions is not None or self.variations_of is not None,
             "caption: is missing or empty; give --caption (or --captions FILE, --variations-of FILE.png, --again FILE.png)",
+        )
+        require(
+            self.layout == "gallery" or self.captions is not None,
+            f"layout {self.layout}: has a folder for each caption of a file; give --captions FILE",
         )
         self._check_image()
 

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -140,12 +141,17 @@ def ln_p(
 
 
 def read_captions_file(path: str | Path) -> list[str]:
-    """The captions of a text file, one a line, or of a .jsonl file of objects that have a "caption". Blank lines are left
-    out.
+    """The captions of a text file, one a line, or of a .jsonl file of objects that have a "caption" or, as GenEval's
+    `evaluation_metadata.jsonl`, a "prompt". Blank lines are left out.
 
     Raises:
         ValueError: the file cannot be read, is no such file, or has no caption, or an empty one; names the line
     """
+    return [entry["prompt"] for entry in read_prompts_file(path)]
+
+
+def read_prompts_file(path: str | Path) -> list[dict[str, Any]]:
+    """The same with all that the file says of each caption, which stands under "prompt"; raises what that does."""
     path = Path(path)
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
@@ -157,13 +163,14 @@ def read_captions_file(path: str | Path) -> list[str]:
     if not numbered:
         raise ValueError(f"captions {path}: has no caption in it")
     if path.suffix != ".jsonl":
-        return [line for _, line in numbered]
-    return [_caption_of(line, f"captions {path}, line {number}") for number, line in numbered]
+        return [{"prompt": line} for _, line in numbered]
+    return [_prompt_of(line, f"captions {path}, line {number}") for number, line in numbered]
 
 
-def _caption_of(line: str, where: str) -> str:
+def _prompt_of(line: str, where: str) -> dict[str, Any]:
     try:
-        caption = json.loads(line)["caption"]
+        entry = json.loads(line)
+        caption = entry["caption"] if "caption" in entry else entry["prompt"]
     except (ValueError, KeyError, TypeError):
         caption = None
     if not isinstance(caption, str):
@@ -172,4 +179,4 @@ def _caption_of(line: str, where: str) -> str:
         raise ValueError(f"{where}: the caption is empty")
     if not is_encodable(caption):
         raise ValueError(f"{where}: the caption holds half a character (\\ud800 to \\udfff), which is no text")
-    return caption
+    return {**entry, "prompt": caption}

@@ -29,6 +29,9 @@ class Gallery:
         extra: facts for the head of the page, name to value
     """
 
+    layout = "gallery"
+    """Which files the images are."""
+
     def __init__(self, folder: Path, title: str, extra: dict[str, str] | None = None):
         self.folder, self.title, self.extra = Path(folder), title, extra or {}
         self._sections: dict[str, _Section] = {}
@@ -39,19 +42,23 @@ class Gallery:
 
         candidates: how many they are the best of, where that is known.
         """
-        (self.folder / "images").mkdir(parents=True, exist_ok=True)
         section = _Section([], [], [])
-        for drawing in best_first(drawings):
-            # what else decided it is in the name, so that a later run with other settings writes over nothing
-            settings = hashlib.sha256(to_json(drawing.settings).encode()).hexdigest()[:4]
-            file = f"images/{_safe_name(caption)}-{drawing.seed}-{settings}.png"
-            save_drawing(drawing, self.folder / file)
+        for place, drawing in enumerate(best_first(drawings)):
+            file, *copies = self.files(caption, place, drawing)
+            for name in (file, *copies):
+                save_drawing(drawing, self.folder / name)
             counted = {} if candidates is None else {"candidates": candidates}
             record = {"caption": drawing.caption, **facts(drawing), **counted, "file": file}
             section.add(record, drawing.image.size, heading=caption)
         before = self._sections.get(caption)
         self._dropped |= set() if before is None else set(before.files) - set(section.files)
         self._sections[caption] = section
+
+    def files(self, caption: str, place: int, drawing: Drawing) -> list[str]:
+        """A drawing's file, and copies of it, within the folder. place: among those of its caption, from 0."""
+        # what else decided it is in the name, so that a later run with other settings writes over nothing
+        settings = hashlib.sha256(to_json(drawing.settings).encode()).hexdigest()[:4]
+        return [f"images/{_safe_name(caption)}-{drawing.seed}-{settings}.png"]
 
     def resume(self, candidates: int) -> set[str]:
         """Take in the captions of the folder's results that have all their candidates and images; returns them.

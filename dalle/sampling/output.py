@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class Output:
         models: hashes by name, for its head
         resumable: many captions: the folder remembers what was asked for, and takes up where it was left
         overwrite: write over the drawings of another request
+        gallery: what shows them, from the folder, the title and facts by name
 
     `replaced` is the caption that the folder's page was for until now, null where it shows no other.
 
@@ -47,13 +49,16 @@ class Output:
         models: dict[str, str],
         resumable: bool = False,
         overwrite: bool = False,
+        gallery: Callable[[Path, str, dict[str, str]], Gallery] = Gallery,
     ):
         self.folder, self.work = folder, work
         facts = {"candidates": f"{work.n:,}", **{name: digest[:16] for name, digest in models.items()}}
-        self.gallery = Gallery(folder, title, facts)
+        self.gallery = gallery(folder, title, facts)
         self.drawn = 0
         self._resumable = resumable
-        self._request = json.loads(json.dumps(_request(work, models)))  # as it is read back: JSON has no tuples
+        self._request = json.loads(
+            json.dumps(_request(work, models, self.gallery.layout))
+        )  # as it is read back: JSON has no tuples
         other = self._other_request()
         if other and not overwrite:
             raise ValueError(f"{other}; name another folder with --output, or write over them with --overwrite")
@@ -80,10 +85,7 @@ class Output:
         """Write the best so far."""
         began_s = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self._ends_other:
-            for name in ("results.jsonl", _REQUEST):  # cut off between them, the folder is refused as before
-                (self.folder / name).unlink(missing_ok=True)
-            self._ends_other = False
+        self._end_other()
         if self._resumable:
             replace_text(self.folder / _REQUEST, json.dumps(self._request, indent=1))
         for caption in self._best:
@@ -108,6 +110,8 @@ class Output:
         if self._resumable:
             picture = self.folder / "sheet.png"
             best = [read_drawing(file) for file in self.gallery.best_files(_SHEET_CAPTIONS)]
+            if not best:  # stopped before the first caption was whole, and only whole ones are shown
+                return str(self.folder / "index.html")
             write_sheet(best, picture, min(_SHEET_COLUMNS, len(best)))
         else:
             picture = self.folder / "grid.png"
@@ -115,7 +119,15 @@ class Output:
         return f"{picture} and {self.folder / 'index.html'}"
 
     def _put(self, number: int) -> None:
+        self._end_other()
         self.gallery.put(self.todo[number], self._best[number].ranked(), self._counts[number])
+
+    def _end_other(self) -> None:
+        """Forget the request that the folder was for, before the first of its images may be written over."""
+        if self._ends_other:
+            for name in ("results.jsonl", _REQUEST):  # cut off between them, the folder is refused as before
+                (self.folder / name).unlink(missing_ok=True)
+            self._ends_other = False
 
     def _other_request(self) -> str | None:
         """What the folder holds, where that was asked for otherwise."""
@@ -126,8 +138,9 @@ class Output:
         if not self._resumable:
             return f"output {self.folder}: holds the drawings of a file of captions"
         try:
-            before = dict(_flat(json.loads(path.read_text(encoding="utf-8"))))
-        except (ValueError, AttributeError):
+            before = json.loads(path.read_text(encoding="utf-8"))
+            before = dict(_flat({"layout": Gallery.layout, **before}))  # which earlier versions did not say
+        except (ValueError, TypeError):
             return f"{path}: is damaged"
         for name, value in _flat(self._request):
             if before.get(name) != value:
@@ -144,10 +157,10 @@ class Output:
         return None if caption == self.work.captions[0] else caption
 
 
-def _request(work: Work, models: dict[str, str]) -> dict[str, Any]:
+def _request(work: Work, models: dict[str, str], layout: str) -> dict[str, Any]:
     """All that decides which drawings a caption gets."""
     prompt = None if work.prompt is None else work.prompt.to_json()
-    settings = {"n": work.n, "keep": work.keep, "seed": work.seed, "prompt": prompt}
+    settings = {"layout": layout, "n": work.n, "keep": work.keep, "seed": work.seed, "prompt": prompt}
     return {**settings, "sampling": asdict(work.sampling), "models": {"clip": None, **models}}
 
 

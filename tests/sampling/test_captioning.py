@@ -18,7 +18,7 @@ from dalle.models.dvae import DVAE
 from dalle.models.folder import load_prior, save_weights
 from dalle.models.prior import Prior
 from dalle.objectives.prior import PriorObjective
-from dalle.sampling.captioning import image_codes, ln_p, read_captions_file, score
+from dalle.sampling.captioning import image_codes, ln_p, read_captions_file, read_prompts_file, score
 from dalle.sampling.loading import load
 from dalle.sampling.pipeline import Pipeline
 from dalle.text import PAD, Tokenizer
@@ -219,10 +219,19 @@ def test_files_of_captions(tmp_path):
     assert read_captions_file(text) == ["a red circle", "ein grünes Kreuz"]
     lines.write_text('{"caption": "a red circle", "score": 1}\n\n{"caption": "ein gr\\u00fcnes Kreuz"}')
     assert read_captions_file(lines) == ["a red circle", "ein grünes Kreuz"]
+    assert read_prompts_file(text) == [{"prompt": "a red circle"}, {"prompt": "ein grünes Kreuz"}]
+    lines.write_text('{"tag": "colors", "prompt": "a"}\n{"caption": "b", "score": 1}\n{"caption": "c", "prompt": "d"}')
+    assert read_captions_file(lines) == ["a", "b", "c"]
+    assert read_prompts_file(lines) == [
+        {"tag": "colors", "prompt": "a"},
+        {"caption": "b", "score": 1, "prompt": "b"},
+        {"caption": "c", "prompt": "c"},
+    ]
     for content, message in (
         ('{"caption": "a"}\n{"caption": " "}', r"captions\.jsonl, line 2: the caption is empty"),
         ('{"caption": "a"}\n\nred circle', "line 3: is not an object"),
         ('{"text": "a"}', "line 1: is not an object"),
+        ('{"prompt": 5}', "line 1: is not an object"),
         ('{"caption": 5}', "line 1: is not an object"),
         ('{"caption": "a"}\n{"caption": "a \\ud800"}', "line 2: the caption holds half a character"),
         (" \n", "has no caption"),

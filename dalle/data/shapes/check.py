@@ -76,8 +76,8 @@ def holds(reading: Reading, claim: Claim) -> bool:
         return False
     return any(
         all(_is(seen, claimed) for seen, claimed in zip(matching, claim.objects, strict=True))
-        and all(_stands(matching[i], relation, matching[j]) for relation, i, j in claim.relations)
-        and (claim.position is None or _is_at(matching[0], claim.position))
+        and all(stands(matching[i], relation, matching[j]) for relation, i, j in claim.relations)
+        and (claim.position is None or is_at(matching[0], claim.position))
         for matching in permutations(reading.objects)
     )
 
@@ -86,14 +86,16 @@ def _is(seen: SeenObject, claimed: ClaimedObject) -> bool:
     return (seen.shape, seen.colour) == (claimed.shape, claimed.colour) and claimed.size in (None, seen.size)
 
 
-def _stands(first: SeenObject, relation: str, second: SeenObject) -> bool:
+def stands(first: SeenObject, relation: str, second: SeenObject) -> bool:
+    """Whether the first is "left of" or "above" the second."""
     right, down = second.x - first.x, second.y - first.y
     along, across = (right, down) if relation == "left of" else (down, right)
     # Clear of each other along the stated axis up to a quarter of their radii, and more along it than across it.
     return along >= 0.75 * (first.diameter + second.diameter) / 2 and along >= abs(across)
 
 
-def _is_at(seen: SeenObject, position: str) -> bool:
+def is_at(seen: SeenObject, position: str) -> bool:
+    """Whether it stands at one of `POSITIONS`."""
     x, y = POSITIONS[position]
     # Drawn within 0.07 of the centre; a large object in a corner has its centre 0.25 from both edges.
     reach = 0.09 if position == "centre" else 0.40

@@ -1,0 +1,1 @@
+"""What of a caption a picture shows, fact by fact, on the drawn data set."""
