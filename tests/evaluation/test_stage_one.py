@@ -152,7 +152,7 @@ def test_lpips_with_damaged_weights_is_refused(squeeze):
 
 def test_lpips_is_used_where_its_weights_are(dvae, squeeze, monkeypatch):
     """And weighs the trunk's own activations: by hand for one layer after another, from torchvision's network."""
-    trunk, _, digits = squeeze
+    trunk = squeeze[0]
     monkeypatch.setattr(lpips_file, "_digits", lambda path: FILES["squeeze"].split("-")[1][:8])
     lpips, note = find_lpips()
     assert (lpips.trunk, note) == ("squeeze", "")
