@@ -188,7 +188,9 @@ class FakeClip:
     """Embeds an image as its first pixel's colour, and a caption as the colour that it names."""
 
     mean = torch.zeros(1)
-    colours = {"red": (1.0, 0.0, 0.0), "blue": (0.0, 0.0, 1.0), "no red": (-1.0, 0.0, 0.0)}
+
+    def __init__(self):
+        self.colours = {"red": (1.0, 0.0, 0.0), "blue": (0.0, 0.0, 1.0), "no red": (-1.0, 0.0, 0.0)}
 
     def embed_images(self, images_BCYX):
         return torch.nn.functional.normalize(images_BCYX[:, :, 0, 0].float(), dim=1)

@@ -46,11 +46,11 @@ def find_lpips(device: str | torch.device = "cpu") -> tuple[Lpips | None, str]:
     for trunk, name in FILES.items():
         if not (folder / name).is_file():
             continue
-        found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        found = _digits(folder / name)
         # its trunk is unpickled by torchvision: nothing but the published file may come so far
-        if not found.startswith(Path(name).stem.rpartition("-")[2]):
+        if found != Path(name).stem.rpartition("-")[2]:
             raise ValueError(
-                f"{folder / name} is damaged: its SHA-256 begins with {found[:8]}, not with what its name says"
+                f"{folder / name} is damaged: its SHA-256 begins with {found}, not with what its name says"
             )
         library = extra("torchmetrics.image.lpip")
         return Lpips(trunk, library.LearnedPerceptualImagePatchSimilarity(trunk).net.to(device)), ""
@@ -58,3 +58,12 @@ def find_lpips(device: str | torch.device = "cpu") -> tuple[Lpips | None, str]:
         None,
         f"LPIPS was left out: the weights of its network are missing; put {FILES['alex']} of torchvision into {folder}.",
     )
+
+
+def _digits(path: Path) -> str:
+    """What torch hub puts at the end of a file's name."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()[:8]
