@@ -113,6 +113,20 @@ def test_resumed_with_other_processes_and_workers_is_uninterrupted(motley, shard
     _check_same(updates, whole)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_places_are_those_of_the_pictures_and_all_captions_are_met(motley, workers):
+    """Also of the sample that stands in for one that does not decode."""
+    met = {}
+    for batch in _take(_loader(f"{motley}/0[0-3].tar", Images(max_bad_fraction=0.5), 36, workers=workers), 12):
+        for (url, key), caption in zip(batch["places"], batch["captions"], strict=True):
+            shard, number, way = caption.split()
+            assert url.endswith(f"/{int(shard):02d}.tar") and key == f"{int(number):04d}"
+            met.setdefault((shard, number), set()).add(way)
+    assert len(met) == 36
+    # an image is met in 12 epochs or so: one caption alone in all of them is one chance of 2,048, and these seeds are fixed
+    assert all(ways == {"one", "other"} for ways in met.values())
+
+
 def test_each_usable_sample_comes_once_an_epoch(motley, tmp_path):
     """One that does not decode leaves its row to the next that does; it is not counted here."""
     for shard in range(4):

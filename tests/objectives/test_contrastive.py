@@ -6,9 +6,11 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from dalle.models.clip import ready_torchvision
+from dalle.objectives.clip import CLIPObjective
 from dalle.objectives.contrastive import ContrastiveLoss, alike
 from tests.processes import ON_CPU, run_processes
 
@@ -157,3 +159,33 @@ def test_two_processes_have_the_loss_and_the_gradients_of_one():
             got = torch.tensor(found[key], dtype=torch.float64).reshape(expected.shape)
             torch.testing.assert_close(got, expected, rtol=2e-5, atol=2e-6)
     assert not math.isclose(told["equal ours"]["loss"], told["different ours"]["loss"], rel_tol=1e-3)
+
+
+class _Model(nn.Module):
+    """Whose vectors are known."""
+
+    def __init__(self, images_BE, texts_BE):
+        super().__init__()
+        self.vectors, self.logit_scale = (images_BE, texts_BE), torch.tensor(500.0)
+
+    def embed_images(self, images_BCYX):
+        return self.vectors[0]
+
+    def embed_texts(self, tokens_BU):
+        return self.vectors[1]
+
+
+def test_the_image_of_an_equal_caption_is_right_as_well():
+    """Texts find images 1, 1, 2, 0: two their own, one that of its like, one a wrong one; and the scale is that of the paper at
+    most."""
+    images = torch.eye(4)
+    texts = images[[1, 1, 2, 0]]
+    batch = {
+        "images_BCYX": None,
+        "clip_tokens_BU": None,
+        "identities_BK": torch.tensor([[7, 0], [7, 1], [8, 2], [9, 3]]),
+    }
+    loss, metrics = CLIPObjective(_Model(images, texts))(batch)
+    assert metrics["caption_accuracy"].item() == 0.75
+    assert metrics["scale"].item() == 100
+    assert loss.item() == ContrastiveLoss()(images, texts, torch.tensor(100.0), batch["identities_BK"]).item()

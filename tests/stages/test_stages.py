@@ -1,18 +1,27 @@
 """What a stage brings to the loop: who looks at held-out data, what CLIP sees of a dVAE."""
 
+import hashlib
 import importlib
+import itertools
 import json
 import shutil
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 
 from dalle.cli import arguments
 from dalle.cluster.topology import World
-from dalle.config import TrainCLIP, TrainDVAE, TrainPrior, unreached_schedules
+from dalle.config import Images, TrainCLIP, TrainDVAE, TrainPrior, unreached_schedules
+from dalle.data.pairs import to_tensor
+from dalle.data.samples import read_pairs
+from dalle.evaluation.retrieval import retrieval
 from dalle.models.folder import load_dvae
 from dalle.models.likelihood import to_uint8
+from dalle.reporting.explanations import FIGURES
+from dalle.stages import clip as stages_clip
+from dalle.stages.clip import identities, reconstruct
 from dalle.stages.cut_captions import CutCaptions
 from dalle.stages.dvae import _check_codebook, _schedules_and_noise
 from dalle.text import Cuts
@@ -148,6 +157,72 @@ def test_clip_sees_half_of_its_images_through_the_dvae_in_the_precision_of_the_r
     assert torch.equal(batch["images_BCYX"][1::2], before[1::2])
     assert torch.equal(other["images_BCYX"][::2], before[::2])  # in the next update the others
     assert not torch.equal(other["images_BCYX"][1::2], before[1::2])
+
+
+def test_what_is_alike_has_the_same_number_in_every_process():
+    """The number of a caption is of the tokens that are read of it; that of an image of its place. Python's own hashes would
+    differ from process to process."""
+    tokens = torch.tensor([[5, 6, 7], [5, 7, 6], [5, 6, 7]])
+    found = identities(tokens, [("a.tar", "0"), ("a.tar", "0"), ("b.tar", "0")])
+    assert found.dtype == torch.int64 and found.shape == (3, 2)
+    assert [found[i, 0] == found[j, 0] for i, j in ((0, 1), (0, 2), (1, 2))] == [False, True, False]
+    assert [found[i, 1] == found[j, 1] for i, j in ((0, 1), (0, 2), (1, 2))] == [True, False, False]
+    digest = hashlib.blake2b(tokens[0].numpy().tobytes(), digest_size=8).digest()
+    assert found[0, 0].item() == int.from_bytes(digest, "big", signed=True)
+
+
+def test_clip_learns_what_is_alike_in_a_batch(models, shapes_folder):
+    stage = _stage("clip", models, shapes_folder, World(0, 1, CPU))
+    (batch,) = itertools.islice(stage.loader, 1)
+    stage.prepare([batch], 0, World(0, 1, CPU))
+    assert torch.equal(batch["identities_BK"], identities(batch["clip_tokens_BU"], batch["places"]))
+    batch["captions"][3] = batch["captions"][6]
+    batch["places"][1] = batch["places"][2]
+    stage.prepare([batch], 1, World(0, 1, CPU))
+    captions, images = batch["identities_BK"].T
+    assert captions[3] == captions[6] and images[1] == images[2]
+    loss, _ = stage.objective(batch)
+    _, apart = stage.objective({**batch, "identities_BK": torch.arange(8)[:, None]})
+    # half of the rows have 7 candidates in place of 8, all as likely in the beginning: about ln(8 / 7) / 2 less
+    assert apart["loss"].item() - loss.item() == pytest.approx(0.067, abs=0.04)
+
+
+@pytest.mark.parametrize("kept_bytes", [2**30, 8 * 3 * 32 * 32, 0])
+def test_clip_is_validated_by_retrieval_among_all_held_out_pairs(models, shapes_folder, monkeypatch, kept_bytes):
+    """Whichever of the images stay in memory; in batches that the pairs, 24 and one more, do not fill."""
+    monkeypatch.setattr(stages_clip, "_KEPT_BYTES", kept_bytes)
+    more = ["--valid_data", f"{shapes_folder}/{{valid-000,train-000}}.tar", "--run.batch_size", "9"]
+    stage = _stage("clip", models, shapes_folder, World(0, 1, CPU), *more)
+    validation = stage.validate.__self__
+    assert len(validation.kept) == {2**30: 7, 8 * 3 * 32 * 32: 1, 0: 0}[kept_bytes]
+    pairs = list(read_pairs(validation.config.valid_data, Images(augmentation="none"), 32))
+    model, dvae = stage.objective.model, load_dvae(models / "dvae")
+    model.eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):  # as the loop does in 16 bits
+        found = stage.validate()
+    with torch.no_grad():
+        images = model.embed_images(reconstruct(dvae, to_tensor([p.image for p in pairs]), "fp32")).numpy()
+        texts = model.embed_texts(model.tokens([p.captions[0] for p in pairs])).numpy()
+        found_in_fp32 = stage.validate()
+    captions = [p.captions[0] for p in pairs]
+    expected = retrieval(images, texts, [captions.index(caption) for caption in captions])
+    assert found_in_fp32 == pytest.approx(expected)
+    assert found.keys() == expected.keys() and found["candidates"] == len(pairs) == 56
+    assert set(found) <= set(FIGURES)
+    assert stage.samples()["valid_data"].read == 56  # once, however often it is read
+
+
+def test_captions_of_other_capitals_and_spaces_are_equal(models, shapes_folder, monkeypatch):
+    spelt = itertools.cycle(["A red  circle", "a red circle ", "a blue circle"])
+    read = stages_clip.read_pairs
+
+    def respelt(*arguments, **more):
+        for pair in read(*arguments, **more):
+            yield replace(pair, captions=[next(spelt), "another"])
+
+    monkeypatch.setattr(stages_clip, "read_pairs", respelt)
+    ids = _stage("clip", models, shapes_folder, World(0, 1, CPU)).validate.__self__.same_caption_ids
+    assert len(ids) == 24 and ids[0] == ids[1] == ids[3] != ids[2]
 
 
 @pytest.mark.parametrize("steps", [3, 300])

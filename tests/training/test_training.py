@@ -179,6 +179,23 @@ def test_a_dvae_of_two_processes_is_that_of_one(shapes_folder, tmp_path):
                 torch.testing.assert_close(other[weight], tensor, atol=2e-4, rtol=0, msg=f"{name}: {weight}")
 
 
+def test_a_clip_of_two_processes_is_that_of_one(models, shapes_folder, tmp_path):
+    """Each meets the pairs of both, and what is alike among them; the same images are seen through the dVAE."""
+
+    def launch(processes, name):
+        inputs = ["--dvae", f"{models}/dvae", "--tokenizer", f"{models}/prior/tokenizer.json"]
+        data = ["--data", f"{shapes_folder}/train-*.tar", "--output", str(tmp_path / name)]
+        _started(processes, *TINY_CLIP, *inputs, *data, "--run.steps", "8", kind="clip")
+
+    launch(1, "one")
+    launch(2, "two")
+    # the same sums over the batch in another order, then eight AdamW updates
+    assert _metrics(tmp_path / "two") == pytest.approx(_metrics(tmp_path / "one"), abs=5e-5)
+    assert _metrics(tmp_path / "two", "gradient_norm") == pytest.approx(
+        _metrics(tmp_path / "one", "gradient_norm"), rel=1e-3
+    )
+
+
 @pytest.mark.parametrize("wish", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_wish_to_stop_leaves_a_checkpoint_that_resumes(models, tmp_path, wish):
     output = tmp_path / "stopped"
