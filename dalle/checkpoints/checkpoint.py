@@ -4,10 +4,11 @@
         rank-00000.safetensors   the fragments that this rank held
         rank-00003.safetensors
         state.json               written last: step, values; each tensor's shape, dtype and parts (file, key, start, stop of
-                                 the flattened tensor); each file's size and SHA-256
+                                 the flattened tensor); each file's size, SHA-256, and checksums of its blocks
 
 No process ever holds a whole checkpoint: each writes and proves its own file, and reads back what it needs from whichever
-files hold it. A checkpoint appears under its name when it is complete and verified, and loading it runs no code.
+files hold it, compared with the checksums as it is read. A checkpoint appears under its name when it is complete and verified,
+and loading it runs no code.
 """
 
 from __future__ import annotations
@@ -24,11 +25,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from dalle.checkpoints.names import STATE, complete, delete_old, make_room, retire, step_of, sync_folder
-from dalle.checkpoints.rank_file import DTYPES, Fragment, hashing, read_parts, write_fragments, write_proven
+from dalle.checkpoints.rank_file import (
+    DTYPES,
+    Fragment,
+    hashing,
+    read_checked,
+    read_parts,
+    write_fragments,
+    write_proven,
+)
 from dalle.cluster.topology import World
+from dalle.models.weights import WeightsFile
 
 
 class NotSaved(ValueError):
@@ -104,7 +113,7 @@ class Checkpoint:
         step: updates done
         values: as given to `save`
         shapes: of all tensors, by name
-        files: size in bytes and SHA-256 of each, by name
+        files: size in bytes, SHA-256 and checksums of each, by name; of earlier versions without checksums
         tensors: shape, dtype and parts of each, by name
     """
 
@@ -114,7 +123,11 @@ class Checkpoint:
     shapes: dict[str, tuple[int, ...]]
     files: dict[str, dict]
     tensors: dict[str, dict]
-    _open: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    _open: dict[str, WeightsFile] = field(default_factory=dict, init=False, repr=False)
+
+    def __del__(self) -> None:
+        for file in self._open.values():
+            file.close()
 
     def dtype(self, name: str) -> torch.dtype:
         """Of a tensor. Raises ValueError when there is none of that name."""
@@ -124,7 +137,7 @@ class Checkpoint:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Elements `start` to `stop` of the flattened tensor, on the CPU, in the dtype it was saved in. Nothing but the
-        parts that overlap is read.
+        blocks that overlap is read, and what is read is compared with its checksums.
 
         Raises:
             ValueError: no such tensor, or the checkpoint is damaged
@@ -139,19 +152,17 @@ class Checkpoint:
                 continue
             try:
                 if file not in self._open:
-                    self._open[file] = safe_open(self.path / file, framework="pt")
-                part = self._open[file].get_slice(key)[begin - part_start : end - part_start]
+                    self._open[file] = WeightsFile(self.path / file)
+                into = values[begin - start : end - start]
+                read_checked(self._open[file], key, begin - part_start, into, self.files[file])
             except Exception as error:
                 raise _damaged(self.path, f"{file}: {_reason(error)}") from error
-            if part.dtype != values.dtype or len(part) != end - begin:
-                raise _damaged(self.path, f"{file} holds other values of {name} than {STATE} says")
-            values[begin - start : end - start] = part
         return values
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open one for reading: the sizes of its files are checked, and that each tensor's parts cover it. What the files
-    hold is checked by `verify`.
+    hold is checked as it is read; in those of earlier versions, by `verify` alone.
 
     Raises:
         ValueError: there is none, or it is damaged; names what is wrong and the older checkpoint to fall back to
@@ -199,7 +210,8 @@ def _check_size(checkpoint: Checkpoint, file: str) -> None:
 
 
 def verify(path: str | Path, world: World, mark: Callable[[], None] = lambda: None) -> Checkpoint:
-    """Open a checkpoint and compare the hashes of its files, shared out among all ranks, which all call it.
+    """Open a checkpoint and compare the sizes of its files, shared out among all ranks, which all call it; the hashes, too, of
+    files without checksums, as earlier versions wrote them, which are then read twice.
 
     They do it in step, a GiB each at a time, and call `mark` before each: none waits long for one that has more to read.
 
@@ -223,11 +235,13 @@ def verify(path: str | Path, world: World, mark: Callable[[], None] = lambda: No
 
 
 def _proof(path: str | Path, rank: int, size: int) -> Iterator[Checkpoint]:
-    """Open a checkpoint and compare sizes and hashes of a rank's share of the files; it comes again after each step."""
+    """Open a checkpoint and compare a rank's share of the files with what is known of them; it comes again after each step."""
     checkpoint = _read_index(path)
     yield checkpoint
     for file in sorted(checkpoint.files)[rank::size]:
         _check_size(checkpoint, file)
+        if "checksums" in checkpoint.files[file]:
+            continue  # read once, and compared then
         try:
             for digest in hashing(checkpoint.path / file):  # noqa: B007 the last is compared
                 yield checkpoint

@@ -1,6 +1,8 @@
 """One rank's file of a checkpoint: its fragments of flattened tensors, in the safetensors format.
 
-A file is written a fragment at a time, hashed on the way, and read back.
+A file is written a fragment at a time, hashed on the way, and read back. Beside the hash of the whole it has checksums, CRC-32
+of each MiB of each fragment, so that whoever reads a part of it knows that part to be what was written, without a second
+reading. Like those of `models.weights` they find damage, not malice.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import hashlib
 import itertools
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +19,10 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from dalle.models.weights import DTYPES
+from dalle.models.weights import DTYPES, WeightsFile
 
+BLOCK_BYTES = 1 << 20
+"""Of a fragment behind one checksum. Who reads a part of a block reads all of it; and an index of 200 GB has 2 MB of them."""
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -39,7 +44,8 @@ class Fragment:
 
 
 def write_fragments(path: Path, fragments: list[Fragment]) -> dict:
-    """Write one rank's file, a fragment at a time, and read it back; its size and hash.
+    """Write one rank's file, a fragment at a time, and read it back; its size, its hash, and by key the checksums of each
+    fragment, 8 hex digits for each of its blocks.
 
     The format's few bytes are laid out here, for the library's own function wants all tensors in main memory at once.
     What `read_parts` tells goes into the header.
@@ -65,7 +71,53 @@ def write_fragments(path: Path, fragments: list[Fragment]) -> dict:
     header = json.dumps({"__metadata__": {"parts": json.dumps(parts)}, **layout}).encode()
     header += b" " * (-len(header) % 8)
     path.parent.mkdir(exist_ok=True)  # a network file system may still remember that there was none
-    return write_proven(path, itertools.chain([len(header).to_bytes(8, "little"), header], map(_to_bytes, fragments)))
+    checksums: dict[str, str] = {}
+
+    def values(fragment: Fragment) -> memoryview:
+        held, key = _to_bytes(fragment), f"{fragment.name}@{fragment.start}"
+        blocks = range(0, len(held), BLOCK_BYTES)
+        checksums[key] = "".join(_checksum(held[at : at + BLOCK_BYTES], key, at) for at in blocks)
+        return held
+
+    record = write_proven(path, itertools.chain([len(header).to_bytes(8, "little"), header], map(values, fragments)))
+    return {**record, "block_bytes": BLOCK_BYTES, "checksums": checksums}
+
+
+def read_checked(file: WeightsFile, key: str, first: int, into: torch.Tensor, record: dict) -> None:
+    """Fill with elements of a fragment, each block of which is compared with its checksum as it is read.
+
+    Args:
+        file: open
+        key: of the fragment
+        first: number of the first element within the fragment
+        into: flat and contiguous, on the CPU, of the fragment's dtype
+        record: what `write_fragments` said of the file; without checksums, as earlier versions wrote it, nothing is compared
+
+    Raises:
+        ValueError: it is not what was written
+    """
+    values = into.view(torch.uint8).numpy().data
+    begin = first * into.element_size()
+    if "checksums" not in record:
+        file.read_bytes(key, begin, values)
+        return
+    told, most, num_bytes = record["checksums"][key], record["block_bytes"], file.tensors[key].num_bytes
+    end = begin + len(values)
+    for at in range(begin - begin % most, end, most):
+        until = min(at + most, num_bytes)
+        low, high = max(at, begin), min(until, end)
+        is_whole = (low, high) == (at, until)  # else it is read beside what is asked for
+        block = values[at - begin : until - begin] if is_whole else memoryview(bytearray(until - at))
+        file.read_bytes(key, at, block)
+        if _checksum(block, key, at) != told[8 * (at // most) :][:8]:
+            raise ValueError(f"bytes {at:,} to {until:,} of {key} are not those that were written")
+        if not is_whole:
+            values[low - begin : high - begin] = block[low - at : high - at]
+
+
+def _checksum(block: memoryview, key: str, at: int) -> str:
+    """Of a block in its place: one that lies elsewhere has another."""
+    return f"{zlib.crc32(block, zlib.crc32(f'{key} {at}'.encode())):08x}"
 
 
 def read_parts(path: Path) -> dict[str, list]:

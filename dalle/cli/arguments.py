@@ -68,11 +68,18 @@ def parse(cls: type, prog: str, argv: list[str] | None = None, positional: str |
 
 _NO_PATHS = ("caption", "region")
 """The only settings of commands whose text is not the path of something."""
+_SHARDS = ("data", "valid_data")
+"""Those that may hold globs, ranges and several names (`dalle.data.naming`)."""
 
 
 def _at_home(name: str, value):
     """A command's setting with `~` as the home folder: a shell does so at the start of a word, and nobody in a YAML file."""
-    return os.path.expanduser(value) if isinstance(value, str) and name not in _NO_PATHS else value
+    if not isinstance(value, str) or name in _NO_PATHS:
+        return value
+    path, home = os.path.expanduser(value), os.path.expanduser(value.partition("/")[0])
+    if name in _SHARDS and re.search(r"[][*?{},\\\s]", home) and not os.path.exists(path):
+        return value  # before a glob such a home would be one too: who looks for the shards knows better
+    return path
 
 
 def parse_model(cls: type, values: dict, where: str):

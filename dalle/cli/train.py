@@ -21,6 +21,7 @@ from dalle.outputs.ownership import check, claimed, read_mark
 
 if TYPE_CHECKING:
     from dalle.cluster.topology import World
+    from dalle.cluster.watch import Watch
 
 _COMMANDS = ("dalle-train-dvae", "dalle-train-prior", "dalle-train-clip")
 _WRITES = (
@@ -75,7 +76,7 @@ def train(kind: str, cls: type, argv: list[str] | None = None) -> bool:
         check_same(world, facts(config))
         with (
             Watch(world, config.run.silence_limit_s) as watch,
-            _claimed_by_first(world, folder, command, writes, config.resume),
+            _claimed_by_first(world, watch, folder, command, writes, config.resume),
         ):
             world = grouped(world, config.run)
             stage = importlib.import_module(f"dalle.stages.{kind}").stage(config, world)
@@ -87,18 +88,26 @@ def train(kind: str, cls: type, argv: list[str] | None = None) -> bool:
 
 @contextmanager
 def _claimed_by_first(
-    world: World, folder: Path, command: str, writes: tuple[str, ...], resume: bool
+    world: World, watch: Watch, folder: Path, command: str, writes: tuple[str, ...], resume: bool
 ) -> Iterator[None]:
-    """Rank 0 claims the folder for all; where it cannot, all of them say so."""
+    """Rank 0 claims the folder for all; where it cannot, all of them say so. While it waits for another's lock, which may
+    take longer than the watch lets anybody stand still, all of them move on together."""
+
+    def agreed(waits: bool, complaint: str | None = None) -> tuple[bool, str | None]:
+        watch.mark(0, "waiting for the output's lock")
+        return world.gather((waits, complaint))[0]
+
     with ExitStack() as held:
         complaint = None
         if world.is_main:
             try:
-                held.enter_context(claimed(folder, command, writes))
+                held.enter_context(claimed(folder, command, writes, waiting=lambda: agreed(True)))
                 _check_run(folder, command, resume)  # another may have come to its end since it was looked at
             except (ValueError, OSError) as error:
                 complaint = str(error)
-        complaint = world.gather(complaint)[0]
+        waits, complaint = agreed(False, complaint)
+        while waits:
+            waits, complaint = agreed(False)
         if complaint is not None:
             raise SaidByAll(complaint)
         yield

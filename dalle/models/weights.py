@@ -141,6 +141,9 @@ class WeightsFile:
         return self
 
     def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
         os.close(self._file)
 
     def _read_header(self) -> tuple[dict[str, str], dict[str, _Stored]]:
@@ -190,6 +193,13 @@ class WeightsFile:
                 self._fill(some, stored.start + first)
                 digest.update(some)
         return digest.hexdigest()
+
+    def read_bytes(self, name: str, start: int, into: memoryview) -> None:
+        """Fill with the bytes of a tensor from its byte `start` on, as they lie in the file. Nothing is checked."""
+        stored = self.tensors[name]
+        if start + len(into) > stored.num_bytes:
+            raise ValueError(f"{self.path} holds {stored.num_bytes:,} bytes of {name}")
+        self._fill(into, stored.start + start)
 
     def _fill(self, piece: memoryview, start: int) -> None:
         """Read so many bytes from there."""

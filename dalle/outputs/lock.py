@@ -19,7 +19,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,13 +32,14 @@ _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 
 
 @contextmanager
-def locked(path: Path, what: str, command: str) -> Iterator[None]:
+def locked(path: Path, what: str, command: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Within the block this process holds the lock.
 
     Args:
         path: of the lock, in a folder that is there
         what: is written, as a message names it
         command: that writes it
+        waiting: called about every second while a sign of life is waited for
 
     Raises:
         ValueError: another process holds it; one line that names it
@@ -48,7 +49,7 @@ def locked(path: Path, what: str, command: str) -> Iterator[None]:
     try:
         with mine.open("xb") as file:
             _write(file, path, command, token)
-        _take(path, mine, what, command, token)
+        _take(path, mine, what, command, token, waiting)
     finally:
         mine.unlink(missing_ok=True)
     over = threading.Event()
@@ -81,13 +82,13 @@ def _write(file: BinaryIO, path: Path, command: str, token: str) -> None:
     os.fsync(file.fileno())
 
 
-def _take(path: Path, mine: Path, what: str, command: str, token: str) -> None:
+def _take(path: Path, mine: Path, what: str, command: str, token: str, waiting: Callable[[], None]) -> None:
     while True:
         try:
             os.link(mine, path)
             return
         except FileExistsError:
-            pass
+            waiting()
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
@@ -106,7 +107,7 @@ def _take(path: Path, mine: Path, what: str, command: str, token: str) -> None:
             except OSError:  # not every file system can; a second holder would be found by the heartbeat
                 pass
             holder = _holder(path)
-            if not _is_gone(holder, path, held, mine, what):
+            if not _is_gone(holder, path, held, mine, what, waiting):
                 raise ValueError(
                     f"{what}: {_named(holder)} is writing there; wait for its end, or name another --output"
                 )
@@ -144,13 +145,15 @@ def _is_same(path: Path, held: BinaryIO) -> bool:
         return False
 
 
-def _is_gone(holder: dict[str, Any], path: Path, held: BinaryIO, mine: Path, what: str) -> bool:
+def _is_gone(
+    holder: dict[str, Any], path: Path, held: BinaryIO, mine: Path, what: str, waiting: Callable[[], None]
+) -> bool:
     inode = os.fstat(held.fileno()).st_ino
     if holder and holder.get("inode") != inode and holder.get("path") != str(path.resolve()):
         return True  # the lock of another output, copied with it
     if holder.get("machine") == _machine() and isinstance(holder.get("process"), int):
         return not _lives(holder["process"], holder.get("began"))
-    return _is_silent(path, mine, f"{what}: {_named(holder)} may be writing there")
+    return _is_silent(path, mine, f"{what}: {_named(holder)} may be writing there", waiting)
 
 
 def _lives(process: int, began: str | None) -> bool:
@@ -182,7 +185,7 @@ def _machine() -> str:
         return socket.gethostname()
 
 
-def _is_silent(path: Path, mine: Path, doubt: str) -> bool:
+def _is_silent(path: Path, mine: Path, doubt: str, waiting: Callable[[], None]) -> bool:
     """Wait until the lock is touched, or has not been for too long. Both times are the file system's own."""
     os.utime(mine)
     with suppress(FileNotFoundError):
@@ -193,6 +196,7 @@ def _is_silent(path: Path, mine: Path, doubt: str) -> bool:
         until_s = time.monotonic() + left_s
         while time.monotonic() < until_s:
             time.sleep(_LOOK_S)
+            waiting()
             if _touched_s(path) != last_s:
                 return False
     return True
@@ -220,4 +224,4 @@ def _beat(path: Path, what: str, command: str, token: str, over: threading.Event
             with suppress(OSError), path.open("xb") as file:
                 _write(file, path, command, token)
         except OSError:  # a file system that is away for a while
-            pass
+            waiting()

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ def claimed(
     command: str,
     writes: Sequence[str] = ("*",),
     overwrite: bool | None = None,
+    waiting: Callable[[], None] = lambda: None,
 ) -> Iterator[Path]:
     """Within the block the folder is there, bears the command's mark, and no other process claims it. What was left of
     partial work is removed first. A folder in which nothing was written is left as it was found, or not at all.
@@ -35,12 +36,13 @@ def claimed(
         command: such as "dalle-tokenize"
         writes: see `check`
         overwrite: see `check`
+        waiting: see `lock.locked`
 
     Raises:
         ValueError: as `check`; the folder cannot be written to, or another process has it
     """
     folder = Path(folder)
-    with _made(folder), locked(folder / _LOCK, f"output {folder}", command):
+    with _made(folder), locked(folder / _LOCK, f"output {folder}", command, waiting):
         check(folder, command, writes, overwrite)
         mark, before = _mark(folder, command), {path.name for path in folder.iterdir()}
         if mark.name in before:

@@ -192,27 +192,27 @@ class Engine:
     @torch.no_grad()
     def load_state(self, checkpoint: Checkpoint, mark: Callable[[], None] = lambda: None) -> None:
         """Restore what `state` gave, on any number of ranks and machines, all of which call it. `mark` is called at every
-        tensor."""
-        restoring = Restoring(checkpoint, self.world, mark)
-        for name, (piece, tensor) in self.shards.weights().items():
-            restoring.fill(f"model/{name}", tensor, piece.start, piece.shared)
-        if self.run.zero_stage > 0:
-            self._engine.optimizer.refresh_fp32_params()
-        dtypes = _moment_dtypes(checkpoint, list(self.shards.pieces))
-        self.shards.make_moments(int(restoring.read("steps")), dtypes)
-        for name, piece in self.shards.pieces.items():
-            held = self.shards.moments(name)  # below stage 3 nothing of some parameters, which others hold
-            for moment in dtypes[name]:
-                restoring.fill(f"{moment}/{name}", held.get(moment, torch.empty(0)), piece.start, piece.shared)
-        self.before_step.load_error_buffers(restoring)
-        if self.scales is not None:
-            names = list(self.scales.state_dict())
-            found = {n: restoring.read(f"gradient_scales/{n}") for n in names if n != "micro_batches"}
-            if "gradient_scales/micro_batches" in restoring:
-                found["micro_batches"] = restoring.read("gradient_scales/micro_batches")
-            else:  # of a time when M was the processes, accumulation or not
-                found["micro_batches"] = torch.tensor(float(len(checkpoint.values["loaders"])))
-            self.scales.load_state_dict(found)
+        tensor. Raises ValueError on all when some of it is damaged: nothing of it may be used then."""
+        with Restoring(checkpoint, self.world, mark) as restoring:
+            for name, (piece, tensor) in self.shards.weights().items():
+                restoring.fill(f"model/{name}", tensor, piece.start, piece.shared)
+            if self.run.zero_stage > 0:
+                self._engine.optimizer.refresh_fp32_params()
+            dtypes = _moment_dtypes(checkpoint, list(self.shards.pieces))
+            self.shards.make_moments(int(restoring.read("steps")), dtypes)
+            for name, piece in self.shards.pieces.items():
+                held = self.shards.moments(name)  # below stage 3 nothing of some parameters, which others hold
+                for moment in dtypes[name]:
+                    restoring.fill(f"{moment}/{name}", held.get(moment, torch.empty(0)), piece.start, piece.shared)
+            self.before_step.load_error_buffers(restoring)
+            if self.scales is not None:
+                names = list(self.scales.state_dict())
+                found = {n: restoring.read(f"gradient_scales/{n}") for n in names if n != "micro_batches"}
+                if "gradient_scales/micro_batches" in restoring:
+                    found["micro_batches"] = restoring.read("gradient_scales/micro_batches")
+                else:  # of a time when M was the processes, accumulation or not
+                    found["micro_batches"] = torch.tensor(float(len(checkpoint.values["loaders"])))
+                self.scales.load_state_dict(found)
 
 
 def sharded_construction(run: Run, world: World) -> AbstractContextManager:

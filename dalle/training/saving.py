@@ -97,9 +97,9 @@ class Saver:
             warnings.warn("what the error buffers held back is dropped: this run does not compress", stacklevel=2)
         self.engine.load_state(opened, mark)
         if self.ema:
-            restoring = Restoring(opened, self.world, mark)
-            for name, piece in self.ema.pieces.items():
-                restoring.fill(f"ema/{name}", self.ema.averages[name], piece.start, piece.shared)
+            with Restoring(opened, self.world, mark) as restoring:
+                for name, piece in self.ema.pieces.items():
+                    restoring.fill(f"ema/{name}", self.ema.averages[name], piece.start, piece.shared)
         if self.plateau:
             self.plateau.load_state_dict(opened.values["plateau"])
         if self.world.is_main and (other := difference(opened.values.get("data"), self._data())):

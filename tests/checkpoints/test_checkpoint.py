@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dalle.checkpoints import checkpoint
+from dalle.checkpoints import checkpoint, rank_file
 from dalle.checkpoints.checkpoint import Fragment, NotSaved, latest, open_checkpoint, save, verify
 from dalle.cluster.topology import World
 
@@ -328,10 +329,24 @@ def _flip(path: Path, at: int = -3) -> None:
     path.write_bytes(content)
 
 
+def _as_of_before(path: Path) -> None:
+    """A checkpoint of an earlier version, whose files have a hash alone."""
+    state = json.loads((path / "state.json").read_text())
+    for record in state["files"].values():
+        del record["checksums"], record["block_bytes"]
+    state["sha256"] = checkpoint._state_hash(state)
+    (path / "state.json").write_text(json.dumps(state))
+
+
 @pytest.mark.parametrize("file", ["rank-00000.safetensors", "rank-00002.safetensors", "state.json"])
 def test_a_flipped_byte_is_found_on_all_ranks(tmp_path, file):
+    """In the index, and in the files of earlier versions, which are read for their hashes first."""
     _save(tmp_path, 1, size=3)
     (path, *_) = _save(tmp_path, 2, size=3)
+    _as_of_before(path)
+    assert torch.equal(
+        _on_all(1, lambda world: verify(path, world))[0].read("ema/matrix"), _tensors()["ema/matrix"].flatten()
+    )
     # of state.json within a name, where it stays JSON
     _flip(path / file, (path / file).read_bytes().index(b"gain") if file == "state.json" else -3)
     outcomes = _on_all(2, lambda world: verify(path, world))
@@ -343,8 +358,69 @@ def test_a_flipped_byte_is_found_on_all_ranks(tmp_path, file):
         assert str(outcome).endswith(f"delete it to go on from {tmp_path / 'checkpoints/step-0000001'}")
 
 
+def test_any_byte_that_changed_is_found_where_it_is_read(tmp_path, monkeypatch):
+    """And nowhere else: what does not overlap its block is whole."""
+    monkeypatch.setattr(rank_file, "BLOCK_BYTES", 64)
+    (path,) = _save(tmp_path, 1, size=1)
+    monkeypatch.undo()  # a reader knows the blocks from the file
+    file, tensors = path / "rank-00000.safetensors", _tensors()
+    content = file.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    for name, tensor in tensors.items():
+        first, last = header[f"{name}@0"]["data_offsets"]
+        for at in range(first, last, 5):
+            _flip(file, start + at)
+            found, element, number = open_checkpoint(path), (at - first) // tensor.element_size(), (at - first) // 64
+            with pytest.raises(
+                ValueError, match=rf"damaged: {file.name}: bytes {64 * number:,} to .* of {name}@0 are not"
+            ):
+                found.read(name, element, element + 1)
+            per_block = 64 // tensor.element_size()
+            for begin, end in ((0, number * per_block), ((number + 1) * per_block, tensor.numel())):
+                if begin < end <= tensor.numel():
+                    assert torch.equal(found.read(name, begin, end), tensor.flatten()[begin:end])
+            _flip(file, start + at)
+    # whole blocks of one place in another
+    first = start + header["model/matrix@0"]["data_offsets"][0]
+    swapped = content[:first] + content[first + 64 : first + 128] + content[first : first + 64] + content[first + 128 :]
+    file.write_bytes(swapped)
+    with pytest.raises(ValueError, match="bytes 0 to 64 of model/matrix@0 are not those that were written"):
+        open_checkpoint(path).read("model/matrix")
+    # another header, which would read other bytes
+    file.write_bytes(
+        content[:8] + content[8:start].replace(b'"data_offsets": [0, ', b'"data_offsets": [8, ') + content[start:]
+    )
+    with pytest.raises(ValueError, match=f"damaged: {file.name}"):
+        open_checkpoint(path).read("model/counter")
+
+
+@pytest.mark.parametrize(("writers", "readers"), [(3, 3), (2, 5), (5, 2), (1, 4)])
+def test_nothing_is_read_twice_but_the_ends_of_blocks(tmp_path, monkeypatch, writers, readers):
+    monkeypatch.setattr(rank_file, "BLOCK_BYTES", 1024)
+    values = torch.randn(21_000)
+    length = math.ceil(21_000 / writers)
+
+    def part(world: _World) -> list[Fragment]:
+        start = world.rank * length
+        return [Fragment("model/big", (21_000,), start, values[start : start + length])]
+
+    (path, *_) = _on_all(writers, lambda world: save(tmp_path, 1, part(world), {}, 2, world))
+    num_bytes, preadv = [], os.preadv
+    monkeypatch.setattr(os, "preadv", lambda *args: num_bytes.append(preadv(*args)) or num_bytes[-1])
+    monkeypatch.setattr(checkpoint, "hashing", None)  # nothing is read for its hash alone
+    found = _on_all(1, lambda world: verify(path, world))[0]
+    ends = [round(number * 21_000 / readers) for number in range(readers + 1)]
+    read = [found.read("model/big", start, stop) for start, stop in itertools.pairwise(ends)]
+    assert torch.equal(torch.cat(read), values)
+    cuts_between = 0 if writers == readers else readers - 1
+    assert 84_000 <= sum(num_bytes) <= 84_000 + cuts_between * 1024
+    assert (sum(num_bytes) == 84_000) == (writers == readers)
+
+
 def test_a_file_that_is_cut_off_is_found_without_reading_it(tmp_path, monkeypatch):
     (path, *_) = _save(tmp_path, 1, size=3)
+    _as_of_before(path)
     part = path / "rank-00001.safetensors"
     part.write_bytes(part.read_bytes()[:-1])
     hashed, hashing = [], checkpoint.hashing
@@ -355,8 +431,9 @@ def test_a_file_that_is_cut_off_is_found_without_reading_it(tmp_path, monkeypatc
 
 
 def test_ranks_prove_in_step_and_mark_alike(tmp_path):
-    """Whoever has less to read waits for nobody longer than a step takes."""
+    """Whoever has less to read waits for nobody longer than a step takes; of files that have hashes alone."""
     (path, *_) = _save(tmp_path, 1, size=5)
+    _as_of_before(path)
     marks = [0, 0]
 
     def prove(world: _World):

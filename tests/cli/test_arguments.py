@@ -20,6 +20,7 @@ from dalle.config import (
     TrainTokenizer,
 )
 from dalle.config.checks import Hopeless, SaidByAll
+from dalle.data.naming import names
 from tests.conftest import ROOT
 
 
@@ -114,6 +115,40 @@ def test_a_tilde_is_the_home_folder_in_every_path_of_every_command(tmp_path, mon
         assert all(getattr(config, name) == f"{tmp_path}/x" for name in folders)
     assert _sample("--captions", "~/x").captions == _sample("--again", "~/x").again == f"{tmp_path}/x"
     assert _sample("~/x is no path").caption == "~/x is no path"
+
+
+@pytest.mark.parametrize("name", ["my [home]", "my {a,b}", "a b", "what?", "back\\slash", "plain"])
+def test_the_name_of_a_home_folder_is_no_glob(tmp_path, monkeypatch, name):
+    home = tmp_path / name
+    (home / "tokens").mkdir(parents=True)
+    for number in range(2):
+        (home / f"x-{number}.tar").touch()
+    monkeypatch.setenv("HOME", str(home))
+    both = [f"{home}/x-0.tar", f"{home}/x-1.tar"]
+    for spec, expected in {
+        "~/x-*.tar": both,
+        "~/x-{0..1}.tar": both,
+        "~/x-1.tar ~/x-0.tar": both[::-1],
+        "~/x-0.tar": both[:1],
+    }.items():
+        config = parse(TrainTokenizer, "t", ["--data", spec, "--output", "~/t.json"])
+        assert names(config.data) == expected
+        assert config.output == f"{home}/t.json"
+    needed = ["--optimizer.step_size.start=1", "--optimizer.step_size.end=1", "--run.steps=1", "--run.batch_size=8"]
+    inputs = [
+        "--data",
+        "~/tokens",
+        "--valid_data",
+        "~/tokens",
+        "--dvae",
+        "~/d",
+        "--tokenizer",
+        "~/t",
+        "--output",
+        "~/o",
+    ]
+    config = parse(TrainPrior, "t", [*inputs, *needed])
+    assert config.data == config.valid_data == f"{home}/tokens"  # the path of one folder
 
 
 @pytest.mark.parametrize(

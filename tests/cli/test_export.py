@@ -157,7 +157,11 @@ def test_a_damaged_checkpoint_is_one_line(run, tmp_path):
     content = bytearray(file.read_bytes())
     content[-3] ^= 1
     file.write_bytes(content)
-    words = ["step-0000007 is damaged: the hash of rank-00000.safetensors", "to go on from", "step-0000003"]
+    words = [
+        "step-0000007 is damaged: rank-00000.safetensors: bytes",
+        "not those that were written; delete it to go on from",
+        "step-0000003",
+    ]
     _refused(str(run), "--output", str(tmp_path / "out"), words=words)
     assert not (tmp_path / "out").exists()
 

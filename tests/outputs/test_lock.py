@@ -109,6 +109,17 @@ def test_one_elsewhere_is_refused_while_it_shows_life(holder, tmp_path, impatien
     _held(tmp_path / "lock")
 
 
+def test_who_waits_says_so_at_every_look(tmp_path, impatient):
+    """For whoever watches that this process moves."""
+    (tmp_path / "lock").write_text("")
+    moments_s = []
+    with locked(tmp_path / "lock", "output out", "dalle-tokenize", lambda: moments_s.append(time.monotonic())):
+        pass
+    assert 3 <= len(moments_s) <= 10  # of 0.5 s in looks of 0.05 s, on a machine that may be busy
+    with locked(tmp_path / "lock", "output out", "dalle-tokenize", lambda: moments_s.append(None)):
+        assert None not in moments_s
+
+
 def test_one_elsewhere_that_was_silent_for_long_is_not_waited_for(tmp_path, monkeypatch):
     _dead(tmp_path / "lock")
     _changed(tmp_path / "lock", machine="another boot", process=os.getpid())

@@ -341,36 +341,44 @@ def test_gradient_scales_stay_on_another_number_of_processes(tmp_path):
 
 
 def test_a_checkpoint_is_read_once_for_all_machines(tmp_path):
-    """Whatever is sharded or held by all: of each tensor every element is read by one process alone, and all move on while it is
-    read."""
+    """Whatever is sharded or held by all: of each tensor every element is read by one process alone, bytes for checksums among
+    them, and all move on while it is read."""
     found = _run(
         f"""
+        import os
         from dalle.checkpoints.checkpoint import Checkpoint
-        from dalle.training.engine import Engine
         compressed = {{"zero_stage": 3, "compression": Compression(4)}}
         whole = {{"compression": Compression(4)}}
+        hashing = cluster.checkpoint.hashing
         for name, run in {{"stage 3": compressed, "stage 1": {{"zero_stage": 1}}, "stage 0": whole}}.items():
             engine = cluster.make(world, precision="fp16-per-block", **run)
             cluster.train(engine, 0, 2)
             state = cluster.whole_state(engine, f"{tmp_path}/{{name}}")
             engine = cluster.make(world, precision="fp16-per-block", **run)
-            reads, plain, marks = {{}}, Checkpoint.read, []
+            reads, plain, marks, num_bytes, preadv = {{}}, Checkpoint.read, [], [], os.preadv
 
             def counted(self, tensor, start=0, stop=None):
                 values = plain(self, tensor, start, stop)
                 reads[tensor] = reads.get(tensor, 0) + values.numel()
                 return values
 
-            Checkpoint.read = counted
+            def hashed(path):
+                num_bytes.append(path.stat().st_size)
+                return hashing(path)
+
+            Checkpoint.read, cluster.checkpoint.hashing = counted, hashed
+            os.preadv = lambda *args: num_bytes.append(preadv(*args)) or num_bytes[-1]
             opened = cluster.checkpoint.verify(cluster.checkpoint.latest(cluster.Path(f"{tmp_path}/{{name}}")), world)
             engine.load_state(opened, lambda: marks.append(sum(reads.values())))
-            Checkpoint.read = plain
-            everyones = world.gather((reads, len(marks)))
+            Checkpoint.read, cluster.checkpoint.hashing, os.preadv = plain, hashing, preadv
+            everyones = world.gather((reads, len(marks), sum(num_bytes)))
             told[name] = {{
                 "sizes": {{tensor: values.numel() for tensor, values in state.items()}},
-                "reads": {{t: sum(theirs.get(t, 0) for theirs, _ in everyones) for t in state}},
-                "readers": sum(bool(theirs) for theirs, _ in everyones),
-                "marks": [count for _, count in everyones],
+                "bytes": sum(values.numel() * values.element_size() for values in state.values()),
+                "bytes read": sum(theirs for *_, theirs in everyones),
+                "reads": {{t: sum(theirs.get(t, 0) for theirs, *_ in everyones) for t in state}},
+                "readers": sum(bool(theirs) for theirs, *_ in everyones),
+                "marks": [count for _, count, _ in everyones],
             }}
             again = cluster.whole_state(engine, f"{tmp_path}/{{name}} again")
             told[name]["changed"] = [t for t in state if t[:5] != "error" and not torch.equal(state[t], again[t])]
@@ -378,9 +386,54 @@ def test_a_checkpoint_is_read_once_for_all_machines(tmp_path):
     )
     for name, told in found.items():
         assert told["reads"] == told["sizes"], name
+        assert told["bytes read"] == told["bytes"], name
         assert told["readers"] == 4  # they share the work
         assert len(set(told["marks"])) == 1 and told["marks"][0] >= len(told["sizes"])
         assert told["changed"] == []
+
+
+def test_damage_ends_a_resume_on_all_ranks_before_anything_is_used(tmp_path):
+    """Also what is used while others are still to be read, and what one process alone has read; nobody waits for it."""
+    found = _run(
+        f"""
+        import struct
+        folder = cluster.Path("{tmp_path}")
+        engine = cluster.make(world, precision="fp16-per-block", zero_stage=3, compression=Compression(4))
+        cluster.train(engine, 0, 2)
+        cluster.save(engine, str(folder), 2)
+        opened = cluster.checkpoint.open_checkpoint(cluster.checkpoint.latest(folder))
+        layers = [t for t in opened.tensors if len(opened.tensors[t]["parts"]) > 1]
+        world.barrier()
+        for name in (layers[0], layers[-1], "steps", "gradient_scales/scale", "error_scales"):
+            file, key, *_ = opened.tensors[name]["parts"][-1]
+            path = opened.path / file
+            if world.is_main:
+                content = bytearray(path.read_bytes())
+                begin = 8 + struct.unpack("<Q", content[:8])[0]
+                at = begin + json.loads(content[8:begin])[key]["data_offsets"][1] - 1
+                content[at] ^= 0xff
+                path.write_bytes(content)
+            world.barrier()
+            engine = cluster.make(world, precision="fp16-per-block", zero_stage=3, compression=Compression(4))
+            try:
+                cluster.load(engine, str(folder))
+                complaint = None
+            except ValueError as error:
+                complaint = str(error)
+            told[name] = world.gather(complaint), key
+            if world.is_main:
+                content[at] ^= 0xff
+                path.write_bytes(content)
+            world.barrier()
+        engine = cluster.make(world, precision="fp16-per-block", zero_stage=3, compression=Compression(4))
+        cluster.load(engine, str(folder))
+        """
+    )
+    assert len(found) == 5
+    for name, (complaints, key) in found.items():
+        assert len(set(complaints)) == 1, name
+        assert "step-0000002 is damaged: rank-0000" in complaints[0]
+        assert f"of {key} are not those that were written; there is no older one" in complaints[0]
 
 
 def test_machines_whose_weights_differ_end_the_run():

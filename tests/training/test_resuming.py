@@ -4,6 +4,7 @@ after whatever ended the run; two trainings do not share a folder."""
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -213,9 +214,9 @@ def test_one_that_ended_while_another_came_up_is_not_written_over(begun, models,
     """The folder is looked at again once it is claimed."""
     whole = cli_train.claimed
 
-    def claimed_late(folder, *arguments):
+    def claimed_late(folder, *arguments, **options):
         shutil.copytree(begun, folder)
-        return whole(folder, *arguments)
+        return whole(folder, *arguments, **options)
 
     monkeypatch.setattr(cli_train, "claimed", claimed_late)
     with pytest.raises(ValueError, match="already holds a run"):
@@ -236,6 +237,23 @@ def test_where_another_is_writing_no_rank_begins(models, tmp_path):
     assert not list(tmp_path.iterdir())
     assert "refused" not in run_processes(script, 2, 2, arguments=more, environment=ON_CPU)
     assert (tmp_path / "prior/model.safetensors").is_file()
+
+
+def test_waiting_for_anothers_lock_is_not_taken_for_a_hang(tmp_path):
+    """A lock of elsewhere that shows no sign of life is waited for longer than the watch lets a rank stand still."""
+    script = (
+        "import sys, time\nfrom pathlib import Path\nfrom dalle.cli.train import _claimed_by_first\n"
+        "from dalle.cluster.topology import joined\nfrom dalle.cluster.watch import Watch\n"
+        "from dalle.outputs import lock\nlock._SILENT_S, lock._LOOK_S = 9.0, 0.5\n"
+        "with joined() as world, Watch(world, 3.0) as watch:\n"
+        "    began_s = time.monotonic()\n    (Path(sys.argv[1]) / '.dalle-lock').touch()\n    world.barrier()\n"
+        "    with _claimed_by_first(world, watch, Path(sys.argv[1]), 'dalle-train-prior', (), False):\n"
+        "        print(f'claimed after {time.monotonic() - began_s:.0f} s', flush=True)\n"
+    )
+    (tmp_path / "prior").mkdir()
+    (tmp_path / "prior/.dalle-lock").write_text("{}")  # says nothing of who holds it
+    told = run_processes(script, 2, 2, arguments=[str(tmp_path / "prior")], environment=ON_CPU)
+    assert int(re.search(r"claimed after (\d+) s", told)[1]) >= 6  # twice what the watch allows
 
 
 def test_settings_are_written_whole(begun, monkeypatch, models, tmp_path):
