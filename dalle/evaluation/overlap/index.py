@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -236,12 +236,13 @@ def _line(place: Place) -> bytes:
     return (json.dumps([place.shard, place.key, list(place.captions)]) + "\n").encode()
 
 
-def _cut(path: Path, num_bytes: int) -> BinaryIO:
+@contextmanager
+def _cut(path: Path, num_bytes: int) -> Iterator[BinaryIO]:
     """The file, opened for writing at its end after so many bytes."""
-    file = open(path, "ab")  # noqa: SIM115: the caller closes it
-    file.truncate(num_bytes)
-    file.seek(0, os.SEEK_END)
-    return file
+    with open(path, "ab") as file:
+        file.truncate(num_bytes)
+        file.seek(0, os.SEEK_END)
+        yield file
 
 
 def _row_bytes(header: Header) -> int:

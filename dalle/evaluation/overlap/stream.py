@@ -47,12 +47,12 @@ class ImageStream:
         images: Images,
         size_px: int,
         counts: Counts | None = None,
-        start: Position = Position(),
+        start: Position | None = None,
     ):
         self.shards, self.images = shards, replace(images, augmentation="none")
         self.counts = Counts() if counts is None else counts
         self._decoder = Decoder(self.images, size_px, seed=0)
-        self._start = start
+        self._start = start or Position()
 
     def __iter__(self) -> Iterator[tuple[Position, Place, np.ndarray]]:
         """The position behind an image (`epoch` is the number of the shard), its place, and itself, uint8 [Y, X, 3].

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -21,6 +22,21 @@ FOUND_PERCENT = 95
 """Of the altered copies that are to lie at or above the suggested threshold."""
 MOST_IMAGES = 256
 """That are altered."""
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """From which cosine on an evaluation image is left out.
+
+    Args:
+        cosine: the threshold
+        how: it came about, in words
+        copies: cosines of altered copies by alteration, where they were measured
+    """
+
+    cosine: float
+    how: str
+    copies: dict[str, np.ndarray]
 
 
 def _reencoded(image: Image.Image) -> Image.Image:
