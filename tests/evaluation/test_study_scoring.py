@@ -41,9 +41,11 @@ def two(tmp_path_factory):
 def _at_random(seed):
     """Someone who throws dice, at pairs shown again too."""
     dice = random.Random(seed)
-    return lambda design: lambda shown: {
-        question: dice.choice(design.options(shown.trial, question)) for question in ("realistic", "matches")
-    }
+    return lambda design: (
+        lambda shown: {
+            question: dice.choice(design.options(shown.trial, question)) for question in ("realistic", "matches")
+        }
+    )
 
 
 def _files(folder, tmp_path, answer, **options):
@@ -167,9 +169,7 @@ def test_who_is_fast_and_disagrees_is_left_out(two, tmp_path):
         files = []
         for worker in range(1, 6):
             careful = by_model(design, preferred.get(worker, "ours"))
-            files.append(
-                save(tmp_path, f"{worker}.json", saved(design, worker, careful, seconds=times.get(worker, 4)))
-            )
+            files.append(save(tmp_path, f"{worker}.json", saved(design, worker, careful, seconds=times.get(worker, 4))))
         return score(two, files, WorkerChecks())
 
     both = results({4: 3.9}, {4: "theirs"})
@@ -310,7 +310,9 @@ def test_a_person_votes_once_on_a_pair(two, tmp_path):
 def test_nothing_to_score_is_one_line(two, tmp_path):
     design = read_design(two / "study.json")
     bad = save(tmp_path, "bad.json", "{")
-    lazy = save(tmp_path, "lazy.json", saved(design, 1, lambda shown: dict.fromkeys(("realistic", "matches"), shown.left)))
+    lazy = save(
+        tmp_path, "lazy.json", saved(design, 1, lambda shown: dict.fromkeys(("realistic", "matches"), shown.left))
+    )
     before = {path: path.read_bytes() for path in two.iterdir()}
     damaged = tmp_path / "damaged"
     damaged.mkdir()
