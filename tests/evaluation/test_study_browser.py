@@ -149,7 +149,15 @@ def test_it_fits_the_screen_and_keeps_pixels_sharp(made, browser, width, height,
     for side in ("left", "right"):
         shown = browser.run(f'at("{side}").getBoundingClientRect().width * devicePixelRatio')
         assert shown / 16 == round(shown / 16) >= 8  # a whole multiple of the 16 pixels
-        assert browser.run(f'getComputedStyle(at("{side}")).imageRendering') == "pixelated"
+        rendering = f'getComputedStyle(at("{side}")).imageRendering'
+        assert browser.run(rendering) == "pixelated"
+        browser.run(f'sized({{naturalWidth: 256, style: {{}}, classList: at("{side}").classList}}, 400)')
+        assert browser.run(rendering) == "auto"  # many pixels are enlarged as everywhere
+        browser.run("fit()")
+    for natural, space, wanted in ((64, 400, 384), (64, 80, 64), (100, 140, 140), (256, 400, 400), (512, 300, 300)):
+        scaled = f"widthFor([{{naturalWidth: {natural} * devicePixelRatio}}], {space})"
+        small = natural * browser.run("devicePixelRatio") <= 160
+        assert browser.run(scaled) == (wanted if small else space)
     left, right = (browser.run(f'at("{side}").getBoundingClientRect().toJSON()') for side in ("left", "right"))
     assert left["top"] == right["top"] and left["right"] < right["left"] and right["right"] <= width
     page = browser.run("getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).map(Number)")
