@@ -12,7 +12,7 @@ from dalle.cli.study import study
 from dalle.config import WorkerChecks
 from dalle.evaluation.study.design import read_design
 from dalle.evaluation.study.results import printed, score, section
-from dalle.evaluation.study.votes import fleiss_kappa, interval
+from dalle.evaluation.study.votes import agreement, fleiss_kappa, interval
 from tests.evaluation.study_folders import CAPTIONS, by_model, save, saved, write_images
 
 ALL = WorkerChecks(fast_share=2, catch_share=0, same_side=2)
@@ -127,12 +127,14 @@ def test_fleiss_kappa_of_a_published_table():
         *((7, 7, 0, 0, 0), (3, 2, 6, 3, 0), (2, 5, 3, 2, 2), (6, 5, 2, 1, 0), (0, 2, 2, 3, 7)),
     ]
     assert round(fleiss_kappa(rows), 3) == 0.210
+    assert round(agreement(rows), 3) == 0.378
 
 
 def test_fleiss_kappa_at_its_ends():
     assert fleiss_kappa([(5, 0), (0, 5), (5, 0)]) == 1
     assert fleiss_kappa([(1, 1), (1, 1)]) == -1
     assert fleiss_kappa([(5, 0), (5, 0)]) is None  # agreement by chance is certain
+    assert agreement([(1, 0)]) is None and agreement([(2, 1), (1, 0)]) == pytest.approx(1 / 3)
     assert fleiss_kappa([(1, 0), (0, 1)]) is None and fleiss_kappa([]) is None
     uneven = [(3, 2), (1, 1), (1, 0), (0, 4)]
     votes = [["a"] * a + ["b"] * b for a, b in uneven]
@@ -153,6 +155,7 @@ def test_a_study_like_the_papers(two, tmp_path):
     for question in ("realistic", "matches"):
         assert comparison[question]["majority"]["ours"]["share"] == 1
         assert comparison[question]["majority"]["theirs"]["pairs"] == 0
+        assert comparison[question]["agreement"] == pytest.approx(0.6)  # 6 of the 10 twos of five workers
         assert comparison[question]["fleiss_kappa"] == pytest.approx(-0.25)  # (0.6 − 0.68) / 0.32
     assert [worker["agreement"] for worker in results["workers"]] == [1, 1, 1, 0, 1]
     assert [worker["steady"] for worker in results["workers"]] == [1] * 5

@@ -98,6 +98,7 @@ function show() {
   at("progress").value = answers.length;
   at("count").textContent = `${answers.length + 1} of ${total}`;
   at("caption").textContent = caption;
+  at("heading").classList.toggle("long", caption.length > 120);
   at("answers").reset();
   at("next").disabled = true;
   Promise.all(["left", "right"].map((side, index) => {
