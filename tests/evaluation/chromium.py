@@ -30,6 +30,7 @@ class Browser:
     """
 
     def __init__(self, downloads: Path):
+        self.downloads = downloads
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         (read, self._to), (self._from, write) = os.pipe(), os.pipe()
         self._process = subprocess.Popen(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,3 +57,9 @@ def save(folder: Path, name: str, values: object) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(values if isinstance(values, str) else json.dumps(values))
     return folder / name
+
+
+def embedded(folder: Path) -> dict:
+    """What a study's page holds."""
+    page = (folder / "index.html").read_text()
+    return json.loads(re.search(r'<script type="application/json" id="study">(.*?)</script>', page, re.S)[1])

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dalle.cli.study import study
 from dalle.evaluation.study.design import read_design
-from tests.evaluation.study_folders import CAPTIONS, write_images
+from tests.evaluation.study_folders import CAPTIONS, embedded, write_images
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +35,6 @@ def made(folders, tmp_path_factory):
     """30 votes on pairs of 12 captions, for 15 workers of four."""
     options = ["--pairs_per_worker", "4", "--real", str(folders / "real"), "--catch_trials", "3"]
     return _make(folders, tmp_path_factory.mktemp("made") / "study", *options)
-
-
-def _embedded(folder):
-    page = (folder / "index.html").read_text()
-    return page, json.loads(re.search(r'<script type="application/json" id="study">(.*?)</script>', page, re.S)[1])
 
 
 def _pairs(design):
@@ -104,7 +99,7 @@ def test_sides_are_balanced(folders, made, tmp_path):
 
 
 def test_catch_trials_have_a_known_answer(made):
-    design, (_, told) = read_design(made / "study.json"), _embedded(made)
+    design, told = read_design(made / "study.json"), embedded(made)
     images = _images(told)
     catch = [trial for trial in design.trials.values() if trial.right is not None]
     noise = [trial for trial in catch if trial.right["realistic"]]
@@ -123,7 +118,8 @@ def test_catch_trials_have_a_known_answer(made):
 
 
 def test_the_page_holds_the_images_and_does_not_tell_whose_they_are(folders, made):
-    design, (page, told) = read_design(made / "study.json"), _embedded(made)
+    design, told = read_design(made / "study.json"), embedded(made)
+    page = (made / "index.html").read_text()
     assert told["study"] == design.hash and set(told["images"]) == set(design.pictures)
     assert set(told) == {"study", "trials", "workers", "images"}
     said = page.split(",", 1)[0] + json.dumps({**told, "images": list(told["images"])}) + page.split("</script>")[1]
@@ -154,23 +150,30 @@ def test_the_seed_decides_everything(folders, made, tmp_path):
         assert (again / name).read_bytes() == (made / name).read_bytes()
     other = read_design(_make(folders, tmp_path / "other", *options, "--seed", "1") / "study.json")
     assert other.hash != read_design(made / "study.json").hash
-    assert [show.trial for show in other.workers[0]] != [show.trial for show in read_design(made / "study.json").workers[0]]
+    assert [show.trial for show in other.workers[0]] != [
+        show.trial for show in read_design(made / "study.json").workers[0]
+    ]
 
 
 def test_captions_are_chosen_by_the_seed_and_may_say_anything(tmp_path):
-    strange = ["</script><script>alert(1)</script>", "ein grüner Frosch \U0001f438", "half \ud800 a letter", "a < b & c"]
+    strange = [
+        "</script><script>alert(1)</script>",
+        "ein grüner Frosch \U0001f438",
+        "half \ud800 a letter",
+        "a < b & c",
+    ]
     for seed, name in enumerate(("a", "b")):
         write_images(tmp_path / name, strange, seed=seed)
     for count in (4, 2):
         folder = _make(tmp_path, tmp_path / f"study{count}", "--captions", str(count), models=("a", "b"))
-        page, told = _embedded(folder)
+        page, told = (folder / "index.html").read_text(), embedded(folder)
         captions = {told["trials"][name][0] for name in _pairs(read_design(folder / "study.json"))}
         assert len(captions) == count and captions <= set(strange)
         assert page.count("</script>") == 2
 
 
 def test_a_page_of_jpegs_is_smaller(folders, tmp_path):
-    page, told = _embedded(_make(folders, tmp_path / "small", "--jpeg_quality", "50"))
+    told = embedded(_make(folders, tmp_path / "small", "--jpeg_quality", "50"))
     assert all(url.startswith("data:image/jpeg;base64,") for url in told["images"].values())
     image = next(iter(_images(told).values()))
     assert image.shape == (16, 16, 3)

@@ -1,7 +1,7 @@
 "use strict";
 const study = JSON.parse(document.getElementById("study").textContent);
 const at = id => document.getElementById(id);
-const BIGGEST_PX = 512, SMALLEST_PX = 150;
+const BIGGEST_PX = 512, SMALLEST_PX = 150, FEW_PIXELS = 160;
 const QUESTIONS = ["realistic", "matches"];
 let worker = 0, name = "", answers = [], started = "", spent_ms = 0, since = 0, keeps = true, question_ms = {};
 
@@ -98,6 +98,7 @@ function show() {
   at("progress").value = answers.length;
   at("count").textContent = `${answers.length + 1} of ${total}`;
   at("caption").textContent = caption;
+  at("heading").classList.toggle("long", caption.length > 120);
   at("answers").reset();
   at("next").disabled = true;
   Promise.all(["left", "right"].map((side, index) => {
@@ -110,11 +111,12 @@ function show() {
   scrollTo(0, 0);
 }
 
-// Both images get one width: a whole multiple of the screen's pixels where they are enlarged, so that none is smeared.
+// Both images get one width. Where they have few pixels it is a whole multiple of the screen's, so that none is smeared,
+// unless that would leave much of the space empty.
 function widthFor(images, space) {
   const natural = Math.max(...images.map(image => image.naturalWidth)), dpr = devicePixelRatio || 1;
-  const times = Math.floor(space * dpr / natural);
-  return times >= 1 ? times * natural / dpr : space;
+  const whole = Math.floor(space * dpr / natural) * natural / dpr;
+  return natural <= FEW_PIXELS && whole >= .75 * space ? whole : space;
 }
 
 function fit() {
@@ -128,7 +130,7 @@ function fit() {
 
 function sized(image, width) {
   image.style.width = `${width}px`;
-  image.classList.toggle("sharp", image.naturalWidth <= width * (devicePixelRatio || 1));
+  image.classList.toggle("sharp", image.naturalWidth <= Math.min(FEW_PIXELS, width * (devicePixelRatio || 1)));
 }
 addEventListener("resize", () => { if (!at("trial").hidden) fit(); });
 

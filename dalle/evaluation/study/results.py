@@ -82,10 +82,11 @@ def printed(results: dict[str, Any]) -> str:
 
 def _agreement_lines(results: dict[str, Any]) -> list[str]:
     return [
-        f"{' / '.join(checked['models'])}, {asked}: Fleiss' kappa {figure_text(checked[question]['fleiss_kappa'])} "
-        f"over {checked[question]['votes']:,} votes on {checked[question]['pairs']:,} pairs"
+        f"{' / '.join(checked['models'])}, {asked}: two workers agree on {_percent(told['agreement']) or 'no pair'} "
+        f"(Fleiss' kappa {figure_text(told['fleiss_kappa'])}); {told['votes']:,} votes on {told['pairs']:,} pairs"
         for checked in results["comparisons"]
         for question, asked in _ASKED.items()
+        for told in (checked[question],)
     ]
 
 

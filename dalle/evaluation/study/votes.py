@@ -61,12 +61,14 @@ def _figures(votes: list[list[str]], options: Sequence[str], asked: int) -> dict
         }
         for option in (*options, TIE)
     }
+    counts_by_pair = [[given.count(option) for option in options] for given in votes]
     return {
         "pairs": len(votes),
         "pairs_with_all_votes": sum(len(given) >= asked for given in votes),
         "votes": sum(map(len, votes)),
         "majority": outcomes,
-        "fleiss_kappa": fleiss_kappa([[given.count(option) for option in options] for given in votes]),
+        "agreement": agreement(counts_by_pair),
+        "fleiss_kappa": fleiss_kappa(counts_by_pair),
     }
 
 
@@ -80,8 +82,20 @@ def interval(count: int, total: int) -> tuple[float, float] | None:
     return float(told.low), float(told.high)
 
 
+def agreement(counts: Sequence[Sequence[int]]) -> float | None:
+    """How often two workers give one answer, averaged over the pairs with at least two votes; null where there are none.
+
+    Args:
+        counts: for each pair, how many chose each answer
+    """
+    rated = [row for row in counts if sum(row) >= 2]
+    shares = [sum(n * (n - 1) for n in row) / (sum(row) * (sum(row) - 1)) for row in rated]
+    return sum(shares) / len(shares) if shares else None
+
+
 def fleiss_kappa(counts: Sequence[Sequence[int]]) -> float | None:
-    """Agreement beyond chance: 1 where all agree, 0 where they do as often as by chance.
+    """Agreement beyond chance: 1 where all agree, 0 where they do as often as by chance. Where nearly all votes are for one
+    answer chance explains nearly all, and it is low whatever the agreement.
 
     A pair may have any number of votes; those with one say nothing of agreement and are left out. Source: Fleiss, "Measuring
     nominal scale agreement among many raters", 1971; with equal numbers of votes this is his.
@@ -93,11 +107,9 @@ def fleiss_kappa(counts: Sequence[Sequence[int]]) -> float | None:
         null where no pair has two votes, or where all votes are for one answer and agreement by chance is certain
     """
     rated = [row for row in counts if sum(row) >= 2]
-    if not rated:
+    agreed = agreement(rated)
+    if agreed is None:
         return None
-    agreements = [sum(n * (n - 1) for n in row) / (sum(row) * (sum(row) - 1)) for row in rated]
     total = sum(map(sum, rated))
     by_chance = sum((sum(column) / total) ** 2 for column in zip(*rated, strict=True))
-    if by_chance == 1:
-        return None
-    return (sum(agreements) / len(agreements) - by_chance) / (1 - by_chance)
+    return None if by_chance == 1 else (agreed - by_chance) / (1 - by_chance)
