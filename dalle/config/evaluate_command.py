@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from dalle.config.checks import at_least, require
 from dalle.config.sampling import Sampling
 
-_PLACES = (
+PLACES = (
     *("output", "manifest", "overwrite", "processes"),
     *("model", "dvae", "prior", "clip", "judge", "images", "reference", "train", "exclude"),
 )
@@ -117,7 +117,7 @@ class Evaluate:
 
     def _check_manifest(self) -> None:
         for option in fields(self):
-            if option.name in _PLACES:
+            if option.name in PLACES:
                 continue
             default = option.default_factory() if option.default is MISSING else option.default
             require(

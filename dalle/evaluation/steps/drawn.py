@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dalle.data.shapes import Claim, shows
+from dalle.data.shapes import Claim, read, shows
+from dalle.evaluation.compositional.skills import SKILLS, is_right
 from dalle.evaluation.layout import Prompted, sample_path, write_prompt
 from dalle.reporting.page_head import replace_text
 from dalle.sampling.candidates import Best, Part, Work
@@ -30,7 +31,7 @@ class Candidates:
         numbers: from 0, of those that differ
         times: how often each was drawn
         scores: the reranker's; null without one
-        right: whether each shows its caption, where the caption is one of the drawn data; null elsewhere
+        right: whether each shows its caption, where that is one of the drawn data; null elsewhere
     """
 
     drawn: int
@@ -121,13 +122,12 @@ def _path(folder: Path, number: int) -> Path:
 
 def _write(prompted: Prompted, ranked: list[Drawing], n: int, seed: int, keep: int, folder: Path) -> None:
     by_seed = sorted(ranked, key=lambda drawing: drawing.seed)
-    claim = Claim.from_json(prompted.metadata["scene"]) if prompted.metadata.get("scene") else None
     candidates = Candidates(
         drawn=n,
         numbers=[drawing.seed - seed for drawing in by_seed],
         times=[drawing.times for drawing in by_seed],
         scores=None if by_seed[0].score is None else [drawing.score for drawing in by_seed],
-        right=None if claim is None else [bool(shows(drawing.image, claim)) for drawing in by_seed],
+        right=_right(prompted, by_seed),
     )
     write_prompt(folder, prompted.number, prompted.metadata)
     for rank, drawing in enumerate(ranked[:keep]):
@@ -139,3 +139,14 @@ def _write(prompted: Prompted, ranked: list[Drawing], n: int, seed: int, keep: i
                 save_drawing(drawing, best_path(folder, prompted.number, number))
     # last: with it the caption is done
     replace_text(_path(folder, prompted.number), json.dumps(vars(candidates)))
+
+
+def _right(prompted: Prompted, drawings: list[Drawing]) -> list[bool] | None:
+    """What the checker sees in each: what the caption claims, or of a caption for one of GenEval's skills that alone."""
+    metadata = prompted.metadata
+    if not metadata.get("scene"):
+        return None
+    if metadata.get("tag") in SKILLS and "include" in metadata:
+        return [is_right(read(drawing.image), metadata) for drawing in drawings]
+    claim = Claim.from_json(metadata["scene"])
+    return [bool(shows(drawing.image, claim)) for drawing in drawings]

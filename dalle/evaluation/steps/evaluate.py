@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ import numpy as np
 
 from dalle.config import Evaluate
 from dalle.data.naming import expand
-from dalle.data.shapes import Claim
-from dalle.evaluation import stage_one, stage_two
-from dalle.evaluation.calibration import calibration, calibration_section
-from dalle.evaluation.compositional.report import compositional_section
+from dalle.evaluation import calibration, stage_one, stage_two
+from dalle.evaluation.compositional.results import judge
+from dalle.evaluation.compositional.section import compositional_section
 from dalle.evaluation.held_out_pairs import image_pairs
 from dalle.evaluation.layout import Prompted, read_image
 from dalle.evaluation.measures.collector import Collected
+from dalle.evaluation.measures.comparison import compare
 from dalle.evaluation.overlap.index import embed
 from dalle.evaluation.overlap.memorised import memorised
 from dalle.evaluation.report.section import Section
@@ -31,7 +31,6 @@ from dalle.evaluation.steps.judged import judged_section, scores, scores_over_n
 from dalle.evaluation.steps.quality import (
     Settings,
     collect,
-    compare,
     distance_section,
     distances_over_n,
     read_batches,
@@ -129,16 +128,16 @@ class Evaluation:
 
     def _drawn_data(self) -> Iterator[Section]:
         """What the checker sees, where all captions are of the drawn data."""
-        claims = [each.metadata.get("scene") for each in self.prompted]
-        if not all(claims):
+        if not all(each.metadata.get("scene") for each in self.prompted):
             return
         self.say("what the checker sees")
-        claims = [Claim.from_json(claim) for claim in claims]
+        judged = self.prompted
         if self.candidates is not None:
             self.ranking |= accuracy_over_n(self.candidates, min(each.drawn for each in self.candidates))
             pairs = [(np.array(each.scores), np.array(each.right)) for each in self.candidates]
-            yield calibration_section(calibration(*zip(*pairs, strict=True)))
-        yield compositional_section(self.prompted, self.folder)
+            yield calibration.section(calibration.calibration(*zip(*pairs, strict=True)))
+            judged = [replace(each, samples=each.samples[:1]) for each in self.prompted]  # the reranker's choice
+        yield compositional_section(judge(judged), self.folder)
 
     def _memorised(self) -> Iterator[Section]:
         sources, config = self.sources, self.config
@@ -196,4 +195,4 @@ class _Images(Sequence):
 def _with_what_is_there(prompted: Prompted) -> Prompted:
     """Without the paths of drawings that came out the same as better ones."""
     there = tuple(path for path in prompted.samples if path.is_file())
-    return Prompted(prompted.number, prompted.prompt, prompted.metadata, there)
+    return replace(prompted, samples=there)

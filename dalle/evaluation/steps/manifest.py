@@ -14,10 +14,12 @@ import torch
 
 import dalle
 from dalle.config import Evaluate, Sampling
+from dalle.config.evaluate_command import PLACES
 from dalle.evaluation.layout import Prompted
 
 _PROGRAM = "dalle-evaluate"
-_PLACES = ("output", "manifest", "overwrite", "processes")
+_OUTSIDE = ("output", "manifest", "overwrite", "processes")
+"""Decide no figure."""
 _VERSIONS = (
     "torch",
     "numpy",
@@ -42,7 +44,7 @@ def write_manifest(
         identities: hashes of models, feature networks and data, by name
         figures: what was found
     """
-    request = {name: value for name, value in asdict(config).items() if name not in _PLACES}
+    request = {name: value for name, value in asdict(config).items() if name not in _OUTSIDE}
     content = {
         "program": _PROGRAM,
         "version": dalle.__version__,
@@ -57,7 +59,7 @@ def write_manifest(
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
-    """A manifest that was written before.
+    """A manifest that was written before, and under "path" where it lies.
 
     Raises:
         ValueError: the file is missing, damaged, or no manifest
@@ -76,7 +78,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
             raise ValueError(f"manifest {path}: is damaged: it has no {name}")
     if not all(isinstance(each, dict) and isinstance(each.get("prompt"), str) for each in content["captions"]):
         raise ValueError(f"manifest {path}: is damaged: one of its captions has no prompt")
-    return content
+    return {**content, "path": str(path)}
 
 
 def settings_of(manifest: dict[str, Any], given: Evaluate) -> Evaluate:
@@ -94,25 +96,12 @@ def settings_of(manifest: dict[str, Any], given: Evaluate) -> Evaluate:
         config = Evaluate(output=given.output, **request)
     except (TypeError, KeyError) as error:
         raise ValueError(f"manifest {given.manifest}: is damaged: {error}") from None
-    default = Evaluate(output="", model="")
-    names = (
-        "model",
-        "dvae",
-        "prior",
-        "clip",
-        "judge",
-        "images",
-        "reference",
-        "train",
-        "exclude",
-        "overwrite",
-        "processes",
-    )
-    told = {name: getattr(given, name) for name in names if getattr(given, name) not in (None, getattr(default, name))}
+    # of all of them what is not said is null or false
+    told = {name: getattr(given, name) for name in PLACES if name != "manifest" and getattr(given, name)}
     return replace(config, **told)
 
 
-def check_identities(manifest: dict[str, Any], now: dict[str, Any], where: str) -> None:
+def check_identities(manifest: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuse to repeat an evaluation with something else.
 
     Raises:
@@ -122,7 +111,7 @@ def check_identities(manifest: dict[str, Any], now: dict[str, Any], where: str) 
     for name, value in _flat(now):
         if name in then and then[name] != value:
             raise ValueError(
-                f"manifest {where}: was made with another {name}: {str(then[name])[:16]} there, {str(value)[:16]} here"
+                f"manifest {manifest['path']}: was made with another {name}: {str(then[name])[:16]} there, {str(value)[:16]} here"
             )
 
 

@@ -7,6 +7,7 @@ import math
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
@@ -27,8 +28,10 @@ from dalle.sampling.candidates import Part, Work, draw
 from dalle.sampling.loading import load
 from dalle.sampling.pipeline import Pipeline
 from dalle.sampling.workers import draw_with_workers
+from dalle.text import CaptionWarning, caption_tokens
 
 _REQUEST = "request.json"
+_SAMPLES = "samples"
 
 
 def run(config: Evaluate, folder: Path, manifest: dict[str, Any] | None, say: Callable[[str], None]) -> list[str]:
@@ -47,10 +50,10 @@ def run(config: Evaluate, folder: Path, manifest: dict[str, Any] | None, say: Ca
         ValueError: sources are missing or do not belong together, or are not those of the manifest
     """
     captions = None if manifest is None else manifest["captions"]
-    sources = find_sources(config, folder, captions, device_here())
+    sources = find_sources(config, folder / _SAMPLES, captions, device_here())
     identities = sources.identities()
     if manifest is not None:
-        manifests.check_identities(manifest, identities, str(config.manifest))
+        manifests.check_identities(manifest, identities)
     if sources.models is not None:
         _draw(config, sources, folder, say)
     evaluation = Evaluation(config, sources, folder, say)
@@ -90,15 +93,24 @@ def headline(figures: dict[str, Any]) -> dict[str, str]:
 
 
 def _draw(config: Evaluate, sources: Sources, folder: Path, say: Callable[[str], None]) -> None:
-    samples = folder / "samples"
+    samples = folder / _SAMPLES
     request = json.loads(json.dumps(_request(config, sources)))
     _check_request(samples / _REQUEST, request, config.overwrite)
     samples.mkdir(exist_ok=True)
     replace_text(samples / _REQUEST, json.dumps(request, indent=1))
     work = Work((), config.n, config.n, config.seed, sources.sampling)
     total = config.n * len(sources.prompted)
+    captions = [each.prompt for each in sources.prompted]
+    caption_tokens(sources.models.tokenizer, captions, sources.models.prior_config.caption_tokens)
+    total = config.n * len(sources.prompted)
     say(f"{config.n} candidates of each of {len(sources.prompted):,} captions")
-    with tqdm(total=total, unit=" images", disable=not sys.stderr.isatty()) as bar:
+    with (
+        warnings.catch_warnings(),
+        tqdm(total=total, unit=" images", disable=not sys.stderr.isatty()) as bar,
+    ):
+        # what is cut from captions has just been said, once for all
+        warnings.filterwarnings("ignore", category=CaptionWarning)
+        warnings.filterwarnings("ignore", message="the reranker reads only the beginning")
         draw_all(drawing_with(config), sources.prompted, work, min(config.keep, config.n), samples, bar.update)
 
 

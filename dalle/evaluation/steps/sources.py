@@ -15,11 +15,11 @@ from dalle.evaluation.features.contract import Features
 from dalle.evaluation.features.named import features
 from dalle.evaluation.layout import Prompted, read_layout, sample_path
 from dalle.evaluation.overlap.exclusions import exclusion_name, is_excluded, read_exclusions, unmatched
-from dalle.sampling.captioning import read_prompts_file
 from dalle.evaluation.steps.judged import Judge
 from dalle.evaluation.steps.reference import RESIZER, Reference, read_reference
 from dalle.models.clip import load_clip
 from dalle.models.folder import read_header
+from dalle.sampling.captioning import read_prompts_file
 from dalle.sampling.model_set import Models, find_models, settle
 
 
@@ -71,7 +71,7 @@ def find_sources(config: Evaluate, folder: Path, captions: list[dict[str, Any]] 
 
     Args:
         config: what is asked for
-        folder: of the evaluation, where samples are drawn into
+        folder: that samples are drawn into
         captions: of a manifest, in place of those that the settings name
         device: of networks
 

@@ -57,8 +57,8 @@ def test_the_distance_is_that_of_the_first_images(evaluated, metrics, pairs):
     found = metrics["distances_efficientnet-lite0"]["by_radius"][0]["frechet_distance"]
     # the covariances have rank 11 of 1,280, which a general square root meets with little more than half its digits
     assert found == pytest.approx(_frechet(*seen), rel=1e-4)
-    # all N of N are the best of the curve's end
-    assert metrics["ranking"]["fid-like (efficientnet-lite0)"][str(N)] == pytest.approx(found, rel=1e-9)
+    # the end of the curve is the same images, in other batches, whose convolutions round otherwise
+    assert metrics["ranking"]["fid-like (efficientnet-lite0)"][str(N)] == pytest.approx(found, rel=1e-5)
 
 
 def test_retrieval_and_score_are_those_of_a_plain_loop(evaluated, metrics, models, pairs):
@@ -122,7 +122,7 @@ def test_a_manifest_of_another_model_is_refused(evaluated, models, tmp_path):
     manifest = json.loads((evaluated / "manifest.json").read_text())
     manifest["identities"]["models"]["prior"] = "0" * 64
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="was made with another models.prior: 0000000000000000 there"):
+    with pytest.raises(ValueError, match=r"was made with another models\.prior: 0000000000000000 there"):
         evaluate(["--manifest", str(tmp_path / "manifest.json"), "--output", str(tmp_path / "again")])
     assert not (tmp_path / "again").exists()
 
