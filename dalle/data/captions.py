@@ -18,7 +18,8 @@ _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (code
 
 def read_captions(sample: dict) -> tuple[list[str], dict | None]:
     """The captions of a raw sample, or none: from the first of these that holds any: its json's `captions`, its txt, its
-    json's `caption`, `text` or `prompt`, each one caption or a list. And its json's `scene`.
+    json's `caption`, `text` or `prompt`, each one caption or a list. And its json's `scene`. Of a list that holds the txt
+    that comes first: where one caption stands for all it is the one that every reader of webdataset takes.
 
     Raises:
         Broken: a caption is there, but none that is text
@@ -45,8 +46,15 @@ def read_captions(sample: dict) -> tuple[list[str], dict | None]:
             raise Broken("caption is not text")
         if "__beside__" in sample:
             raise Filtered("a second image, without a caption of its own", f"beside {sample['__beside__']}")
+    captions = _with_first(captions, _text(sample))
     scene = extra.get("scene")
     return captions, scene if isinstance(scene, dict) else None
+
+
+def _with_first(captions: list[str], text: str | bytes | None) -> list[str]:
+    """The captions, that of the txt before the others where it is among them."""
+    first = " ".join(text.removeprefix("\ufeff").split()) if isinstance(text, str) else None
+    return [first, *(c for c in captions if c != first)] if first in captions else captions
 
 
 def _json(sample: dict) -> tuple[dict, bool]:

@@ -20,6 +20,8 @@ def _json(**values) -> bytes:
     [
         ({"txt": b" a  b\n"}, ["a b"]),
         ({"json": _json(captions=[" a  b ", "c"]), "txt": b"d"}, ["a b", "c"]),
+        # the txt stands for all where one caption has to
+        ({"json": _json(captions=["a", "b", "c", "b"]), "txt": b" b\n"}, ["b", "a", "c"]),
         ({"json": b"{}", "txt": "ä".encode()}, ["ä"]),
         # img2dataset
         ({"json": _json(caption="a", url="u", status="success", key="0"), "txt": b"a"}, ["a"]),

@@ -30,6 +30,7 @@ figure.curve { display: inline-block; width: min(100%, 34rem); margin-right: .6r
 figure svg { width: 100%; height: auto; }
 figcaption { display: flex; flex-wrap: wrap; justify-content: space-between; gap: .2rem 1rem; font-size: .85rem; }
 figcaption i { font-style: normal; color: var(--soft); }
+.rows { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 33rem), 1fr)); gap: 0 1.5rem; }
 .row { display: flex; flex-wrap: wrap; gap: .6rem; }
 .picture { display: block; max-width: 100%; text-decoration: none; color: var(--soft); font-size: .78rem; }
 .picture img { display: block; max-width: 100%; height: auto; border: 1px solid var(--line); border-radius: 4px; }

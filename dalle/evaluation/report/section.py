@@ -115,6 +115,11 @@ def row(pictures: Sequence[str], title: str = "") -> str:
     return f'{above}<div class="row">{"".join(pictures)}</div>'
 
 
+def grid(rows: Sequence[str]) -> str:
+    """Titled rows of pictures, as many beside each other as the page is wide."""
+    return f'<div class="rows">{"".join(f"<div>{each}</div>" for each in rows)}</div>'
+
+
 def folded(summary: str, body: str) -> str:
     """What a glance at the page need not show."""
     return f"<details><summary>{html.escape(summary)}</summary>{body}</details>"

@@ -8,12 +8,13 @@ from pathlib import Path
 from PIL import Image
 
 from dalle.evaluation.layout import Prompted
-from dalle.evaluation.report.section import Section, folded, picture, prose, row
+from dalle.evaluation.report.section import Section, folded, grid, picture, prose, row
 from dalle.evaluation.steps.reference import Reference
 
 _SHOWN, _MORE = 24, 200
 _ENDS = 12
 _REAL = "real"
+_PX = 96
 
 
 def samples_section(
@@ -42,21 +43,21 @@ def samples_section(
     def line(place: int) -> str:
         each = prompted[place]
         real = paths.get(reals[place])
-        pictures = [] if real is None else [picture(real, folder, "real")]
+        pictures = [] if real is None else [picture(real, folder, "real", _PX)]
         for rank, path in enumerate(each.samples[:keep]):
             note = "" if scores is None or rank else f"{scores[place]:.1f}"
-            pictures.append(picture(path, folder, note))
+            pictures.append(picture(path, folder, note, _PX))
         return row(pictures, each.prompt)
 
     told = "The first captions, in their order" + ("; the real image of each first" if paths else "")
     told += "; below the first image, its CLIP score." if scores is not None else "."
-    body = prose(told) + "".join(line(place) for place in range(min(len(prompted), _SHOWN)))
+    body = prose(told) + grid([line(place) for place in range(min(len(prompted), _SHOWN))])
     if len(prompted) > _SHOWN:
         rest = range(_SHOWN, min(len(prompted), _SHOWN + _MORE))
-        body += folded(f"{len(rest)} more of {len(prompted):,} captions", "".join(line(place) for place in rest))
+        body += folded(f"{len(rest)} more of {len(prompted):,} captions", grid([line(place) for place in rest]))
     if len(order) > 2 * _ENDS:
         for title, places in (("best", order[:_ENDS]), ("worst", order[: -_ENDS - 1 : -1])):
-            body += folded(f"The {_ENDS} {title} by CLIP score", "".join(line(place) for place in places))
+            body += folded(f"The {_ENDS} {title} by CLIP score", grid([line(place) for place in places]))
     return Section("samples", "Samples", body)
 
 
