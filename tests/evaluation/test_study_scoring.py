@@ -164,6 +164,12 @@ def test_a_study_like_the_papers(two, tmp_path):
     assert all(worker["median_s"] == 8 and worker["fast"] == 0 for worker in results["workers"])
 
 
+def test_workers_are_compared_with_the_others_alone(two, tmp_path):
+    """Of three against two, the others of the three are two against two, which is no majority."""
+    files = _files(two, tmp_path, lambda w: lambda design: by_model(design, "ours" if w < 4 else "theirs"))
+    assert [worker["agreement"] for worker in score(two, files, ALL)["workers"]] == [None, None, None, 0, 0]
+
+
 def test_who_is_fast_and_disagrees_is_left_out(two, tmp_path):
     """The check that the paper tells of: neither alone is enough."""
     design = read_design(two / "study.json")
@@ -182,6 +188,14 @@ def test_who_is_fast_and_disagrees_is_left_out(two, tmp_path):
     assert both["comparisons"][0]["realistic"]["pairs_with_all_votes"] == 0
     assert "12 of 12 pairs have fewer than 5 votes" in printed(both)
     assert not any(w["left_out"] for w in results({4: 3.9}, {})["workers"])
+    told = saved(design, 4, by_model(design, "theirs"))
+    for fast, left_out in ((len(told["answers"]) // 2, True), (len(told["answers"]) // 2 - 1, False)):
+        for number, answer in enumerate(told["answers"]):
+            answer["ms"] = 3999 if number < fast else 4000
+        files = [save(tmp_path, f"{w}.json", saved(design, w, by_model(design, "ours"))) for w in (1, 2, 3)]
+        files.append(save(tmp_path, "4.json", told))
+        assert bool(score(two, files, WorkerChecks())["workers"][3]["left_out"]) == left_out  # half is many
+        assert not score(two, files, WorkerChecks(agreement=0))["workers"][3]["left_out"]  # as much as is asked for
     assert not any(w["left_out"] for w in results({}, {4: "theirs"})["workers"])
 
 
@@ -199,15 +213,41 @@ def test_who_misses_catch_trials_or_stays_on_one_side_is_left_out(two, tmp_path)
     def lazy(shown):
         return {"realistic": shown.left, "matches": shown.left}
 
-    answer = {1: ours, 2: blind, 3: lazy, 4: ours, 5: ours}
+    def lazy_too(shown):
+        right = next(image for image in design.trials[shown.trial].images if image != shown.left)
+        return {"realistic": right, "matches": right}
+
+    answer = {1: ours, 2: blind, 3: lazy, 4: ours, 5: lazy_too}
     files = [save(tmp_path, f"{w}.json", saved(design, w, answer[w])) for w in answer]
     results = score(two, files, WorkerChecks())
     workers = {worker["worker"]: worker for worker in results["workers"]}
     assert (workers[2]["catch"], workers[2]["left_out"]) == (0.5, ["catch trials"])
     assert workers[3]["one_side"] == 1 and "always the same side" in workers[3]["left_out"]
     assert workers[3]["steady"] == 0  # the sides had been changed
-    assert not any(workers[worker]["left_out"] for worker in (1, 4, 5))
+    assert workers[5]["one_side"] == 1 and "always the same side" in workers[5]["left_out"]
+    assert not any(workers[worker]["left_out"] for worker in (1, 4))
     assert not any(w["left_out"] for w in score(two, files, ALL)["workers"])
+
+
+def test_a_catch_trial_asks_what_is_known_of_it(tmp_path):
+    """Of two real images the caption's is known, and nobody knows which is more realistic."""
+    images = [write_images(tmp_path / name, seed=seed) for seed, name in enumerate(("ours", "theirs"))]
+    real = write_images(tmp_path / "real", ["a cat", "a dog"], seed=7)
+    options = ["--output", str(tmp_path / "study"), "--real", real, "--catch_trials", "2"]
+    study(["--images", " ".join(images), *options])
+    design = read_design(tmp_path / "study/study.json")
+    ours = by_model(design, "ours")
+
+    def swapped(shown):
+        """Wrong of the real images alone."""
+        trial = design.trials[shown.trial]
+        if trial.right is None or trial.right["realistic"]:
+            return ours(shown)
+        wrong = next(image for image in trial.images if image not in trial.right["matches"])
+        return {"realistic": wrong, "matches": wrong}
+
+    files = [save(tmp_path, f"{w}.json", saved(design, w, answer)) for w, answer in ((1, ours), (2, swapped))]
+    assert [w["catch"] for w in score(tmp_path / "study", files, ALL)["workers"]] == [1, 2 / 3]
 
 
 def test_what_is_wrong_in_a_file_is_left_out_and_counted(two, tmp_path):
@@ -293,6 +333,15 @@ def test_a_fuller_file_of_a_worker_is_taken_wherever_it_stands(two, tmp_path):
         assert results["skipped"]["another file of the same worker"]["count"] == 2
         # one that is kept is never named as skipped
         assert f"{order.index(whole)}.json" not in results["skipped"]["another file of the same worker"]["first"]
+
+
+def test_of_two_files_as_full_the_first_is_taken(two, tmp_path):
+    design = read_design(two / "study.json")
+    paths = [save(tmp_path, f"{name}.json", saved(design, 1, by_model(design, name))) for name in ("ours", "theirs")]
+    for order in (paths, paths[::-1]):
+        results = score(two, order, ALL)
+        assert results["comparisons"][0]["realistic"]["majority"][order[0].stem]["pairs"] == 12
+        assert results["skipped"]["another file of the same worker"]["first"] == [order[1].name]
 
 
 def test_a_person_votes_once_on_a_pair(two, tmp_path):
