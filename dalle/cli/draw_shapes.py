@@ -21,6 +21,8 @@ def draw_shapes(argv: list[str] | None = None) -> None:
     """Parse, check, draw."""
     config = arguments.parse(DrawShapes, _COMMAND, argv)
     if config.skills is not None:
+        if not config.skills.endswith(".jsonl"):
+            raise ValueError(f"skills {config.skills}: must end in .jsonl, by which dalle-sample knows what it holds")
         with claimed_file(config.skills, _COMMAND, config.overwrite) as path:
             _write_skills(config, path)
     if config.output is not None:

@@ -41,10 +41,6 @@ class DrawShapes:
 
     def __post_init__(self) -> None:
         require(self.output is not None or self.skills is not None, "output: is missing; give --output FOLDER")
-        require(
-            self.skills is None or self.skills.endswith(".jsonl"),
-            f"skills {self.skills}: must end in .jsonl, by which dalle-sample knows what the file holds",
-        )
 
 
 def _check_sharding(optimizer: Optimizer, run: Run) -> None:

@@ -238,4 +238,4 @@ def test_the_command_writes_what_the_others_read(tmp_path, capsys, lines):
     with pytest.raises(ValueError, match="output: is missing"):
         DrawShapes()
     with pytest.raises(ValueError, match=r"skills list\.txt: must end in \.jsonl"):
-        DrawShapes(skills="list.txt")
+        draw_shapes(["--skills", "list.txt"])
