@@ -73,6 +73,15 @@ def test_halves_of_two_processes_are_the_whole_in_any_order():
     )
 
 
+def test_what_was_merged_goes_on_apart():
+    half, other = (Collector(TinyFeatures(classes=5), 40, RADII) for _ in range(2))
+    other.add(REAL[:10])
+    kept = pickle.dumps(other.collected)
+    half.merge(other)
+    half.add(REAL[10:], range(10, 40))
+    assert pickle.dumps(other.collected) == kept
+
+
 def test_memory_does_not_grow_with_images():
     """All that is held, as bytes: but for a byte an image that says which were seen, and one at each radius for its split."""
     few, many = (len(pickle.dumps(collected(pictures(count), sample=50).collected)) for count in (200, 2200))

@@ -3,6 +3,7 @@
 import contextlib
 import io
 
+import joblib
 import numpy as np
 import prdc
 import pytest
@@ -180,6 +181,15 @@ def test_neighbourhoods_are_silent_and_take_seven_images(capsys):
     assert neighbourhoods(first[:6], second) is None and neighbourhoods(first, second[:6]) is None
     assert neighbourhoods(first[:7], second[:7]) is not None
     assert capsys.readouterr().out == ""
+
+
+def test_neighbourhoods_take_no_processes_of_their_own(monkeypatch):
+    """Which the workers of a pool may not have, and whose number would show in the last digits."""
+    seen = []
+    figures = {"precision": 1, "recall": 1, "density": 1, "coverage": 1}
+    monkeypatch.setattr(prdc, "compute_prdc", lambda *_, **__: seen.append(joblib.effective_n_jobs(8)) or figures)
+    neighbourhoods(*features_pair())
+    assert seen == [1]
 
 
 # ---- class score

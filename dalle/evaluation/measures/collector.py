@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +38,7 @@ class Sums:
         self.moments.merge(other.moments)
         self.sample.merge(other.sample)
         if self.classes is None:
-            self.classes = other.classes
+            self.classes = deepcopy(other.classes)  # which go on being the other's
         elif other.classes is not None:
             self.classes.merge(other.classes)
 

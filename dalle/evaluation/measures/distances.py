@@ -64,7 +64,9 @@ def neighbourhoods(images_ME: np.ndarray, reference_ME: np.ndarray) -> Neighbour
     """By prdc; null where a set is too small to have a fifth neighbour."""
     if min(len(images_ME), len(reference_ME)) < NEAREST_K + 2:  # what prdc's partition takes
         return None
-    library = extra("prdc")
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints how many there are
+    library, joblib = extra("prdc"), extra("joblib")
+    # It prints how many there are. Its eight jobs would cut products differently by where they may run at all; the products
+    # themselves have threads.
+    with contextlib.redirect_stdout(io.StringIO()), joblib.parallel_config(backend="sequential"):
         told = library.compute_prdc(reference_ME, images_ME, nearest_k=NEAREST_K)
     return Neighbourhoods(**{name: float(value) for name, value in told.items()})
