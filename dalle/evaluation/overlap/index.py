@@ -202,10 +202,10 @@ def _go_on(
         for position, batch in _batches(stream, header.batch_size):
             rows.write(_embedded(features, batch, header.dtype).tobytes())
             places.writelines(_line(place) for place, _ in batch)
-            told(rows.tell() // _row_bytes(header))
             if time.monotonic() - last >= commit_s:
                 commit(position)
                 last = time.monotonic()
+            told(rows.tell() // _row_bytes(header))
         commit(Position(len(shards)), finished=True)
 
 

@@ -136,9 +136,9 @@ def what_is_found(features_name: str) -> str:
     said = "The paper's contrastive model was trained for this, with copies made by augmentation; the network here was not. "
     if features_name.startswith("efficientnet"):
         return said + (
-            "Trained to name what is on photographs, it finds copies that were compressed, resized or cropped a little. It can "
-            "miss parts of a picture, pasted-over or recoloured ones, and it takes drawings of one thing in one style for near: "
-            "look before the list is used."
+            "Trained to name what is on photographs, it finds copies that were compressed, mirrored, reduced or cropped a little. "
+            "Parts of a picture, recoloured and pasted-over ones often stay the nearest, and yet below the threshold; and drawings "
+            "of similar things in one style are near without being copies: look before the list is used."
         )
     return said + "Look at the pictures before the list is used."
 
