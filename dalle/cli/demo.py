@@ -17,28 +17,21 @@ from typing import Any
 from dalle.cli import arguments
 from dalle.config import Demo, TrainCLIP, TrainDVAE, TrainPrior, shipped
 from dalle.outputs.ownership import claimed
+from dalle.outputs.run_files import is_of_a_run
 
 _GALLERY_CAPTIONS = 32
 _GRID_CAPTIONS = 24
-_STAGE = (
-    "config.yaml",
-    "model.safetensors",
-    "tokenizer*.json",
-    "metrics.jsonl",
-    "run.json",
-    "report.html",
-    "samples.json",
-    "pictures/*.png",
-    "checkpoints/step-*",
-    "previous-*/*",
-)
 _MADE = {
     "data": ("train-*.tar", "valid-*.tar"),
-    **dict.fromkeys(("dvae", "prior", "clip"), _STAGE),
     "tokens": ("*/meta.json", "*/tokens-*.safetensors"),
     "gallery": ("index.html", "results.jsonl", "sheet.png", "images/*.png"),
 }
-"""What an earlier demo has left in each of its folders, and the next one removes."""
+_TRAINED = ("dvae", "prior", "clip")
+"""What an earlier demo has left in each of its folders, those of trainings beside, and the next one removes."""
+
+
+def _is_made(name: str, path: str) -> bool:
+    return is_of_a_run(path) if name in _TRAINED else any(fnmatch(path, pattern) for pattern in _MADE[name])
 
 
 def main() -> None:
@@ -157,11 +150,11 @@ def _clear(folder: Path) -> None:
     Raises:
         ValueError: another process is writing there, or there is a file that no demo makes
     """
-    for name, patterns in _MADE.items():
+    for name in (*_MADE, *_TRAINED):
         for path in sorted(path for path in (folder / name).rglob("*") if path.is_file()):
             inside = path.relative_to(folder / name)
             hidden = any(part.startswith(".") for part in inside.parts)
-            if not hidden and not any(fnmatch(inside.as_posix(), pattern) for pattern in patterns):
+            if not hidden and not _is_made(name, inside.as_posix()):
                 raise ValueError(
                     f"output {folder}: {path} was not made by dalle-demo; move it, or name another --output"
                 )
@@ -169,7 +162,7 @@ def _clear(folder: Path) -> None:
         if (folder / name).exists():
             with claimed(folder / name, "dalle-demo", writes=()):
                 pass
-    for name in _MADE:
+    for name in (*_MADE, *_TRAINED):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("tokenizer.json", "tokenizer.words.json", "result.json"):
         (folder / name).unlink(missing_ok=True)

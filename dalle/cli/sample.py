@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from dalle.cli import arguments
 from dalle.cli.allocator import keep_freed_memory
 from dalle.config import Sample
+from dalle.config.checks import warn
 from dalle.outputs.ownership import claimed, claimed_file
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ def _again(config: Sample, path: Path) -> None:
     device = choose_device(drawing.settings)
     head_width = models.prior_config.width // models.prior_config.heads
     if found := differences(drawing.settings, device, head_width):
-        warnings.warn(f"another machine may round otherwise, and draw other bits: {'; '.join(found)}", stacklevel=2)
+        warn(f"another machine may round otherwise, and draw other bits: {'; '.join(found)}")
     precision = drawing.settings["precision"]
     pipeline = load(config.model, config.dvae, config.prior, rerank=False, device=device, precision=precision)
     again = draw_again(pipeline, drawing)

@@ -18,16 +18,13 @@ from dalle.cli import arguments
 from dalle.config import TrainCLIP, TrainDVAE, TrainPrior, unreached_schedules
 from dalle.config.checks import SaidByAll
 from dalle.outputs.ownership import check, claimed, read_mark
+from dalle.outputs.run_files import WRITES
 
 if TYPE_CHECKING:
     from dalle.cluster.topology import World
     from dalle.cluster.watch import Watch
 
 _COMMANDS = ("dalle-train-dvae", "dalle-train-prior", "dalle-train-clip")
-_WRITES = (
-    *("config.yaml", "tokenizer.json", "model.safetensors*", "checkpoints", "metrics.jsonl", "run.json", "report.html"),
-    *("pictures", "samples.json", "tokenizer.words.json"),
-)
 
 
 def train_dvae() -> None:
@@ -63,7 +60,7 @@ def train(kind: str, cls: type, argv: list[str] | None = None) -> bool:
     folder = Path(config.output)
     _check_run(folder, command, config.resume)
     # a resumed run writes over what it wrote, also where its mark was not copied with it
-    writes = () if config.resume else _WRITES
+    writes = () if config.resume else WRITES
     check(folder, command, writes)
 
     # torch and what builds on it come only now, when the settings are known to be sound

@@ -1,6 +1,13 @@
-"""The checks that configurations share, and the error of a run that went wrong whatever its configuration."""
+"""The checks that configurations share, how something is warned of, and the error of a run that went wrong whatever its
+configuration."""
 
 from __future__ import annotations
+
+import sys
+import warnings
+
+_NOT_THE_CALLERS = ("dalle", "torch", "contextlib")
+"""Packages whose lines stand between what warns and the line of a user: ours, and PyTorch's and Python's decorators."""
 
 
 class SaidByAll(ValueError):
@@ -26,3 +33,20 @@ def at_least(config, least: float, *names: str) -> None:
     """Raises ValueError unless each of the named fields is at least `least`."""
     for name in names:
         require(getattr(config, name) >= least, f"{name} {getattr(config, name)}: must be at least {least}")
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line that called this program, however deep in it something was noticed: the one that its author can change.
+    Python shows the same warning of the same line once."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _NOT_THE_CALLERS:
+        frame = frame.f_back
+    names = frame.f_globals
+    warnings.warn_explicit(
+        message,
+        category,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        names.get("__name__", "<unknown>"),
+        names.setdefault("__warningregistry__", {}),
+    )

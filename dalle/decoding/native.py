@@ -9,11 +9,12 @@ import platform
 import shutil
 import subprocess
 import tempfile
-import warnings
 from functools import cache
 from pathlib import Path
 
 import torch
+
+from dalle.config.checks import warn
 
 MOST_HEAD_WIDTH = 1024
 """That `native.cpp` has room for."""
@@ -67,7 +68,7 @@ def pointer(tensor: torch.Tensor | None) -> int | None:
 
 
 def _warn(why: str) -> None:
-    warnings.warn(f"{why}: sampling uses PyTorch's own operations, which take longer", stacklevel=3)
+    warn(f"{why}: sampling uses PyTorch's own operations, which take longer")
 
 
 def _compiled(compiler: str) -> Path:

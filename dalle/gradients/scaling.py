@@ -69,7 +69,7 @@ OVERALL = Rule(2**16, 1, 2**24, growth=2, back_off=1 / 2, finite_updates=2000)
 
 
 def static(scale: float) -> Rule:
-    """A scale that never changes."""
+    """A scale that never changes: what `tools/underflow.py` sets beside the two rules."""
     return Rule(scale, scale, scale, growth=1, back_off=1)
 
 

@@ -88,7 +88,7 @@ def _take(path: Path, mine: Path, what: str, command: str, token: str, waiting: 
             os.link(mine, path)
             return
         except FileExistsError:
-            waiting()
+            pass
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
@@ -224,4 +224,4 @@ def _beat(path: Path, what: str, command: str, token: str, over: threading.Event
             with suppress(OSError), path.open("xb") as file:
                 _write(file, path, command, token)
         except OSError:  # a file system that is away for a while
-            waiting()
+            pass

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ import torch
 from PIL import Image
 
 from dalle.config import Sampling
+from dalle.config.checks import warn
 from dalle.sampling.drawing import Drawing, fingerprint
 from dalle.sampling.prompt import Prompt
 
@@ -230,10 +230,7 @@ class Chunks:
         self.source.release()
         if self.width == 1:
             raise ValueError("out of memory even with one candidate at a time: this model needs a larger machine")
-        warnings.warn(
-            f"out of memory with {self.width} candidates at a time; from seed {seed} on {self.width // 2} at a time",
-            stacklevel=2,
-        )
+        warn(f"out of memory with {self.width} candidates at a time; from seed {seed} on {self.width // 2} at a time")
         self.width //= 2
 
 
@@ -269,7 +266,7 @@ def draw(
     width = chunks.width  # of the blocks, whatever becomes of that of the chunks
     if work.sampling.chunk is None and 4 * work.n <= width:
         told = f"{width} candidates are drawn together, {work.n} are asked for: sampling.chunk {work.n} is quicker"
-        warnings.warn(f"{told}, though it draws other pictures", stacklevel=2)
+        warn(f"{told}, though it draws other pictures")
     blocks = math.ceil(work.n / width)
     current = None
     for number in itertools.count() if numbers is None else numbers:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from PIL import Image
 
 from dalle.config import Precision, RankBy
+from dalle.config.checks import warn
 from dalle.data.captions import is_encodable
 from dalle.models.prior import Prior
 from dalle.sampling.pipeline import Pipeline
@@ -82,7 +82,7 @@ def score(
     if rank_by not in ("image", "joint"):
         raise ValueError(f"rank_by {rank_by}: must be one of image, joint")
     if pipeline.tuning.caption_dropout == 0:
-        warnings.warn("the gain means nothing: this prior was trained with caption_dropout 0", stacklevel=2)
+        warn("the gain means nothing: this prior was trained with caption_dropout 0")
     text_CU = pipeline.tokens(captions).to(pipeline.device)
     no_caption_1U = torch.full_like(text_CU[:1], PAD)
     codes_I = image_codes(pipeline, image)

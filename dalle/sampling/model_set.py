@@ -3,13 +3,13 @@ are read."""
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
 
 from dalle.config import DVAEModel, PriorModel, Sampling
+from dalle.config.checks import warn
 from dalle.models.clip import open_clip_name
 from dalle.models.folder import check_link, check_links, read_config, read_header
 from dalle.text import Tokenizer
@@ -126,9 +126,8 @@ def settle(sampling: Sampling, config: PriorModel, tuning: Tuning) -> Sampling:
             "likely without a caption means nothing; leave guidance at 1, or train a prior with --caption_dropout 0.1"
         )
     if sampling.guidance != 1 and tuning.caption_dropout is None:
-        warnings.warn(
+        warn(
             f"sampling.guidance {sampling.guidance}: nothing says whether this prior was trained with caption_dropout; "
-            "one that was not draws less of its captions the more it is guided",
-            stacklevel=1,  # of this line, whoever asks: Python then shows it once
+            "one that was not draws less of its captions the more it is guided"
         )
     return sampling if sampling.temperature is not None else replace(sampling, temperature=tuning.temperature)

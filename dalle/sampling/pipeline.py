@@ -9,7 +9,6 @@ Axes: C captions, N candidates of each, R = C·N images, I codes of an image, E 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from PIL import Image
 
 from dalle.config import Precision, Sampling
+from dalle.config.checks import warn
 from dalle.decoding.token_loop import TokenLoop, choose_chunk
 from dalle.models.clip import CLIP
 from dalle.models.dvae import DVAE
@@ -163,9 +163,7 @@ class Pipeline:
                 embeddings_CE = self.clip.embed_texts(self.clip.tokens(captions, cuts).to(self.device))
             if cuts.cut:
                 told = f"the reranker reads only the beginning of {captions[0][:60]!r}"
-                warnings.warn(
-                    told if len(captions) == 1 else f"the reranker reads only the beginning: {cuts}", stacklevel=1
-                )
+                warn(told if len(captions) == 1 else f"the reranker reads only the beginning: {cuts}")
         return Reading(captions, text_CU, embeddings_CE)
 
     def settle(self, sampling: Sampling) -> Sampling:

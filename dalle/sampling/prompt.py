@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from PIL import Image
 
 from dalle.config import Images, PriorModel
+from dalle.config.checks import warn
 from dalle.data.images import centre_crop, decode, to_rgb
 from dalle.decoding.token_loop import Given
 from dalle.models.dvae import DVAE
@@ -124,9 +124,8 @@ def make_prompt(
     if known_codes_I is not None:
         return Prompt(known_codes_I, kept_I)
     if image.size != (size_px, size_px):
-        warnings.warn(
-            f"the image prompt has {image.width}×{image.height} px: its central square was brought to {size_px}×{size_px}",
-            stacklevel=2,
+        warn(
+            f"the image prompt has {image.width}×{image.height} px: its central square was brought to {size_px}×{size_px}"
         )
     return Prompt(encode(central_square(image, size_px)), kept_I)
 
@@ -152,7 +151,7 @@ def _outside(region: tuple[int, int, int, int], size: tuple[int, int], grid: int
     cells = (first_column, left), (first_row, top), (end_column, left), (end_row, top)
     snapped = ",".join(str(offset + round(cell * side / grid)) for cell, offset in cells)
     if snapped != shown:
-        warnings.warn(f"region {shown}: drawn are whole cells of tokens, {snapped} of the prompt image", stacklevel=3)
+        warn(f"region {shown}: drawn are whole cells of tokens, {snapped} of the prompt image")
     return ~drawn_YX.flatten()
 
 

@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 import torch
 import torch.multiprocessing
 
+from dalle.config.checks import warn
 from dalle.sampling.candidates import Part, Work, draw
 from dalle.sampling.pipeline import Pipeline
 from dalle.text import CaptionWarning
@@ -86,7 +87,7 @@ def _receive(connection: Connection, workers: dict, names: dict) -> tuple[str, o
             raise WorkerDied(f"{names[connection]} died with {_exit(code)}; the others were ended") from None
         if kind != "warning":
             return kind, content
-        warnings.warn(content, stacklevel=2)
+        warn(content)
 
 
 def _result(message: tuple[str, object]) -> object:

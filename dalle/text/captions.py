@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from dalle.config.checks import warn
 from dalle.text.tokenizer import Tokenizer
 from dalle.text.words import clean
 
@@ -68,13 +68,12 @@ def caption_tokens(tokenizer: Tokenizer, captions: Sequence[str], limit: int) ->
                 f"the caption {caption!r} is no text: it has bytes of another encoding than the terminal's, or half a character"
             )
         ids.append(tokenizer.encode(" ".join(caption.split())))
-    # both are of their line, whoever asks: Python then shows them once
     if cut := [tokens for tokens in ids if len(tokens) > limit]:
         lost = tokenizer.decode(cut[0][limit:])
         told = f"the caption has {len(cut[0])} tokens, {limit} are read; cut off: {lost!r}"
         if len(ids) > 1:
             told = f"{Cuts(limit, len(ids), len(cut))}; the first of them loses {lost!r}"
-        warnings.warn(told, CaptionWarning, stacklevel=1)
+        warn(told, CaptionWarning)
     if tokenizer.words is not None and (unknown := tokenizer.words.unknown(captions)):
-        warnings.warn(unknown, CaptionWarning, stacklevel=1)
+        warn(unknown, CaptionWarning)
     return pad(ids, limit)

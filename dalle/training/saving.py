@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from dalle.checkpoints import checkpoint
 from dalle.checkpoints.checkpoint import Fragment
 from dalle.checkpoints.restoring import Restoring
 from dalle.config import Optimizer, Run
+from dalle.config.checks import warn
 from dalle.data.identity import difference, identity
 from dalle.models.folder import save_weights
 from dalle.optim.ema import EMA
@@ -94,7 +94,7 @@ class Saver:
         if changes:
             raise ValueError("\n".join(changes))
         if "error_scales" in opened.shapes and self.run.compression is None and self.world.is_main:
-            warnings.warn("what the error buffers held back is dropped: this run does not compress", stacklevel=2)
+            warn("what the error buffers held back is dropped: this run does not compress")
         self.engine.load_state(opened, mark)
         if self.ema:
             with Restoring(opened, self.world, mark) as restoring:

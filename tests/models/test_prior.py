@@ -103,6 +103,33 @@ def test_identity_path_and_logits_stay_fp32_under_autocast():
     assert states.dtype == text.dtype == image.dtype == torch.float32
 
 
+def test_what_a_resblock_adds_is_not_rounded_to_the_identity_path():
+    """A 16-bit product is added in fp32, to a path of which it is far less than bf16 resolves: nothing of either is lost, forward
+    or backward."""
+    model = _model()
+    layer, masked = model.layers[0], model.masked[model.kinds[0]]
+    with torch.no_grad():
+        for block in (layer.attention, layer.mlp):
+            for parameter in block.parameters():
+                parameter.mul_(0.3)
+    small_BSD = torch.randn(2, SMALL.slots, SMALL.width, generator=torch.Generator().manual_seed(2))
+    x_BSD = (1000 + small_BSD).requires_grad_()  # bf16 has steps of 4 there
+    with torch.autocast("cpu", torch.bfloat16):
+        added_BSD = layer.attention(x_BSD, masked)
+        middle_BSD = x_BSD + added_BSD.float()
+        expected_BSD = middle_BSD + layer.mlp(middle_BSD).float()
+        found_BSD = layer(x_BSD, masked)
+    assert added_BSD.dtype == torch.bfloat16
+    assert 0 < added_BSD.abs().max() < 4
+    assert found_BSD.dtype == torch.float32
+    assert torch.equal(found_BSD, expected_BSD)
+    # through the identity path a gradient comes back as it is, but for what the resblocks add to it
+    weight_BSD = 1 + 1e-4 * small_BSD
+    (gradient_BSD,) = torch.autograd.grad((found_BSD * weight_BSD).sum(), x_BSD)
+    (expected_BSD,) = torch.autograd.grad((expected_BSD * weight_BSD).sum(), x_BSD)
+    assert torch.equal(gradient_BSD, expected_BSD)
+
+
 @pytest.mark.parametrize(("attention", "recompute"), [("paper", False), ("dense", False), ("paper", True)])
 def test_the_training_step_compiles_without_a_graph_break(attention, recompute):
     objective = PriorObjective(_model(replace(SMALL, attention=attention)).train(), PriorObjectiveConfig())

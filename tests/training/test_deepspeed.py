@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from dalle.cluster.topology import World, grouped
+from dalle.cluster.topology import Machines, World, grouped
 from dalle.config import Compression, Optimizer, PriorModel, PriorObjective, Run, Schedule
 from dalle.models.prior import Prior
 from dalle.objectives.prior import PriorObjective as PriorLoss
@@ -37,7 +37,7 @@ PARAMETER = {1: ["_hp_mapping"], 2: ["_hp_mapping"], 3: ["ds_tensor", "ds_shape"
 
 
 def _engine(zero_stage: int, optimizer: dict | None = None, **run) -> Engine:
-    run = Run(steps=2, batch_size=2, precision="bf16", zero_stage=zero_stage, **run)
+    run = Run(steps=2, batch_size=2, zero_stage=zero_stage, **{"precision": "bf16", **run})
     world = grouped(World(0, 1, DEVICE), run)
     with sharded_construction(run, world):
         model = Prior(SIZES)
@@ -87,6 +87,42 @@ def test_the_functions_we_call_are_there():
     ]
     assert __compatible_ops__["deepspeed_shm_comm"] is False
     assert callable(deepspeed.utils.safe_set_local_grad) and callable(deepspeed.utils.set_z3_leaf_modules)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16-per-block", torch.float16), ("fp32", None)]
+)
+def test_matrices_of_the_resblocks_alone_are_communicated_in_16_bit(zero_stage, precision, dtype):
+    """In the run's own format: DeepSpeed reads the mark as it takes the parameters over, and makes a bucket for each."""
+    made = _engine(zero_stage, precision=precision)
+    matrices = made.model.matrices()
+    assert len(matrices) == 4 * SIZES.depth
+    marked = {name: p.comm_dtype for name, p in made.model.named_parameters() if hasattr(p, "comm_dtype")}
+    assert marked == ({} if dtype is None else dict.fromkeys(matrices, dtype))
+    if zero_stage > 0:
+        assert set(made._engine.optimizer.ipg_buckets) == {torch.float32, dtype or torch.float32}
+
+
+def test_resblocks_are_gathered_whole():
+    """And nothing else is: a layer would be twice the weights at a time, a matrix four times the calls."""
+    made = _engine(3)
+    leaves = engine._import_deepspeed().utils.get_z3_leaf_modules(made.objective)
+    assert len(leaves) == 2 * SIZES.depth
+    assert {id(module) for module in leaves} == {id(block) for block in made.model.resblocks()}
+    assert not engine._import_deepspeed().utils.get_z3_leaf_modules(_engine(1).objective)
+
+
+def test_the_machine_is_shown_as_one_direction_and_the_replicas_as_the_other():
+    """Of each the group, this process's number in it and its size, under all names that DeepSpeed asks by."""
+    machines = object.__new__(Machines)  # without processes
+    machines.shards, machines.ordinal, machines.ranks_per_machine = "shards", 3, 5
+    machines.replicas, machines.number, machines.count = "replicas", 7, 11
+    roles = deepspeed_adapter.Roles(machines)
+    parts = {"data_parallel": ("shards", 3, 5), "model_parallel": ("replicas", 7, 11)}
+    parts["tensor_model_parallel"] = parts["model_parallel"]
+    for name, expected in parts.items():
+        assert tuple(getattr(roles, f"get_{name}_{what}")() for what in ("group", "rank", "world_size")) == expected
 
 
 def _bytes(tensors) -> int:
