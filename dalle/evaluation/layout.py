@@ -91,22 +91,26 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return metadata
 
 
-def read_layout(folder: str | Path) -> list[Prompted]:
+def read_layout(folder: str | Path, setting: str = "images") -> list[Prompted]:
     """The prompts of a folder and the paths of their images; no image is opened.
+
+    Args:
+        folder: of the images
+        setting: that named it
 
     Raises:
         ValueError: the folder is missing, empty or of another layout; a prompt has no metadata or no images
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"images {folder}: is no folder")
+        raise ValueError(f"{setting} {folder}: is no folder")
     folders = [path for path in _listed(folder) if path.is_dir()]
     if not folders:
-        return _read_flat(folder)
+        return _read_flat(folder, setting)
     loose = [path for path in _listed(folder) if path.suffix.lower() in SUFFIXES and path.stem not in ("grid", "sheet")]
     if loose:
-        raise ValueError(f"images {folder}: holds both folders and {loose[0].name}; the layout is {_LAYOUT}")
-    return [_read_prompt(number, path) for number, path in _by_number(folders, f"images {folder}")]
+        raise ValueError(f"{setting} {folder}: holds both folders and {loose[0].name}; the layout is {_LAYOUT}")
+    return [_read_prompt(number, path) for number, path in _by_number(folders, f"{setting} {folder}")]
 
 
 def load(prompted: Iterable[Prompted], most: int | None = None) -> Iterator[Sample]:
@@ -177,7 +181,7 @@ def _read_prompt(number: int, folder: Path) -> Prompted:
     return Prompted(number, metadata["prompt"], metadata, ordered)
 
 
-def _read_flat(folder: Path) -> list[Prompted]:
+def _read_flat(folder: Path, setting: str) -> list[Prompted]:
     """NAME.png beside NAME.txt."""
     images: dict[str, Path] = {}
     captions = {path.stem: path for path in _listed(folder) if path.suffix == ".txt"}
@@ -185,14 +189,14 @@ def _read_flat(folder: Path) -> list[Prompted]:
         if path.suffix.lower() not in SUFFIXES:
             continue
         if path.stem in images:
-            raise ValueError(f"images {folder}: {images[path.stem].name} and {path.name} share one caption")
+            raise ValueError(f"{setting} {folder}: {images[path.stem].name} and {path.name} share one caption")
         images[path.stem] = path
     if not images:
-        raise ValueError(f"images {folder}: holds no images; the layout is {_LAYOUT}")
+        raise ValueError(f"{setting} {folder}: holds no images; the layout is {_LAYOUT}")
     for name in sorted(images.keys() ^ captions.keys()):
         found, missing = (images[name], "caption") if name in images else (captions[name], "image")
         other = f"{name}.txt" if missing == "caption" else f"{name}.png"
-        raise ValueError(f"images {folder}: {found.name} has no {missing} {other} beside it")
+        raise ValueError(f"{setting} {folder}: {found.name} has no {missing} {other} beside it")
     return [_flat(number, captions[name], images[name]) for number, name in enumerate(sorted(images))]
 
 

@@ -1,61 +1,26 @@
-"""Folders of images by caption, in GenEval's layout: `00000/metadata.jsonl` and `00000/samples/0000.png`."""
+"""Folders of images by caption, as `dalle.evaluation.layout` reads them."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import numpy as np
-
-from dalle.data.images import decode
-
-_METADATA = "metadata.jsonl"
+from dalle.evaluation.layout import read_layout
 
 
 def first_images(folder: str | Path, setting: str) -> dict[str, Path]:
     """The first image of each caption; of a caption that stands there more than once, of its first.
 
     Args:
-        folder: in GenEval's layout
+        folder: in any layout that `read_layout` knows
         setting: that named it
 
     Raises:
         ValueError: there is no such folder, it holds no captions, or an entry has no prompt or no image
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{setting} {folder}: no such folder")
     found: dict[str, Path] = {}
-    for entry in sorted(path.parent for path in folder.glob(f"*/{_METADATA}")):
-        caption = _prompt(entry / _METADATA, setting)
-        pictures = sorted((entry / "samples").glob("*.png"))
-        if not pictures:
-            raise ValueError(f"{setting} {folder}: {entry.name}/samples holds no .png")
-        found.setdefault(caption, pictures[0])
-    if not found:
-        raise ValueError(
-            f"{setting} {folder}: no */{_METADATA} there; images lie as GenEval has them, 00000/{_METADATA} and "
-            "00000/samples/0000.png"
-        )
+    for each in read_layout(folder, setting):
+        found.setdefault(" ".join(each.prompt.split()), each.samples[0])
     return found
-
-
-def _prompt(path: Path, setting: str) -> str:
-    try:
-        prompt = json.loads(path.read_text(encoding="utf-8"))["prompt"]
-    except (ValueError, KeyError, TypeError):
-        prompt = None
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise ValueError(f"{setting} {path}: is no JSON object with a prompt")
-    return " ".join(prompt.split())
-
-
-def pixels(path: Path, setting: str) -> np.ndarray:
-    """uint8 [Y, X, 3]. Raises ValueError, which names the file, where it is no image."""
-    try:
-        return np.asarray(decode(path.read_bytes()))
-    except ValueError as error:
-        raise ValueError(f"{setting} {path}: {error}") from None
 
 
 def model_names(folders: list[str], setting: str) -> list[str]:

@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image
 
 from dalle.config import Study
+from dalle.evaluation.layout import read_image
 from dalle.evaluation.study.design import NEITHER, Design, Picture, Trial, make_design
-from dalle.evaluation.study.folders import first_images, model_names, pixels, same_captions
+from dalle.evaluation.study.folders import first_images, model_names, same_captions
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def make(config: Study, folders: list[str]) -> Made:
     page = _Page(config.jpeg_quality, f"{config.seed} {' '.join(models)} {len(captions)}")
     for name, paths in models.items():
         for caption in captions:
-            page.add(Picture(name, caption), pixels(paths[caption], "images"))
+            page.add(Picture(name, caption), read_image(paths[caption]))
     sizes = tuple(sorted(page.sizes))
     page.settle()
     catch = _catch_trials(config.catch_trials, models, real, captions, page, Random(f"{config.seed}: catch trials"))
@@ -119,17 +120,16 @@ def _catch_trials(
 ) -> list[Trial]:
     """Pairs whose answer is known, the two kinds by turns where there are real images."""
     sources = [real] if real else list(models.values())
-    setting = "real" if real else "images"
     trials = []
     for number in range(count):
         asked = list(real) if real else captions
         if real and number % 2:
             caption, other = random.sample(asked, 2)
-            shown = [page.extra(f"real {number} {c}", c, pixels(real[c], "real")) for c in (caption, other)]
+            shown = [page.extra(f"real {number} {c}", c, read_image(real[c])) for c in (caption, other)]
             trials.append(Trial(caption, tuple(shown), {"realistic": (), "matches": (shown[0],)}))
             continue
         caption = random.choice(asked)
-        image = pixels(random.choice(sources)[caption], setting)
+        image = read_image(random.choice(sources)[caption])
         whole = page.extra(f"whole {number}", caption, image)
         noise = page.extra(f"noise {number}", caption, _scrambled(image, random))
         # a model's image may be of something else, and then "neither" is as right
