@@ -100,7 +100,7 @@ def section(found: Calibration) -> Section:
         ("right candidates", found.share_right, "—"),
     ]
     said = (
-        f"{found.candidates:,} candidates of {found.captions:,} captions, each point of the curve a tenth of them by score, "
+        f"{found.candidates:,} candidates of {found.captions:,} captions, each point of the curve as many of them, by score, "
         "against what the checker sees in them. Reranking lives on the second figure: the best of one caption's candidates "
         f"is chosen, and {found.pairs_within_captions:,} pairs of a right and a wrong one of the same caption are compared. "
         "The logistic fit whose error is given was made on other captions."

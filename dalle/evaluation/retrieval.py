@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 RECALLS = (1, 5, 10)
-_QUERIES_TOGETHER = 1024
-"""Their similarities to all candidates are in memory at a time: 400 MB at 100,000 candidates."""
+_SCORES_TOGETHER = 2**24
+"""Similarities that are in memory at a time, 64 MB, however many candidates there are."""
 
 
 def retrieval(images_NE: np.ndarray, texts_NE: np.ndarray, same_caption_ids: Sequence[int]) -> dict[str, float]:
@@ -39,7 +39,8 @@ def retrieval(images_NE: np.ndarray, texts_NE: np.ndarray, same_caption_ids: Seq
 
 
 def _parts(count: int) -> list[slice]:
-    return [slice(first, first + _QUERIES_TOGETHER) for first in range(0, count, _QUERIES_TOGETHER)]
+    queries = max(1, _SCORES_TOGETHER // count)
+    return [slice(first, first + queries) for first in range(0, count, queries)]
 
 
 def _ahead(scores_QN: np.ndarray, right_QN: np.ndarray) -> np.ndarray:

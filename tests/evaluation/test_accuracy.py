@@ -71,6 +71,8 @@ def test_shares_are_those_of_the_candidates(shards):
     assert np.array_equal(np.asarray(best.image), pairs[0].image)
     kept = [[(d.seed, d.rank, d.times) for d in judgement.drawings] for judgement in judgements[1:]]
     assert kept == [[(8, 1, 1), (9, 2, 1)], [(7, 1, 2), (9, 2, 1)], [(9, 1, 2), (7, 2, 1)], [(7, 1, 3)]]
+    assert np.array_equal([judgement.scores_N for judgement in judgements], np.float32(SCORES))
+    assert np.array_equal([judgement.right_N for judgement in judgements], RIGHT)
     assert best.settings == {"chunk": 3, "first": 0, "place": 1}
     assert second.settings == {"chunk": 3, "first": 2, "place": 0}
 
