@@ -136,7 +136,12 @@ def test_the_section_has_a_row_a_radius_the_curve_and_the_source():
     for text in ("tiny", "0" * 16, "<svg", "30 images beside 40", "not at all", "standard deviation r pixels"):
         assert text in found.html()
     for at in comparison.at:
-        assert f'<th scope="row">{at.radius_px:g}</th><td>{at.frechet_distance:.4g}</td>' in found.body
+        near, kernel, score = at.neighbourhoods, at.kernel_distance, at.class_score
+        shares = near.precision, near.recall, near.density, near.coverage
+        scores = score.mean, score.std, at.class_score_reference.mean
+        cells = at.frechet_distance, 1000 * kernel.mean, 1000 * kernel.std, *shares, *scores
+        row = "".join(f"<td>{cell:.4g}</td>" for cell in cells)
+        assert f'<th scope="row">{at.radius_px:g}</th>{row}' in found.body
     one = section(compare(collected(DRAWN, radii=(0.0,)), collected(REAL, radii=(0.0,))))
     assert "<svg" not in one.body  # of one point there is no curve
 
