@@ -131,7 +131,7 @@ def _gallery(config: Sample) -> Callable[[Path, str, dict[str, str]], Gallery]:
     if config.layout == "gallery":
         return Gallery
     prompts = read_prompts_file(config.captions)
-    return partial(LayoutGallery, prompts=prompts, candidates=config.n, overwrite=config.overwrite)
+    return partial(LayoutGallery, prompts=prompts, candidates=config.n, keep=config.keep, overwrite=config.overwrite)
 
 
 def _origin(config: Sample) -> Drawing | None:

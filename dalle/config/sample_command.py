@@ -84,6 +84,11 @@ class Sample:
             self.layout == "gallery" or self.captions is not None,
             f"layout {self.layout}: has a folder for each caption of a file; give --captions FILE",
         )
+        require(
+            self.layout == "gallery" or self.rerank or self.clip is not None or self.keep >= self.n,
+            f"layout {self.layout} with n {self.n} and keep {self.keep}: without a reranker none is better than another; set keep "
+            "to n, or rerank",
+        )
         self._check_image()
 
     def _check_again(self) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle.evaluation.layout import prompt_folder, read_metadata, sample_path, write_prompt
-from dalle.sampling.drawing import Drawing
+from dalle.sampling.drawing import Drawing, best_first
 from dalle.sampling.gallery import Gallery
 
 
@@ -18,6 +18,8 @@ class LayoutGallery(Gallery):
         folder, title, extra: as of a gallery
         prompts: metadata in the order of the folders; those of one caption have the same images
         candidates: of each prompt
+        keep: the most images of a prompt; the best of all candidates, each as often as it was drawn, for a measure must not take a
+            model for more varied than it is
         overwrite: the folder may hold other prompts
 
     Raises:
@@ -25,6 +27,7 @@ class LayoutGallery(Gallery):
     """
 
     layout = "geneval"
+    shows_equal_once = False
 
     def __init__(
         self,
@@ -34,10 +37,11 @@ class LayoutGallery(Gallery):
         *,
         prompts: list[dict[str, Any]],
         candidates: int,
+        keep: int,
         overwrite: bool = False,
     ):
         super().__init__(folder, title, extra)
-        self._prompts, self._candidates = prompts, candidates
+        self._prompts, self._candidates, self._keep = prompts, candidates, keep
         self._numbers: dict[str, list[int]] = {}
         for number, metadata in enumerate(prompts):
             self._numbers.setdefault(" ".join(metadata["prompt"].split()), []).append(number)
@@ -51,7 +55,8 @@ class LayoutGallery(Gallery):
         if candidates != self._candidates:
             return
         self._begin()
-        super().put(caption, drawings, candidates)
+        each = [drawing for drawing in best_first(drawings) for _ in range(drawing.times)]
+        super().put(caption, each[: self._keep], candidates)
 
     def resume(self, candidates: int) -> set[str]:
         super().resume(candidates)

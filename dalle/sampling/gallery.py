@@ -31,6 +31,8 @@ class Gallery:
 
     layout = "gallery"
     """Which files the images are."""
+    shows_equal_once = True
+    """Drawings of the same codes are one image."""
 
     def __init__(self, folder: Path, title: str, extra: dict[str, str] | None = None):
         self.folder, self.title, self.extra = Path(folder), title, extra or {}

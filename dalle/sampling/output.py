@@ -97,8 +97,8 @@ class Output:
     def count(self) -> str:
         """How many are the best of how many, in words."""
         if self._resumable:
-            most = min(self.work.keep, self.work.n)
-            return f"{most} that differ of {self.work.n} for each of {len(self.work.captions)} captions"
+            most = f"{min(self.work.keep, self.work.n)}{' that differ' if self.gallery.shows_equal_once else ''}"
+            return f"{most} of {self.work.n} for each of {len(self.work.captions)} captions"
         best = self._best[0]
         differing = "" if best.differing == self.drawn else f", {best.differing} of which differ"
         return f"{len(best.ranked())} of {self.drawn}{differing}"

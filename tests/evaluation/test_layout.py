@@ -35,6 +35,8 @@ def test_what_is_written_is_read(folder):
     (folder / "request.json").write_text("{}")
     _picture(folder / "sheet.png")
     _picture(folder / "00000/grid.png")
+    _picture(folder / ".checkpoints/7.png")
+    _picture(folder / "00000/samples/.9.png")
     assert json.loads((folder / "00001/metadata.jsonl").read_text()) == {"prompt": "ein grünes"}
     first, second = read_layout(folder)
     assert (first.number, first.prompt, first.metadata) == (0, "a red dot", {"prompt": "a red dot", "tag": "colors"})

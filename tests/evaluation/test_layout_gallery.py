@@ -1,6 +1,7 @@
 """`dalle-sample --layout geneval`: folders that others read, resumed as a gallery is."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,8 +35,8 @@ def _drawings(caption, count, first=0, scored=False):
     ]
 
 
-def _gallery(folder, prompts=LINES, **options):
-    return LayoutGallery(folder, "t", prompts=prompts, candidates=4, **options)
+def _gallery(folder, prompts=LINES, keep=4, **options):
+    return LayoutGallery(folder, "t", prompts=prompts, candidates=4, keep=keep, **options)
 
 
 def _filled(folder, count=2):
@@ -59,6 +60,17 @@ def test_each_line_has_its_folder_and_one_caption_the_same_images(tmp_path):
     assert _seeds(tmp_path) == [[8, 7], [7, 8, 9], [8, 7]]  # the best first, in the order of seeds without a score
     assert 'src="00001/samples/0002.png"' in (tmp_path / "index.html").read_text()
     assert _gallery(tmp_path).resume(4) == {"a red circle", "a blue cross"}
+
+
+def test_what_came_often_is_there_as_often(tmp_path):
+    one, often, last = _drawings("a red circle", 3)
+    drawings = [one, replace(often, times=2), last]
+    for keep, seeds in ((4, [7, 8, 8, 9]), (2, [7, 8]), (3, [7, 8, 8])):
+        gallery = _gallery(tmp_path / str(keep), LINES[:1], keep=keep)
+        gallery.put("a red circle", drawings, 4)
+        gallery.write()
+        assert _seeds(tmp_path / str(keep)) == [seeds]
+        assert _gallery(tmp_path / str(keep), LINES[:1], keep=keep).resume(4) == {"a red circle"}
 
 
 def test_a_prompt_is_written_when_it_is_whole_and_the_rest_is_missed(tmp_path):
@@ -145,12 +157,14 @@ def test_the_command_writes_it_and_goes_on(models, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(candidates, "draw", whole)
     capsys.readouterr()
     sample(arguments)
-    assert "1 of 2 captions are there already" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "1 of 2 captions are there already" in said.err
+    assert "the best 3 of 5 for each of 2 captions: " in said.out
     entries = read_layout(out)
     assert [entry.metadata for entry in entries] == LINES
     for entry in entries:
         drawings = [read_drawing(path) for path in entry.samples]
-        assert 1 <= len(drawings) <= 3
+        assert len(drawings) == 3
         assert [d.score for d in drawings] == sorted((d.score for d in drawings), reverse=True)
     same = [[np.asarray(Image.open(path)) for path in entries[n].samples] for n in (0, 2)]
     assert np.array_equal(same[0], same[1])
@@ -160,7 +174,7 @@ def test_the_command_writes_it_and_goes_on(models, tmp_path, monkeypatch, capsys
 
     def drawn(folder):
         lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-        return [(line["caption"], line["seed"], line["score"], line["rank"]) for line in lines]
+        return dict.fromkeys((line["caption"], line["seed"], line["score"], line["rank"]) for line in lines)
 
     assert drawn(gallery) == drawn(out)
     # neither takes up the other, and a gallery of an earlier version is one still
@@ -206,4 +220,7 @@ def test_another_request_is_over_before_its_images_are(models, tmp_path, monkeyp
 def test_the_layout_is_of_a_file_of_captions():
     with pytest.raises(ValueError, match=r"layout geneval: .* give --captions FILE"):
         Sample("a red circle", layout="geneval")
-    assert Sample(captions="c.txt", layout="geneval").layout == "geneval"
+    with pytest.raises(ValueError, match=r"layout geneval with n 32 and keep 16: .* set keep to n, or rerank"):
+        Sample(captions="c.txt", layout="geneval")
+    for options in ({"keep": 32}, {"rerank": True}, {"clip": "clip"}):
+        assert Sample(captions="c.txt", layout="geneval", **options).layout == "geneval"

@@ -74,7 +74,7 @@ def _missing(results: Sequence[Result], page_folder: Path) -> str:
     rows = []
     for kind in KINDS:
         shown = [
-            picture(path, page_folder, f"{prompt}: not {text}")
+            picture(path, page_folder, f"{prompt}; missing: {text}")
             for path, prompt, text in islice(_pictures_without(results, kind), _SHOWN)
         ]
         if shown:

@@ -133,7 +133,7 @@ def test_pictures_are_shown_for_what_they_lack(folder):
     section = compositional_section(judge(read_layout(folder / "images")), folder)
     line = skill_captions(2)[1]
     shape = line["scene"]["objects"][0]["shape"]
-    assert f"{line['prompt']}: not a {shape}<" in section.body
+    assert f"{line['prompt']}; missing: a {shape}<" in section.body
 
 
 def test_what_cannot_be_judged_is_refused(folder):
