@@ -77,12 +77,14 @@ def _suggested(evaluation: Index, features: Features) -> Threshold:
 
 
 def _made(threshold: Threshold, excluded: int, evaluation: Index, train: Index) -> list[str]:
-    features, count = train.header.features, len(evaluation.rows_NE)
+    features = train.header.features
     return [
-        f"dalle-dedup: {excluded:,} of {count:,} evaluation images, whose nearest training image is at a cosine of "
+        f"dalle-dedup: {excluded:,} of {len(evaluation.rows_NE):,} evaluation images, whose nearest training image is at a cosine of "
         f"{threshold.cosine:g} or more; the nearest first",
         threshold.how,
         f"features: {features['name']}, hash {features['hash']}; central squares of {train.size_px} px",
-        f"evaluation data: {evaluation.header.data['files']} shards, identity {evaluation.header.data['hash']}",
-        f"training data: {len(train.rows_NE):,} images of {train.header.data['files']} shards, identity {train.header.data['hash']}",
+        *(
+            f"{name} images: {len(index.rows_NE):,}; files: {index.header.data['files']:,}, identity {index.header.data['hash']}"
+            for name, index in (("evaluation", evaluation), ("training", train))
+        ),
     ]
