@@ -22,7 +22,7 @@ from dalle.models.prior import Prior
 from dalle.objectives.prior import PriorObjective
 from dalle.text import PAD, Tokenizer, pad
 
-CAPTIONS = ["a red circle", "a red circle above a blue square, and a green cross beside it", "a", "blue"]
+CAPTIONS = ["a red circle", "a red circle above a blue square, and a green cross beside it", "!", "blue"]
 GRID, CODES, PAIRS = 4, 11, 23
 WEIGHT = 0.3
 
