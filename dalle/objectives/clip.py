@@ -27,9 +27,9 @@ class CLIPObjective(nn.Module):
         """The loss, and the share of captions that find their image among the batch.
 
         Args:
-            batch: `images_BCYX`, `clip_tokens_BU`
+            batch: `images_BCYX`, or `codes_BI` where the model reads codes, and `clip_tokens_BU`
         """
-        images_BE = self.model.embed_images(batch["images_BCYX"])
+        images_BE = self.model.embed_batch(batch)
         texts_BE = self.model.embed_texts(batch["clip_tokens_BU"])
         # the paper of CLIP clips the scale at 100
         scale = self.model.logit_scale.clamp(max=100)

@@ -34,9 +34,11 @@ def stage(config: TrainCLIP, world: World) -> Stage:
     if tokenizer is not None:
         links["tokenizer_hash"] = tokenizer.hash
         files |= tokenizer.files()
-    size_px = model.image_size_px
+    size_px = _image_size_px(model, dvae)
     if dvae is not None:
-        if size_px % dvae.config.downsampling:
+        if config.model.reads == "codes":
+            _check_codes(config, dvae)
+        elif size_px % dvae.config.downsampling:
             raise ValueError(
                 f"CLIP reads images of {size_px} px, which is no multiple of {dvae.config.downsampling}, the downsampling of "
                 f"the dVAE {config.dvae}: change model.image_size_px, or leave dvae out"
@@ -58,7 +60,7 @@ def stage(config: TrainCLIP, world: World) -> Stage:
         prepare=_prepare(model, dvae, config.run.precision, cuts),
         validate=validation.figures if validation else None,
         trained_on=f"{len(batches.shards)} shards of pairs",
-        next_command=f'dalle-sample --model MODEL --clip {config.output} --rerank "CAPTION"',
+        next_command=_next_command(config),
         links=links,
         files=files,
         check=cut_captions.check,
@@ -73,11 +75,45 @@ def _prepare(
     def prepare(micro_batches: list[dict], step: int, world: World) -> None:
         for batch in micro_batches:
             batch["clip_tokens_BU"] = model.tokens(batch["captions"], cuts).to(world.device)
-            if dvae is not None:
+            if model.config.reads == "codes":
+                batch["codes_BI"] = codes(dvae, batch["images_BCYX"], precision)
+            elif dvae is not None:
                 half = len(batch["images_BCYX"]) // 2
                 batch["images_BCYX"][:half] = reconstruct(dvae, batch["images_BCYX"][:half], precision)
 
     return prepare
+
+
+def _image_size_px(model: CLIP, dvae: DVAE | None) -> int:
+    """Side of the images that are read from the shards."""
+    return dvae.config.image_size_px if model.config.reads == "codes" else model.image_size_px
+
+
+def _check_codes(config: TrainCLIP, dvae: DVAE) -> None:
+    """Raises ValueError unless the model's sizes are those of this dVAE's codes."""
+    for name, found, right in (
+        ("image_size_px", config.model.image_size_px, dvae.config.grid),
+        ("codebook_size", config.model.codebook_size, dvae.config.codebook_size),
+    ):
+        if found != right:
+            grid = f"{dvae.config.grid}×{dvae.config.grid} codes of {dvae.config.codebook_size}"
+            raise ValueError(
+                f"model.{name} {found}: the dVAE {config.dvae} has {grid} for an image; set model.{name} to {right}"
+            )
+
+
+def _next_command(config: TrainCLIP) -> str:
+    option = f"--clip {config.output} --rerank"
+    if config.model.reads == "codes":
+        option = f"--n 512 --rerank --shortlist 64 --codes_clip {config.output}"
+    return f'dalle-sample --model MODEL {option} "CAPTION"'
+
+
+@torch.no_grad()
+def codes(dvae: DVAE, images_BCYX: torch.Tensor, precision: Precision) -> torch.Tensor:
+    """Codes int64 [B, I] of images, in raster order."""
+    with torch.autocast(images_BCYX.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        return dvae.encode(images_BCYX).flatten(1)
 
 
 @torch.inference_mode()
@@ -96,18 +132,23 @@ class _Validation:
         images = replace(config.images, augmentation="none", cache_bytes=0)
         counts = Counts()
         self.samples = {"valid_data": counts}
-        pairs = list(itertools.islice(read_pairs(config.valid_data, images, model.image_size_px, counts=counts), count))
+        size_px = _image_size_px(model, dvae)
+        pairs = list(itertools.islice(read_pairs(config.valid_data, images, size_px, counts=counts), count))
         size = min(config.run.batch_size, len(pairs))
         self.batches = []
         for first in range(0, len(pairs) - size + 1, size):
             batch = to_tensor([p.image for p in pairs[first : first + size]]).to(device)
-            batch = reconstruct(dvae, batch, config.run.precision) if dvae is not None else batch
+            if model.config.reads == "codes":
+                batch = {"codes_BI": codes(dvae, batch, config.run.precision)}
+            else:
+                shown = batch if dvae is None else reconstruct(dvae, batch, config.run.precision)
+                batch = {"images_BCYX": shown}
             self.batches.append((batch, [p.captions[0] for p in pairs[first : first + size]]))
 
     def figures(self) -> dict[str, float]:
         image_found = caption_found = 0.0
-        for images_BCYX, captions in self.batches:
-            images_BE = self.model.embed_images(images_BCYX)
+        for batch, captions in self.batches:
+            images_BE = self.model.embed_batch(batch)
             texts_BE = self.model.embed_texts(self.model.tokens(captions).to(self.device))
             scores_BB = texts_BE @ images_BE.T
             right = torch.arange(len(captions), device=self.device)
