@@ -27,7 +27,7 @@ import torch
 from benchmarks import sides_sample
 from benchmarks.sides import DEVICE, Side, best_rate, case, convolution, running, seconds
 
-_READER = {"reader_patch": 4, "reader_width": 512, "reader_layers": 4}
+_READER = {"reader_patch": 4, "reader_width": 256, "reader_layers": 4}
 _QUICK = {
     **{"n": 6, "shortlist": 2, "images_timed": 4, "repeats": 1, "image_size_px": 32, "chunk": 4, "quick_width": 8},
     **{"reader_patch": 2, "reader_width": 64, "reader_layers": 1, "prior_width": 64, "prior_depth": 2},

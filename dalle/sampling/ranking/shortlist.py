@@ -37,32 +37,35 @@ class Viewer:
         self.dvae, self.clip, self.release = dvae, clip, release
         self.device = clip.logit_scale.device
 
-    def view(self, drawings: list[Drawing]) -> Iterator[Drawing]:
+    def view(self, drawings: list[Drawing]) -> list[Drawing]:
         """Drawings of one caption, with their pictures and the scores of these: to the bit what they would have got where
         they were drawn, for the batches are as wide, and on a CPU as many threads share the work.
 
         Raises:
             ValueError: scores that are not finite, or too little memory
         """
-        texts_1E = embed_captions(self.clip, [drawings[0].caption], self.device, "reranker")
-        for chunk, group in groupby(sorted(drawings, key=_chunk), key=_chunk):
-            alike = list(group)
-            codes_RI = torch.from_numpy(np.stack([drawing.codes_I for drawing in alike])).to(self.device)
-            texts_RE = texts_1E.expand(len(alike), -1)
-            settings = alike[0].settings
-            with _as_many_threads(settings):
-                seen = self._try(codes_RI, texts_RE, settings["precision"], chunk)
-                if seen is None:
-                    self.release()
-                    seen = self._try(codes_RI, texts_RE, settings["precision"], chunk)
-            if seen is None:
-                raise ValueError("out of memory as the shortlist was decoded: give a smaller sampling.chunk")
-            images, scores = seen
-            check_scores(
-                scores, [drawing.seed for drawing in alike], "reranker", "draw without, or name another (clip)"
-            )
-            for drawing, image_YX3, score in zip(alike, images, scores, strict=True):
-                yield replace(drawing, image=Image.fromarray(image_YX3), score=float(score))
+        viewed: list[Drawing] = []
+        with _as_many_threads(drawings[0].settings):
+            text_1E = embed_captions(self.clip, [drawings[0].caption], self.device, "reranker")
+            for chunk, group in groupby(sorted(drawings, key=_chunk), key=_chunk):
+                viewed += self._view_alike(list(group), text_1E, chunk)
+        return viewed
+
+    def _view_alike(self, drawings: list[Drawing], text_1E: torch.Tensor, chunk: int) -> Iterator[Drawing]:
+        """Those of one chunk width."""
+        codes_RI = torch.from_numpy(np.stack([drawing.codes_I for drawing in drawings])).to(self.device)
+        given = (codes_RI, text_1E.expand(len(drawings), -1), drawings[0].settings["precision"], chunk)
+        seen = self._try(*given)
+        if seen is None:
+            self.release()
+            seen = self._try(*given)
+        if seen is None:
+            raise ValueError("out of memory as the shortlist was decoded: give a smaller sampling.chunk")
+        images, scores = seen
+        seeds = [drawing.seed for drawing in drawings]
+        check_scores(scores, seeds, "reranker", "draw without a reranker (rerank), or name another (clip)")
+        for drawing, image_YX3, score in zip(drawings, images, scores, strict=True):
+            yield replace(drawing, image=Image.fromarray(image_YX3), score=float(score))
 
     def _try(self, *given) -> tuple[np.ndarray, np.ndarray] | None:
         """None when there was no memory for it. What is done then is done outside, where no error holds on to tensors."""
@@ -98,7 +101,7 @@ class Shortlist:
         view: decodes them: a `Viewer`'s
     """
 
-    def __init__(self, work: Work, view: Callable[[list[Drawing]], Iterable[Drawing]]):
+    def __init__(self, work: Work, view: Callable[[list[Drawing]], list[Drawing]]):
         self.work, self.view = work, view
         self._best: dict[int, Best] = {}
         self._drawn: Counter[int] = Counter()
@@ -126,6 +129,6 @@ class Shortlist:
     def _decoded(self, caption: int) -> Part:
         noted = {"shortlist": self.work.shortlist}
         sketches = [replace(d, settings={**d.settings, **noted}) for d in self._best[caption].ranked()]
-        drawings = list(self.view(sketches))
+        drawings = self.view(sketches)
         del self._best[caption]
         return Part(caption, self._unsaid.pop(caption, []), drawings)
