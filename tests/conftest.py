@@ -136,3 +136,24 @@ def models(shapes_folder, tokenizer_file, tmp_path_factory) -> Path:
     )
     train("clip", TrainCLIP, [*TINY_CLIP, "--run.steps", "4", "--data", data, *inputs, "--output", f"{folder}/clip"])
     return folder
+
+
+@pytest.fixture(scope="session")
+def codes_clip(models, tmp_path_factory) -> Path:
+    """A reader of the codes of `models`' dVAE, untrained."""
+    from dalle.config import CLIPModel
+    from dalle.models.clip import CLIP
+    from dalle.models.folder import read_header, save_weights
+    from dalle.text import Tokenizer
+
+    folder = tmp_path_factory.mktemp("readers") / "codes-clip"
+    tokenizer = Tokenizer.load(models / "prior/tokenizer.json")
+    config = CLIPModel(
+        reads="codes", image_size_px=4, patch_px=2, codebook_size=16, vision_width=64, vision_layers=1, text_width=64,
+        text_layers=1, text_slots=24, embedding_width=16,
+    )  # fmt: skip
+    torch.manual_seed(7)
+    links = {"dvae_hash": read_header(models / "dvae")["hash"], "tokenizer_hash": tokenizer.hash}
+    save_weights(folder, "clip", CLIP(config, tokenizer).state_dict(), config, links)
+    (folder / "tokenizer.json").write_bytes((models / "prior/tokenizer.json").read_bytes())
+    return folder

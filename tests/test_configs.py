@@ -35,7 +35,7 @@ def test_configuration_is_sound(path):
     assert path.read_text().startswith("# What: "), "a configuration opens with what it is and how it is run"
     stage = _stage(path)
     cls = COMMANDS[f"dalle-train-{stage}"]
-    extra = {"prior": ["--dvae", "x", "--tokenizer", "x"]}.get(stage, [])
+    extra = {"prior": ["--dvae", "x", "--tokenizer", "x"], "clip": ["--dvae", "x"]}.get(stage, [])
     parsed = arguments.parse(cls, "test", ["--config", str(path), "--data", "x", "--output", "x", *extra])
     if stage != "clip":
         from dalle.models.dvae import DVAE

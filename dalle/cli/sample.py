@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from dalle.sampling.drawing import Drawing
     from dalle.sampling.gallery import Gallery
     from dalle.sampling.model_set import Models
+    from dalle.sampling.output import Output
     from dalle.sampling.pipeline import Pipeline
     from dalle.sampling.prompt import Prompt
+    from dalle.sampling.ranking.shortlist import Shortlist, Viewer
 
 _COMMAND = "dalle-sample"
 
@@ -54,11 +56,11 @@ def _sample(config: Sample, folder: Path) -> None:
     from dalle.sampling.candidates import Work
     from dalle.sampling.model_set import find_models, settle
     from dalle.sampling.output import Output
+    from dalle.sampling.ranking.shortlist import Shortlist
     from dalle.sampling.workers import WorkerDied
     from dalle.text import CaptionWarning, caption_tokens
 
-    rerank = config.rerank or config.clip is not None
-    models = find_models(config.model, config.dvae, config.prior, config.clip, rerank)
+    models = find_models(config.model, config.dvae, config.prior, config.clip, *_rankers(config))
     sampling = settle(config.sampling, models.prior_config, models.tuning)
     warnings.filterwarnings("ignore", message="sampling.guidance")  # which has just been said
     origin = _origin(config)
@@ -67,7 +69,7 @@ def _sample(config: Sample, folder: Path) -> None:
     caption_tokens(models.tokenizer, captions, models.prior_config.caption_tokens)
     warnings.filterwarnings("ignore", category=CaptionWarning)
     prompt = _prompt(config, models, origin)
-    work = Work(captions, config.n, config.keep, config.seed, sampling, prompt)
+    work = Work(captions, config.n, config.keep, config.seed, sampling, prompt, config.shortlist)
     title = captions[0] if config.captions is None else f"{len(captions)} captions of {Path(config.captions).name}"
     many = config.captions is not None
     output = Output(folder, work, title, models.hashes, many, config.overwrite, _gallery(config))
@@ -90,27 +92,46 @@ def _sample(config: Sample, folder: Path) -> None:
             if (slot + 1) % models.prior_config.grid == 0:  # once a row: a chunk may take minutes
                 bar.set_postfix_str(f"code {slot + 1}/{slots} of a chunk")
 
-        parts = _parts(config, work, rerank, min(processes, total), tell)
+        parts, viewer = _parts(config, work, models, min(processes, total), tell)
+        shortlist = None if config.shortlist is None else Shortlist(work, lambda drawings: viewer().view(drawings))
         try:
             for part in parts:
-                output.add(part)
+                output.add(part if shortlist is None else shortlist.take(part))
                 bar.update(part.drawn)
         except (KeyboardInterrupt, WorkerDied, ValueError) as error:
             parts.close()  # ends the workers
             stopped = error
+            if shortlist is not None:
+                _add_rest(shortlist, output)
     if stopped is None:
         print(f"the best {output.count()}: {output.finish()}")
         return
     why = str(stopped) or "interrupted"
     if output.drawn:
         print(f"dalle-sample: {why}; {output.drawn} of {total} candidates were drawn", file=sys.stderr)
+    if output.drawn and not output.empty:
         best = "so far" if config.captions is not None else output.count()
         print(f"the best {best}: {output.finish()}")
     elif not isinstance(stopped, ValueError):
-        print(f"dalle-sample: {why}, before anything was drawn", file=sys.stderr)
+        done = "decoded" if output.drawn else "drawn"
+        print(f"dalle-sample: {why}, before anything was {done}", file=sys.stderr)
     if isinstance(stopped, WorkerDied):
         sys.exit(1)
     raise stopped
+
+
+def _add_rest(shortlist: Shortlist, output: Output) -> None:
+    """Of what was drawn before the end, the shortlist; nothing when that is interrupted too, or is what went wrong."""
+    try:
+        for part in shortlist.rest():
+            output.add(part)
+    except (KeyboardInterrupt, ValueError):
+        pass
+
+
+def _rankers(config: Sample) -> tuple[bool, bool, str | None]:
+    """Whether there is a reranker, whether there is a reader of codes, and its folder where it is named."""
+    return config.rerank or config.clip is not None, config.shortlist is not None, config.codes_clip
 
 
 def _captions(config: Sample, origin: Drawing | None) -> tuple[str, ...]:
@@ -164,18 +185,33 @@ def _prompt(config: Sample, models: Models, origin: Drawing | None) -> Prompt | 
     return make_prompt(image, config.rows, config.region_px(), grid, size_px, encode, known)
 
 
-def _parts(config: Sample, work: Work, rerank: bool, processes: int, tell: Callable[[int], None]) -> Iterator[Part]:
-    """What is drawn, in this process, which tells each slot that it has come to, or in several."""
+def _parts(
+    config: Sample, work: Work, models: Models, processes: int, tell: Callable[[int], None]
+) -> tuple[Iterator[Part], Callable[[], Viewer]]:
+    """What is drawn, in this process, which tells each slot that it has come to, or in several; and what decodes a shortlist of
+    it here. Models are loaded when they are first needed."""
     from dalle.sampling.candidates import draw
-    from dalle.sampling.loading import load
+    from dalle.sampling.loading import load, load_viewer
     from dalle.sampling.workers import draw_with_workers
 
-    precision = config.sampling.precision
-    load_these = partial(load, config.model, config.dvae, config.prior, config.clip, rerank, precision=precision)
+    rerank, shortlist, codes_clip = _rankers(config)
+    load_these = partial(
+        load,
+        *(config.model, config.dvae, config.prior, config.clip, rerank),
+        precision=config.sampling.precision,
+        shortlist=shortlist,
+        codes_clip=codes_clip,
+    )
     if processes > 1:
-        yield from draw_with_workers(partial(_load_in_worker, load_these), work, processes)
-    elif work.captions:
-        yield from draw(load_these(), work, progress=tell)
+        load_there = partial(_load_in_worker, load_these)
+        return draw_with_workers(load_there, work, processes), cache(partial(load_viewer, models))
+    pipeline = cache(load_these)
+
+    def parts() -> Iterator[Part]:
+        if work.captions:
+            yield from draw(pipeline(), work, progress=tell)
+
+    return parts(), lambda: pipeline().viewer()
 
 
 def _load_in_worker(load: Callable[..., Pipeline], device: str) -> Pipeline:
@@ -203,8 +239,7 @@ def _again(config: Sample, path: Path) -> None:
     from dalle.sampling.loading import load
     from dalle.sampling.model_set import find_models
 
-    rerank = config.rerank or config.clip is not None
-    models = find_models(config.model, config.dvae, config.prior, config.clip, rerank)
+    models = find_models(config.model, config.dvae, config.prior, rerank=False)
     drawing = read_record(config.again, models.hashes)
     device = choose_device(drawing.settings)
     head_width = models.prior_config.width // models.prior_config.heads

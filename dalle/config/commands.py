@@ -200,7 +200,7 @@ class TrainCLIP:
         output: folder of the trained model
         tokenizer: tokenizer file; null uses open_clip's own
         dvae: train half on what this dVAE reconstructs, so that its blur is no surprise in reranking; null trains on
-            the images alone
+            the images alone. Where `model.reads` is codes, they are this dVAE's
         valid_data: held-out shards; null means no validation
         resume: continue from the latest checkpoint in the output folder, whose config.yaml has all other settings
     """
@@ -219,6 +219,10 @@ class TrainCLIP:
     def __post_init__(self) -> None:
         _check_sharding(self.optimizer, self.run)
         _check_prior_only(self.run)
+        require(
+            self.model.reads == "pixels" or self.dvae is not None,
+            "model.reads codes: needs the dVAE whose codes they are; name its folder with --dvae",
+        )
         require(
             self.run.batch_size >= 2 * self.run.accumulation_steps,
             f"run.batch_size {self.run.batch_size}: a pair is learned by telling it from the others of its micro-batch, so "

@@ -134,8 +134,12 @@ class CLIPModel:
 
     Args:
         architecture: name of an open_clip architecture (such as "ViT-B-32"); null builds one from the dials below
-        image_size_px: side of the images that it reads
-        patch_px: side of a vision-transformer patch
+        reads: "pixels", or "codes": an image is then what the dVAE made of it, so that candidates can be ranked before they
+            are decoded (ours)
+        image_size_px: side of the images that it reads; of a reader of codes, in codes: the dVAE's grid
+        patch_px: side of a vision-transformer patch; of a reader of codes, in codes. The embeddings of a patch's codes lie
+            side by side in `vision_width`
+        codebook_size: K of the dVAE, for a reader of codes
         vision_width: width of the image transformer
         vision_layers: depth of the image transformer
         text_width: width of the text transformer
@@ -145,8 +149,10 @@ class CLIPModel:
     """
 
     architecture: str | None = None
+    reads: Literal["pixels", "codes"] = "pixels"
     image_size_px: int = 64
     patch_px: int = 8
+    codebook_size: int = 8192
     vision_width: int = 256
     vision_layers: int = 6
     text_width: int = 256
@@ -157,6 +163,7 @@ class CLIPModel:
     def __post_init__(self) -> None:
         at_least(self, 1, "image_size_px", "patch_px", "vision_width", "vision_layers", "text_width", "text_layers")
         at_least(self, 1, "embedding_width")
+        at_least(self, 2, "codebook_size")
         at_least(self, 3, "text_slots")
         require(
             self.image_size_px % self.patch_px == 0,
@@ -165,4 +172,14 @@ class CLIPModel:
         for name in ("vision_width", "text_width"):
             require(
                 getattr(self, name) % 64 == 0, f"{name} {getattr(self, name)}: must be a multiple of 64, the head width"
+            )
+        if self.reads == "codes":
+            require(
+                self.architecture is None,
+                f"architecture {self.architecture}: reads pixels; for reads codes leave it null, and set the sizes themselves",
+            )
+            require(
+                self.vision_width % self.patch_px**2 == 0,
+                f"patch_px {self.patch_px}: its {self.patch_px**2} codes must share vision_width {self.vision_width} evenly; "
+                "take 1, 2, 4 or 8",
             )

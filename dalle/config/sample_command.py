@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Literal
 
 from dalle.config.checks import at_least, require
-from dalle.config.sampling import Sampling
+from dalle.config.sampling import Sampling, check_shortlist
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,9 @@ class Sample:
         seed: of the first candidate; candidate i has seed + i
         rerank: rank by CLIP
         clip: reranker in place of the model's: a folder, or ARCHITECTURE:PRETRAINED of open_clip
+        shortlist: how many of n are decoded and ranked by CLIP: the best by a CLIP that reads codes, of those that differ; null
+            decodes all
+        codes_clip: reader of codes in place of the model's `codes-clip/`: a folder of dalle-train-clip --model.reads codes
         dvae: dVAE folder in place of the model's
         prior: prior folder in place of the model's
         prompt_image: an image of which some is kept; it takes `rows` or `region`
@@ -50,6 +53,8 @@ class Sample:
     seed: int = 0
     rerank: bool = False
     clip: str | None = None
+    shortlist: int | None = None
+    codes_clip: str | None = None
     dvae: str | None = None
     prior: str | None = None
     prompt_image: str | None = None
@@ -90,6 +95,18 @@ class Sample:
             "to n, or rerank",
         )
         self._check_image()
+        self._check_shortlist()
+
+    def _check_shortlist(self) -> None:
+        check_shortlist(self.shortlist, self.n)
+        require(
+            self.shortlist is None or self.rerank or self.clip is not None,
+            f"shortlist {self.shortlist}: is of what CLIP ranks by pixels; add --rerank, or --clip",
+        )
+        require(
+            self.codes_clip is None or self.shortlist is not None,
+            f"codes_clip {self.codes_clip}: makes a shortlist; say how many with --shortlist, or leave codes_clip out",
+        )
 
     def _check_again(self) -> None:
         for option in fields(self):

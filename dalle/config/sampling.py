@@ -9,6 +9,15 @@ from dalle.config.checks import require
 from dalle.config.training import Precision
 
 
+def check_shortlist(shortlist: int | None, n: int) -> None:
+    """Raises ValueError unless so many of n candidates can be decoded."""
+    require(shortlist is None or shortlist >= 1, f"shortlist {shortlist}: must be at least 1, or null for all")
+    require(
+        shortlist is None or shortlist <= n,
+        f"shortlist {shortlist}: is more than n {n}, so all would be decoded; leave shortlist out, or raise n",
+    )
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How candidates are drawn.

@@ -1,6 +1,7 @@
 """The contrastive reranker: any open_clip model, or a small one of ours on our own tokenizer.
 
-Images are [0, 1] or uint8 of any size: they are brought to the model's own size and normalised here.
+Images are [0, 1] or uint8 of any size: they are brought to the model's own size and normalised here. One that reads codes
+takes a dVAE's in their place, so that candidates can be ranked before they are decoded; this is ours, not the paper's.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ class CLIP(nn.Module):
             if tokenizer is None:
                 raise ValueError("a CLIP without a named architecture needs a tokenizer")
             self.net = open_clip.CLIP(**_small(config, tokenizer))
+            if config.reads == "codes":  # all behind a patch's vector is as for pixels
+                self.net.visual.conv1 = CodePatches(config)
         else:
             if tokenizer is not None:
                 raise ValueError(f"architecture {config.architecture} brings its own tokenizer; leave tokenizer out")
@@ -88,6 +91,7 @@ class CLIP(nn.Module):
 
     @property
     def image_size_px(self) -> int:
+        """Side of what it reads: in pixels, or for a reader of codes in codes."""
         size = self.net.visual.image_size
         return size[0] if isinstance(size, tuple) else size
 
@@ -134,11 +138,39 @@ class CLIP(nn.Module):
             features = self.net.encode_image(((images_BCYX - self.mean) / self.std).contiguous())
         return F.normalize(features.float(), dim=-1)
 
+    def embed_codes(self, codes_BI: torch.Tensor) -> torch.Tensor:
+        """Unit vectors [B, E], fp32, of images as a dVAE's codes, in raster order, where those are what it reads."""
+        side = self.image_size_px
+        with _attention_kernel(codes_BI):
+            features = self.net.encode_image(codes_BI.unflatten(1, (side, side)))
+        return F.normalize(features.float(), dim=-1)
+
+    def embed_batch(self, batch: dict) -> torch.Tensor:
+        """Unit vectors [B, E] of a training batch's images: of its `codes_BI` or `images_BCYX`, as `config.reads` says."""
+        if self.config.reads == "codes":
+            return self.embed_codes(batch["codes_BI"])
+        return self.embed_images(batch["images_BCYX"])
+
     def embed_texts(self, tokens_BU: torch.Tensor) -> torch.Tensor:
         """Unit vectors [B, E], fp32, of token ids."""
         with _attention_kernel(tokens_BU):
             features = self.net.encode_text(tokens_BU)
         return F.normalize(features.float(), dim=-1)
+
+
+class CodePatches(nn.Module):
+    """A vision transformer's first layer for codes: int64 [B, G, G] to the vectors [B, D, Y, X] of its patches, in which the
+    embeddings of a patch's codes lie side by side."""
+
+    def __init__(self, config: CLIPModel):
+        super().__init__()
+        self.patch = config.patch_px
+        self.embedding = nn.Embedding(config.codebook_size, config.vision_width // self.patch**2)
+        # the standard deviation of what an open_clip transformer's class token is drawn with
+        nn.init.normal_(self.embedding.weight, std=config.vision_width**-0.5)
+
+    def forward(self, codes_BYX: torch.Tensor) -> torch.Tensor:
+        return F.pixel_unshuffle(self.embedding(codes_BYX).permute(0, 3, 1, 2), self.patch)
 
 
 def _wants_quick_gelu(architecture: str, pretrained: str | None) -> bool:

@@ -27,10 +27,10 @@ class CLIPObjective(nn.Module):
         of the batch.
 
         Args:
-            batch: `images_BCYX`, `clip_tokens_BU`, and `identities_BK`, int64: pairs that are equal in any of the K are not
-                told apart
+            batch: `images_BCYX`, or `codes_BI` where the model reads codes, `clip_tokens_BU`, and `identities_BK`, int64: pairs
+                that are equal in any of the K are not told apart
         """
-        images_BE = self.model.embed_images(batch["images_BCYX"])
+        images_BE = self.model.embed_batch(batch)
         texts_BE = self.model.embed_texts(batch["clip_tokens_BU"])
         # the paper of CLIP clips the scale at 100
         scale = self.model.logit_scale.clamp(max=100)

@@ -25,20 +25,24 @@ from dalle.sampling.prompt import Prompt
 
 @dataclass
 class Reading:
-    """Captions as the models read them: tokens int64 [C, T − 1], and embeddings [C, E] where there is a reranker."""
+    """Captions as the models read them: tokens int64 [C, T − 1], and embeddings [C, E] where there is a reranker.
+
+    as_codes: their candidates are not decoded, and the embeddings and scores are those of a reader of codes.
+    """
 
     captions: Sequence[str]
     text_CU: torch.Tensor
     embeddings_CE: torch.Tensor | None
+    as_codes: bool = False
 
 
 @dataclass
 class Candidates:
-    """Some candidates of a few captions: images uint8 [C, N, Y, X, 3], codes [C, N, I], seeds [C, N], and scores
-    [C, N] of the reranker, null without one. settings: how they were drawn."""
+    """Some candidates of a few captions: images uint8 [C, N, Y, X, 3], null where they are not decoded, codes [C, N, I], seeds
+    [C, N], and scores [C, N] of the reranker, null without one. settings: how they were drawn."""
 
     captions: Sequence[str]
-    images_CNYX3: np.ndarray
+    images_CNYX3: np.ndarray | None
     codes_CNI: np.ndarray
     seeds_CN: np.ndarray
     scores_CN: np.ndarray | None
@@ -46,14 +50,13 @@ class Candidates:
 
     def first(self, count: int) -> Candidates:
         """The first candidates of each caption."""
-        scores_CN = None if self.scores_CN is None else self.scores_CN[:, :count]
-        arrays = (self.images_CNYX3[:, :count], self.codes_CNI[:, :count], self.seeds_CN[:, :count], scores_CN)
-        return Candidates(self.captions, *arrays, self.settings)
+        arrays = (self.images_CNYX3, self.codes_CNI, self.seeds_CN, self.scores_CN)
+        return Candidates(self.captions, *(a if a is None else a[:, :count] for a in arrays), self.settings)
 
     def drawing(self, caption: int, place: int, rank: int = 0) -> Drawing:
         """One of them, by the numbers of its caption and of its place in the chunk."""
         return Drawing(
-            Image.fromarray(self.images_CNYX3[caption, place]),
+            None if self.images_CNYX3 is None else Image.fromarray(self.images_CNYX3[caption, place]),
             self.captions[caption],
             None if self.scores_CN is None else float(self.scores_CN[caption, place]),
             int(self.seeds_CN[caption, place]),
@@ -74,7 +77,8 @@ class Work:
     """What is to be drawn: n candidates of each caption, one caption after another, each alone in its batch.
 
     keep: how many of the best of a caption are kept. seed: of each caption's first candidate. prompt: of all captions.
-    seeds: in place of `seed` one for each caption, so that no two share their random numbers.
+    seeds: in place of `seed` one for each caption, so that no two share their random numbers. shortlist: how many of a caption
+    are decoded, the best by a reader of codes; null decodes all.
     """
 
     captions: tuple[str, ...]
@@ -84,13 +88,14 @@ class Work:
     sampling: Sampling = Sampling()
     prompt: Prompt | None = None
     seeds: tuple[int, ...] | None = None
+    shortlist: int | None = None
 
 
 class Source(Protocol):
     """What draws a chunk: a `pipeline.Pipeline`, whose methods say more. It is described here, not imported, since a
     pipeline's `generate` stands on this file."""
 
-    def read(self, captions: Sequence[str]) -> Reading: ...
+    def read(self, captions: Sequence[str], as_codes: bool = False) -> Reading: ...
 
     def settle(self, sampling: Sampling) -> Sampling: ...
 
@@ -254,7 +259,8 @@ def draw(
     numbers: Iterable[int] | None = None,
     progress: Callable[[int], None] = lambda slot: None,
 ) -> Iterator[Part]:
-    """Draw, and hand on what may be among the best, chunk by chunk.
+    """Draw, and hand on what may be among the best, chunk by chunk. Of work with a shortlist these are drawings without an
+    image, for a `ranking.shortlist.Shortlist`, which needs so many of the best.
 
     Args:
         source: the models
@@ -274,8 +280,8 @@ def draw(
         if caption >= len(work.captions):
             return
         if caption != current:
-            current, best = caption, Best(work.keep)
-            reading = source.read([work.captions[caption]])
+            current, best = caption, Best(work.shortlist or work.keep)
+            reading = source.read([work.captions[caption]], as_codes=work.shortlist is not None)
             seed = work.seed if work.seeds is None else work.seeds[caption]
         candidates = range(block * width, min(work.n, (block + 1) * width))
         for chunk in chunks.draw(reading, candidates, seed, work.prompt):

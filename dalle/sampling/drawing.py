@@ -32,13 +32,14 @@ _MAX_UNPACKED_BYTES = 2**24
 class Drawing:
     """One image that was drawn for a caption.
 
-    score: the reranker's, higher is better; None when there was none. seed: what draws it again.
-    rank: its place among its caption's candidates that differ; 0 before they are ranked. settings: how it was drawn; must
-    be writable as JSON. codes_I: the image's codes in raster order, int64 [I]; None where they are not known. times: how
-    many of the candidates had these very codes; the one of the lowest seed stands for them.
+    image: None while only the codes are known, where a shortlist decides whether they are decoded. score: the reranker's,
+    higher is better; None when there was none. seed: what draws it again. rank: its place among its caption's candidates
+    that differ; 0 before they are ranked. settings: how it was drawn; must be writable as JSON. codes_I: the image's codes
+    in raster order, int64 [I]; None where they are not known. times: how many of the candidates had these very codes; the
+    one of the lowest seed stands for them.
     """
 
-    image: Image.Image
+    image: Image.Image | None
     caption: str
     score: float | None
     seed: int

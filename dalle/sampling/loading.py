@@ -10,8 +10,9 @@ import torch
 from dalle.config import Precision, Sampling
 from dalle.models.clip import load_clip
 from dalle.models.folder import load_dvae, load_prior
-from dalle.sampling.model_set import find_models
+from dalle.sampling.model_set import Models, find_models
 from dalle.sampling.pipeline import Pipeline
+from dalle.sampling.ranking.shortlist import Viewer
 
 
 def load(
@@ -22,8 +23,10 @@ def load(
     rerank: bool = True,
     device: str | torch.device | None = None,
     precision: Precision = Sampling.precision,
+    shortlist: bool = False,
+    codes_clip: str | Path | None = None,
 ) -> Pipeline:
-    """The models of a folder that has `prior/`, `dvae/` and, for reranking, `clip/` in it.
+    """The models of a folder that has `prior/`, `dvae/` and, for reranking, `clip/` in it, and `codes-clip/` for a shortlist.
 
     Args:
         folder: the folder
@@ -32,16 +35,31 @@ def load(
         rerank: load the reranker
         device: null takes a GPU where there is one
         precision: of the matrix products that the prior is held for; it is read again when another one is asked for
+        shortlist: load the reader of codes
+        codes_clip: its folder, in place of that in `folder`
 
     Raises:
         ValueError: a model is missing or damaged, its weights are not finite, or it was trained with another dVAE or
             tokenizer
     """
-    models = find_models(folder, dvae, prior, clip, rerank)
+    models = find_models(folder, dvae, prior, clip, rerank, shortlist, codes_clip)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     reranker = None if models.clip is None else load_clip(models.clip, device)
     read_prior = partial(load_prior, models.prior, device)
     dvae = load_dvae(models.dvae, device)
     return Pipeline(
-        read_prior(precision), dvae, models.tokenizer, reranker, models.hashes, models.tuning, read_prior=read_prior
+        read_prior(precision),
+        dvae,
+        models.tokenizer,
+        reranker,
+        models.hashes,
+        models.tuning,
+        read_prior,
+        None if models.codes_clip is None else load_clip(models.codes_clip, device),
     )
+
+
+def load_viewer(models: Models) -> Viewer:
+    """What decodes a shortlist that other processes drew. Raises ValueError when a model is damaged."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Viewer(load_dvae(models.dvae, device), load_clip(models.clip, device))

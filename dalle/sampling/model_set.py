@@ -32,7 +32,8 @@ class Tuning:
 class Models:
     """Models that belong together.
 
-    prior, dvae: folders. clip: a folder, or ARCHITECTURE:PRETRAINED of open_clip; None without a reranker.
+    prior, dvae: folders. clip: a folder, or ARCHITECTURE:PRETRAINED of open_clip; None without a reranker. codes_clip: the
+    folder of the reader of codes; None without a shortlist.
     hashes: content hashes by name, recorded with every drawing; of an open_clip model its name. tuning: the prior's.
     """
 
@@ -44,6 +45,7 @@ class Models:
     dvae_config: DVAEModel
     hashes: dict[str, str]
     tuning: Tuning
+    codes_clip: str | None = None
 
 
 def find_models(
@@ -52,14 +54,19 @@ def find_models(
     prior: str | Path | None = None,
     clip: str | Path | None = None,
     rerank: bool = True,
+    shortlist: bool = False,
+    codes_clip: str | Path | None = None,
 ) -> Models:
-    """The models of a folder that has `prior/`, `dvae/` and, for reranking, `clip/` in it; no weights are read.
+    """The models of a folder that has `prior/`, `dvae/` and, for reranking, `clip/` in it, and `codes-clip/` for a shortlist; no
+    weights are read.
 
     Args:
         folder: the folder
         dvae, prior: folders of single models that stand in for those in `folder`
         clip: likewise, or `ARCHITECTURE:PRETRAINED` of open_clip
         rerank: whether a reranker is needed
+        shortlist: whether a reader of codes is needed
+        codes_clip: its folder, in place of that in `folder`
 
     Raises:
         ValueError: a model is missing or of another kind, or was trained with another dVAE or tokenizer
@@ -75,7 +82,11 @@ def find_models(
     if rerank:
         source = str(clip or folder / "clip")
         hashes["clip"] = _check_clip(source, hashes)
-    return Models(prior, dvae, source, tokenizer, prior_config, dvae_config, hashes, _tuning(prior))
+    reader = None
+    if shortlist:
+        reader = str(codes_clip or folder / "codes-clip")
+        hashes["codes_clip"] = _check_codes_clip(reader, hashes)
+    return Models(prior, dvae, source, tokenizer, prior_config, dvae_config, hashes, _tuning(prior), reader)
 
 
 def _tuning(prior: Path) -> Tuning:
@@ -100,11 +111,29 @@ def _check_clip(source: str, hashes: dict[str, str]) -> str:
     if not Path(source).is_dir():
         open_clip_name(source)
         return source
-    read_config(source, "clip")
+    if read_config(source, "clip").reads != "pixels":
+        raise ValueError(f"the reranker {source} reads codes, not pixels: it makes a shortlist, as --codes_clip")
+    return _check_trained_for(f"the reranker {source}", source, hashes)
+
+
+def _check_codes_clip(source: str, hashes: dict[str, str]) -> str:
+    """The hash of the reader of codes."""
+    if not Path(source).is_dir():
+        raise ValueError(
+            f"shortlist: no such reader of codes: {source}; train one with dalle-train-clip --model.reads codes, or name its "
+            "folder with --codes_clip"
+        )
+    if read_config(source, "clip").reads != "codes":
+        raise ValueError(f"the reader of codes {source} reads pixels: name one of dalle-train-clip --model.reads codes")
+    return _check_trained_for(f"the reader of codes {source}", source, hashes)
+
+
+def _check_trained_for(which: str, source: str, hashes: dict[str, str]) -> str:
+    """The hash of a CLIP of ours, which was trained for the dVAE and tokenizer that are there, or for none."""
     header = read_header(source)
     for name, said in (("dvae", "dVAE"), ("tokenizer", "tokenizer")):
         if trained_with := header.get(f"{name}_hash"):
-            check_link(f"the reranker {source} was trained for another {said}", trained_with, hashes[name])
+            check_link(f"{which} was trained for another {said}", trained_with, hashes[name])
     return header["hash"]
 
 

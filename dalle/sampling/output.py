@@ -52,7 +52,8 @@ class Output:
         gallery: Callable[[Path, str, dict[str, str]], Gallery] = Gallery,
     ):
         self.folder, self.work = folder, work
-        facts = {"candidates": f"{work.n:,}", **{name: digest[:16] for name, digest in models.items()}}
+        shortlist = {} if work.shortlist is None else {"decoded": f"{work.shortlist:,}"}
+        facts = {"candidates": f"{work.n:,}", **shortlist, **{name: digest[:16] for name, digest in models.items()}}
         self.gallery = gallery(folder, title, facts)
         self.drawn = 0
         self._resumable = resumable
@@ -88,11 +89,17 @@ class Output:
         self._end_other()
         if self._resumable:
             replace_text(self.folder / _REQUEST, json.dumps(self._request, indent=1))
-        for caption in self._best:
-            self._put(caption)
+        for caption, best in self._best.items():
+            if best.ranked():  # nothing of a shortlist that is not decoded yet
+                self._put(caption)
         self.gallery.write()
         now_s = time.monotonic()
         self._next_write_s = now_s + max(_WRITE_EVERY_S, (now_s - began_s) / _WRITING_SHARE)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no picture to write, as before a shortlist is decoded."""
+        return not self.gallery.best_files(1) and not any(best.ranked() for best in self._best.values())
 
     def count(self) -> str:
         """How many are the best of how many, in words."""
@@ -101,7 +108,8 @@ class Output:
             return f"{most} of {self.work.n} for each of {len(self.work.captions)} captions"
         best = self._best[0]
         differing = "" if best.differing == self.drawn else f", {best.differing} of which differ"
-        return f"{len(best.ranked())} of {self.drawn}{differing}"
+        decoded = "" if self.work.shortlist is None else f", at most {self.work.shortlist} decoded"
+        return f"{len(best.ranked())} of {self.drawn}{differing}{decoded}"
 
     def finish(self) -> str:
         """Write all there is, with a grid, or for many captions a sheet of the best of some. Returns what was written, in
@@ -161,7 +169,8 @@ def _request(work: Work, models: dict[str, str], layout: str) -> dict[str, Any]:
     """All that decides which drawings a caption gets."""
     prompt = None if work.prompt is None else work.prompt.to_json()
     settings = {"layout": layout, "n": work.n, "keep": work.keep, "seed": work.seed, "prompt": prompt}
-    return {**settings, "sampling": asdict(work.sampling), "models": {"clip": None, **models}}
+    settings |= {"shortlist": work.shortlist}
+    return {**settings, "sampling": asdict(work.sampling), "models": {"clip": None, "codes_clip": None, **models}}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -19,21 +19,19 @@ import torch
 from PIL import Image
 
 from dalle.config import Precision, Sampling
-from dalle.config.checks import warn
+from dalle.config.sampling import check_shortlist
 from dalle.decoding.token_loop import TokenLoop, choose_chunk
 from dalle.models.clip import CLIP
 from dalle.models.dvae import DVAE
-from dalle.models.likelihood import to_pixels, to_uint8
+from dalle.models.likelihood import to_pixels
 from dalle.models.prior import Prior
 from dalle.sampling.candidates import Best, Candidates, Chunks, Reading, Work, draw
 from dalle.sampling.drawing import Drawing, read_drawing
 from dalle.sampling.model_set import Tuning, settle
 from dalle.sampling.prompt import Prompt, encode_with, known_codes, make_prompt
-from dalle.text import Cuts, Tokenizer, caption_tokens
-
-_PIXELS_TOGETHER = 8 * 256**2
-"""Pixels that the dVAE decodes and the reranker looks at in one go. The published dVAE's widest maps take 64 MB an image of
-256² in fp32, and some of them stand side by side. A constant: the shape of a batch decides the last bits."""
+from dalle.sampling.ranking.shortlist import Shortlist, Viewer
+from dalle.sampling.ranking.viewer import check_scores, decode, embed_captions, score_codes, view
+from dalle.text import Tokenizer, caption_tokens
 
 
 class Pipeline:
@@ -45,6 +43,7 @@ class Pipeline:
         hashes: content hashes by name, recorded with every drawing
         tuning: how the prior wants to be drawn with; null where nothing says it
         read_prior: reads the prior again, for another precision than it is held for; null has one prior for all
+        codes_clip: a reranker that reads codes, for shortlists; null makes none
     """
 
     def __init__(
@@ -56,8 +55,9 @@ class Pipeline:
         hashes: dict[str, str] | None = None,
         tuning: Tuning | None = None,
         read_prior: Callable[[Precision], Prior] | None = None,
+        codes_clip: CLIP | None = None,
     ):
-        self.prior, self.dvae, self.tokenizer, self.clip = prior, dvae, tokenizer, clip
+        self.prior, self.dvae, self.tokenizer, self.clip, self.codes_clip = prior, dvae, tokenizer, clip, codes_clip
         self.hashes, self.tuning = hashes or {}, tuning or Tuning()
         self.device = prior.image_head.weight.device
         self._read_prior = read_prior
@@ -75,6 +75,7 @@ class Pipeline:
         region: tuple[int, int, int, int] | None = None,
         variations_of: str | Path | None = None,
         progress: Callable[[int], None] = lambda done: None,
+        shortlist: int | None = None,
         **options: Any,
     ) -> list[Drawing] | list[list[Drawing]]:
         """The best of n candidates, best first by the reranker (in order of their seeds without one). Candidates that came
@@ -92,19 +93,23 @@ class Pipeline:
             region: left, top, right, bottom in pixels of the image: what is drawn
             variations_of: a PNG of ours, in place of `prompt_image`
             progress: told how many candidates are done
+            shortlist: how many that differ are decoded and ranked by the reranker, the best of all n by the reader of codes; null
+                decodes all
             options: in place of single settings of `sampling`: `temperature=0.5`, `top_p=0.9`, `guidance=2`
 
         Raises:
             TypeError: an option that `Sampling` does not have
-            ValueError: an empty caption, n or keep < 1, an image without rows or region, or either of them out of range
+            ValueError: an empty caption, n or keep < 1, an image without rows or region, or either of them out of range, a
+                shortlist of more than n, or without a reranker and a reader of codes
         """
         if n < 1:
             raise ValueError(f"n {n}: must be at least 1")
         if keep is not None and keep < 1:
             raise ValueError(f"keep {keep}: must be at least 1")
+        self._check_shortlist(shortlist, n)
         sampling = replace(sampling, **options)
         if caption is not None and not isinstance(caption, str):
-            more = (n, keep, seed, sampling, prompt_image, rows, region, variations_of, progress)
+            more = (n, keep, seed, sampling, prompt_image, rows, region, variations_of, progress, shortlist)
             return [self.generate(one, *more) for one in caption]
         known = None
         if variations_of is not None:
@@ -117,9 +122,9 @@ class Pipeline:
             if prompt_image is None:
                 raise ValueError("an image prompt needs an image beside rows or region")
             prompt = self.prompt(prompt_image, rows, region, known)
-        work = Work((caption or "",), n, n if keep is None else keep, seed, sampling, prompt)
-        best = Best(work.keep)
-        for part in draw(self, work):
+        work = Work((caption or "",), n, n if keep is None else keep, seed, sampling, prompt, shortlist)
+        best, parts = Best(work.keep), draw(self, work)
+        for part in parts if shortlist is None else Shortlist(work, self.viewer().view).of(parts):
             best.take(part)
             progress(part.drawn)
         return best.ranked()
@@ -152,19 +157,22 @@ class Pipeline:
         grid, size_px = self.prior.config.grid, self.dvae.config.image_size_px
         return make_prompt(image, rows, region, grid, size_px, lambda im: encode_with(self.dvae, im), known_codes_I)
 
-    @torch.inference_mode()
-    def read(self, captions: Sequence[str]) -> Reading:
-        """Captions, ready to be drawn together. Raises ValueError for an empty one."""
+    def read(self, captions: Sequence[str], as_codes: bool = False) -> Reading:
+        """Captions, ready to be drawn together. Raises ValueError for an empty one. as_codes: and not to be decoded."""
         text_CU = self.tokens(captions)
-        embeddings_CE = None
-        if self.clip is not None:
-            cuts = Cuts(self.clip.caption_tokens)
-            with torch.autocast(self.device.type, enabled=False):
-                embeddings_CE = self.clip.embed_texts(self.clip.tokens(captions, cuts).to(self.device))
-            if cuts.cut:
-                told = f"the reranker reads only the beginning of {captions[0][:60]!r}"
-                warn(told if len(captions) == 1 else f"the reranker reads only the beginning: {cuts}")
-        return Reading(captions, text_CU, embeddings_CE)
+        clip, reader = (self.codes_clip, "reader of codes") if as_codes else (self.clip, "reranker")
+        embeddings_CE = None if clip is None else embed_captions(clip, captions, self.device, reader)
+        return Reading(captions, text_CU, embeddings_CE, as_codes)
+
+    def viewer(self) -> Viewer:
+        """What decodes a shortlist."""
+        return Viewer(self.dvae, self.clip, self.release)
+
+    def _check_shortlist(self, shortlist: int | None, n: int) -> None:
+        check_shortlist(shortlist, n)
+        for model, option in ((self.clip, "rerank"), (self.codes_clip, "shortlist")):
+            if shortlist is not None and model is None:
+                raise ValueError(f"shortlist {shortlist}: load the models with {option}=True, which it needs")
 
     def settle(self, sampling: Sampling) -> Sampling:
         """The settings with the prior's own where they leave it open. Raises ValueError where they do not fit the models."""
@@ -203,16 +211,21 @@ class Pipeline:
         seeds_CN = torch.arange(first_seed, first_seed + width).expand(captions, -1)
         given = None if prompt is None else prompt.given(captions)
         codes_CNI = self._loop(sampling).codes(reading.text_CU, seeds_CN, sampling, given, progress)
-        images_RYX3, scores_R = self._show(codes_CNI.flatten(0, 1), reading, width, sampling.precision)
-        if scores_R is not None and not np.isfinite(scores_R).all():
-            seed = seeds_CN.flatten()[int(np.argmin(np.isfinite(scores_R)))]
-            raise ValueError(
-                f"the reranker gives scores that are not finite (first for seed {seed}): it is broken; draw without "
-                "a reranker (rerank), or name another (clip)"
-            )
+        codes_RI, texts_RE, images_CNYX3 = codes_CNI.flatten(0, 1), None, None
+        if reading.embeddings_CE is not None:
+            texts_RE = reading.embeddings_CE.repeat_interleave(width, dim=0)
+        if reading.as_codes:
+            scores_R = score_codes(self.codes_clip, codes_RI, texts_RE)
+            blamed = ("reader of codes", "draw without a shortlist, or name another (codes_clip)")
+        else:
+            images_RYX3, scores_R = view(self.dvae, self.clip, codes_RI, texts_RE, sampling.precision)
+            images_CNYX3 = images_RYX3.reshape(captions, width, *images_RYX3.shape[1:])
+            blamed = ("reranker", "draw without a reranker (rerank), or name another (clip)")
+        if scores_R is not None:
+            check_scores(scores_R, seeds_CN.flatten(), *blamed)
         return Candidates(
             reading.captions,
-            images_RYX3.reshape(captions, width, *images_RYX3.shape[1:]),
+            images_CNYX3,
             codes_CNI.cpu().numpy(),
             seeds_CN.numpy(),
             None if scores_R is None else scores_R.reshape(captions, width),
@@ -233,41 +246,13 @@ class Pipeline:
         given = {} if prompt is None else {"given": prompt.to_json()}
         return {**asdict(sampling), "captions_together": captions, **given, "models": self.hashes, **machine}
 
-    @torch.inference_mode()
-    def _show(
-        self, codes_RI: torch.Tensor, reading: Reading, candidates: int, precision: str
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Images uint8 [R, Y, X, 3] of codes, and their scores [R] where there is a reranker; some at a time, in batches of
-        one width, the last filled up. One transfer to the host for all."""
-        rows = len(codes_RI)
-        width = min(rows, max(1, _PIXELS_TOGETHER // self.dvae.config.image_size_px**2))
-        codes_RI = torch.cat([codes_RI, codes_RI[-1:].expand(-rows % width, -1)])
-        pixels, embeddings = [], []
-        for codes_BI in codes_RI.split(width):
-            images_BCYX = to_uint8(self.decode(codes_BI, precision))
-            pixels.append(images_BCYX)
-            if self.clip is not None:
-                # of what is saved, so that a last bit of the decoder seldom shows in a score; in fp32 whatever else is
-                # not, for the best of some that are close is another one in bf16
-                with torch.autocast(self.device.type, enabled=False):
-                    embeddings.append(self.clip.embed_images(images_BCYX))
-        scores_R = None
-        if self.clip is not None:
-            # not a matrix product, which would round by the shape of the batch
-            texts_RE = reading.embeddings_CE.repeat_interleave(candidates, dim=0)
-            scores_R = (torch.cat(embeddings)[:rows] * texts_RE).sum(dim=1).cpu().numpy()
-        return torch.cat(pixels)[:rows].permute(0, 2, 3, 1).cpu().numpy(), scores_R
-
     def tokens(self, captions: Sequence[str]) -> torch.Tensor:
         """Caption tokens int64 [C, T − 1] (`dalle.text.caption_tokens`)."""
         return torch.from_numpy(caption_tokens(self.tokenizer, captions, self.prior.config.caption_tokens))
 
-    @torch.inference_mode()
     def decode(self, codes_BI: torch.Tensor, precision: str) -> torch.Tensor:
         """Images in [0, 1], fp32 [B, 3, Y, X], of codes [B, I]."""
-        grid = self.prior.config.grid
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return self.dvae.decode(codes_BI.reshape(-1, grid, grid))
+        return decode(self.dvae, codes_BI, precision)
 
     @torch.inference_mode()
     def reconstruct(self, images_BYX3: np.ndarray, precision: str) -> np.ndarray:

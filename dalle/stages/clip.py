@@ -39,9 +39,11 @@ def stage(config: TrainCLIP, world: World) -> Stage:
     if tokenizer is not None:
         links["tokenizer_hash"] = tokenizer.hash
         files |= tokenizer.files()
-    size_px = model.image_size_px
+    size_px = _image_size_px(model, dvae)
     if dvae is not None:
-        if size_px % dvae.config.downsampling:
+        if config.model.reads == "codes":
+            _check_codes(config, dvae)
+        elif size_px % dvae.config.downsampling:
             raise ValueError(
                 f"CLIP reads images of {size_px} px, which is no multiple of {dvae.config.downsampling}, the downsampling of "
                 f"the dVAE {config.dvae}: change model.image_size_px, or leave dvae out"
@@ -63,7 +65,7 @@ def stage(config: TrainCLIP, world: World) -> Stage:
         prepare=_prepare(model, dvae, config.run.precision, cuts),
         validate=validation.figures if validation else None,
         trained_on=f"{len(batches.shards)} shards of pairs",
-        next_command=f'dalle-sample --model MODEL --clip {config.output} --rerank "CAPTION"',
+        next_command=_next_command(config),
         links=links,
         files=files,
         check=cut_captions.check,
@@ -80,13 +82,47 @@ def _prepare(
             tokens_BU = model.tokens(batch["captions"], cuts)
             batch["clip_tokens_BU"] = tokens_BU.to(world.device)
             batch["identities_BK"] = identities(tokens_BU, batch["places"]).to(world.device)
-            if dvae is not None:
+            if model.config.reads == "codes":
+                batch["codes_BI"] = codes(dvae, batch["images_BCYX"], precision)
+            elif dvae is not None:
                 # every second image, the others in the next update: each row is of one stream of the data, and the rows
                 # of a process should be those that one process alone would take
                 half = slice(step % 2, None, 2)
                 batch["images_BCYX"][half] = reconstruct(dvae, batch["images_BCYX"][half], precision)
 
     return prepare
+
+
+def _image_size_px(model: CLIP, dvae: DVAE | None) -> int:
+    """Side of the images that are read from the shards."""
+    return dvae.config.image_size_px if model.config.reads == "codes" else model.image_size_px
+
+
+def _check_codes(config: TrainCLIP, dvae: DVAE) -> None:
+    """Raises ValueError unless the model's sizes are those of this dVAE's codes."""
+    for name, found, right in (
+        ("image_size_px", config.model.image_size_px, dvae.config.grid),
+        ("codebook_size", config.model.codebook_size, dvae.config.codebook_size),
+    ):
+        if found != right:
+            grid = f"{dvae.config.grid}×{dvae.config.grid} codes of {dvae.config.codebook_size}"
+            raise ValueError(
+                f"model.{name} {found}: the dVAE {config.dvae} has {grid} for an image; set model.{name} to {right}"
+            )
+
+
+def _next_command(config: TrainCLIP) -> str:
+    option = f"--clip {config.output} --rerank"
+    if config.model.reads == "codes":
+        option = f"--n 512 --rerank --shortlist 64 --codes_clip {config.output}"
+    return f'dalle-sample --model MODEL {option} "CAPTION"'
+
+
+@torch.no_grad()
+def codes(dvae: DVAE, images_BCYX: torch.Tensor, precision: Precision) -> torch.Tensor:
+    """Codes int64 [B, I] of images, in raster order."""
+    with torch.autocast(images_BCYX.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        return dvae.encode(images_BCYX).flatten(1)
 
 
 @torch.inference_mode()
@@ -128,7 +164,7 @@ class _Validation:
             self.captions += [pair.captions[0] for pair in pairs]
             if held_bytes < _KEPT_BYTES:
                 self.kept.append(self._images(pairs))
-                held_bytes += self.kept[-1].numel()
+                held_bytes += self.kept[-1].nbytes
         # two that differ in capitals or spaces are one to whoever reads them
         normal = [" ".join(caption.lower().split()) for caption in self.captions]
         numbers = {caption: number for number, caption in enumerate(normal)}
@@ -136,12 +172,16 @@ class _Validation:
 
     def _pairs(self, counts: Counts | None = None) -> Iterator[list[Pair]]:
         images = replace(self.config.images, augmentation="none", cache_bytes=0)
-        pairs = read_pairs(self.config.valid_data, images, self.model.image_size_px, counts=counts)
+        size_px = _image_size_px(self.model, self.dvae)
+        pairs = read_pairs(self.config.valid_data, images, size_px, counts=counts)
         while batch := list(itertools.islice(pairs, self.size)):
             yield batch
 
     def _images(self, pairs: list[Pair]) -> torch.Tensor:
+        """What the model reads of them: pixels, or codes."""
         images_BCYX = to_tensor([pair.image for pair in pairs]).to(self.device)
+        if self.config.model.reads == "codes":
+            return codes(self.dvae, images_BCYX, self.config.run.precision).cpu()
         if self.dvae is not None:
             images_BCYX = reconstruct(self.dvae, images_BCYX, self.config.run.precision)
         return images_BCYX.cpu()
@@ -149,7 +189,8 @@ class _Validation:
     def figures(self) -> dict[str, float]:
         again = itertools.islice(self._pairs(), len(self.kept), None)
         images = itertools.chain(self.kept, map(self._images, again))
-        images_NE = [self.model.embed_images(batch.to(self.device)).cpu() for batch in images]
+        name = "codes_BI" if self.config.model.reads == "codes" else "images_BCYX"
+        images_NE = [self.model.embed_batch({name: batch.to(self.device)}).cpu() for batch in images]
         texts_NE = [
             self.model.embed_texts(self.model.tokens(self.captions[first : first + self.size]).to(self.device)).cpu()
             for first in range(0, len(self.captions), self.size)

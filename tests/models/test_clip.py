@@ -1,13 +1,15 @@
 """The reranker: our small CLIP, and any open_clip architecture with a local checkpoint."""
 
+import itertools
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 
 from dalle.config import CLIPModel
-from dalle.models.clip import CLIP, _open_clip, _wants_quick_gelu, load_clip
+from dalle.models.clip import CLIP, CodePatches, _open_clip, _wants_quick_gelu, load_clip
 from dalle.objectives.clip import CLIPObjective
 from dalle.text import Cuts, Tokenizer
 
@@ -68,6 +70,54 @@ def test_embeddings_are_unit_vectors_of_any_image_size(tokenizer):
         assert vectors.shape == (2, 12)
         torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(2))
     torch.testing.assert_close(clip.embed_images(images), clip.embed_images(images.float() / 255))
+
+
+CODES = replace(SMALL, reads="codes", image_size_px=4, patch_px=2, codebook_size=9)
+
+
+def test_the_embeddings_of_a_patchs_codes_lie_side_by_side():
+    torch.manual_seed(0)
+    patches = CodePatches(CODES)
+    codes_BYX = torch.randint(0, 9, (3, 4, 4))
+    vectors_BDYX = patches(codes_BYX)
+    assert vectors_BDYX.shape == (3, 64, 2, 2)
+    for image, y, x in itertools.product(range(3), range(2), range(2)):
+        of_patch = codes_BYX[image, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].flatten()
+        expected_DP = patches.embedding.weight[of_patch].T  # D / 4 numbers of each of the four
+        assert torch.equal(vectors_BDYX[image, :, y, x].reshape(16, 4), expected_DP)
+
+
+def test_a_reader_of_codes_tells_images_by_code_and_place(tokenizer):
+    torch.manual_seed(0)
+    clip = CLIP(CODES, tokenizer).eval()
+    codes_BI = torch.randint(0, 9, (2, 16))
+    codes_BI[1] = codes_BI[0]
+    codes_BI[1, [3, 12]] = codes_BI[0, [12, 3]]
+    assert (codes_BI[0] != codes_BI[1]).sum() == 2
+    vectors_BE = clip.embed_codes(codes_BI)
+    assert vectors_BE.shape == (2, 12) and vectors_BE.dtype == torch.float32
+    torch.testing.assert_close(vectors_BE.norm(dim=-1), torch.ones(2))
+    assert (vectors_BE[0] - vectors_BE[1]).abs().max() > 1e-2  # of two codes that changed places
+    # what of a batch it takes
+    images_BCYX = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+    assert torch.equal(clip.embed_batch({"codes_BI": codes_BI, "images_BCYX": images_BCYX}), vectors_BE)
+    pixels = CLIP(SMALL, tokenizer).eval()
+    found_BE = pixels.embed_batch({"codes_BI": codes_BI, "images_BCYX": images_BCYX})
+    assert torch.equal(found_BE, pixels.embed_images(images_BCYX))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"architecture": "ViT-B-32"}, "architecture ViT-B-32: reads pixels"),
+        ({"image_size_px": 6, "patch_px": 3}, "patch_px 3: its 9 codes must share vision_width 64 evenly"),
+        ({"patch_px": 3}, "image_size_px 4: must be a multiple of patch_px 3"),
+        ({"codebook_size": 1}, "codebook_size 1: must be at least 2"),
+    ],
+)
+def test_sizes_that_a_reader_of_codes_cannot_have(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(CODES, **sizes)
 
 
 def test_a_small_clip_needs_our_tokenizer_and_a_named_one_brings_its_own(tokenizer):

@@ -17,7 +17,7 @@ from dalle.config import Images, TrainCLIP, TrainDVAE, TrainPrior, unreached_sch
 from dalle.data.pairs import to_tensor
 from dalle.data.samples import read_pairs
 from dalle.evaluation.retrieval import retrieval
-from dalle.models.folder import load_dvae
+from dalle.models.folder import load_dvae, read_header
 from dalle.models.likelihood import to_uint8
 from dalle.reporting.explanations import FIGURES
 from dalle.stages import clip as stages_clip
@@ -223,6 +223,71 @@ def test_captions_of_other_capitals_and_spaces_are_equal(models, shapes_folder, 
     monkeypatch.setattr(stages_clip, "read_pairs", respelt)
     ids = _stage("clip", models, shapes_folder, World(0, 1, CPU)).validate.__self__.same_caption_ids
     assert len(ids) == 24 and ids[0] == ids[1] == ids[3] != ids[2]
+
+
+CODES = [
+    *("--model.reads", "codes", "--model.image_size_px", "4", "--model.patch_px", "2", "--model.codebook_size", "16"),
+]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_reader_of_codes_is_given_those_of_the_crops_in_the_precision_of_the_run(models, shapes_folder, precision):
+    options = [*CODES, "--run.precision", precision, "--images.augmentation", "prior"]
+    stage = _stage("clip", models, shapes_folder, World(0, 1, CPU), *options)
+    assert stage.links["dvae_hash"] == read_header(models / "dvae")["hash"]
+    batch = next(iter(stage.loader))
+    before = batch["images_BCYX"].clone()
+    assert before.shape == (8, 3, 32, 32)
+    stage.prepare([batch], 0, World(0, 1, CPU))
+    dvae = load_dvae(models / "dvae")
+    seen = {}
+    for name in ("fp32", "bf16"):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=name == "bf16"):
+            seen[name] = dvae.encode(before).reshape(8, 16)
+    assert not torch.equal(seen["fp32"], seen["bf16"])
+    assert torch.equal(batch["codes_BI"], seen[precision])
+    assert torch.equal(batch["images_BCYX"], before)
+
+
+def test_a_reader_of_codes_learns_which_caption_is_whose(models, shapes_folder):
+    """On 16 pairs, by heart: at the beginning a caption finds its image among the 16 by chance, one time in 16."""
+    torch.manual_seed(0)
+    stage = _stage("clip", models, shapes_folder, World(0, 1, CPU), *CODES, "--run.batch_size", "16")
+    batch = next(iter(stage.loader))
+    stage.prepare([batch], 0, World(0, 1, CPU))
+    optimizer = torch.optim.AdamW(stage.objective.parameters(), lr=2e-3)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss, metrics = stage.objective(batch)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > 2.5  # about ln 16
+    assert losses[-1] < losses[0] / 4
+    assert metrics["caption_accuracy"] > 0.5
+    figures = stage.validate()  # held-out batches are read as codes too
+    assert all(0 <= share <= 1 for share in figures.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--model.image_size_px", "8"],
+            r"model.image_size_px 8: the dVAE .*dvae has 4×4 codes of 16.*image_size_px to 4",
+        ),
+        (["--model.codebook_size", "99"], r"model.codebook_size 99: the dVAE .*4×4 codes of 16.*codebook_size to 16"),
+    ],
+)
+def test_a_reader_of_codes_and_its_dvae_have_to_fit(models, shapes_folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        _stage("clip", models, shapes_folder, World(0, 1, CPU), *CODES, *options)
+
+
+def test_a_reader_of_codes_needs_a_dvae(models):
+    with pytest.raises(ValueError, match=r"model\.reads codes: needs the dVAE whose codes they are"):
+        arguments.parse(TrainCLIP, "test", [*TINY_CLIP, *CODES, "--run.steps", "1", "--data", "x", "--output", "x"])
 
 
 @pytest.mark.parametrize("steps", [3, 300])
