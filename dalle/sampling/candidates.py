@@ -77,8 +77,8 @@ class Work:
     """What is to be drawn: n candidates of each caption, one caption after another, each alone in its batch.
 
     keep: how many of the best of a caption are kept. seed: of each caption's first candidate. prompt: of all captions.
-    seeds: in place of `seed` one for each caption, so that no two share their random numbers. shortlist: how many of a caption
-    are decoded, the best by a reader of codes; null decodes all.
+    shortlist: how many of a caption are decoded, the best by a reader of codes; null decodes all. seeds: in place of `seed`
+    one for each caption, so that no two share their random numbers.
     """
 
     captions: tuple[str, ...]
@@ -87,8 +87,8 @@ class Work:
     seed: int = 0
     sampling: Sampling = Sampling()
     prompt: Prompt | None = None
-    seeds: tuple[int, ...] | None = None
     shortlist: int | None = None
+    seeds: tuple[int, ...] | None = None
 
 
 class Source(Protocol):

@@ -186,6 +186,7 @@ class _Validation:
             images_BCYX = reconstruct(self.dvae, images_BCYX, self.config.run.precision)
         return images_BCYX.cpu()
 
+    @torch.no_grad()
     def figures(self) -> dict[str, float]:
         again = itertools.islice(self._pairs(), len(self.kept), None)
         images = itertools.chain(self.kept, map(self._images, again))
