@@ -169,7 +169,6 @@ class _Model(nn.Module):
         self.vectors, self.logit_scale = (images_BE, texts_BE), torch.tensor(500.0)
 
     def embed_batch(self, batch):
-        images_BCYX = batch["images_BCYX"]
         return self.vectors[0]
 
     def embed_texts(self, tokens_BU):

@@ -267,6 +267,7 @@ def test_a_reader_of_codes_learns_which_caption_is_whose(models, shapes_folder):
     assert losses[-1] < losses[0] / 4
     assert metrics["caption_accuracy"] > 0.5
     figures = stage.validate()  # held-out batches are read as codes too
+    assert figures.pop("candidates") == 24
     assert all(0 <= share <= 1 for share in figures.values())
 
 
