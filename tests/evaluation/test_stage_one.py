@@ -79,8 +79,9 @@ def _ssim(picture_YX3: np.ndarray, other_YX3: np.ndarray) -> float:
 
 
 def test_distances_are_of_the_reconstructions_from_the_images(dvae):
-    found = found_of(dvae).distances
     fid, network = extra("torch_fidelity.metric_fid"), TinyFeatures(classes=3)
+    network._classify *= 50  # so that it is sure of what it sees
+    found = found_of(dvae, features=network).distances
     back = dvae.decode(dvae.encode(torch.tensor(IMAGES).permute(0, 3, 1, 2)))
     back = (back * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
     told = [fid.fid_features_to_statistics(torch.tensor(network(x).features_BE).double()) for x in (back, IMAGES)]
@@ -90,6 +91,7 @@ def test_distances_are_of_the_reconstructions_from_the_images(dvae):
     # which of the two are the real ones
     isc = extra("torch_fidelity.metric_isc").isc_features_to_metric(torch.tensor(network(IMAGES).logits_BK))
     assert found.at[0].class_score_reference.mean == pytest.approx(isc["inception_score_mean"], rel=1e-6)
+    assert found.at[0].class_score.mean != pytest.approx(isc["inception_score_mean"], rel=0.01)
 
 
 def test_the_section_and_its_figures(dvae):
