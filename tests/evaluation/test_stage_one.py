@@ -13,6 +13,7 @@ from dalle.config import DVAEModel
 from dalle.evaluation import stage_one as stage_one_file
 from dalle.evaluation.features.images import extra
 from dalle.evaluation.measures import lpips as lpips_file
+from dalle.evaluation.measures.comparison import compare
 from dalle.evaluation.measures.lpips import FILES, find_lpips
 from dalle.evaluation.stage_one import section, stage_one
 from dalle.models.dvae import DVAE
@@ -78,18 +79,21 @@ def _ssim(picture_YX3: np.ndarray, other_YX3: np.ndarray) -> float:
     return float(np.mean(maps))
 
 
-def test_distances_are_of_the_reconstructions_from_the_images(dvae):
-    found = found_of(dvae).distances
+def test_distances_are_of_the_reconstructions_from_the_images(dvae, monkeypatch):
     fid, network = extra("torch_fidelity.metric_fid"), TinyFeatures(classes=3)
+    asked = []
+    monkeypatch.setattr(stage_one_file, "compare", lambda *sets: asked.append(sets) or compare(*sets))
+    found = found_of(dvae).distances
     back = dvae.decode(dvae.encode(torch.tensor(IMAGES).permute(0, 3, 1, 2)))
     back = (back * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
     told = [fid.fid_features_to_statistics(torch.tensor(network(x).features_BE).double()) for x in (back, IMAGES)]
     expected = fid.fid_statistics_to_metric(*told, verbose=False)[fid.KEY_METRIC_FID]
     assert [at.radius_px for at in found.at] == [0]
     assert found.at[0].frechet_distance == pytest.approx(expected, rel=1e-5)
-    # which of the two are the real ones
-    isc = extra("torch_fidelity.metric_isc").isc_features_to_metric(torch.tensor(network(IMAGES).logits_BK))
-    assert found.at[0].class_score_reference.mean == pytest.approx(isc["inception_score_mean"], rel=1e-6)
+    ((images, reference),) = asked  # in this order: recall is the other's precision
+    for collector, pictures_BYX3 in ((images, back), (reference, IMAGES)):
+        mean_E = network(pictures_BYX3).features_BE.mean(axis=0)
+        np.testing.assert_allclose(collector.collected.at[0].moments.mean_E, mean_E, rtol=1e-5)
 
 
 def test_the_section_and_its_figures(dvae):
