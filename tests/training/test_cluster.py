@@ -393,45 +393,51 @@ def test_a_checkpoint_is_read_once_for_all_machines(tmp_path):
 
 
 def test_damage_ends_a_resume_on_all_ranks_before_anything_is_used(tmp_path):
-    """Also what is used while others are still to be read, and what one process alone has read; nobody waits for it."""
+    """Also what is used while others are still to be read, what is read last, and what one process alone has read; nobody waits
+    for it."""
     found = _run(
         f"""
         import struct
-        folder = cluster.Path("{tmp_path}")
-        engine = cluster.make(world, precision="fp16-per-block", zero_stage=3, compression=Compression(4))
-        cluster.train(engine, 0, 2)
-        cluster.save(engine, str(folder), 2)
-        opened = cluster.checkpoint.open_checkpoint(cluster.checkpoint.latest(folder))
-        layers = [t for t in opened.tensors if len(opened.tensors[t]["parts"]) > 1]
-        world.barrier()
-        for name in (layers[0], layers[-1], "steps", "gradient_scales/scale", "error_scales"):
-            file, key, *_ = opened.tensors[name]["parts"][-1]
-            path = opened.path / file
-            if world.is_main:
-                content = bytearray(path.read_bytes())
-                begin = 8 + struct.unpack("<Q", content[:8])[0]
-                at = begin + json.loads(content[8:begin])[key]["data_offsets"][1] - 1
-                content[at] ^= 0xff
-                path.write_bytes(content)
+        scaled = {{"precision": "fp16-per-block", "zero_stage": 3, "compression": Compression(4)}}
+        small = ["steps", "gradient_scales/scale", "error_scales"]
+        for run, more in ((scaled, small), ({{"zero_stage": 3}}, [])):
+            folder = cluster.Path("{tmp_path}") / str(len(more))
+            engine = cluster.make(world, **run)
+            cluster.train(engine, 0, 2)
+            cluster.save(engine, str(folder), 2)
+            opened = cluster.checkpoint.open_checkpoint(cluster.checkpoint.latest(folder))
+            layers = [t for t in opened.tensors if len(opened.tensors[t]["parts"]) > 1]
+            moments = [t for t in layers if t.startswith("exp_avg_sq/")]
             world.barrier()
-            engine = cluster.make(world, precision="fp16-per-block", zero_stage=3, compression=Compression(4))
-            try:
-                cluster.load(engine, str(folder))
-                complaint = None
-            except ValueError as error:
-                complaint = str(error)
-            told[name] = world.gather(complaint), key
-            if world.is_main:
-                content[at] ^= 0xff
-                path.write_bytes(content)
-            world.barrier()
-        engine = cluster.make(world, precision="fp16-per-block", zero_stage=3, compression=Compression(4))
-        cluster.load(engine, str(folder))
+            for name in (layers[0], moments[-1], *more):
+                file, key, *_ = opened.tensors[name]["parts"][-1]
+                path = opened.path / file
+                if world.is_main:
+                    content = bytearray(path.read_bytes())
+                    begin = 8 + struct.unpack("<Q", content[:8])[0]
+                    at = begin + json.loads(content[8:begin])[key]["data_offsets"][1] - 1
+                    content[at] ^= 0xff
+                    path.write_bytes(content)
+                world.barrier()
+                engine = cluster.make(world, **run)
+                try:
+                    cluster.load(engine, str(folder))
+                    complaint = None
+                except ValueError as error:
+                    complaint = str(error)
+                told[f"{{name}} {{len(more)}}"] = world.gather(complaint), key
+                if world.is_main:
+                    content[at] ^= 0xff
+                    path.write_bytes(content)
+                world.barrier()
+            engine = cluster.make(world, **run)
+            cluster.load(engine, str(folder))
         """
     )
-    assert len(found) == 5
+    assert len(found) == 5 + 2
     for name, (complaints, key) in found.items():
         assert len(set(complaints)) == 1, name
+        assert complaints[0] is not None, name
         assert "step-0000002 is damaged: rank-0000" in complaints[0]
         assert f"of {key} are not those that were written; there is no older one" in complaints[0]
 
