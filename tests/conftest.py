@@ -109,7 +109,7 @@ def shapes_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer_file(shapes_folder, tmp_path_factory) -> Path:
     """A BPE vocabulary of the drawn captions, at most 300 tokens."""
-    from dalle.cli.train_tokenizer import train_tokenizer
+    from dalle.cli.data.train_tokenizer import train_tokenizer
 
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     train_tokenizer(["--data", f"{shapes_folder}/train-*.tar", "--output", str(path), "--vocabulary", "300"])
@@ -119,7 +119,7 @@ def tokenizer_file(shapes_folder, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def models(shapes_folder, tokenizer_file, tmp_path_factory) -> Path:
     """A folder with a dVAE, a prior and a CLIP, each trained for a few updates by its command; tokens beside them."""
-    from dalle.cli.tokenize import tokenize
+    from dalle.cli.data.tokenize import tokenize
     from dalle.cli.train import train
     from dalle.config import TrainCLIP, TrainDVAE, TrainPrior
 

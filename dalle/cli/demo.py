@@ -72,10 +72,10 @@ def _demo(argv: list[str] | None, held: ExitStack) -> None:
     held.enter_context(claimed(folder, "dalle-demo"))
     _clear(folder)
 
-    from dalle.cli.draw_shapes import draw_shapes
-    from dalle.cli.tokenize import tokenize
+    from dalle.cli.data.draw_shapes import draw_shapes
+    from dalle.cli.data.tokenize import tokenize
+    from dalle.cli.data.train_tokenizer import train_tokenizer
     from dalle.cli.train import train
-    from dalle.cli.train_tokenizer import train_tokenizer
 
     _say("1/7", f"drawing {config.num_train:,} captioned scenes")
     numbers = {"num_train": config.num_train, "num_valid": 4 * config.captions, "seed": config.seed}

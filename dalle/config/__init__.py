@@ -6,8 +6,11 @@ for each stage the default says whose it is. A field that the paper does not hav
 `dalle.cli.arguments` turns these classes into `--help`, YAML and dotted overrides.
 """
 
-from dalle.config.caption_command import Caption, RankBy
-from dalle.config.commands import (
+from dalle.config.commands.caption import Caption, RankBy
+from dalle.config.commands.dedup import EVERY_IMAGE, Dedup
+from dalle.config.commands.evaluate import Evaluate
+from dalle.config.commands.sample import Sample
+from dalle.config.commands.stages import (
     Demo,
     Describe,
     DrawShapes,
@@ -19,13 +22,10 @@ from dalle.config.commands import (
     TrainTokenizer,
     unreached_schedules,
 )
-from dalle.config.dedup_command import EVERY_IMAGE, Dedup
-from dalle.config.evaluate_command import Evaluate
+from dalle.config.commands.study import Study, WorkerChecks
 from dalle.config.models import CLIPModel, DVAEModel, PriorModel
 from dalle.config.run import Compression, Run, Wandb
-from dalle.config.sample_command import Sample
 from dalle.config.sampling import Sampling
-from dalle.config.study_command import Study, WorkerChecks
 from dalle.config.training import DVAEObjective, Images, Optimizer, Plateau, Precision, PriorObjective, Schedule
 
 __all__ = [

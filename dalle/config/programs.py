@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dalle.config.caption_command import Caption
-from dalle.config.commands import (
+from dalle.config.commands.caption import Caption
+from dalle.config.commands.dedup import Dedup
+from dalle.config.commands.evaluate import Evaluate
+from dalle.config.commands.sample import Sample
+from dalle.config.commands.stages import (
     Demo,
     Describe,
     DrawShapes,
@@ -16,10 +19,7 @@ from dalle.config.commands import (
     TrainPrior,
     TrainTokenizer,
 )
-from dalle.config.dedup_command import Dedup
-from dalle.config.evaluate_command import Evaluate
-from dalle.config.sample_command import Sample
-from dalle.config.study_command import Study
+from dalle.config.commands.study import Study
 
 
 @dataclass(frozen=True)

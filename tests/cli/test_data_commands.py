@@ -9,8 +9,8 @@ import torch
 import webdataset as wds
 from PIL import Image
 
-from dalle.cli.tokenize import tokenize
-from dalle.cli.train_tokenizer import train_tokenizer
+from dalle.cli.data.tokenize import tokenize
+from dalle.cli.data.train_tokenizer import train_tokenizer
 from dalle.config import DVAEModel
 from dalle.data.tokens import TokenShards
 from dalle.text import Tokenizer

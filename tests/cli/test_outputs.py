@@ -17,13 +17,13 @@ import webdataset as wds
 from PIL import Image
 
 from dalle.cli import export as export_command
+from dalle.cli.data.draw_shapes import draw_shapes
+from dalle.cli.data.tokenize import tokenize
+from dalle.cli.data.train_tokenizer import train_tokenizer
 from dalle.cli.demo import demo
-from dalle.cli.draw_shapes import draw_shapes
 from dalle.cli.export import export
 from dalle.cli.sample import sample
-from dalle.cli.tokenize import tokenize
 from dalle.cli.train import train
-from dalle.cli.train_tokenizer import train_tokenizer
 from dalle.config import TrainDVAE
 from dalle.data.tokens import Meta, TokenShards, TokenWriter
 from dalle.outputs.ownership import claimed, claimed_file

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
-from dalle.cli.tokenize import tokenize
+from dalle.cli.data.tokenize import tokenize
+from dalle.cli.data.train_tokenizer import train_tokenizer
 from dalle.cli.train import train
-from dalle.cli.train_tokenizer import train_tokenizer
 from dalle.config import TrainCLIP, TrainDVAE, TrainPrior
 from tests.conftest import TINY_CLIP, TINY_DVAE, TINY_PRIOR
 from tests.data.pictures import encoded, gradient, write_shard

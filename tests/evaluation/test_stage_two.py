@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dalle.cli.tokenize import tokenize
+from dalle.cli.data.tokenize import tokenize
 from dalle.config import DVAEModel, PriorModel
 from dalle.config import PriorObjective as PriorObjectiveConfig
 from dalle.data.tokens import Meta, TokenShards, TokenWriter

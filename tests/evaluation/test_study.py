@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dalle.cli.study import study
+from dalle.cli.evaluation.study import study
 from dalle.evaluation.study.design import read_design
 from tests.evaluation.study_folders import CAPTIONS, embedded, write_images
 

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import pytest
 
-from dalle.cli.study import study
+from dalle.cli.evaluation.study import study
 from dalle.config import WorkerChecks
 from dalle.evaluation.study.design import read_design
 from dalle.evaluation.study.results import printed, score, section

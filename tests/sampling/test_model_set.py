@@ -75,7 +75,7 @@ def test_guidance_is_refused_where_the_prior_was_trained_without_caption_dropout
 
 
 def test_a_demo_that_cannot_be_guided_says_so_before_it_trains(tmp_path, monkeypatch):
-    monkeypatch.setattr("dalle.cli.draw_shapes.draw_shapes", None)
+    monkeypatch.setattr("dalle.cli.data.draw_shapes.draw_shapes", None)
     with pytest.raises(ValueError, match=r"sampling\.top_k 129"):
         demo(["--output", str(tmp_path / "demo"), "--sampling.top_k", "129"])
     for stage in ("dvae", "prior", "clip"):

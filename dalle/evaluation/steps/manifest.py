@@ -14,7 +14,7 @@ import torch
 
 import dalle
 from dalle.config import Evaluate, Sampling
-from dalle.config.evaluate_command import PLACES
+from dalle.config.commands.evaluate import PLACES
 from dalle.evaluation.layout import Prompted
 
 _PROGRAM = "dalle-evaluate"

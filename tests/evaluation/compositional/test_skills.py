@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from dalle.cli.draw_shapes import draw_shapes
+from dalle.cli.data.draw_shapes import draw_shapes
 from dalle.config import DrawShapes
 from dalle.data.shapes import COLOURS, SHAPES, Claim, Reading, captions, read, sample_scene, shows
 from dalle.data.shapes.check import stands

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dalle.cli.dedup import dedup
+from dalle.cli.evaluation.dedup import dedup
 from dalle.evaluation.overlap.exclusions import read_exclusions
 from dalle.evaluation.overlap.threshold import cosines_of_copies, suggested
 from tests.data.pictures import encoded, write_shard

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dalle.cli.evaluate import evaluate
+from dalle.cli.evaluation.evaluate import evaluate
 from dalle.config import Evaluate, Images
 from dalle.data.samples import read_pairs
 from dalle.data.shapes import Claim, shows
