@@ -188,6 +188,17 @@ def test_parts_of_several_workers_in_any_order_give_one_shortlist(pipeline):
         _assert_same(found, expected)
 
 
+def test_they_are_decoded_by_as_many_threads_as_drew_them(pipeline, monkeypatch):
+    whole, seen = shortlists.view, []
+    monkeypatch.setattr(shortlists, "view", lambda *given: seen.append(torch.get_num_threads()) or whole(*given))
+    work = Work((CAPTION,), 4, 4, 5, FAST, None, 4)
+    with threads(2):
+        parts = list(draw(pipeline, work))
+    with threads(1):
+        (part,) = Shortlist(work, pipeline.viewer().view).of(parts)
+        assert len(part.drawings) == 4 and seen == [2] and torch.get_num_threads() == 1
+
+
 # ---- the command
 
 
