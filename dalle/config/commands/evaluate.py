@@ -37,8 +37,9 @@ class Evaluate:
         judge: the CLIP of the CLIP score and of retrieval, a folder or `ARCHITECTURE:PRETRAINED`; null means the reranker,
             which then judges what it chose itself
         n: candidates of each caption, of which the reranker takes the best; also the end of the curve over N
-        keep: images of each caption that are written, the best first
-        rerank: rank the candidates; without it the first one counts
+        keep: images of each caption that are written, the best first; without a reranker so many are drawn. Distances and
+            captions found are of the first one
+        rerank: rank the candidates
         blur_radii: standard deviations, in pixels, of the blurs before the distances, of both sets (Figure 9)
         most: the most captions, and the most reference images; null takes all
         batch_size: images that a feature network sees together

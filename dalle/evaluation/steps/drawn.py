@@ -7,6 +7,7 @@ whose `candidates.json` is there is not drawn again.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -130,8 +131,10 @@ def _write(prompted: Prompted, ranked: list[Drawing], n: int, seed: int, keep: i
         right=_right(prompted, by_seed),
     )
     write_prompt(folder, prompted.number, prompted.metadata)
-    for rank, drawing in enumerate(ranked[:keep]):
-        save_drawing(drawing, sample_path(folder, prompted.number, rank))
+    # equal ones as often as they came, or a measure would take the model for more varied than it is
+    repeated = itertools.chain.from_iterable(itertools.repeat(drawing, drawing.times) for drawing in ranked)
+    for place, drawing in enumerate(itertools.islice(repeated, keep)):
+        save_drawing(drawing, sample_path(folder, prompted.number, place))
     if candidates.scores is not None:
         on_curve = {candidates.best_of(size) for size in curve_of(n)}
         for number, drawing in zip(candidates.numbers, by_seed, strict=True):

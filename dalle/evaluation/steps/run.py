@@ -98,12 +98,13 @@ def _draw(config: Evaluate, sources: Sources, folder: Path, say: Callable[[str],
     _check_request(samples / _REQUEST, request, config.overwrite)
     samples.mkdir(exist_ok=True)
     replace_text(samples / _REQUEST, json.dumps(request, indent=1))
-    work = Work((), config.n, config.n, config.seed, sources.sampling)
+    n = config.n if config.rerank else config.keep  # without a reranker more would be drawn to be thrown away
+    work = Work((), n, n, config.seed, sources.sampling)
     total = config.n * len(sources.prompted)
     captions = [each.prompt for each in sources.prompted]
     caption_tokens(sources.models.tokenizer, captions, sources.models.prior_config.caption_tokens)
-    total = config.n * len(sources.prompted)
-    say(f"{config.n} candidates of each of {len(sources.prompted):,} captions")
+    total = n * len(sources.prompted)
+    say(f"{n} candidates of each of {len(sources.prompted):,} captions")
     with (
         warnings.catch_warnings(),
         tqdm(total=total, unit=" images", disable=not sys.stderr.isatty()) as bar,
@@ -111,7 +112,7 @@ def _draw(config: Evaluate, sources: Sources, folder: Path, say: Callable[[str],
         # what is cut from captions has just been said, once for all
         warnings.filterwarnings("ignore", category=CaptionWarning)
         warnings.filterwarnings("ignore", message="the reranker reads only the beginning")
-        draw_all(drawing_with(config), sources.prompted, work, min(config.keep, config.n), samples, bar.update)
+        draw_all(drawing_with(config), sources.prompted, work, min(config.keep, n), samples, bar.update)
 
 
 def drawing_with(config: Evaluate) -> Callable[[Work], Iterator[Part]]:

@@ -88,7 +88,7 @@ def find_sources(config: Evaluate, folder: Path, captions: list[dict[str, Any]] 
     if models is not None:
         metadata = captions or _captions(config, reference)
         prompted = [Prompted(number, each["prompt"], each, ()) for number, each in enumerate(metadata)]
-        prompted = [_with_paths(each, folder, min(config.keep, config.n)) for each in prompted]
+        prompted = [_with_paths(each, folder, config.keep) for each in prompted]
     notes: list[str] = []
     excluded = frozenset[int]()
     if config.exclude is not None:
