@@ -141,7 +141,7 @@ def _command(module: str, function: str, *arguments: str) -> subprocess.Popen:
 def test_of_two_at_once_the_second_is_refused(tmp_path, base):
     """Two used to publish a mixture and call it done."""
     tars = [_images(tmp_path / f"{name}.tar", 1500, first) for name, first in (("a", 0), ("b", 2000))]
-    both = [_command("tokenize", "main", "--data", tar, *base) for tar in tars]
+    both = [_command("data.tokenize", "main", "--data", tar, *base) for tar in tars]
     told = [process.communicate(timeout=200) for process in both]
     assert sorted(process.returncode for process in both) == [0, 2], told
     (refused,) = [complaint for process, (_, complaint) in zip(both, told, strict=True) if process.returncode]
@@ -154,7 +154,7 @@ def test_of_two_at_once_the_second_is_refused(tmp_path, base):
 
 def test_tokenize_killed_midway_begins_again(tmp_path, one, base):
     many = _images(tmp_path / "many.tar", 3000)
-    killed = _command("tokenize", "main", "--data", many, *base)
+    killed = _command("data.tokenize", "main", "--data", many, *base)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "tokens").glob(".dalle-unfinished-*/*")):
         assert killed.poll() is None and time.monotonic() < deadline
