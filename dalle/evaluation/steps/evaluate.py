@@ -99,8 +99,7 @@ class Evaluation:
         texts_NE = judge.texts(captions)
         images_NE = judge.images(read_batches(self.firsts, together))
         if self.candidates is not None:
-            name = f"clip score ({judge.name})"
-            self.ranking[name] = scores_over_n(judge, self._winners(), texts_NE, together)
+            self.ranking["clip_score"] = scores_over_n(judge, self._winners(), texts_NE, together)
         part = judged_section(
             judge, captions, images_NE, texts_NE, self.sources.reals, self.sources.reference, together
         )
@@ -120,7 +119,7 @@ class Evaluation:
                 ]
                 yield distance_section(compare(self._collected(network, kept), kept_real), len(sources.excluded))
             if self.candidates is not None:
-                name = "fid" if network.name == "inception" else f"fid-like ({network.name})"
+                name = f"frechet_distance ({network.name})"
                 self.ranking[name] = distances_over_n(network, self._winners(), real, self.settings)
 
     def _collected(self, network: Any, paths: Sequence[Path]) -> Collected:

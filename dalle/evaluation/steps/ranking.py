@@ -12,6 +12,7 @@ from dalle.evaluation.layout import Prompted
 from dalle.evaluation.report.section import Section, curve, prose, table
 from dalle.evaluation.steps.drawn import Candidates, best_path, curve_of
 
+_DISTANCE = "frechet_distance"
 TAPER = 0.01
 """A doubling of N that gains less than this share of what all doublings gained is said to be where the curve tapers."""
 
@@ -60,16 +61,15 @@ def ranking_section(figures: dict[str, Any], captions: int) -> Section:
     """Table and plots over N.
 
     Args:
-        figures: by name a dict of N to a value, such as "fid (efficientnet-lite0)" or "reranked"; the names that begin with
-            "fid" are plotted apart
+        figures: by name a dict of N to a value: "frechet_distance (FEATURES)", "clip_score", "reranked", "any_right", "unranked"
         captions: how many they are means of
     """
     sizes = sorted({n for values in figures.values() for n in values})
     names = list(figures)
     rows = [[n, *(figures[name].get(n) for name in names)] for n in sizes]
-    distances = {name: _line(figures[name]) for name in names if name.startswith("fid")}
-    scores = {name: _line(figures[name]) for name in names if name.startswith("clip")}
-    shares = {name: _line(figures[name]) for name in names if name in ("reranked", "any_right")}
+    distances = {name: _line(figures[name]) for name in names if name.startswith(_DISTANCE)}
+    scores = {name: _line(figures[name]) for name in names if name == "clip_score"}
+    shares = {name.replace("_", " "): _line(figures[name]) for name in names if name in ("reranked", "any_right")}
     plots = "".join(
         curve(title, lines, log2_x=True)
         for title, lines in (
@@ -80,18 +80,18 @@ def ranking_section(figures: dict[str, Any], captions: int) -> Section:
         if lines
     )
     tapers = {
-        name: tapers_at(figures[name], least=name.startswith("fid"))
+        name: tapers_at(figures[name], least=name.startswith(_DISTANCE))
         for name in names
         if len(figures[name]) > 1 and name != "any_right"
     }
-    told = "; ".join(f"{name} tapers at N = {n}" for name, n in tapers.items())
+    told = "; ".join(f"{name.replace('_', ' ')} tapers at N = {n}" for name, n in tapers.items())
     body = prose(
         f"The best of the first N candidates of each of {captions:,} captions, all from one set of {sizes[-1]}. {told}."
     )
     return Section(
         "ranking",
         "Reranking over N",
-        body + plots + table(["N", *names], rows),
+        body + plots + table(["N", *(name.replace("_", " ") for name in names)], rows),
         {**{name: {str(n): value for n, value in figures[name].items()} for name in names}, "tapers_at": tapers},
     )
 

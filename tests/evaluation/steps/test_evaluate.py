@@ -58,7 +58,7 @@ def test_the_distance_is_that_of_the_first_images(evaluated, metrics, pairs):
     # the covariances have rank 11 of 1,280, which a general square root meets with little more than half its digits
     assert found == pytest.approx(_frechet(*seen), rel=1e-4)
     # the end of the curve is the same images, in other batches, whose convolutions round otherwise
-    assert metrics["ranking"]["fid-like (efficientnet-lite0)"][str(N)] == pytest.approx(found, rel=1e-5)
+    assert metrics["ranking"]["frechet_distance (efficientnet-lite0)"][str(N)] == pytest.approx(found, rel=1e-5)
 
 
 def test_retrieval_and_score_are_those_of_a_plain_loop(evaluated, metrics, models, pairs):
