@@ -22,7 +22,7 @@ def test_shares_over_n_are_of_the_first_n_candidates_equal_ones_counted():
 @pytest.mark.parametrize(
     ("values", "least", "at"),
     [
-        ({1: 0.0, 2: 0.9, 4: 0.995, 8: 1.0}, False, 4),
+        ({1: 0.0, 2: 0.985, 4: 0.995, 8: 1.0}, False, 4),
         ({1: 20.0, 2: 11.0, 4: 10.05, 8: 10.0}, True, 4),
         ({1: 0.5, 2: 0.5}, False, 1),
     ],
