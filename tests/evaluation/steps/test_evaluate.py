@@ -88,6 +88,7 @@ def test_the_curve_over_n_is_judged_by_the_checker(evaluated, metrics):
     right = [shows(read_image(each.samples[0]), Claim.from_json(each.metadata["scene"])) for each in read]
     assert metrics["ranking"]["reranked"][str(N)] == pytest.approx(np.mean(right))
     assert set(metrics["ranking"]["reranked"]) == {"1", "2", "4"}
+    assert metrics["compositional"]["images"] == len(read)  # the reranker's choice, not all that are kept
 
 
 def test_every_part_is_there(evaluated, metrics):
@@ -147,12 +148,15 @@ def test_an_exclusion_list_leaves_out_image_and_caption(evaluated, metrics, shap
     (tmp_path / "exclude.txt").write_text(f"valid-000.tar/{pairs[2].key}\n{pairs[5].key}\nnone-such\n")
     given = ["--model", str(models), "--reference", f"{shapes_folder}/valid-000.tar", *OPTIONS]
     folder = tmp_path / "out"
-    shutil.copytree(evaluated / "samples", folder / "samples")
-    evaluate([*given, "--exclude", str(tmp_path / "exclude.txt"), "--output", str(folder), "--overwrite"])
+    for part in ("samples", "train-index"):
+        shutil.copytree(evaluated / part, folder / part)
+    given += ["--train", f"{shapes_folder}/train-000.tar", "--exclude", str(tmp_path / "exclude.txt")]
+    evaluate([*given, "--output", str(folder), "--overwrite"])
     found = json.loads((folder / "metrics.json").read_text())
     assert found["distances_efficientnet-lite0"] == metrics["distances_efficientnet-lite0"]
     without = found["distances_efficientnet-lite0_excluding"]
     assert without["num_images"] == without["num_reference"] == 10
+    assert found["memorised"]["real_images"] == 10  # or the limit would be that of the copies
     assert "1 of 3 names of the exclusion list are of no reference image" in (folder / "report.html").read_text()
 
 
