@@ -68,7 +68,7 @@ def parse(cls: type, prog: str, argv: list[str] | None = None, positional: str |
 
 _NO_PATHS = ("caption", "region")
 """The only settings of commands whose text is not the path of something."""
-_SHARDS = ("data", "valid_data")
+_SHARDS = ("data", "valid_data", "reference", "train", "evaluation")
 """Those that may hold globs, ranges and several names (`dalle.data.naming`)."""
 
 

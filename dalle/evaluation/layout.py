@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from dalle.data.captions import is_encodable
 from dalle.data.images import decode
 from dalle.reporting.page_head import replace_text
 
@@ -86,7 +87,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: {error.strerror}; each prompt needs one") from None
     except (ValueError, KeyError, TypeError):
         prompt = None
-    if not isinstance(prompt, str) or not prompt.strip():
+    if not isinstance(prompt, str) or not prompt.strip() or not is_encodable(prompt):
         raise ValueError(f'{path}: is no JSON object like {{"prompt": "a red circle"}}')
     return metadata
 

@@ -9,7 +9,6 @@ import torch
 
 from dalle.evaluation.features.images import extra
 from dalle.evaluation.measures.blur import blurred
-from dalle.evaluation.measures.clip_score import ClipScore, clip_score, clip_scores
 from dalle.evaluation.measures.collector import Collector
 from dalle.evaluation.measures.comparison import compare
 from dalle.evaluation.measures.section import section
@@ -196,45 +195,3 @@ def test_a_network_that_is_broken_is_named():
 
     with pytest.raises(ValueError, match="tiny gives features that are not finite"):
         collected(DRAWN, Broken())
-
-
-class FakeClip:
-    """Embeds an image as its first pixel's colour, and a caption as the colour that it names."""
-
-    mean = torch.zeros(1)
-
-    def __init__(self):
-        self.colours = {"red": (1.0, 0.0, 0.0), "blue": (0.0, 0.0, 1.0), "no red": (-1.0, 0.0, 0.0)}
-
-    def embed_images(self, images_BCYX):
-        return torch.nn.functional.normalize(images_BCYX[:, :, 0, 0].float(), dim=1)
-
-    def tokens(self, captions):
-        return torch.tensor([self.colours[caption] for caption in captions])
-
-    def embed_texts(self, tokens_BU):
-        return tokens_BU
-
-
-def test_clip_score_is_a_hundred_times_the_cosine_but_never_negative():
-    images = np.zeros((40, 4, 4, 3), dtype=np.uint8)
-    images[:, 0, 0] = (30, 40, 0)
-    captions = ["red", "blue", "no red", "red"] * 10
-    scores = clip_scores(FakeClip(), images, captions)
-    np.testing.assert_allclose(scores, [60, 0, 0, 60] * 10, rtol=1e-6)  # cosines in fp32
-    batches = [(images[:3], captions[:3]), (images[3:], captions[3:])]
-    score = clip_score(FakeClip(), batches)
-    assert score.count == 40 and score.mean == pytest.approx(30, rel=1e-6)
-    assert score.standard_error == pytest.approx(np.std(scores) / np.sqrt(40), rel=1e-6)
-    halves = ClipScore(), ClipScore()
-    for half, part in zip(halves, (scores[:15], scores[15:]), strict=True):
-        half.add(part)
-    halves[0].merge(halves[1])
-    assert halves[0].mean == pytest.approx(score.mean, rel=1e-12)
-
-
-def test_clip_score_takes_a_caption_for_each_image():
-    with pytest.raises(ValueError, match="2 images, but 1 captions"):
-        clip_scores(FakeClip(), REAL[:2], ["red"])
-    with pytest.raises(ValueError, match="at least 1 image"):
-        _ = ClipScore().mean

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-import warnings
 
 from dalle.cli import arguments
 from dalle.config import Evaluate
+from dalle.config.checks import warn
 from dalle.outputs.ownership import claimed
 
 _COMMAND = "dalle-evaluate"
@@ -29,9 +29,12 @@ def evaluate(argv: list[str] | None = None) -> None:
         manifest = None
         if config.manifest is not None:
             manifest = manifests.read_manifest(config.manifest)
-            config = manifests.settings_of(manifest, config)
+            where = f"manifest {config.manifest}: "
+            config = manifests.settings_of(
+                manifest, config, lambda values: arguments.parse_model(Evaluate, values, where)
+            )
             if other := manifests.other_machine(manifest):
-                warnings.warn(f"this machine may round otherwise: {'; '.join(other)}", stacklevel=2)
+                warn(f"this machine may round otherwise: {'; '.join(other)}")
         differing = run(config, folder, manifest, lambda what: print(what, flush=True))
     print(f"{folder / 'report.html'}, {folder / 'metrics.json'} and {folder / 'manifest.json'}")
     if manifest is None:

@@ -9,7 +9,7 @@ from dalle.config.sampling import Sampling
 
 PLACES = (
     *("output", "manifest", "overwrite", "processes"),
-    *("model", "dvae", "prior", "clip", "judge", "images", "reference", "train", "exclude"),
+    *("model", "dvae", "prior", "priors", "clip", "judge", "features", "images", "reference", "train", "exclude"),
 )
 """Where things lie and how they are worked on: what may be said beside a manifest."""
 
@@ -46,6 +46,7 @@ class Evaluate:
         seed: of the first candidate of each caption, and of what is chosen at random
         dvae: dVAE folder in place of the model's
         prior: prior folder in place of the model's
+        priors: folders of other priors of the same dVAE, with spaces between them, whose held-out loss stands beside
         clip: reranker in place of the model's, a folder or `ARCHITECTURE:PRETRAINED` of open_clip
         manifest: do what this `manifest.json` tells once more, and compare the digits; takes no other options than those of
             where things lie
@@ -72,6 +73,7 @@ class Evaluate:
     seed: int = 0
     dvae: str | None = None
     prior: str | None = None
+    priors: str | None = None
     clip: str | None = None
     manifest: str | None = None
     overwrite: bool = False
@@ -96,6 +98,11 @@ class Evaluate:
         else:
             self._check_manifest()
 
+    @property
+    def drawn(self) -> int:
+        """Candidates that are drawn of each caption: without a reranker more than are kept would be thrown away."""
+        return self.n if self.rerank else self.keep
+
     def _check_sources(self) -> None:
         require(
             self.model is None or self.images is None, "model and images: give one of them, what draws or what is drawn"
@@ -112,9 +119,11 @@ class Evaluate:
             self.images is None or self.captions is None,
             "captions and images: the folder of images tells their captions; leave captions out",
         )
-        require(
-            self.reference is not None or self.exclude is None, "exclude: leaves out reference images; name --reference"
-        )
+        for name, why in (
+            ("exclude", "leaves out reference images"),
+            ("train", "what is remembered is told beside real images that were not trained on"),
+        ):
+            require(self.reference is not None or getattr(self, name) is None, f"{name}: {why}; name --reference")
 
     def _check_manifest(self) -> None:
         for option in fields(self):

@@ -20,8 +20,17 @@ def trained_tower(folder: str, device: str | torch.device = "cpu") -> Network:
     """
     if not Path(folder).is_dir():
         raise ValueError(f"features clip:{folder}: no such folder; name one that dalle-train-clip has written")
-    # its name alone: where it lay is not what it is
-    return _tower(f"clip:{Path(folder).resolve().name}", read_header(folder)["hash"], load_clip(folder), device)
+    known = read_header(folder)["hash"]
+    clip = load_clip(folder)
+    check_reads_pixels(clip, f"features clip:{folder}")
+    # what it is, not where it lay or how that was called
+    return _tower(f"clip:{known[:8]}", known, clip, device)
+
+
+def check_reads_pixels(clip: CLIP, named: str) -> None:
+    """Raises ValueError for one that reads codes."""
+    if clip.config.reads == "codes":
+        raise ValueError(f"{named}: reads codes of a dVAE, not pictures; name a CLIP that was trained on pixels")
 
 
 def open_clip_tower(model: str, device: str | torch.device = "cpu") -> Network:

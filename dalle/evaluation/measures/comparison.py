@@ -11,6 +11,9 @@ from dalle.evaluation.measures.class_score import Spread
 from dalle.evaluation.measures.collector import Collected, Collector, Source, Sums
 from dalle.evaluation.measures.distances import Neighbourhoods
 
+_MANY = 5_000
+"""Images from which class scores are usually given (Salimans et al. 2016 take 50,000, the paper 30,000)."""
+
 
 @dataclass(frozen=True)
 class AtRadius:
@@ -159,6 +162,11 @@ def _notes(images: Collected, reference: Collected, num_sampled: int, num_sample
         yield (
             f"The kernel distance is over subsets of {subset:,} images, the smaller set, in place of "
             f"{distances.KERNEL_SUBSET_SIZE:,}: its spread says less than usual."
+        )
+    if next(iter(images.at.values())).classes is not None and min(images.num_images, reference.num_images) < _MANY:
+        yield (
+            f"The class score grows with the number of images, {images.num_images:,} here and {reference.num_images:,} of the "
+            "reference: compare it with figures of as many images alone."
         )
     if min(num_sampled, num_sampled_reference) < distances.NEAREST_K + 2:
         yield f"Too few images for precision, recall, density and coverage: they take {distances.NEAREST_K + 2}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 
 from dalle.evaluation.report.section import Section
@@ -56,7 +57,9 @@ def page(title: str, subtitle: str, facts: Mapping[str, str], sections: Sequence
     )
     links = "".join(f'<a href="#{html.escape(part.key)}">{html.escape(part.title)}</a>' for part in sections)
     body = "".join(part.html() for part in sections)
-    return (
+    text = (
         f'{head(title, _STYLE)}<h1>{html.escape(title)}</h1><span class="soft">{html.escape(subtitle)}</span>'
         f'<nav>{links}</nav><div class="facts">{tiles}</div>{body}</body></html>\n'
     )
+    # which HTML does not allow, and captions from strangers may hold
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", "\ufffd", text)

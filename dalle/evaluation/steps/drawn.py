@@ -80,7 +80,7 @@ def draw_all(
         folder: of the samples
         progress: told how many candidates were drawn, or found to be there
     """
-    todo = [each for each in prompted if not _path(folder, each.number).is_file()]
+    todo = [each for each in prompted if not _is_whole(folder, each, work.n, keep)]
     progress(work.n * (len(prompted) - len(todo)))
     if not todo:
         return
@@ -107,14 +107,36 @@ def read_candidates(folder: Path, number: int) -> Candidates | None:
     if not path.is_file():
         return None
     try:
-        return Candidates(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
-        raise ValueError(f"{path}: is damaged: delete it, and its caption is drawn again") from None
+        found = Candidates(**json.loads(path.read_text(encoding="utf-8")))
+        sound = (
+            found.numbers[0] == 0 and sum(found.times) == found.drawn and sorted(set(found.numbers)) == found.numbers
+        )
+        lists = [each for each in (found.times, found.scores, found.right) if each is not None]
+        sound = sound and all(len(each) == len(found.numbers) for each in lists)
+    except (ValueError, TypeError, IndexError):
+        sound = False
+    if not sound:
+        raise ValueError(f"{path}: is damaged: delete it, and its caption is drawn again")
+    return found
 
 
 def best_path(folder: Path, number: int, candidate: int) -> Path:
     """Where an image of the curve lies."""
     return folder / f"{number:05d}" / "best" / f"{candidate:04d}.png"
+
+
+def _is_whole(folder: Path, prompted: Prompted, n: int, keep: int) -> bool:
+    """Whether all that is written of a caption is there."""
+    try:
+        found = read_candidates(folder, prompted.number)
+    except ValueError:
+        return False
+    if found is None or found.drawn != n:
+        return False
+    paths = [sample_path(folder, prompted.number, place) for place in range(min(keep, n))]
+    if found.scores is not None:
+        paths += [best_path(folder, prompted.number, found.best_of(size)) for size in curve_of(n)]
+    return all(path.is_file() for path in paths)
 
 
 def _path(folder: Path, number: int) -> Path:

@@ -9,18 +9,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dalle.config import Evaluate
-from dalle.data.naming import expand
+from dalle.config import EVERY_IMAGE, Evaluate
 from dalle.evaluation import calibration, stage_one, stage_two
 from dalle.evaluation.compositional.results import judge
 from dalle.evaluation.compositional.section import compositional_section
-from dalle.evaluation.held_out_pairs import image_pairs
-from dalle.evaluation.layout import Prompted, read_image
+from dalle.evaluation.held_out_pairs import Batch, image_pairs
+from dalle.evaluation.layout import read_image
 from dalle.evaluation.measures.collector import Collected
 from dalle.evaluation.measures.comparison import compare
 from dalle.evaluation.overlap.index import embed
@@ -38,7 +38,7 @@ from dalle.evaluation.steps.quality import (
 )
 from dalle.evaluation.steps.ranking import accuracy_over_n, ranking_section, winners
 from dalle.evaluation.steps.shown import samples_section
-from dalle.evaluation.steps.sources import Sources
+from dalle.evaluation.steps.sources import Sources, device_here
 from dalle.models.folder import load_dvae
 
 
@@ -54,7 +54,7 @@ class Evaluation:
 
     def __init__(self, config: Evaluate, sources: Sources, folder: Path, say: Callable[[str], None]):
         self.config, self.sources, self.folder, self.say = config, sources, folder, say
-        self.prompted = [_with_what_is_there(each) for each in sources.prompted]
+        self.prompted = sources.prompted
         self.firsts = [each.samples[0] for each in self.prompted]
         self.settings = Settings(config.batch_size, config.blur_radii, config.seed)
         self.samples = Path(config.images) if config.images is not None else folder / "samples"
@@ -100,8 +100,9 @@ class Evaluation:
         images_NE = judge.images(read_batches(self.firsts, together))
         if self.candidates is not None:
             self.ranking["clip_score"] = scores_over_n(judge, self._winners(), texts_NE, together)
+        sources = self.sources
         part = judged_section(
-            judge, captions, images_NE, texts_NE, self.sources.reals, self.sources.reference, together
+            judge, captions, images_NE, texts_NE, sources.reals, sources.reference, together, sources.excluded
         )
         return [part], scores(images_NE, texts_NE)
 
@@ -133,20 +134,20 @@ class Evaluation:
         judged = self.prompted
         if self.candidates is not None:
             self.ranking |= accuracy_over_n(self.candidates, min(each.drawn for each in self.candidates))
-            pairs = [(np.array(each.scores), np.array(each.right)) for each in self.candidates]
+            pairs = [
+                (np.repeat(each.scores, each.times), np.repeat(each.right, each.times)) for each in self.candidates
+            ]
             yield calibration.section(calibration.calibration(*zip(*pairs, strict=True)))
             judged = [replace(each, samples=each.samples[:1]) for each in self.prompted]  # the reranker's choice
         yield compositional_section(judge(judged), self.folder)
 
     def _memorised(self) -> Iterator[Section]:
         sources, config = self.sources, self.config
-        if config.train is None:
+        if not sources.train:
             return
-        if sources.reference is None:
-            raise ValueError("train: what is remembered is told beside real images; name --reference")
         network, side_px = sources.networks[0], sources.reference.size_px
         self.say(f"the nearest training images, by {network.name}")
-        index = embed(self.folder / "train-index", expand(config.train), network, side_px, batch_size=config.batch_size)
+        index = embed(self.folder / "train-index", sources.train, network, side_px, batch_size=config.batch_size)
         kept = [number for number in range(len(sources.reference)) if number not in sources.excluded]
         found = memorised(
             _Images(self.firsts),
@@ -168,14 +169,18 @@ class Evaluation:
             return
         network = sources.networks[0]
         self.say("stage one: reconstructions")
-        dvae = load_dvae(sources.models.dvae)
+        dvae = load_dvae(sources.models.dvae, device_here())
         batches = sources.reference.batches(self.config.batch_size)
         yield stage_one.section(stage_one.stage_one(dvae, batches, len(sources.reference), network))
         if not all(sources.reference.captions):
             return
         self.say("stage two: held-out loss")
-        pairs = image_pairs(sources.reference.spec, sources.models.dvae)
-        yield stage_two.section([stage_two.held_out_loss(sources.models.prior, pairs)])
+        pairs = image_pairs(sources.reference.spec, sources.models.dvae, EVERY_IMAGE)
+        pairs = replace(pairs, source="the reference", batches=partial(_first, pairs.batches, len(sources.reference)))
+        priors = [sources.models.prior, *(self.config.priors or "").split()]
+        losses = stage_two.held_out_losses(priors, pairs)
+        # by what they are: figures do not depend on where things lie
+        yield stage_two.section([replace(each, name=f"prior:{each.prior_hash[:8]}") for each in losses])
 
 
 @dataclass(frozen=True)
@@ -191,7 +196,10 @@ class _Images(Sequence):
         return read_image(self.paths[place])
 
 
-def _with_what_is_there(prompted: Prompted) -> Prompted:
-    """Without the paths of drawings that came out the same as better ones."""
-    there = tuple(path for path in prompted.samples if path.is_file())
-    return replace(prompted, samples=there)
+def _first(batches: Callable[[], Iterator[Batch]], count: int) -> Iterator[Batch]:
+    """The first pairs of batches."""
+    for codes_BI, captions in batches():
+        yield codes_BI[:count], captions[:count]
+        count -= len(captions)
+        if count <= 0:
+            return

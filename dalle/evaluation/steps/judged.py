@@ -72,6 +72,7 @@ def judged_section(
     reals: Sequence[int | None],
     reference: Reference | None,
     together: int,
+    excluded: frozenset[int] = frozenset(),
 ) -> Section:
     """CLIP score and retrieval of the samples, beside those of the captions' own real images where they have any.
 
@@ -82,16 +83,24 @@ def judged_section(
         reals: the number of each caption's own reference image, null where it has none
         reference: the real images
         together: images embedded at a time
+        excluded: real images that are left out, with their captions, in rows of their own
     """
-    numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
-    ids_N = np.array([numbers[caption] for caption in captions])
-    rows = {"samples": _row(images_NE, texts_NE, ids_N)}
-    own = [place for place, number in enumerate(reals) if number is not None]
-    if reference is not None and len(own) == len(captions):
-        # in the order of the shards, as they are read
-        ordered = sorted(own, key=lambda place: reals[place])
-        real_NE = judge.images(reference.batches(together, [reals[place] for place in ordered]))
-        rows["real images"] = _row(real_NE, texts_NE[ordered], ids_N[ordered])
+    # two that differ in capitals or spaces are one to whoever reads them
+    normal = [" ".join(caption.lower().split()) for caption in captions]
+    numbers = {caption: number for number, caption in enumerate(dict.fromkeys(normal))}
+    ids_N = np.array([numbers[caption] for caption in normal])
+    sets = {"samples": images_NE}
+    if reference is not None and None not in reals:
+        there = sorted(set(reals))  # in the order of the shards, as they are read
+        real_NE = judge.images(reference.batches(together, there))
+        sets["real images"] = real_NE[np.searchsorted(there, reals)]
+    rows = {name: _row(each_NE, texts_NE, ids_N) for name, each_NE in sets.items()}
+    kept = [place for place, number in enumerate(reals) if number not in excluded]
+    if len(kept) < len(captions):
+        left_out = f"{len(captions) - len(kept)} left out"
+        rows |= {
+            f"{name}, {left_out}": _row(each_NE[kept], texts_NE[kept], ids_N[kept]) for name, each_NE in sets.items()
+        }
     names = [f"{way}_r{k}" for way in ("image_to_caption", "caption_to_image") for k in RECALLS]
     header = ["", "CLIP score", *(f"{way} R@{k}" for way in ("image → caption", "caption → image") for k in RECALLS)]
     shown = table(header, [[name, row["clip_score"], *(row[each] for each in names)] for name, row in rows.items()])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import dalle
-from dalle.config import Evaluate, Sampling
+from dalle.config import Evaluate
 from dalle.config.commands.evaluate import PLACES
 from dalle.evaluation.layout import Prompted
 
@@ -76,29 +76,30 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     for name, kind in parts.items():
         if not isinstance(content.get(name), kind):
             raise ValueError(f"manifest {path}: is damaged: it has no {name}")
+    if not isinstance(content.get("versions", {}), dict):
+        raise ValueError(f"manifest {path}: is damaged: its versions are none")
+    if not content["captions"]:
+        raise ValueError(f"manifest {path}: is damaged: it has no captions")
     if not all(isinstance(each, dict) and isinstance(each.get("prompt"), str) for each in content["captions"]):
         raise ValueError(f"manifest {path}: is damaged: one of its captions has no prompt")
     return {**content, "path": str(path)}
 
 
-def settings_of(manifest: dict[str, Any], given: Evaluate) -> Evaluate:
+def settings_of(manifest: dict[str, Any], given: Evaluate, parse: Callable[[dict[str, Any]], Evaluate]) -> Evaluate:
     """What a manifest asks for, with the places that are given beside it.
 
+    Args:
+        manifest: from `read_manifest`
+        given: the settings beside it
+        parse: makes settings of plain values
+
     Raises:
-        ValueError: it asks for something that this version does not know
+        ValueError: it asks for something that this version does not know, or that cannot be
     """
-    request, known = dict(manifest["request"]), {option.name for option in fields(Evaluate)}
-    if unknown := sorted(set(request) - known):
-        raise ValueError(f"manifest {given.manifest}: was written by another version: it asks for {unknown[0]}")
-    try:
-        request["sampling"] = Sampling(**request["sampling"])
-        request["blur_radii"] = tuple(request["blur_radii"])
-        config = Evaluate(output=given.output, **request)
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"manifest {given.manifest}: is damaged: {error}") from None
-    # of all of them what is not said is null or false
-    told = {name: getattr(given, name) for name in PLACES if name != "manifest" and getattr(given, name)}
-    return replace(config, **told)
+    config = parse({**manifest["request"], "output": given.output})
+    defaults = {option.name: option.default for option in fields(Evaluate)}
+    told = {name: getattr(given, name) for name in PLACES if getattr(given, name) != defaults[name]}
+    return replace(config, **{**told, "manifest": None})
 
 
 def check_identities(manifest: dict[str, Any], now: dict[str, Any]) -> None:
@@ -107,12 +108,17 @@ def check_identities(manifest: dict[str, Any], now: dict[str, Any]) -> None:
     Raises:
         ValueError: a hash is another one; both are shown
     """
-    then = dict(_flat(manifest["identities"]))
-    for name, value in _flat(now):
-        if name in then and then[name] != value:
-            raise ValueError(
-                f"manifest {manifest['path']}: was made with another {name}: {str(then[name])[:16]} there, {str(value)[:16]} here"
-            )
+    then, here = dict(_flat(manifest["identities"])), dict(_flat(now))
+    for name in sorted((then | here).keys() - {"samples"}):
+        if then.get(name) != here.get(name):
+            told = f"{str(then.get(name))[:16]} there, {str(here.get(name))[:16]} here"
+            raise ValueError(f"manifest {manifest['path']}: was made with another {name}: {told}")
+
+
+def other_samples(manifest: dict[str, Any], pixels: str) -> list[str]:
+    """In words, that the samples are not those of the manifest; none where they are."""
+    then = manifest["identities"].get("samples")
+    return [] if then == pixels else [f"samples have other pixels: {str(then)[:16]} then, {pixels[:16]} now"]
 
 
 def machine() -> dict[str, Any]:
@@ -145,9 +151,9 @@ def _same(one: Any, other: Any) -> bool:
     return both_nan or one == other
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
+def _flat(values: dict[str, Any] | list[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items() if isinstance(values, dict) else enumerate(values):
+        if isinstance(value, dict | list):
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

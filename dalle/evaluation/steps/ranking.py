@@ -14,7 +14,7 @@ from dalle.evaluation.steps.drawn import Candidates, best_path, curve_of
 
 _DISTANCE = "frechet_distance"
 TAPER = 0.01
-"""A doubling of N that gains less than this share of what all doublings gained is said to be where the curve tapers."""
+"""The curve is said to taper at the first N whose figure is short of the best by at most this share of the whole gain."""
 
 
 def accuracy_over_n(candidates: Sequence[Candidates], n: int) -> dict[str, dict[int, float]]:
@@ -36,7 +36,7 @@ def accuracy_over_n(candidates: Sequence[Candidates], n: int) -> dict[str, dict[
 
 
 def tapers_at(values: dict[int, float], least: bool = False) -> int:
-    """The first N from which no doubling gains more than a hundredth of the whole gain.
+    """The first N whose figure is within a hundredth of the whole gain of the best.
 
     Args:
         values: by N

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dalle.config import Images
+from dalle.config import EVERY_IMAGE
 from dalle.data.counts import Counts
 from dalle.data.samples import read_pairs
 
@@ -26,7 +26,8 @@ class Reference:
         size_px: side of the images
         shards: path or URL of each image's shard
         keys: its name there
-        captions: of each, the first one
+        digests: of each image's pixels, by which it is known wherever its shard lies
+        captions: of each, the first one; "" of one that has none
         scenes: what the drawn data set says of each; null elsewhere
         hash: SHA-256 of all pixels, in order
         line: how many samples were used, filtered and broken, in words
@@ -36,6 +37,7 @@ class Reference:
     size_px: int
     shards: list[str]
     keys: list[str]
+    digests: list[str]
     captions: list[str]
     scenes: list[dict[str, Any] | None]
     hash: str
@@ -70,17 +72,18 @@ def read_reference(spec: str, size_px: int, most: int | None) -> Reference:
         ValueError: nothing can be read, or there are fewer than two images
     """
     counts, digest = Counts(), hashlib.sha256()
-    shards, keys, captions, scenes = [], [], [], []
+    shards, keys, digests, captions, scenes = [], [], [], [], []
     for pair in itertools.islice(_pairs(spec, size_px, counts), most):
         shards.append(pair.shard)
         keys.append(pair.key)
         captions.append(pair.captions[0])
         scenes.append(pair.scene)
+        digests.append(hashlib.blake2b(pair.image.tobytes(), digest_size=16).hexdigest())
         digest.update(pair.image.tobytes())
     if len(keys) < 2:
         raise ValueError(f"reference {spec}: a distance needs two images or more, and there is {len(keys)}")
-    return Reference(spec, size_px, shards, keys, captions, scenes, digest.hexdigest(), counts.line())
+    return Reference(spec, size_px, shards, keys, digests, captions, scenes, digest.hexdigest(), counts.line())
 
 
 def _pairs(spec: str, size_px: int, counts: Counts | None = None):
-    return read_pairs(spec, Images(augmentation="none", min_caption_chars=0), size_px, counts=counts)
+    return read_pairs(spec, EVERY_IMAGE, size_px, counts=counts)

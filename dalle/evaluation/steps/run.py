@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from dalle.evaluation.steps.evaluate import Evaluation
 from dalle.evaluation.steps.sources import Sources, device_here, find_sources
 from dalle.reporting.page_head import replace_text
 from dalle.sampling.candidates import Part, Work, draw
+from dalle.sampling.drawing import read_drawing
 from dalle.sampling.loading import load
 from dalle.sampling.pipeline import Pipeline
 from dalle.sampling.workers import draw_with_workers
@@ -57,17 +58,28 @@ def run(config: Evaluate, folder: Path, manifest: dict[str, Any] | None, say: Ca
     if sources.models is not None:
         _draw(config, sources, folder, say)
     evaluation = Evaluation(config, sources, folder, say)
-    sections = evaluation.sections()
     identities["samples"] = evaluation.sample_hash()
+    differing = [] if manifest is None else manifests.other_samples(manifest, identities["samples"])
+    if differing and config.images is not None:
+        raise ValueError(f"manifest {manifest['path']}: {differing[0]}")
+    sections = evaluation.sections()
     figures = _plain({part.key: part.figures for part in sections if part.figures})
     sections.append(_made_section(config, sources, identities))
     title = f"Evaluation of {Path(config.model or config.images).resolve().name}"
     subtitle = f"{len(sources.prompted):,} captions · {time.strftime('%Y-%m-%d %H:%M')}"
-    written = manifests.write_manifest(config, sources.prompted, identities, figures)
+    written = manifests.write_manifest(_settled(config, evaluation), sources.prompted, identities, figures)
     replace_text(folder / "metrics.json", json.dumps(figures, indent=1, allow_nan=False) + "\n")
     replace_text(folder / "report.html", page(title, subtitle, headline(figures), sections))
     replace_text(folder / "manifest.json", written + "\n")
-    return [] if manifest is None else manifests.differing(manifest["figures"], figures)
+    return differing if manifest is None else differing + manifests.differing(manifest["figures"], figures)
+
+
+def _settled(config: Evaluate, evaluation: Evaluation) -> Evaluate:
+    """The settings with the width of a chunk that was drawn, which decides the bits of a drawing."""
+    if config.model is None:
+        return config
+    chunk = read_drawing(evaluation.firsts[0]).settings["chunk"]
+    return replace(config, sampling=replace(config.sampling, chunk=chunk))
 
 
 def headline(figures: dict[str, Any]) -> dict[str, str]:
@@ -95,12 +107,11 @@ def headline(figures: dict[str, Any]) -> dict[str, str]:
 def _draw(config: Evaluate, sources: Sources, folder: Path, say: Callable[[str], None]) -> None:
     samples = folder / _SAMPLES
     request = json.loads(json.dumps(_request(config, sources)))
-    _check_request(samples / _REQUEST, request, config.overwrite)
+    _check_request(samples, request, config.overwrite)
     samples.mkdir(exist_ok=True)
     replace_text(samples / _REQUEST, json.dumps(request, indent=1))
-    n = config.n if config.rerank else config.keep  # without a reranker more would be drawn to be thrown away
+    n = config.drawn
     work = Work((), n, n, config.seed, sources.sampling)
-    total = config.n * len(sources.prompted)
     captions = [each.prompt for each in sources.prompted]
     caption_tokens(sources.models.tokenizer, captions, sources.models.prior_config.caption_tokens)
     total = n * len(sources.prompted)
@@ -136,7 +147,7 @@ def _load_in_worker(load_these: Callable[..., Pipeline], device: str) -> Pipelin
 def _request(config: Evaluate, sources: Sources) -> dict[str, Any]:
     """All that decides which samples a caption gets."""
     return {
-        "n": config.n,
+        "n": config.drawn,
         "keep": config.keep,
         "seed": config.seed,
         "captions": [each.prompt for each in sources.prompted],
@@ -145,23 +156,33 @@ def _request(config: Evaluate, sources: Sources) -> dict[str, Any]:
     }
 
 
-def _check_request(path: Path, request: dict[str, Any], overwrite: bool) -> None:
-    """Refuse samples of another request; with `overwrite` they go."""
-    if not path.is_file():
+def _check_request(samples: Path, request: dict[str, Any], overwrite: bool) -> None:
+    """Refuse samples of another request, or of none that is known; with `overwrite` they go, and nothing else."""
+    path = samples / _REQUEST
+    drawn = sorted(each.parent for each in samples.glob("*/candidates.json"))
+    before: dict[str, Any] = {}
+    if path.is_file():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            before = {}
+    elif not drawn:
         return
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        before = {}
-    other = [name for name in request if before.get(name) != request[name]]
+    other = [name for name in request if not isinstance(before, dict) or before.get(name) != request[name]]
     if not other:
         return
     if not overwrite:
         raise ValueError(
-            f"output {path.parent.parent}: holds samples of another evaluation ({other[0]} differs); name another --output, or "
+            f"output {samples.parent}: holds samples of another evaluation ({other[0]} differs); name another --output, or "
             "write over them with --overwrite"
         )
-    shutil.rmtree(path.parent)
+    for folder in drawn:
+        for pattern in ("candidates.json", "metadata.jsonl", "samples/*.png", "best/*.png"):
+            for file in folder.glob(pattern):
+                file.unlink()
+        for each in (folder / "samples", folder / "best", folder):
+            with suppress(OSError):  # which holds something else
+                each.rmdir()
 
 
 def _made_section(config: Evaluate, sources: Sources, identities: dict[str, Any]) -> Section:
@@ -169,12 +190,13 @@ def _made_section(config: Evaluate, sources: Sources, identities: dict[str, Any]
     rows: list[list[Any]] = [["captions", f"{len(sources.prompted):,}"]]
     if sources.models is not None:
         rows += [[f"{name}", digest[:16]] for name, digest in sources.models.hashes.items()]
-        rows += [["candidates of each", config.n], ["first seed", str(config.seed)]]
+        rows += [["candidates of each", config.drawn], ["first seed", str(config.seed)]]
         rows += [[f"sampling.{name}", str(value)] for name, value in asdict(sources.sampling).items()]
     for network in sources.networks:
         rows.append([f"features {network.name}", f"{network.hash[:16]}, images {network.resizer}"])
     if sources.reference is not None:
         rows.append(["reference", f"{len(sources.reference):,} images of {sources.reference.size_px} px"])
+        rows.append(["of the shards", sources.reference.line])
         rows.append(["their resizer", identities["reference"]["resizer"]])
         rows.append(["their pixels", sources.reference.hash[:16]])
     rows.append(["pixels of the samples", identities["samples"][:16]])

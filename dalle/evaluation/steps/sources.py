@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dalle.config import Evaluate, Sampling
-from dalle.data.images import opened
+from dalle.config import Evaluate, Images, Sampling
+from dalle.data.identity import identity
+from dalle.data.images import header_size
+from dalle.data.naming import expand
 from dalle.evaluation.features.contract import Features
 from dalle.evaluation.features.named import features
+from dalle.evaluation.features.towers import check_reads_pixels
 from dalle.evaluation.layout import Prompted, read_layout, sample_path
 from dalle.evaluation.overlap.exclusions import exclusion_name, is_excluded, read_exclusions, unmatched
 from dalle.evaluation.steps.judged import Judge
 from dalle.evaluation.steps.reference import RESIZER, Reference, read_reference
 from dalle.models.clip import load_clip
-from dalle.models.folder import read_header
+from dalle.models.folder import content_hash, read_header
 from dalle.sampling.captioning import read_prompts_file
 from dalle.sampling.model_set import Models, find_models, settle
 
@@ -36,6 +38,7 @@ class Sources:
         reference: real images; null where there are none
         reals: the number of each caption's own real image, null where it has none
         excluded: numbers of the real images that are left out
+        train: shards of training images; none where they are not asked for
         notes: what is to be known
     """
 
@@ -47,12 +50,13 @@ class Sources:
     reference: Reference | None
     reals: list[int | None]
     excluded: frozenset[int]
+    train: list[str]
     notes: tuple[str, ...]
 
     def identities(self) -> dict[str, Any]:
         """Hashes of all that decides the figures, beside the captions."""
         found: dict[str, Any] = {} if self.models is None else {"models": dict(self.models.hashes)}
-        found["features"] = {each.name: {"hash": each.hash, "resizer": each.resizer} for each in self.networks}
+        found["features"] = [{"name": each.name, "hash": each.hash, "resizer": each.resizer} for each in self.networks]
         if self.judge is not None:
             found["judge"] = self.judge.hash
         if self.reference is not None:
@@ -63,6 +67,8 @@ class Sources:
                 "resizer": RESIZER,
             }
             found["excluded"] = sorted(self.excluded)
+        if self.train:
+            found["train"] = identity(self.train)
         return found
 
 
@@ -79,16 +85,20 @@ def find_sources(config: Evaluate, folder: Path, captions: list[dict[str, Any]] 
         ValueError: something is missing, damaged, or does not belong together
     """
     networks = [features(spec, device) for spec in dict.fromkeys(config.features.split())]
+    names = [each.name for each in networks]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"features {config.features}: {twice[0]} is there twice")
+    train = [] if config.train is None else expand(config.train)
     models = None
     if config.model is not None:
         models = find_models(config.model, config.dvae, config.prior, config.clip, config.rerank)
     prompted = [] if config.images is None else read_layout(config.images)[: config.most]
-    size_px = _side(prompted[0].samples[0]) if models is None else models.dvae_config.image_size_px
+    size_px = _side(prompted) if models is None else models.dvae_config.image_size_px
     reference = None if config.reference is None else read_reference(config.reference, size_px, config.most)
     if models is not None:
-        metadata = captions or _captions(config, reference)
+        metadata = _captions(config, reference) if captions is None else captions
         prompted = [Prompted(number, each["prompt"], each, ()) for number, each in enumerate(metadata)]
-        prompted = [_with_paths(each, folder, config.keep) for each in prompted]
+        prompted = [_with_paths(each, folder, min(config.keep, config.drawn)) for each in prompted]
     notes: list[str] = []
     excluded = frozenset[int]()
     if config.exclude is not None:
@@ -102,7 +112,16 @@ def find_sources(config: Evaluate, folder: Path, captions: list[dict[str, Any]] 
     sampling = config.sampling if models is None else settle(config.sampling, models.prior_config, models.tuning)
     judge = _judge(config, models, device)
     return Sources(
-        prompted, models, sampling, networks, judge, reference, _reals(prompted, reference), excluded, tuple(notes)
+        prompted,
+        models,
+        sampling,
+        networks,
+        judge,
+        reference,
+        _reals(prompted, reference),
+        excluded,
+        train,
+        tuple(notes),
     )
 
 
@@ -115,19 +134,23 @@ def _captions(config: Evaluate, reference: Reference | None) -> list[dict[str, A
         raise ValueError(
             f"{reference.spec}: {len(bare):,} images have no caption, {bare[0]} for one: give --captions FILE to draw others"
         )
-    rows = zip(reference.shards, reference.keys, reference.captions, reference.scenes, strict=True)
+    rows = zip(*(getattr(reference, name) for name in ("shards", "keys", "digests", "captions", "scenes")), strict=True)
     return [
-        {"prompt": caption, "key": exclusion_name(shard, key), **({} if scene is None else {"scene": scene})}
-        for shard, key, caption, scene in rows
+        {
+            "prompt": caption,
+            "key": exclusion_name(shard, key),
+            "real": digest,
+            **({} if scene is None else {"scene": scene}),
+        }
+        for shard, key, digest, caption, scene in rows
     ]
 
 
 def _reals(prompted: list[Prompted], reference: Reference | None) -> list[int | None]:
     if reference is None:
         return [None] * len(prompted)
-    names = (exclusion_name(*place) for place in zip(reference.shards, reference.keys, strict=True))
-    numbers = {name: number for number, name in enumerate(names)}
-    return [numbers.get(each.metadata.get("key")) for each in prompted]
+    numbers = {digest: number for number, digest in enumerate(reference.digests)}
+    return [numbers.get(each.metadata.get("real")) for each in prompted]
 
 
 def _with_paths(prompted: Prompted, folder: Path, keep: int) -> Prompted:
@@ -136,27 +159,41 @@ def _with_paths(prompted: Prompted, folder: Path, keep: int) -> Prompted:
     return Prompted(prompted.number, prompted.prompt, prompted.metadata, paths)
 
 
-def _side(path: Path) -> int:
-    with opened(path.read_bytes()) as image:
-        if image.width != image.height:
+def _side(prompted: list[Prompted]) -> int:
+    """Of all images, by their headers. Raises ValueError, with the names, where they are no squares of one size."""
+    first: tuple[Path, int] | None = None
+    for path in (each.samples[0] for each in prompted):
+        try:
+            width, height = header_size(path.read_bytes(), Images.max_pixels)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        if width != height:
             raise ValueError(
-                f"{path}: is {image.width}×{image.height} px; the reference is brought to squares, so must this be"
+                f"{path}: is {width}×{height} px; real images are brought to squares, so these must be such"
             )
-        return image.width
+        first = first or (path, width)
+        if width != first[1]:
+            raise ValueError(
+                f"images of mixed sizes: {first[0]} has {first[1]}×{first[1]} px, {path} has {width}×{width}; bring them to one "
+                "size first"
+            )
+    if len(prompted) < 2:
+        raise ValueError(f"images: measures of a set need two or more, and there is {len(prompted)}")
+    return first[1]
 
 
 def _judge(config: Evaluate, models: Models | None, device: str) -> Judge | None:
     source = config.judge or (models.clip if models is not None else None)
     if source is None:
         return None
-    known = read_header(source)["hash"] if Path(source).is_dir() else source
-    name = f"{Path(source).name} ({known[:8]})" if Path(source).is_dir() else source
-    chose = models is not None and models.hashes.get("clip") == known and config.n > 1
-    return Judge(load_clip(source, device), name, known, chose)
+    is_folder = Path(source).is_dir()
+    clip = load_clip(source, device)
+    check_reads_pixels(clip, f"judge {source}")
+    known = read_header(source)["hash"] if is_folder else content_hash(clip.state_dict())
+    chose = models is not None and config.drawn > 1 and models.hashes.get("clip") == (known if is_folder else source)
+    # what it is, not where it lies
+    return Judge(clip, f"clip:{known[:8]}" if is_folder else source, known, chose)
 
 
 def device_here() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-Say = Callable[[str], None]

@@ -124,6 +124,17 @@ def test_an_interrupted_drawing_goes_on_with_the_next_caption(tmp_path):
     assert again.works == []
 
 
+@pytest.mark.parametrize("lost", ["samples/0001.png", "best/0005.png", "candidates.json"])
+def test_what_was_lost_of_a_caption_is_drawn_anew(lost, tmp_path):
+    _drawn(tmp_path, _Source())
+    whole = {path: path.read_bytes() for path in (tmp_path / "00002").rglob("*") if path.is_file()}
+    (tmp_path / "00002" / lost).unlink()
+    source = _Source()
+    _drawn(tmp_path, source)
+    assert source.works[0].captions == ("caption 2",)
+    assert {path: path.read_bytes() for path in (tmp_path / "00002").rglob("*") if path.is_file()} == whole
+
+
 def test_without_a_reranker_the_first_counts_and_there_is_no_curve(tmp_path):
     _drawn(tmp_path, _Source(scored=False), keep=3)
     found = read_candidates(tmp_path, 0)
@@ -135,7 +146,10 @@ def test_without_a_reranker_the_first_counts_and_there_is_no_curve(tmp_path):
 def test_a_damaged_file_is_named(tmp_path):
     _drawn(tmp_path, _Source())
     path = tmp_path / "00001" / "candidates.json"
-    for damaged in ("", "{}", json.dumps([1])):
+    sound = json.loads(path.read_text())
+    lacking = {**sound, "numbers": [1, *sound["numbers"][1:]]}
+    shorter = {**sound, "scores": []}
+    for damaged in ("", "{}", json.dumps([1]), json.dumps(lacking), json.dumps(shorter)):
         path.write_text(damaged)
         with pytest.raises(ValueError, match=r"00001.candidates\.json: is damaged"):
             read_candidates(tmp_path, 1)

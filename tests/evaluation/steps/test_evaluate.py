@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dalle.cli.evaluation.evaluate import evaluate
 from dalle.config import Evaluate, Images
@@ -14,8 +15,11 @@ from dalle.data.samples import read_pairs
 from dalle.data.shapes import Claim, shows
 from dalle.evaluation.features.named import features
 from dalle.evaluation.layout import read_image, read_layout
+from dalle.evaluation.report.page import page
 from dalle.evaluation.steps import manifest as manifests
 from dalle.models.clip import load_clip
+from dalle.models.folder import load_prior, read_config, read_header, save_weights
+from dalle.sampling.drawing import read_drawing
 
 N = 4
 OPTIONS = ["--n", str(N), "--keep", "2", "--blur_radii", "[0, 1]", "--most", "12", "--sampling.chunk", "4"]
@@ -107,6 +111,110 @@ def test_a_manifest_makes_the_same_digits(evaluated, metrics, tmp_path, capsys):
     assert json.loads((tmp_path / "again" / "metrics.json").read_text()) == metrics
 
 
+def test_where_things_lie_decides_no_digit(evaluated, metrics, models, shapes_folder, tmp_path, capsys):
+    """Models in another folder, real images in a shard of another name, and drawn again from nothing."""
+    shutil.copytree(models, tmp_path / "elsewhere")
+    shutil.copy(shapes_folder / "valid-000.tar", tmp_path / "renamed.tar")
+    given = ["--model", str(tmp_path / "elsewhere"), "--reference", str(tmp_path / "renamed.tar")]
+    evaluate(["--manifest", str(evaluated / "manifest.json"), *given, "--output", str(tmp_path / "again")])
+    assert "all figures are those of the manifest" in capsys.readouterr().out
+    assert json.loads((tmp_path / "again" / "metrics.json").read_text()) == metrics
+
+
+def test_other_training_images_are_another_evaluation(evaluated, shapes_folder, tmp_path):
+    given = ["--train", f"{shapes_folder}/train-001.tar", "--output", str(tmp_path / "again")]
+    with pytest.raises(ValueError, match=r"was made with another train\.(bytes|hash)"):
+        evaluate(["--manifest", str(evaluated / "manifest.json"), *given])
+
+
+def test_real_images_are_known_by_their_pixels(models, shapes_folder, tmp_path):
+    """Captions of a shard whose names are those of the reference, and whose images are others."""
+    (tmp_path / "other").mkdir()
+    shutil.copy(shapes_folder / "train-000.tar", tmp_path / "other" / "valid-000.tar")
+    given = ["--model", str(models), "--reference", f"{shapes_folder}/valid-000.tar", "--most", "3", "--n", "1"]
+    given += ["--sampling.chunk", "4", "--features", f"clip:{models}/clip", "--blur_radii", "[0]"]
+    evaluate([*given, "--captions", f"{tmp_path}/other/valid-000.tar", "--output", str(tmp_path / "out")])
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert "real images" not in found["judged"]
+    assert next(iter(found["stage_two"]["priors"].values()))["images"] == 3  # no more than the reference has
+
+
+def test_overwrite_takes_only_what_an_evaluation_drew(models, shapes_folder, tmp_path):
+    given = ["--model", str(models), "--reference", f"{shapes_folder}/valid-000.tar", "--most", "2", "--n", "2"]
+    given += ["--sampling.chunk", "4", "--features", f"clip:{models}/clip", "--blur_radii", "[0]"]
+    evaluate([*given, "--output", str(tmp_path / "out")])
+    (tmp_path / "out" / "samples" / "photo.png").write_bytes(b"mine")
+    (tmp_path / "out" / "samples" / "00001" / "note.txt").write_text("mine")
+    (tmp_path / "out" / "samples" / "request.json").unlink()  # of drawings without it nobody knows what they are
+    with pytest.raises(ValueError, match="holds samples of another evaluation"):
+        evaluate([*given, "--output", str(tmp_path / "out")])
+    evaluate([*given, "--seed", "7", "--overwrite", "--output", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "samples" / "photo.png").read_bytes() == b"mine"
+    assert (tmp_path / "out" / "samples" / "00001" / "note.txt").read_text() == "mine"
+    drawn = read_drawing(tmp_path / "out" / "samples" / "00001" / "samples" / "0000.png")
+    assert 9 <= drawn.seed <= 10
+
+
+def test_several_priors_of_one_dvae_stand_beside_each_other(evaluated, metrics, models, shapes_folder, tmp_path):
+    header = read_header(models / "prior")
+    links = {name: value for name, value in header.items() if name.endswith("_hash")}
+    tensors = {name: 0.9 * value for name, value in load_prior(models / "prior").state_dict().items()}
+    shutil.copytree(models / "prior", tmp_path / "other")
+    save_weights(tmp_path / "other", "prior", tensors, read_config(models / "prior", "prior"), links)
+    shutil.copytree(evaluated / "samples", tmp_path / "out" / "samples")
+    given = ["--model", str(models), "--reference", f"{shapes_folder}/valid-000.tar", *OPTIONS]
+    given += ["--features", f"clip:{models}/clip", "--overwrite"]
+    evaluate([*given, "--priors", str(tmp_path / "other"), "--output", str(tmp_path / "out")])
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["stage_two"]["priors"]
+    name = f"prior:{header['hash'][:8]}"
+    assert len(found) == 2 and found[name] == metrics["stage_two"]["priors"][name]
+    with pytest.raises(ValueError, match="each once"):
+        evaluate([*given, "--priors", f"{models}/prior", "--output", str(tmp_path / "out")])
+
+
+def _images(folder, *sizes):
+    for number, size in enumerate(sizes):
+        (folder / f"{number:05}" / "samples").mkdir(parents=True)
+        Image.new("RGB", size).save(folder / f"{number:05}" / "samples" / "0000.png")
+        (folder / f"{number:05}" / "metadata.jsonl").write_text('{"prompt": "a"}')
+
+
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [
+        ([(32, 32), (48, 48)], r"mixed sizes: .*00000.*0000\.png has 32×32 px, .*00001.*0000\.png has 48×48"),
+        ([(64, 32), (64, 32)], r"00000.samples.0000\.png: is 64×32 px"),
+        ([(32, 32)], "measures of a set need two or more, and there is 1"),
+    ],
+)
+def test_images_that_make_no_set_are_named_before_anything_is_measured(sizes, told, tmp_path):
+    _images(tmp_path / "images", *sizes)
+    with pytest.raises(ValueError, match=told):
+        evaluate(["--images", str(tmp_path / "images"), "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_reads_codes_judges_no_pictures(codes_clip, tmp_path):
+    _images(tmp_path / "images", (32, 32), (32, 32))
+    given = ["--images", str(tmp_path / "images"), "--output", str(tmp_path / "out")]
+    for option in (["--judge", str(codes_clip)], ["--features", f"clip:{codes_clip}"]):
+        with pytest.raises(ValueError, match="reads codes of a dVAE, not pictures"):
+            evaluate([*given, *option])
+
+
+def test_features_that_stand_twice_are_refused(models, tmp_path):
+    _images(tmp_path / "images", (32, 32), (32, 32))
+    shutil.copytree(models / "clip", tmp_path / "copy")
+    given = ["--images", str(tmp_path / "images"), "--output", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match=r"clip:\w{8} is there twice"):
+        evaluate([*given, "--features", f"clip:{models}/clip clip:{tmp_path}/copy"])
+
+
+def test_a_page_holds_no_control_characters():
+    text = page("a\x00b\x1b[31m", "<script>", {"<b>": "\x07"}, [])
+    assert "a\ufffdb\ufffd[31m" in text and "<script>" not in text and "\x07" not in text
+
+
 def test_a_figure_that_is_another_one_is_named(evaluated, tmp_path, capsys):
     manifest = json.loads((evaluated / "manifest.json").read_text())
     manifest["figures"]["stage_one"]["psnr_db"] += 1e-9
@@ -182,6 +290,31 @@ def test_samples_of_another_request_are_refused(evaluated, models, shapes_folder
 def test_what_cannot_be_is_refused(options, told):
     with pytest.raises(ValueError, match=told):
         Evaluate(output="out", **options)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "told"),
+    [
+        ("request.features", 3, "features"),
+        ("request.n", 2.5, r"\bn\b"),
+        ("request.seed", 0.5, "seed"),
+        ("request.reference", 7, "reference"),
+        ("request.none_such", 1, "none_such"),
+        ("versions", [1], "versions"),
+        ("captions", [], "captions"),
+        ("captions", [{"prompt": 3}], "prompt"),
+        ("identities", {}, "was made with another"),
+        ("identities", "x", "identities"),
+    ],
+)
+def test_a_manifest_that_was_changed_is_one_line(part, value, told, evaluated, tmp_path):
+    manifest = json.loads((evaluated / "manifest.json").read_text())
+    *way, last = part.split(".")
+    (manifest[way[0]] if way else manifest)[last] = value
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=told) as said:
+        evaluate(["--manifest", str(tmp_path / "manifest.json"), "--output", str(tmp_path / "again")])
+    assert "\n" not in str(said.value) and not (tmp_path / "again").exists()
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"program": "dalle-evaluate"}', '{"program": "other"}'])
