@@ -13,7 +13,15 @@ from tests.data.pictures import encoded, gradient, write_shard
 sys.path.insert(0, str(ROOT / "tools"))
 import icons_data
 
-LICENCES = ["MIT", "CC BY-SA 4.0", "Apache-2.0 (flags: public domain/exempt)", "CC BY 4.0", "GPL-2", None, "public domain"]
+LICENCES = [
+    "MIT",
+    "CC BY-SA 4.0",
+    "Apache-2.0 (flags: public domain/exempt)",
+    "CC BY 4.0",
+    "GPL-2",
+    None,
+    "public domain",
+]
 
 
 @pytest.fixture
