@@ -19,9 +19,12 @@ class TinyFeatures:
     def __call__(self, images_BYX3: np.ndarray) -> Seen:
         B, Y, X, _ = images_BYX3.shape
         coarse = images_BYX3.reshape(B, 4, Y // 4, 4, X // 4, 3).mean(axis=(2, 4)).reshape(B, 48) / 64
-        coarse = coarse.astype(np.float32)
-        logits_BK = coarse @ self._classify if self._classify.size else None
-        return Seen(coarse @ self._project, logits_BK)
+        # products of one image: those of a batch round by its size
+        features_BE, logits_BK = (
+            np.stack([(row * weights.T).sum(axis=1) for row in coarse]).astype(np.float32)
+            for weights in (self._project, self._classify)
+        )
+        return Seen(features_BE, logits_BK if self._classify.size else None)
 
 
 def pictures(count: int, seed: int = 0, side_px: int = 8, shade: int = 0) -> np.ndarray:
