@@ -25,6 +25,7 @@ import torch
 
 from dalle.config import Precision, PriorObjective
 from dalle.evaluation.held_out_pairs import Batch, Pairs
+from dalle.evaluation.measures.moments import Moments
 from dalle.evaluation.report.section import Section, curve, prose, table
 from dalle.models.folder import check_link, load_prior, read_header
 from dalle.models.prior import Prior
@@ -152,7 +153,7 @@ def held_out_loss(
     tokenizer, header = _belonging(prior, pairs)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = load_prior(prior, device, precision)
-    moments, digest = _Moments(2 + model.config.grid), hashlib.sha256()
+    moments, digest = Moments(2 + model.config.grid), hashlib.sha256()
     cuts = Cuts(model.config.caption_tokens)
     for codes_BI, captions in _rebatched(pairs.batches(), batch_size):
         for codes_I, caption in zip(codes_BI.astype("<i8"), captions, strict=True):
@@ -165,7 +166,7 @@ def held_out_loss(
                 f"the logits of the prior {prior} are not finite: its weights are broken, or no match for precision "
                 f"{precision}"
             )
-        moments.take(known_BV)
+        moments.add(known_BV)
         progress(moments.count)
     notes = pairs.notes + ((f"{prior}: {cuts}",) if cuts.cut else ())
     text, image, weighted, rows = _losses(moments, text_weight)
@@ -177,7 +178,7 @@ def held_out_loss(
         source=pairs.source,
         pairs_hash=digest.hexdigest(),
         images=moments.count,
-        caption_tokens=round(moments.count * moments.mean_V[1]),
+        caption_tokens=round(moments.count * moments.mean_E[1]),
         cut_captions=cuts.cut,
         codebook_size=model.config.codebook_size,
         precision=precision,
@@ -273,46 +274,29 @@ def _known(prior: Prior, text_BU: np.ndarray, codes_BI: np.ndarray, width: int, 
     return np.column_stack([-text_ln_p_BU.sum(dim=1).numpy(), tokens_B, rows_BG.numpy()])
 
 
-class _Moments:
-    """Means and products of deviations over all rows so far, in float64 and merged batch by batch (Chan, Golub and LeVeque,
-    1983), so that nothing is lost where the deviations are small beside the means."""
-
-    def __init__(self, width: int):
-        self.count, self.mean_V, self.products_VV = 0, np.zeros(width), np.zeros((width, width))
-
-    def take(self, known_BV: np.ndarray) -> None:
-        """More rows."""
-        mean_V = known_BV.mean(axis=0)
-        deviations_BV, step_V = known_BV - mean_V, mean_V - self.mean_V
-        total = self.count + len(known_BV)
-        self.products_VV += deviations_BV.T @ deviations_BV
-        self.products_VV += np.outer(step_V, step_V) * self.count * len(known_BV) / total
-        self.mean_V += step_V * len(known_BV) / total
-        self.count = total
-
-    def error(self, slope_V: np.ndarray) -> float | None:
-        """The standard error of a function of the means with these derivatives."""
-        if self.count < 2:
-            return None
-        return math.sqrt(max(0.0, slope_V @ self.products_VV @ slope_V) / (self.count - 1) / self.count)
+def _error(moments: Moments, slope_V: np.ndarray) -> float | None:
+    """The standard error of a function of the means with these derivatives; null of a single image."""
+    if moments.count < 2:
+        return None
+    return math.sqrt(max(0.0, slope_V @ moments.covariance() @ slope_V) / moments.count)
 
 
-def _losses(moments: _Moments, text_weight: float) -> tuple[Loss, Loss, Loss, tuple[Loss, ...]]:
+def _losses(moments: Moments, text_weight: float) -> tuple[Loss, Loss, Loss, tuple[Loss, ...]]:
     """Of text, images, both, and each row. The text loss is a ratio of means, of captions' nats and captions' tokens, and its
     error to first order that of its linear form."""
-    nats, tokens = moments.mean_V[:2]
-    unit_VV = np.eye(len(moments.mean_V))
+    nats, tokens = moments.mean_E[:2]
+    unit_VV = np.eye(len(moments.mean_E))
     text, text_V = 0.0, 0 * unit_VV[0]
     if tokens > 0:
         text = nats / tokens
         text_V = (unit_VV[0] - text * unit_VV[1]) / tokens
-    image, image_V = moments.mean_V[2:].mean(), unit_VV[2:].mean(axis=0)
+    image, image_V = moments.mean_E[2:].mean(), unit_VV[2:].mean(axis=0)
     both, both_V = (
         text_weight * of_text + (1 - text_weight) * of_image for of_text, of_image in ((text, image), (text_V, image_V))
     )
-    rows = [(moments.mean_V[v], unit_VV[v]) for v in range(2, len(unit_VV))]
+    rows = [(moments.mean_E[v], unit_VV[v]) for v in range(2, len(unit_VV))]
     losses = [
-        Loss(float(value), moments.error(slope_V))
+        Loss(float(value), _error(moments, slope_V))
         for value, slope_V in ((text, text_V), (image, image_V), (both, both_V), *rows)
     ]
     return losses[0], losses[1], losses[2], tuple(losses[3:])
