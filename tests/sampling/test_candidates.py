@@ -55,6 +55,15 @@ def _assert_same(found, expected):
         assert all(np.array_equal(a.image, b.image) for a, b in zip(ours, theirs, strict=True))
 
 
+def test_captions_may_have_seeds_of_their_own(pipeline):
+    work = replace(WORK, keep=WORK.n, seeds=(100, 7))
+    found, _ = _best(draw(pipeline, work), work)
+    for caption, seed, drawings in zip(work.captions, work.seeds, found, strict=True):
+        alone = replace(work, captions=(caption,), seed=seed, seeds=None)
+        _assert_same([drawings], _best(draw(pipeline, alone), alone)[0])
+        assert all(seed <= drawing.seed < seed + work.n for drawing in drawings)
+
+
 def test_the_best_are_kept_and_only_they_are_handed_on():
     best = Best(2)
     assert [d.seed for d in best.add([_drawing(0, 0.5), _drawing(1, 0.1), _drawing(2, 0.9)])] == [0, 2]
