@@ -45,7 +45,8 @@ def main(argv: list[str] | None = None) -> None:
     taken: Counter[tuple[str, str]] = Counter()
     left: Counter[str] = Counter()
     for split, spec in (("train", options.data), ("valid", options.valid_data)):
-        count = write(folder, split, free_samples(spec, taken, left))
+        counted = taken if split == "train" else Counter()  # nothing is trained on what is held out
+        count = write(folder, split, free_samples(spec, counted, left))
         print(f"{split}: {count:,} images")
     for licence, count in left.most_common():
         print(f"left out: {count:,} images under {licence}")

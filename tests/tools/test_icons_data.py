@@ -48,7 +48,7 @@ def test_what_asks_for_more_than_a_name_is_left_out(shards, tmp_path, capsys, mo
     told = capsys.readouterr().out
     assert "train: 4 images" in told and "2 images under GPL-2" in told and "2 images under no licence" in told
     said = (tmp_path / "icons" / "ATTRIBUTION.md").read_text()
-    assert "source 0: 2 images, MIT" in said and "source 1: 2 images, CC BY 4.0" in said and "SA" not in said
+    assert "source 0: 1 images, MIT" in said and "source 1: 1 images, CC BY 4.0" in said and "SA" not in said
 
 
 def test_a_folder_of_something_else_is_left_alone(shards, tmp_path, capsys):
