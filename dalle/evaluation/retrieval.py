@@ -14,6 +14,13 @@ _SCORES_TOGETHER = 2**24
 """Similarities that are in memory at a time, 64 MB, however many candidates there are."""
 
 
+def same_captions(captions: Sequence[str]) -> list[int]:
+    """Numbers [N] that equal captions share. Two that differ in capitals or spaces are one to whoever reads them."""
+    normal = [" ".join(caption.lower().split()) for caption in captions]
+    numbers = {caption: number for number, caption in enumerate(normal)}
+    return [numbers[caption] for caption in normal]
+
+
 def retrieval(images_NE: np.ndarray, texts_NE: np.ndarray, same_caption_ids: Sequence[int]) -> dict[str, float]:
     """Shares in [0, 1] by name, `image_to_caption_r1`, … `caption_to_image_r10`, and `candidates`, N.
 

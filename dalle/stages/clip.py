@@ -14,7 +14,7 @@ from dalle.config import Precision, TrainCLIP
 from dalle.data.counts import Counts
 from dalle.data.pairs import PairBatches, PairLoader, to_tensor
 from dalle.data.samples import Pair, read_pairs
-from dalle.evaluation.retrieval import retrieval
+from dalle.evaluation.retrieval import retrieval, same_captions
 from dalle.models.clip import CLIP
 from dalle.models.dvae import DVAE
 from dalle.models.folder import load_dvae, read_header
@@ -165,10 +165,7 @@ class _Validation:
             if held_bytes < _KEPT_BYTES:
                 self.kept.append(self._images(pairs))
                 held_bytes += self.kept[-1].nbytes
-        # two that differ in capitals or spaces are one to whoever reads them
-        normal = [" ".join(caption.lower().split()) for caption in self.captions]
-        numbers = {caption: number for number, caption in enumerate(normal)}
-        self.same_caption_ids = [numbers[caption] for caption in normal]
+        self.same_caption_ids = same_captions(self.captions)
 
     def _pairs(self, counts: Counts | None = None) -> Iterator[list[Pair]]:
         images = replace(self.config.images, augmentation="none", cache_bytes=0)

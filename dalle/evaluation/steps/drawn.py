@@ -15,11 +15,13 @@ from pathlib import Path
 
 from dalle.data.shapes import Claim, read, shows
 from dalle.evaluation.compositional.skills import SKILLS, is_right
-from dalle.evaluation.layout import Prompted, sample_path, write_prompt
+from dalle.evaluation.layout import Prompted, prompt_folder, sample_path, write_prompt
 from dalle.reporting.page_head import replace_text
 from dalle.sampling.candidates import Best, Part, Work
 from dalle.sampling.drawing import Drawing, save_drawing
 
+SAMPLES = "samples"
+"""Folder of all captions, in that of the evaluation."""
 _FILE = "candidates.json"
 
 
@@ -122,7 +124,7 @@ def read_candidates(folder: Path, number: int) -> Candidates | None:
 
 def best_path(folder: Path, number: int, candidate: int) -> Path:
     """Where an image of the curve lies."""
-    return folder / f"{number:05d}" / "best" / f"{candidate:04d}.png"
+    return prompt_folder(folder, number) / "best" / f"{candidate:04}.png"
 
 
 def _is_whole(folder: Path, prompted: Prompted, n: int, keep: int) -> bool:
@@ -140,7 +142,7 @@ def _is_whole(folder: Path, prompted: Prompted, n: int, keep: int) -> bool:
 
 
 def _path(folder: Path, number: int) -> Path:
-    return folder / f"{number:05d}" / _FILE
+    return prompt_folder(folder, number) / _FILE
 
 
 def _write(prompted: Prompted, ranked: list[Drawing], n: int, seed: int, keep: int, folder: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from dalle.evaluation.measures.comparison import compare
 from dalle.evaluation.overlap.index import embed
 from dalle.evaluation.overlap.memorised import memorised
 from dalle.evaluation.report.section import Section
-from dalle.evaluation.steps.drawn import Candidates, curve_of, read_candidates
+from dalle.evaluation.steps.drawn import SAMPLES, Candidates, curve_of, read_candidates
 from dalle.evaluation.steps.judged import judged_section, scores, scores_over_n
 from dalle.evaluation.steps.quality import (
     Settings,
@@ -57,7 +57,7 @@ class Evaluation:
         self.prompted = sources.prompted
         self.firsts = [each.samples[0] for each in self.prompted]
         self.settings = Settings(config.batch_size, config.blur_radii, config.seed)
-        self.samples = Path(config.images) if config.images is not None else folder / "samples"
+        self.samples = Path(config.images) if config.images is not None else folder / SAMPLES
         self.candidates = self._candidates()
         self.ranking: dict[str, dict[int, float]] = {}
 
@@ -86,6 +86,7 @@ class Evaluation:
         ranked = all(each is not None and each.scores is not None and each.drawn > 1 for each in found)
         return found if ranked else None
 
+    @cached_property
     def _winners(self) -> dict[int, list[Path]]:
         n = min(each.drawn for each in self.candidates)
         return {size: winners(self.prompted, self.candidates, self.samples, size) for size in curve_of(n)}
@@ -99,7 +100,7 @@ class Evaluation:
         texts_NE = judge.texts(captions)
         images_NE = judge.images(read_batches(self.firsts, together))
         if self.candidates is not None:
-            self.ranking["clip_score"] = scores_over_n(judge, self._winners(), texts_NE, together)
+            self.ranking["clip_score"] = scores_over_n(judge, self._winners, texts_NE, together)
         sources = self.sources
         part = judged_section(
             judge, captions, images_NE, texts_NE, sources.reals, sources.reference, together, sources.excluded
@@ -121,7 +122,7 @@ class Evaluation:
                 yield distance_section(compare(self._collected(network, kept), kept_real), len(sources.excluded))
             if self.candidates is not None:
                 name = f"frechet_distance ({network.name})"
-                self.ranking[name] = distances_over_n(network, self._winners(), real, self.settings)
+                self.ranking[name] = distances_over_n(network, self._winners, real, self.settings)
 
     def _collected(self, network: Any, paths: Sequence[Path]) -> Collected:
         return collect(network, read_batches(paths, self.config.batch_size), len(paths), self.settings)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dalle.evaluation.report.section import Section, prose, table
-from dalle.evaluation.retrieval import RECALLS, retrieval
+from dalle.evaluation.retrieval import RECALLS, retrieval, same_captions
 from dalle.evaluation.steps.quality import read_batches
 from dalle.evaluation.steps.reference import Reference
 from dalle.models.clip import CLIP
@@ -85,10 +85,7 @@ def judged_section(
         together: images embedded at a time
         excluded: real images that are left out, with their captions, in rows of their own
     """
-    # two that differ in capitals or spaces are one to whoever reads them
-    normal = [" ".join(caption.lower().split()) for caption in captions]
-    numbers = {caption: number for number, caption in enumerate(dict.fromkeys(normal))}
-    ids_N = np.array([numbers[caption] for caption in normal])
+    ids_N = np.array(same_captions(captions))
     sets = {"samples": images_NE}
     if reference is not None and None not in reals:
         there = sorted(set(reals))  # in the order of the shards, as they are read
@@ -107,7 +104,7 @@ def judged_section(
     told = prose(
         f"By {judge.name}. The score is the mean of 100 · max(cos, 0); R@k is the share of images whose caption is among "
         f"the k closest of all {len(captions):,} captions, and the other way round. By chance R@1 would be "
-        f"{1 / len(numbers):.3g}. Scores of different CLIPs do not compare."
+        f"{1 / len(np.unique(ids_N)):.3g}. Scores of different CLIPs do not compare."
     )
     notes = ()
     if judge.chose:

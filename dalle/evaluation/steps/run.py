@@ -20,7 +20,7 @@ from dalle.config import Evaluate
 from dalle.evaluation.report.page import page
 from dalle.evaluation.report.section import Section, figure_text, prose, table
 from dalle.evaluation.steps import manifest as manifests
-from dalle.evaluation.steps.drawn import draw_all
+from dalle.evaluation.steps.drawn import SAMPLES, draw_all
 from dalle.evaluation.steps.evaluate import Evaluation
 from dalle.evaluation.steps.sources import Sources, device_here, find_sources
 from dalle.reporting.page_head import replace_text
@@ -32,7 +32,6 @@ from dalle.sampling.workers import draw_with_workers
 from dalle.text import CaptionWarning, caption_tokens
 
 _REQUEST = "request.json"
-_SAMPLES = "samples"
 
 
 def run(config: Evaluate, folder: Path, manifest: dict[str, Any] | None, say: Callable[[str], None]) -> list[str]:
@@ -51,7 +50,7 @@ def run(config: Evaluate, folder: Path, manifest: dict[str, Any] | None, say: Ca
         ValueError: sources are missing or do not belong together, or are not those of the manifest
     """
     captions = None if manifest is None else manifest["captions"]
-    sources = find_sources(config, folder / _SAMPLES, captions, device_here())
+    sources = find_sources(config, folder / SAMPLES, captions, device_here())
     identities = sources.identities()
     if manifest is not None:
         manifests.check_identities(manifest, identities)
@@ -105,7 +104,7 @@ def headline(figures: dict[str, Any]) -> dict[str, str]:
 
 
 def _draw(config: Evaluate, sources: Sources, folder: Path, say: Callable[[str], None]) -> None:
-    samples = folder / _SAMPLES
+    samples = folder / SAMPLES
     request = json.loads(json.dumps(_request(config, sources)))
     _check_request(samples, request, config.overwrite)
     samples.mkdir(exist_ok=True)

@@ -97,8 +97,11 @@ def find_sources(config: Evaluate, folder: Path, captions: list[dict[str, Any]] 
     reference = None if config.reference is None else read_reference(config.reference, size_px, config.most)
     if models is not None:
         metadata = _captions(config, reference) if captions is None else captions
-        prompted = [Prompted(number, each["prompt"], each, ()) for number, each in enumerate(metadata)]
-        prompted = [_with_paths(each, folder, min(config.keep, config.drawn)) for each in prompted]
+        keep = min(config.keep, config.drawn)
+        prompted = [
+            Prompted(number, each["prompt"], each, tuple(sample_path(folder, number, place) for place in range(keep)))
+            for number, each in enumerate(metadata)
+        ]
     notes: list[str] = []
     excluded = frozenset[int]()
     if config.exclude is not None:
@@ -151,12 +154,6 @@ def _reals(prompted: list[Prompted], reference: Reference | None) -> list[int | 
         return [None] * len(prompted)
     numbers = {digest: number for number, digest in enumerate(reference.digests)}
     return [numbers.get(each.metadata.get("real")) for each in prompted]
-
-
-def _with_paths(prompted: Prompted, folder: Path, keep: int) -> Prompted:
-    """With the paths of the images that will be there, at most."""
-    paths = tuple(sample_path(folder, prompted.number, place) for place in range(keep))
-    return Prompted(prompted.number, prompted.prompt, prompted.metadata, paths)
 
 
 def _side(prompted: list[Prompted]) -> int:
