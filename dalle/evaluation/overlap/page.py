@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +12,9 @@ from dalle.evaluation.overlap.index import Index
 from dalle.evaluation.overlap.pairs import Near
 from dalle.evaluation.overlap.stream import Place, pictures
 from dalle.evaluation.overlap.threshold import Threshold
+from dalle.evaluation.report.page import page
 from dalle.evaluation.report.section import Section, curve, prose, row, table
-from dalle.reporting.page_head import head, replace_text
+from dalle.reporting.page_head import replace_text
 
 PICTURES = "pictures"
 _CURVE_POINTS = 41
@@ -40,8 +40,7 @@ def write_page(
     files = _write_pictures(folder / PICTURES, pairs[:shown], evaluation, train)
     sections = _sections(folder, pairs, evaluation, train, threshold, shown)
     title = "Evaluation images that are near training images"
-    page = [head(title, STYLE), f"<h1>{html.escape(title)}</h1>", *(s.html() for s in sections), "</body></html>\n"]
-    replace_text(folder / "index.html", "\n".join(page))
+    replace_text(folder / "index.html", page(title, f"{len(pairs):,} evaluation images", {}, list(sections)))
     for old in (folder / PICTURES).glob("[et][0-9]*.png"):
         if old not in files:
             old.unlink()
@@ -141,22 +140,3 @@ def what_is_found(features_name: str) -> str:
             "of similar things in one style are near without being copies: look before the list is used."
         )
     return said + "Look at the pictures before the list is used."
-
-
-STYLE = """
-body { overflow-wrap: anywhere; } section > .soft { max-width: 46rem; }
-.note { color: var(--warn); margin: 0 0 .6rem; } .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; overflow-wrap: break-word; } th, td { padding: .25rem .9rem .25rem 0; text-align: left;
-  border-bottom: 1px solid var(--line); font-weight: 400; vertical-align: top; } th[scope=row] { color: var(--soft); }
-thead th { color: var(--soft); font-size: .8rem; } thead th:empty { padding: 0; border: 0; }
-figure { margin: 1rem 0; padding: .7rem 1rem; background: var(--card); border: 1px solid var(--line); border-radius: 8px;
-  max-width: 42rem; } figure svg { width: 100%; height: auto; display: block; }
-figcaption { font-size: .85rem; } figcaption b { font-weight: 600; display: block; } figcaption i { font-style: normal; }
-.row { display: flex; flex-wrap: wrap; gap: .8rem; align-items: stretch; }
-.pair { padding: .5rem .7rem .6rem; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
-.pair.marked { border-color: var(--warn); } .pair b { font-size: .85rem; font-weight: 600; white-space: pre; }
-.picture { color: inherit; text-decoration: none; } .picture img { display: block; border-radius: 4px; height: auto; }
-.picture span { display: block; margin-top: .2rem; font-size: .72rem; line-height: 1.3; color: var(--soft); }
-img.sharp { image-rendering: pixelated; }
-@media (max-width: 500px) { body { padding: 1.2rem .9rem 3rem; } h1 { font-size: 1.4rem; } .pair { flex-grow: 1; } }
-"""

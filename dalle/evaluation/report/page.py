@@ -25,7 +25,7 @@ th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align
   font-variant-numeric: tabular-nums; }
 thead th { color: var(--soft); font-weight: 600; white-space: normal; vertical-align: bottom; }
 th:first-child { text-align: left; font-weight: 500; }
-td.words, td.words ~ td { white-space: normal; }
+.words td { white-space: normal; text-align: left; overflow-wrap: anywhere; }
 figure { margin: .6rem 0; background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .6rem .8rem; }
 figure.curve { display: inline-block; width: min(100%, 34rem); margin-right: .6rem; vertical-align: top; }
 figure svg { width: 100%; height: auto; }
@@ -36,6 +36,8 @@ figcaption i { font-style: normal; color: var(--soft); }
 .picture { display: block; max-width: 100%; text-decoration: none; color: var(--soft); font-size: .78rem; }
 .picture img { display: block; max-width: 100%; height: auto; border: 1px solid var(--line); border-radius: 4px; }
 .picture span { display: block; max-width: 8.5rem; overflow-wrap: anywhere; }
+.pair { padding: .5rem .7rem .6rem; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
+.pair.marked { border-color: var(--warn); } .pair b { font-size: .85rem; font-weight: 600; white-space: pre; }
 img.sharp { image-rendering: pixelated; }
 details { margin: .8rem 0; } summary { cursor: pointer; color: var(--soft); }
 @media (max-width: 600px) { body { padding: 1rem .7rem 3rem; } h1 { font-size: 1.35rem; } th, td { padding: .3rem .45rem; }

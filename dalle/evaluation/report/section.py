@@ -53,7 +53,8 @@ def figure_text(value: Any) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Rows under a header; the first column names them, and the rest are figures."""
+    """Rows under a header; the first column names them, and the rest are figures. Under a header without words they are told in
+    words, which a narrow page wraps."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
     body = "".join(
         f'<tr><th scope="row">{html.escape(figure_text(row[0]))}</th>'
@@ -61,6 +62,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         + "</tr>"
         for row in rows
     )
+    if not any(header):
+        return f'<div class="scroll"><table class="words"><tbody>{body}</tbody></table></div>'
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
