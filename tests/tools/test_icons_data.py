@@ -3,7 +3,9 @@
 import json
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dalle.config import Images
 from dalle.data.samples import read_pairs
@@ -57,3 +59,24 @@ def test_a_folder_of_something_else_is_left_alone(shards, tmp_path, capsys):
     with pytest.raises(SystemExit):
         icons_data.main(["--data", str(shards), "--valid_data", str(shards), "--output", str(tmp_path / "mine")])
     assert "is not empty" in capsys.readouterr().err
+
+
+def test_margins_and_mirror_images_keep_captions_true(tmp_path):
+    arrow = Image.new("RGB", (16, 16), "white")
+    arrow.paste("black", (0, 0, 8, 16))
+    abouts = [
+        {"group": "animals & nature", "captions": ["a cow"]},
+        {"group": "animals & nature", "captions": ["a cow", "a cow facing left"]},
+        {"group": "symbols", "captions": ["a cross"]},
+    ]
+    samples = [{"png": encoded(arrow), "json": json.dumps({**about, "licence": "MIT"}).encode()} for about in abouts]
+    write_shard(tmp_path / "all.tar", samples)
+    options = ["--margin_px", "4", "--mirror", "--output", str(tmp_path / "icons")]
+    icons_data.main(["--data", f"{tmp_path}/all.tar", "--valid_data", f"{tmp_path}/all.tar", *options])
+    raw = Images(augmentation="none")
+    train = list(read_pairs(f"{tmp_path}/icons/train-*.tar", raw, 24))
+    assert [pair.captions[0] for pair in train] == ["a cow", "a cow", "a cow", "a cross"]
+    assert len(list(read_pairs(f"{tmp_path}/icons/valid-*.tar", raw, 24))) == 3
+    straight, mirrored = (np.asarray(pair.image).astype(int) for pair in train[:2])
+    assert straight.shape == (24, 24, 3) and np.abs(straight[:, ::-1] - mirrored).max() < 30  # WebP's loss
+    assert straight[12, 6].max() < 30 and straight[12, 17].min() > 225 and straight[2, 6].min() > 225
