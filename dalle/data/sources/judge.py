@@ -26,7 +26,8 @@ _BOILERPLATE = (
     r"(https?://|www\.)\S+",
     r"(img|image|dsc[nf]?|pxl|mvimg|p|photo|picture|screenshot|scan|file|untitled)?[\s_\-]*[\d\s_\-():.at]+",
     r"\S+\.(jpe?g|png|gif|webp|bmp|tiff?|heic)",
-    rf"(no|without|missing|add|your|enter|insert)( a| an| the)? (caption|description|title|text|alt text)( here| available| provided)?",
+    r"(no|without|missing|add|your|enter|insert)( a| an| the)? (caption|description|title|(alt )?text)"
+    r"( here| available| provided)?",
     rf"(untitled|unnamed|unknown|undefined|null|none|nan|n/?a|tbd|todo|test|caption|description|title|alt|{_THING})",
     r"(click|tap|press)( here| on (it|the image))?( to| for) (enlarge|zoom|view|see|download|more|open).{0,40}",
     r"(view|see|show|open|download)( the)? (full[- ]?size|larger|original|high[- ]res\w*)( image| version| picture)?",
@@ -87,4 +88,4 @@ def _detector() -> Any:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError:
         raise ValueError("filters.language: needs a detector of languages: pip install 'dalle[data]'") from None
-    return LanguageIdentifier.from_pickled_model(MODEL_FILE, norm_probs=True)
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from dalle.data.counts import Counts, Filtered
-from dalle.data.sources.reading.item import Fate, Item
 from dalle.data.sources.look import Looked
+from dalle.data.sources.reading.item import Fate, Item
 
 _SCHEMA = """
 CREATE TABLE images (

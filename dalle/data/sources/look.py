@@ -20,8 +20,8 @@ from dalle.data import images
 from dalle.data.captions import json_values, no_caption, read_captions
 from dalle.data.counts import LeftOut
 from dalle.data.samples import Decoder, image_bytes
-from dalle.data.sources.reading.item import Fate, Item
 from dalle.data.sources.judge import caption_reason, image_filtered
+from dalle.data.sources.reading.item import Fate, Item
 
 _IN_ONE_PROCESS = 64
 """Items that are looked at sooner than other processes have started."""

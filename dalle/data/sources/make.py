@@ -130,16 +130,18 @@ class Maker:
         for row in ledger.rows("kind IS NULL OR pixels IS NOT NULL"):
             if row.fate is not None and row.number not in shown:
                 continue
-            try:
-                if row.path is not None:
-                    data = row.path.read_bytes()
-                else:
-                    data = next((held for number, held in larger if number == row.number), None)
-            except OSError as error:
-                data = error
-            if not isinstance(data, bytes) or hash_bytes(data) != row.bytes_hash:
+            data = self._read(row, larger)
+            if data is None or hash_bytes(data) != row.bytes_hash:
                 raise ValueError(f"source {self.name}: {row.key} was changed while it was read: call it again")
             yield row, data
+
+    def _read(self, row: Row, larger: Iterator[tuple[int, bytes]]) -> bytes | None:
+        if row.path is None:
+            return next((held for number, held in larger if number == row.number), None)
+        try:
+            return row.path.read_bytes()
+        except OSError:  # it was there when it was looked at
+            return None
 
     def _notes(self, prepared: Prepared) -> Iterator[str]:
         counts, found = prepared.counts, prepared.inspection

@@ -6,6 +6,7 @@ import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from dalle.data.counts import Reason
@@ -144,7 +145,7 @@ def _ratio(border: float) -> str:
 
 
 def _ranges(borders: list[str]) -> list[str]:
-    middle = [f"{low} – {high}" for low, high in zip(borders, borders[1:], strict=False)]
+    middle = [f"{low} – {high}" for low, high in pairwise(borders)]
     return [f"below {borders[0]}", *middle, f"from {borders[-1]}"]
 
 

@@ -25,6 +25,8 @@ from dalle.outputs.ownership import claimed, read_mark, unfinished, write_mark
 __all__ = ["Choice", "Prepared", "prepare", "read_prepared"]
 
 COMMAND = "dalle-filter"
+LOOK = Choice()
+"""Nothing was said: what is there decides."""
 _SHARD = re.compile(r"(train|valid)-\d{3,}\.tar")
 
 
@@ -35,7 +37,7 @@ def prepare(
     valid_share: float,
     seed: int = 0,
     *,
-    choice: Choice = Choice(),
+    choice: Choice = LOOK,
     workers: int = 1,
     overwrite: bool = False,
     told: Told = lambda what, number: None,

@@ -43,7 +43,8 @@ class ShardWriter:
         if self._tar is None or self._images == SHARD_IMAGES or self._bytes >= SHARD_BYTES:
             self.close()
             self.shards.append(f"{self._name}-{len(self.shards):03d}.tar")
-            self._tar = tarfile.open(self._folder / self.shards[-1], "w", format=tarfile.USTAR_FORMAT)
+            path = self._folder / self.shards[-1]
+            self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 (closed by `close`)
             self._images = self._bytes = 0
         key = f"{len(self.shards) - 1:05d}{self._images:04d}"
         self._add(f"{key}.{extension}", image)
