@@ -101,6 +101,6 @@ def captions_left_out(ledger: Ledger) -> dict[str, list[str]]:
     )
     query = (
         "SELECT c.text FROM captions c JOIN images i ON c.image = i.number WHERE c.reason = ? AND i.pixels IS NOT NULL "
-        "ORDER BY i.number, c.rowid LIMIT ?"
+        "ORDER BY i.number, c.place, c.rowid LIMIT ?"
     )
     return {reason: [text for (text,) in ledger.ask(query, reason, _CAPTIONS_SHOWN)] for (reason,) in reasons}

@@ -24,7 +24,8 @@ _BOILERPLATE = (
     r"(©|\(c\)|copyright)( \d{4})?.{0,40}",
     r".{0,40}all rights reserved.{0,20}",
     r"(https?://|www\.)\S+",
-    r"(img|image|dsc[nf]?|pxl|mvimg|p|photo|picture|screenshot|scan|file|untitled)?[\s_\-]*[\d\s_\-():.at]+",
+    r"(img|image|dsc[nf]?|pxl|mvimg|p|photo|picture|screenshot|scan|file|untitled)[\s_\-]*\d[\d\s_\-():.]*(at [\d.:]+)?",
+    r"[\d\s_\-():.]{5,}",  # a shorter one may be a label, such as that of a digit
     r"\S+\.(jpe?g|png|gif|webp|bmp|tiff?|heic)",
     r"(no|without|missing|add|your|enter|insert)( a| an| the)? (caption|description|title|(alt )?text)"
     r"( here| available| provided)?",
@@ -49,11 +50,15 @@ def caption_reason(caption: str, filters: Filters) -> str | None:
         return f"longer than filters.max_caption_chars {filters.max_caption_chars}"
     if filters.boilerplate is not None and _boilerplate(filters.boilerplate).fullmatch(caption.rstrip(" .!")):
         return "boilerplate, which says nothing of the picture"
-    if filters.language is not None and len(caption) >= filters.language_min_chars:
-        found, confidence = language(caption)
-        if found != filters.language and confidence >= filters.language_confidence:
-            return f"another language than filters.language {filters.language}"
+    if _is_foreign(caption, filters):
+        return f"another language than filters.language {filters.language}"
     return None
+
+
+def _is_foreign(caption: str, filters: Filters) -> bool:
+    if filters.language is None or len(caption) < filters.language_min_chars:
+        return False
+    return in_another_language(caption, filters.language) >= filters.language_confidence
 
 
 def image_filtered(size: tuple[int, int], filters: Filters) -> Filtered | None:
@@ -68,9 +73,9 @@ def image_filtered(size: tuple[int, int], filters: Filters) -> Filtered | None:
     return None
 
 
-def language(text: str) -> tuple[str, float]:
-    """The language that a text is most likely in, by two letters, and its probability among all that the detector knows."""
-    return _detector().classify(text)
+def in_another_language(text: str, language: str) -> float:
+    """The probability that a text is in any language but one, of those that the detector knows."""
+    return sum(probability for name, probability in _detector().rank(text) if name != language)
 
 
 def check_language(filters: Filters) -> None:

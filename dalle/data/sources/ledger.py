@@ -24,7 +24,7 @@ CREATE TABLE images (
   number INTEGER PRIMARY KEY, url TEXT, key BLOB, path BLOB, width INTEGER, height INTEGER, extension TEXT, pixels BLOB,
   bytes BLOB, draw REAL, json TEXT, kind TEXT, reason TEXT, detail TEXT, first INTEGER, valid INTEGER
 );
-CREATE TABLE captions (image INTEGER, text TEXT, words INTEGER, chars INTEGER, reason TEXT);
+CREATE TABLE captions (image INTEGER, place INTEGER, text TEXT, words INTEGER, chars INTEGER, reason TEXT);
 CREATE INDEX by_path ON images (path) WHERE path IS NOT NULL;
 """
 _INDICES = """
@@ -77,7 +77,7 @@ class Ledger:
         self._db = sqlite3.connect(path, isolation_level=None)
         self._db.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-65536;" + _SCHEMA)
         self._db.execute("BEGIN")
-        self._next = 0
+        self._next = self._further = 0
 
     def close(self) -> None:
         """Let go of the file."""
@@ -123,13 +123,17 @@ class Ledger:
                 number,
             ),
         )
-        self.put_captions(number, looked.captions)
+        self._put_captions(number, 0, looked.captions)
 
-    def put_captions(self, number: int, captions: list[tuple[str, str | None]]) -> None:
-        """Further captions of an image, each with the reason for which it is left out."""
+    def add_captions(self, number: int, captions: list[tuple[str, str | None]]) -> None:
+        """Those of a further row about an image, which may come before what is found of the image itself."""
+        self._further += 1
+        self._put_captions(number, self._further, captions)
+
+    def _put_captions(self, number: int, place: int, captions: list[tuple[str, str | None]]) -> None:
         self._db.executemany(
-            "INSERT INTO captions VALUES (?, ?, ?, ?, ?)",
-            ((number, text, len(text.split()), len(text), reason) for text, reason in captions),
+            "INSERT INTO captions VALUES (?, ?, ?, ?, ?, ?)",
+            ((number, place, text, len(text.split()), len(text), reason) for text, reason in captions),
         )
 
     def settle(self, join: bool, valid_share: float) -> None:
@@ -147,7 +151,7 @@ class Ledger:
         # of images that all captions were left out of, the reason is that of their first one
         run(
             "UPDATE images SET kind = 'Filtered', detail = '', reason = (SELECT 'caption ' || c.reason FROM captions c JOIN "
-            "images i ON c.image = i.number WHERE i.first = images.number ORDER BY i.number, c.rowid LIMIT 1) "
+            "images i ON c.image = i.number WHERE i.first = images.number ORDER BY i.number, c.place, c.rowid LIMIT 1) "
             "WHERE kind IS NULL AND first = number AND NOT EXISTS (SELECT 1 FROM captions c JOIN images i ON c.image = "
             "i.number WHERE i.first = images.number AND c.reason IS NULL)"
         )
@@ -193,14 +197,16 @@ class Ledger:
         """Those of an image that are kept, with those of the images that are equal to it."""
         found = self._db.execute(
             "SELECT c.text FROM images i JOIN captions c ON c.image = i.number WHERE i.first = ? AND c.reason IS NULL "
-            "ORDER BY i.number, c.rowid",
+            "ORDER BY i.number, c.place, c.rowid",
             (number,),
         )
         return list(dict.fromkeys(text for (text,) in found))
 
     def all_captions(self, number: int) -> list[str]:
         """Those of one image, whatever became of them."""
-        return [t for (t,) in self._db.execute("SELECT text FROM captions WHERE image = ? ORDER BY rowid", (number,))]
+        return [
+            t for (t,) in self._db.execute("SELECT text FROM captions WHERE image = ? ORDER BY place, rowid", (number,))
+        ]
 
     def counts(self) -> tuple[Counts, Counts]:
         """What became of the images, and of the captions of those that decode."""
@@ -209,7 +215,7 @@ class Ledger:
             counts.add(_place(url, key), None if fate[0] is None else Fate(*fate).error())
         query = (
             "SELECT i.url, i.key, c.text, c.reason FROM captions c JOIN images i ON c.image = i.number "
-            "WHERE i.pixels IS NOT NULL ORDER BY i.number, c.rowid"
+            "WHERE i.pixels IS NOT NULL ORDER BY i.number, c.place, c.rowid"
         )
         for url, key, text, reason in self._db.execute(query):
             captions.add(_place(url, key), None if reason is None else Filtered(reason, text[:80]))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle.config import Filters
+from dalle.data.counts import told as by_reason
 from dalle.data.sources.figures import captions_left_out, examples, inspect
 from dalle.data.sources.judge import caption_reason
 from dalle.data.sources.ledger import FEWEST_TO_SPLIT, Ledger, Row
@@ -93,7 +94,7 @@ class Maker:
             for item in self.source.items():
                 number = ledger.add(item)
                 if number is None:
-                    ledger.put_captions(ledger.number_of(os.fsencode(item.path)), self._judged(item))
+                    ledger.add_captions(ledger.number_of(os.fsencode(item.path)), self._judged(item))
                 else:
                     under_way.append(number)
                     yield item
@@ -148,11 +149,12 @@ class Maker:
         kept = prepared.num_train + prepared.num_valid
         yield f"{kept:,} of {counts.read:,} images are kept."
         for told, reasons in (("cannot be used", counts.broken), ("are filtered out", counts.filtered)):
-            for reason, about in sorted(reasons.items(), key=lambda item: -item[1].count):
-                yield f"{about.count:,} {told} ({reason}): {about.named()}."
+            if reasons:
+                number = sum(about.count for about in reasons.values())
+                yield f"{number:,} {told}: {'; '.join(by_reason(reasons))}."
         if self.source.num_images is not None and self.source.num_images > found["images_read"]:
             left = self.source.num_images - found["images_read"]
-            yield f"{left:,} images of the folder are in no row of the table, and are not read."
+            yield f"Images of the folder that are in no row of the table, and are not read: {left:,}."
         if prepared.num_valid == 0:
             why = (
                 f"fewer than {FEWEST_TO_SPLIT} images" if kept < FEWEST_TO_SPLIT else f"a share of {self.valid_share:g}"
@@ -160,8 +162,7 @@ class Maker:
             yield f"No image is held out for validation ({why})."
         else:
             yield (
-                f"{prepared.num_valid:,} of them are held out for validation, drawn by their pixels, so that more pictures "
-                "move none of these."
+                f"Held out for validation: {prepared.num_valid:,}, drawn by their pixels, so that more pictures move none of these."
             )
 
 

@@ -127,9 +127,9 @@ def _plots(prepared: Prepared) -> str:
     found = prepared.inspection
     ratios = [_ratio(border) for border in RATIOS]
     plots = (
-        _bars("Shorter side, pixels", _ranges([str(s) for s in SIDES_PX]), found["sides_px"]),
+        _bars("Shorter side, pixels", _whole(SIDES_PX), found["sides_px"]),
         _bars("Width : height", _ranges(ratios), found["ratios"]),
-        _bars("Words of a caption", _ranges([str(w) for w in WORDS]), found["words"]),
+        _bars("Words of a caption", _whole(WORDS), found["words"]),
         _bars(
             "Captions of an image",
             [f"{n}{' or more' if n == '10' else ''}" for n in found["captions_an_image"]],
@@ -146,6 +146,12 @@ def _ratio(border: float) -> str:
 
 def _ranges(borders: list[str]) -> list[str]:
     middle = [f"{low} – {high}" for low, high in pairwise(borders)]
+    return [f"below {borders[0]}", *middle, f"from {borders[-1]}"]
+
+
+def _whole(borders: tuple[int, ...]) -> list[str]:
+    """Ranges of whole numbers, both ends included."""
+    middle = [f"{low} – {high - 1}" for low, high in pairwise(borders)]
     return [f"below {borders[0]}", *middle, f"from {borders[-1]}"]
 
 

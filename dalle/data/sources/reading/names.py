@@ -56,8 +56,9 @@ def caption_of(name: str) -> str | None:
     if "\ufffd" in text:
         return None
     pieces = text.split()
-    telling = [piece for piece in pieces if _tells(piece)]
-    return text if telling and 2 * len(telling) >= sum(len(p) > 1 for p in pieces) else None
+    telling = sum(map(_tells, pieces))
+    hashes = sum(re.search(r"\d", piece) is not None and _WORD.search(piece) is not None for piece in pieces)
+    return text if telling > 0 and telling >= hashes else None
 
 
 def _tells(piece: str) -> bool:
