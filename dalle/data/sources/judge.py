@@ -18,8 +18,8 @@ _THING = "(this |the |a |an )?(photo(graph)?|image|picture|pic|file|shot|snapsho
 _VERB = "(photograph(ed)?|tak(en|e)|captur(ed|e)|shot|upload(ed)?|creat(ed|e)|post(ed)?|publish(ed)?|updat(ed|e)|scann(ed)?)"
 _BOILERPLATE = (
     # "photographed on 3 May 2014" is the paper's own example
-    rf"({_THING} )?(was )?{_VERB} (on|in|at|:)? ?{_DATE}( at \d+[:.]\d+.*)?",
-    _DATE,
+    rf"({_THING} )?(was )?{_VERB}:? ((on|in|at) )?{_DATE}( at \d+[:.]\d+.*)?",
+    rf"(?=.*\d){_DATE}",
     rf"({_THING} )?(by|credits?|courtesy( of)?|copyright|via|source):? ?(unknown|anonymous|getty images|shutterstock|n/?a)",
     r"(©|\(c\)|copyright)( \d{4})?.{0,40}",
     r".{0,40}all rights reserved.{0,20}",
@@ -33,7 +33,7 @@ _BOILERPLATE = (
     r"(click|tap|press)( here| on (it|the image))?( to| for) (enlarge|zoom|view|see|download|more|open).{0,40}",
     r"(view|see|show|open|download)( the)? (full[- ]?size|larger|original|high[- ]res\w*)( image| version| picture)?",
     r"image (may contain|unavailable|not (available|found)).{0,60}",
-    r"[\W_]+",
+    r"[!-/:-@\[-`{-~\s…·•–—]+",  # not all that is no letter: a picture of a face may be captioned with one
 )
 
 
@@ -48,7 +48,9 @@ def caption_reason(caption: str, filters: Filters) -> str | None:
         return f"shorter than filters.min_caption_chars {filters.min_caption_chars}"
     if filters.max_caption_chars is not None and len(caption) > filters.max_caption_chars:
         return f"longer than filters.max_caption_chars {filters.max_caption_chars}"
-    if filters.boilerplate is not None and _boilerplate(filters.boilerplate).fullmatch(caption.rstrip(" .!")):
+    if filters.boilerplate is not None and _boilerplate(filters.boilerplate).fullmatch(
+        caption.rstrip(" .!") or caption
+    ):
         return "boilerplate, which says nothing of the picture"
     if _is_foreign(caption, filters):
         return f"another language than filters.language {filters.language}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -98,7 +99,8 @@ def look_at_all(items: Iterable[Item], filters: Filters, workers: int) -> Iterat
         return
     items = chain(first, items)
     # spawned, not forked: the caller may have threads that a fork would break
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; this one ends the others
+    with ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, ignore) as pool:
         under_way: deque[Future[list[Looked]]] = deque()
         try:
             while True:

@@ -74,7 +74,8 @@ class Maker:
                 caption_counts=caption_counts,
                 inspection=figures,
             )
-            prepared.notes.extend([*self.source.notes, *self._notes(prepared)])
+            notes = [*self.source.notes, *self._notes(prepared)]
+            prepared.notes.extend(note.encode("utf-8", "backslashreplace").decode() for note in notes)
             examples_shown = [
                 Example(pictures[n], row, ledger.captions(n) or ledger.all_captions(n))
                 for n in shown

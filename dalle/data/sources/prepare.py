@@ -113,12 +113,10 @@ def _request(
 
 def _finished(folder: Path, request: dict[str, Any], overwrite: bool) -> Prepared | None:
     """What is there, if it is what is asked for. Raises ValueError where it is something else and may not be written over."""
-    before = read_mark(folder, COMMAND) or {}
-    if overwrite and before != request:
-        return None
-    prepared = read_prepared(folder)
+    prepared = None if overwrite else read_prepared(folder)
     if prepared is None or not all((folder / name).is_file() for name in prepared.inspection["shards"]):
         return None
+    before = read_mark(folder, COMMAND) or {}
     changed = next((name for name, value in request.items() if before.get(name) != value), None)
     if changed is None:
         return prepared

@@ -24,6 +24,7 @@ def test_text_files_hold_a_caption_a_line(tmp_path):
     (source / "README.txt").write_text("not a caption")
     found = prepared(source, tmp_path / "out")
     assert found.kind == "a folder of images with .txt files"
+    assert "Files (.txt, .json) that are beside no image, and are not read: 1." in found.notes
     assert written(tmp_path / "out") == {
         "0001.png": ["a red ball", "a ball"],
         "0003.PNG": ["ein Haus"],
@@ -108,6 +109,14 @@ def test_tables_without_the_columns_are_refused(tmp_path, text, said):
     captioned(tmp_path / "in", 1, None)
     (tmp_path / "in/a.csv").write_text(text)
     with pytest.raises(ValueError, match=said):
+        prepared(tmp_path / "in", tmp_path / "out")
+
+
+def test_a_quote_that_is_never_closed_is_said(tmp_path):
+    captioned(tmp_path / "in", 1, None)
+    rows = "".join(f"0001.png,caption {n}\n" for n in range(200))
+    (tmp_path / "in/a.csv").write_text('file,caption\n0001.png,"open\n' + rows)
+    with pytest.raises(ValueError, match=r"a\.csv: the row from line 2 on has over 100 lines: a quote"):
         prepared(tmp_path / "in", tmp_path / "out")
 
 

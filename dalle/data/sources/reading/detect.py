@@ -152,7 +152,18 @@ def _folder(root: Path, output: Path | None, choice: Choice) -> Source:
     if not found.images:
         raise ValueError(_without_images(root, found))
     kind, why, items = _of_images(root, output, found, wanted, wrong)
-    return Source(kind, [f"Taken for {kind}, since {why}."], items, paths, root)
+    notes = [f"Taken for {kind}, since {why}."]
+    if found.lone:
+        notes.append(f"Files (.txt, .json) that are beside no image, and are not read: {found.lone:,}.")
+    if found.others:
+        notes.append(f"Files of other kinds, which are not read: {_others(found)}.")
+    return Source(kind, notes, items, paths, root)
+
+
+def _others(found: Survey) -> str:
+    most = sorted(found.others.items(), key=lambda item: (-item[1], item[0]))
+    told = [f"{number:,} {'.' + e if e else 'without an extension'}" for e, number in most[:3]]
+    return ", ".join(told) + (", …" if len(most) > 3 else "")
 
 
 def _of_images(
@@ -223,9 +234,8 @@ def _files(names: list[str]) -> str:
 
 
 def _without_images(root: Path, found: Survey) -> str:
-    captions = found.lone_txt + len(found.tables)
-    others = sorted(found.others.items(), key=lambda item: -item[1])[:3]
-    told = ", ".join(f"{number:,} {'.' + e if e else 'without an extension'}" for e, number in others)
+    captions = found.lone + len(found.tables)
+    told = _others(found)
     if captions:
         return (
             f"source {root}: {captions:,} files that may hold captions, and no images (.{', .'.join(EXTENSIONS)}): put the "

@@ -27,7 +27,7 @@ class Survey:
         images: how many
         with_txt, with_json: images with such a file beside them, of which the .json may hold other things
         json_captions: whether one of the first .json files beside images holds a caption
-        lone_txt: .txt files that are beside no image
+        lone: .txt and .json files that are beside no image
         named: images whose name is a caption
         in_folders: images whose folder's name is one
         folder_names: such folders
@@ -39,7 +39,7 @@ class Survey:
     with_txt: int = 0
     with_json: int = 0
     json_captions: bool = False
-    lone_txt: int = 0
+    lone: int = 0
     named: int = 0
     in_folders: int = 0
     folder_names: set[str] = field(default_factory=set)
@@ -101,8 +101,8 @@ def survey(root: Path, output: Path | None = None) -> Survey:
                 found.tables.append(listing.key(name))
             elif extension == "tar" or name.lower().endswith((".tar.gz", ".tgz")):
                 found.shards.append(listing.key(name))
-            elif extension == "txt":
-                found.lone_txt += 1
+            elif extension in _SIDECARS:
+                found.lone += 1
             else:
                 found.others[extension] = found.others.get(extension, 0) + 1
     return found

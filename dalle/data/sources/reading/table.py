@@ -32,6 +32,8 @@ _DELIMITERS = (",", ";", "|", "\t")
 _ERRORS = "surrogateescape"
 """Names of files may be bytes that are no text; what captions hold of them is counted where captions are read."""
 _SNIFFED_ROWS = 100
+_MOST_LINES = 100
+"""Of one row of a .csv: in more, a quote at the beginning of a field took the rows behind it for its own."""
 _MOST_FOLDERS = 16
 """Beside a table, in which the files are looked for that it names."""
 
@@ -124,9 +126,21 @@ def _csv_rows(path: Path) -> Iterator[tuple[Iterator[list[str]], str]]:
         file.seek(0)
         csv.field_size_limit(2**31 - 1)
         try:
-            yield (row for row in csv.reader(file, delimiter=delimiter) if any(map(str.strip, row))), delimiter
+            yield _rows(csv.reader(file, delimiter=delimiter), path), delimiter
         except (csv.Error, UnicodeError) as error:
             raise ValueError(f"{path} is no table of text: {error}") from None
+
+
+def _rows(reader: Any, path: Path) -> Iterator[list[str]]:
+    before = 0
+    for row in reader:
+        if reader.line_num - before > _MOST_LINES:
+            raise ValueError(
+                f'{path}: the row from line {before + 1} on has over {_MOST_LINES} lines: a quote (") that is never closed'
+            )
+        before = reader.line_num
+        if any(map(str.strip, row)):
+            yield row
 
 
 def _encoding(path: Path) -> str:

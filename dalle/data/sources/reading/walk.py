@@ -7,6 +7,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,7 +91,11 @@ def fingerprint(files: Iterator[Path], root: Path) -> dict[str, int | str]:
     and times of change."""
     digest, count, total = hashlib.blake2b(digest_size=16), 0, 0
     for path in files:
-        about = path.stat()
-        count, total = count + 1, total + about.st_size
-        digest.update(os.fsencode(os.path.relpath(path, root)) + b"\0%d %d\n" % (about.st_size, about.st_mtime_ns))
+        count += 1
+        digest.update(os.fsencode(os.path.relpath(path, root)))
+        with suppress(OSError):  # of what is no file, such as the URL of a shard, the name alone
+            about = path.stat()
+            total += about.st_size
+            digest.update(b"\0%d %d" % (about.st_size, about.st_mtime_ns))
+        digest.update(b"\n")
     return {"files": count, "bytes": total, "hash": digest.hexdigest()}
