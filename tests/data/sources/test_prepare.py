@@ -158,9 +158,9 @@ def test_boilerplate(caption):
             "3d emoji of a cat",
             "O",
             "no entry",
-        "😀",
-        "12",
-        "a",
+            "😀",
+            "12",
+            "a",
         ),
     ],
 )
