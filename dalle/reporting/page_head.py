@@ -1,43 +1,5 @@
-"""What our pages share: they open from disk, ask nothing of the network, and follow the reader's light or dark."""
+"""The head of our pages, which lies in `dalle.outputs`: `data` too writes a page, and stands below this room."""
 
-from __future__ import annotations
+from dalle.outputs.page_head import head, replace_text
 
-import html
-import os
-from pathlib import Path
-
-_STYLE = """
-:root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1c2330; --soft: #5d6778; --line: #dfe3ea;
-  --train: #2563c9; --valid: #d9641a; --warn: #a35a00; }
-@media (prefers-color-scheme: dark) { :root { --page: #12151b; --card: #1b2029; --ink: #e6e9ef; --soft: #98a2b3;
-  --line: #313846; --train: #6ea8ff; --valid: #ff9d5c; --warn: #ffb454; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1400px; padding: 2rem 1.5rem 4rem; background: var(--page); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-h1 { margin: 0; font-size: 1.7rem; overflow-wrap: anywhere; }
-h2 { margin: 2.2rem 0 .8rem; font-size: 1.15rem; }
-.soft { color: var(--soft); font-size: .85rem; }
-"""
-
-
-def head(title: str, style: str) -> str:
-    """The beginning of a page, up to and with `<body>`.
-
-    Args:
-        title: of the window
-        style: CSS that is added to what all pages share
-    """
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{_STYLE}{style}</style></head><body>'
-    )
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes `text` to `path` so that a reader, or a crash, sees the old file or the new one and nothing between."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8", errors="replace") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+__all__ = ["head", "replace_text"]
