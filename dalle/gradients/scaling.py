@@ -135,7 +135,8 @@ class GradientScales:
         cls, objective: nn.Module, replicas: int, device: torch.device, rule: Rule = OVERALL, **options
     ) -> GradientScales:
         """One scale, by which the loss is multiplied. All of the objective runs under fp16 autocast from now on."""
-        scales = cls([list(objective.parameters())], rule, replicas, device, **options)
+        trained = [p for p in objective.parameters() if p.requires_grad]
+        scales = cls([trained], rule, replicas, device, **options)
         wrap(objective, _autocast, device.type)
         scales._of_loss = scales.scales[0]
         return scales

@@ -10,6 +10,7 @@ from dalle.config import PriorObjective as PriorObjectiveConfig
 from dalle.models.dvae import DVAE
 from dalle.models.prior import Prior
 from dalle.objectives.dvae import (
+    DecoderObjective,
     DVAEObjective,
     negative_elb,
     perplexity,
@@ -198,3 +199,52 @@ def test_small_figures():
     both = torch.cat([images, images]), torch.cat([images.float() / 255 + 0.1, images.float() / 255 + 0.01])
     assert psnr_db(*both).item() == pytest.approx(30, rel=1e-3)  # 20 and 40 dB: of each image, then the mean
     assert psnr_db(images, images / 255).item() == pytest.approx(100)
+
+
+def test_the_decoder_alone_learns_from_the_codes_of_inference():
+    """Against the book: logit-Laplace of the maps of a one-hot, and a step along each weight."""
+    torch.manual_seed(0)
+    config = DVAEModel(
+        image_size_px=8, codebook_size=6, encoder_width=4, width_multipliers=(1, 2), blocks_per_group=1,
+        decoder_input_width=4, init="he", logit_norm_gain=3.0, code_prior="learned", min_ln_b=-1.0,
+    )  # fmt: skip
+    model = DVAE(config).double()
+    images_BCYX = torch.rand(5, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        for _ in range(3):  # statistics of the logits that are not those of a batch
+            model.train().logits(torch.rand(9, 3, 8, 8, dtype=torch.float64))
+    model.freeze_encoder()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    loss, metrics = DecoderObjective(model.train())({"images_BCYX": images_BCYX})
+    loss.backward()
+
+    with torch.no_grad():
+        raw_BKYX = model.encoder(0.8 * images_BCYX + 0.1)
+        mean_K, variance_K = model.logit_norm.running_mean, model.logit_norm.running_var
+        normal_BKYX = (raw_BKYX - mean_K[:, None, None]) / (variance_K[:, None, None] + 1e-5).sqrt()
+        logits_BKYX = 3 * (normal_BKYX * model.logit_norm.weight[:, None, None] + model.logit_norm.bias[:, None, None])
+        codes_BYX = logits_BKYX.argmax(dim=1)
+        one_hot_BKYX = torch.nn.functional.one_hot(codes_BYX, 6).permute(0, 3, 1, 2).double()
+
+    def by_the_book() -> torch.Tensor:
+        mu_BCYX, raw_BCYX = model.decoder(one_hot_BKYX).chunk(2, dim=1)
+        ln_b_BCYX = -1 + torch.log1p(torch.exp(raw_BCYX + 1))
+        x = 0.8 * images_BCYX + 0.1
+        deviation = (torch.log(x / (1 - x)) - mu_BCYX).abs() / ln_b_BCYX.exp()
+        return -(-torch.log(2 * ln_b_BCYX.exp() * x * (1 - x)) - deviation).mean()
+
+    expected = by_the_book()
+    # the maps are fp32
+    torch.testing.assert_close(loss.double(), expected, rtol=0, atol=1e-6)
+    assert metrics["loss"] == metrics["reconstruction_nats"] == loss
+    decoder = {name: p for name, p in model.named_parameters() if name.startswith("decoder.")}
+    gradients = torch.autograd.grad(expected, list(decoder.values()))
+    for (name, p), gradient in zip(decoder.items(), gradients, strict=True):
+        torch.testing.assert_close(p.grad, gradient, rtol=1e-4, atol=1e-6, msg=name)
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == set(decoder)
+    counts_K = torch.bincount(codes_BYX.flatten(), minlength=6)
+    torch.testing.assert_close(metrics["code_use_K"].double(), counts_K.double() / codes_BYX.numel(), rtol=0, atol=1e-6)
+    assert (counts_K > 0).sum() > 1  # or the codes would say nothing
+    # neither the pass nor the mode has changed anything, be it a statistic
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training and model.decoder.training and not model.encoder.training and not model.logit_norm.training
