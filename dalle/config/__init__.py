@@ -10,6 +10,7 @@ from dalle.config.commands.caption import Caption, RankBy
 from dalle.config.commands.dedup import EVERY_IMAGE, Dedup
 from dalle.config.commands.evaluate import Evaluate
 from dalle.config.commands.filter import Filter, Filters
+from dalle.config.commands.own import TrainFolder
 from dalle.config.commands.sample import Sample
 from dalle.config.commands.stages import (
     Demo,
@@ -59,6 +60,7 @@ __all__ = [
     "Tokenize",
     "TrainCLIP",
     "TrainDVAE",
+    "TrainFolder",
     "TrainPrior",
     "TrainTokenizer",
     "Wandb",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from dalle.config.commands.caption import Caption
 from dalle.config.commands.dedup import Dedup
 from dalle.config.commands.evaluate import Evaluate
+from dalle.config.commands.own import TrainFolder
 from dalle.config.commands.sample import Sample
 from dalle.config.commands.stages import (
     Demo,
@@ -44,6 +45,7 @@ class Program:
 
 PROGRAMS = {
     "dalle-demo": Program(Demo, "dalle-demo --output demo"),
+    "dalle-train": Program(TrainFolder, "dalle-train pictures --output runs/mine", "source"),
     "dalle-sample": Program(Sample, 'dalle-sample --model demo --n 512 --rerank "a red circle"', "caption"),
     "dalle-caption": Program(Caption, "dalle-caption cat.png --model demo --captions captions.txt", "image"),
     "dalle-evaluate": Program(
