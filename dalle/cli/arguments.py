@@ -27,28 +27,29 @@ from dalle.config.checks import SaidByAll
 from dalle.config.programs import PROGRAMS, Program
 
 
-def parse(cls: type, prog: str, argv: list[str] | None = None, positional: str | None = None):
+def parse(cls: type, prog: str, argv: list[str] | None = None, positional: str | tuple[str, ...] | None = None):
     """The command's settings as an instance of `cls`.
 
     Args:
         cls: a dataclass of `dalle.config`
         prog: the command's name
         argv: arguments; null means those of the process
-        positional: name of a field that may be given without its `--name`
+        positional: name of a field that may be given without its `--name`, or names of several, in their order
 
     Raises:
         ValueError: one line that says what is wrong
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     _check_text(argv)
-    argv = _normalise(cls, argv, positional)
+    places = (positional,) if isinstance(positional, str) else positional or ()
+    argv = _normalise(cls, argv, places)
     program = PROGRAMS.get(prog, Program(cls, ""))
     if program.example and {"-h", "--help"} & set(argv):
         print(f"Example:\n  {program.example}\n")
     if "--version" in argv:
         print(f"{prog} {dalle.__version__}")
         sys.exit()
-    usage = f"{prog} [--config FILE] [--key value ...]" + (f" {positional.upper()}" if positional else "")
+    usage = f"{prog} [--config FILE] [--key value ...]" + "".join(f" {name.upper()}" for name in places)
     parser = ArgumentParser(prog=prog, description=program.summary, usage=usage, exit_on_error=False)
     parser.add_argument(
         "--config",
@@ -145,9 +146,10 @@ def _check_text(argv: list[str]) -> None:
             raise ValueError(f"{token!r} is no text: it was typed in another encoding than the terminal's") from None
 
 
-def _normalise(cls: type, argv: list[str], positional: str | None) -> list[str]:
+def _normalise(cls: type, argv: list[str], places: tuple[str, ...]) -> list[str]:
     """Flags without a value get `true`, dashes in names become underscores, the launcher's --local_rank goes, and a bare
-    argument, or one behind `--`, gets its name. Raises ValueError for more bare arguments, and for keys with one dash."""
+    argument, or one behind `--`, gets the next name of `places`. Raises ValueError for more bare arguments, and for keys with
+    one dash."""
     flags = {name for name, kind in _keys(cls).items() if kind is bool}
     result: list[str] = []
     bare = False
@@ -160,14 +162,17 @@ def _normalise(cls: type, argv: list[str], positional: str | None) -> list[str]:
         if token == "--" and not bare:
             bare = True
         elif bare or not token.startswith("-"):
-            if positional is None or any(part.split("=")[0] == f"--{positional}" for part in result):
+            given = {part.partition("=")[0] for part in result}
+            positional = next((name for name in places if f"--{name}" not in given), None)
+            if positional is None:
                 raise ValueError(f"unexpected {token!r}: put quotes around a value with spaces or a * in it")
             result.append(f"--{positional}={token}")
         elif token == "-h":
             result.append(token)
-        elif not token.startswith("--") or (positional and " " in token.partition("=")[0]):
+        elif not token.startswith("--") or (places and " " in token.partition("=")[0]):
             told = _unknown(cls, token.partition("=")[0])
-            if positional and (" " in token or "nearest" not in told):
+            if places and (" " in token or "nearest" not in told):
+                positional = places[0]
                 text = f"--{positional}={shlex.quote(token)}"
                 raise ValueError(
                     f"{token!r} begins with a dash, as keys do: for a {positional} write {text}, or -- before it"
@@ -182,7 +187,7 @@ def _normalise(cls: type, argv: list[str], positional: str | None) -> list[str]:
             i += 0 if equals else 1
         elif equals or following is None or following.startswith("--") or name == "help":
             result.append(f"--{name}{equals}{value}")
-        elif name == positional:  # which may begin with one dash
+        elif name in places:  # which may begin with one dash
             result.append(f"--{name}={following}")
             i += 1
         else:

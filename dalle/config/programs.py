@@ -8,6 +8,7 @@ from dalle.config.commands.caption import Caption
 from dalle.config.commands.dedup import Dedup
 from dalle.config.commands.evaluate import Evaluate
 from dalle.config.commands.own import TrainFolder
+from dalle.config.commands.filter import Filter
 from dalle.config.commands.sample import Sample
 from dalle.config.commands.stages import (
     Demo,
@@ -30,12 +31,12 @@ class Program:
     Args:
         config: the dataclass of its settings, whose docstring says what it does
         example: a command line that works, but for its paths
-        positional: name of the setting that may be given without its `--name`
+        positional: name of the setting that may be given without its `--name`, or names of several, in their order
     """
 
     config: type
     example: str
-    positional: str | None = None
+    positional: str | tuple[str, ...] | None = None
 
     @property
     def summary(self) -> str:
@@ -52,6 +53,7 @@ PROGRAMS = {
         Evaluate,
         "dalle-evaluate --model model --reference valid.tar --train 'shards/{000..006}.tar' --output evaluation",
     ),
+    "dalle-filter": Program(Filter, "dalle-filter pictures prepared", ("source", "output")),
     "dalle-train-tokenizer": Program(
         TrainTokenizer, "dalle-train-tokenizer --data 'shards/{000..006}.tar' --output model/tokenizer.json"
     ),

@@ -30,7 +30,7 @@ def read_captions(sample: dict) -> tuple[list[str], dict | None]:
         raise OtherFile("a link in the tar" if sample["__other__"] == "link" else "another kind of file")
     if "__twice__" in sample:
         raise Broken("a file is there twice", f".{sample['__twice__']}")
-    extra, is_text = _json(sample)
+    extra, is_text = json_values(sample)
     captions: list[str] = []
     for found in (extra.get("captions"), _text(sample), *map(extra.get, _NAMES)):
         if captions:
@@ -57,8 +57,8 @@ def _with_first(captions: list[str], text: str | bytes | None) -> list[str]:
     return [first, *(c for c in captions if c != first)] if first in captions else captions
 
 
-def _json(sample: dict) -> tuple[dict, bool]:
-    """What the json holds, by names in small letters, and whether it could be read."""
+def json_values(sample: dict) -> tuple[dict, bool]:
+    """What the json of a raw sample holds, by names in small letters, and whether it could be read."""
     if "json" not in sample:
         return {}, True
     try:
@@ -72,13 +72,13 @@ def _text(sample: dict) -> str | bytes | None:
     """The txt; bytes where it is no text."""
     data = sample.get("txt")
     try:
-        return None if data is None else data.decode(_encoding(data))
+        return None if data is None else data.decode(encoding(data))
     except UnicodeDecodeError:
         return data
 
 
-def _encoding(data: bytes) -> str:
-    """By the byte order mark, as Windows writes it; UTF-8 without one."""
+def encoding(data: bytes) -> str:
+    """Of text, by the byte order mark, as Windows writes it; UTF-8 without one."""
     return next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
 
 
@@ -113,9 +113,9 @@ def read_all_captions(spec: str, pipes: bool = False, counts: Counts | None = No
 def read_lines(path: str) -> Iterator[str]:
     """The lines of a text file that are not empty, of any byte order mark. Raises ValueError when it is no such text."""
     with open(path, "rb") as file:
-        encoding = _encoding(file.read(4))
+        found = encoding(file.read(4))
     try:
-        with open(path, encoding=encoding) as lines:
+        with open(path, encoding=found) as lines:
             yield from filter(None, map(str.strip, lines))
     except UnicodeError as error:
         reason = error.reason if isinstance(error, UnicodeDecodeError) else error

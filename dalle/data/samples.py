@@ -73,7 +73,7 @@ class Decoder:
 
     def decode(self, sample: dict, epoch: int, captions: list[str], scene: dict | None) -> Pair:
         """The pair of a sample that `captions` found usable. Raises Broken when its pixels do not decode."""
-        image = self._image(sample)
+        image = self.image(sample)
         return Pair(
             sample["__key__"], np.asarray(self._crop(image, sample, epoch)), captions, scene, str(sample["__url__"])
         )
@@ -81,7 +81,7 @@ class Decoder:
     def _check_sides(self, sample: dict) -> None:
         if place(sample) in self._cache:
             return  # it would not have been decoded otherwise
-        data = _image_bytes(sample)
+        data = image_bytes(sample)
         try:
             size = crops.header_size(data, self.config.max_pixels)
         except crops.TooManyPixels as error:
@@ -96,12 +96,13 @@ class Decoder:
                 f"{size[0]}×{size[1]}",
             )
 
-    def _image(self, sample: dict) -> crops.Image.Image:
+    def image(self, sample: dict) -> crops.Image.Image:
+        """The image of a raw sample before any crop, reduced where images are cached. Raises Broken when it does not decode."""
         where = place(sample)
         if where in self._cache:
             return self._cache[where]
         try:
-            image = crops.decode(_image_bytes(sample))
+            image = crops.decode(image_bytes(sample))
         except ValueError as error:
             raise _undecodable(error) from None
         if self.config.cache_bytes > 0:
@@ -123,7 +124,8 @@ class Decoder:
         return crop(image, self.size_px, generator)
 
 
-def _image_bytes(sample: dict) -> bytes:
+def image_bytes(sample: dict) -> bytes:
+    """The image of a raw sample, not decoded. Raises Broken where there is none, or more than one."""
     images = [extension for extension in crops.EXTENSIONS if extension in sample]
     if not images:
         raise no_image(sample)

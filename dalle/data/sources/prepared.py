@@ -69,4 +69,6 @@ def read_prepared(output: str | Path) -> Prepared | None:
         counts = {name: Counts.from_json(values[name]) for name in ("counts", "caption_counts")}
         return Prepared(**(values | counts)).within(Path(output))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} was not written by dalle-filter ({error}): delete it, or name another folder") from None
+        raise ValueError(
+            f"{path} was not written by dalle-filter ({error}): delete it, or name another folder"
+        ) from None

@@ -1,0 +1,172 @@
+"""From the items of a source to shards and a page: look at each image once, decide over all of them, write those that are
+kept."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from dalle.config import Filters
+from dalle.data.sources.figures import captions_left_out, examples, inspect
+from dalle.data.sources.judge import caption_reason
+from dalle.data.sources.ledger import FEWEST_TO_SPLIT, Ledger, Row
+from dalle.data.sources.look import hash_bytes, look_at_all
+from dalle.data.sources.page import Example, write_page
+from dalle.data.sources.prepared import PAGE, Prepared
+from dalle.data.sources.reading.detect import Source
+from dalle.data.sources.reading.item import IMAGE, Item
+from dalle.data.sources.write import ShardWriter, encode_png, thumbnail
+
+Told = Callable[[str, int], None]
+"""What is being done, and how many images of it are done."""
+_SAID_ONCE = ("caption", "text", "prompt")
+"""In a .json, besides `captions`."""
+
+
+class Maker:
+    """Makes shards, page and `prepared.json` of one source.
+
+    Args:
+        name: of the source, as the user typed it
+        source: recognised
+        filters: what is left out
+        valid_share, seed: of the images that are held out
+        workers: processes that decode
+        told: called as the work goes on
+    """
+
+    def __init__(
+        self, name: str, source: Source, filters: Filters, valid_share: float, seed: int, workers: int, told: Told
+    ):
+        self.name, self.source, self.filters, self.told = name, source, filters, told
+        self.valid_share, self.seed, self.workers = valid_share, seed, workers
+
+    def make(self, folder: Path) -> Prepared:
+        """Write everything into a folder that is there and empty. Raises ValueError where no image can be used."""
+        database = folder / "ledger.sqlite"
+        ledger = Ledger(database)
+        try:
+            self._look(ledger)
+            ledger.settle(self.filters.duplicates == "join", self.valid_share)
+            counts, caption_counts = ledger.counts()
+            if counts.read == counts.num_filtered + counts.num_broken:
+                raise ValueError(f"source {self.name}: no image can be used: {counts.line()}")
+            shown = examples(ledger)
+            pictures, train, valid = self._write(ledger, folder, set(shown))
+            figures = inspect(ledger) | {"shards": train.names() + valid.names()}
+            prepared = Prepared(
+                kind=self.source.kind,
+                num_train=figures.pop("num_train"),
+                num_valid=figures.pop("num_valid"),
+                train=train.spec() or "",
+                valid=valid.spec(),
+                counts=counts,
+                caption_words_median=figures.pop("caption_words_median"),
+                caption_tokens_max_chars=figures.pop("caption_tokens_max_chars"),
+                captions_per_image=figures.pop("captions_per_image"),
+                side_px_median=figures.pop("side_px_median"),
+                notes=[],
+                caption_counts=caption_counts,
+                inspection=figures,
+            )
+            prepared.notes.extend([*self.source.notes, *self._notes(prepared)])
+            examples_shown = [
+                Example(pictures[n], row, ledger.captions(n) or ledger.all_captions(n))
+                for n in shown
+                for row in ledger.rows("number = ?", n)
+            ]
+            write_page(folder / PAGE, self.name, prepared, examples_shown, captions_left_out(ledger))
+        finally:
+            ledger.close()
+            database.unlink(missing_ok=True)
+        prepared.write(folder)
+        return prepared
+
+    def _look(self, ledger: Ledger) -> None:
+        under_way: deque[int] = deque()
+
+        def new() -> Iterator[Item]:
+            for item in self.source.items():
+                number = ledger.add(item)
+                if number is None:
+                    ledger.put_captions(ledger.number_of(os.fsencode(item.path)), self._judged(item))
+                else:
+                    under_way.append(number)
+                    yield item
+
+        for done, looked in enumerate(look_at_all(new(), self.filters, self.workers), 1):
+            ledger.put(under_way.popleft(), looked, self.seed)
+            self.told("read", done)
+
+    def _judged(self, item: Item) -> list[tuple[str, str | None]]:
+        captions = dict.fromkeys(" ".join(caption.split()) for caption in item.captions or ())
+        return [(caption, caption_reason(caption, self.filters)) for caption in captions if caption]
+
+    def _write(self, ledger: Ledger, folder: Path, shown: set[int]) -> tuple[dict[int, str], ShardWriter, ShardWriter]:
+        train, valid = ShardWriter(folder, "train"), ShardWriter(folder, "valid")
+        pictures: dict[int, str] = {}
+        for done, (row, data) in enumerate(self._with_bytes(ledger, shown), 1):
+            if row.fate is None:
+                writer = valid if row.valid else train
+                image = data if row.extension else encode_png(data)
+                writer.add(row.extension or "png", image, ledger.captions(row.number), _about(row))
+                self.told("write", done)
+            if row.number in shown:
+                pictures[row.number] = thumbnail(data)
+        for writer in (train, valid):
+            writer.close()
+            for old, new in zip(writer.shards, writer.names(), strict=True):
+                os.replace(folder / old, folder / new)
+        return pictures, train, valid
+
+    def _with_bytes(self, ledger: Ledger, shown: set[int]) -> Iterator[tuple[Row, bytes]]:
+        """Images that are kept, and those that are shown, with their bytes. Those that lie in something larger are met in
+        the order in which they were before."""
+        larger = ((n, item.files.get(IMAGE)) for n, item in enumerate(self.source.items()) if item.path is None)
+        for row in ledger.rows("kind IS NULL OR pixels IS NOT NULL"):
+            if row.fate is not None and row.number not in shown:
+                continue
+            data = self._read(row, larger)
+            if data is None or hash_bytes(data) != row.bytes_hash:
+                raise ValueError(f"source {self.name}: {row.key} was changed while it was read: call it again")
+            yield row, data
+
+    def _read(self, row: Row, larger: Iterator[tuple[int, bytes]]) -> bytes | None:
+        if row.path is None:
+            return next((held for number, held in larger if number == row.number), None)
+        try:
+            return row.path.read_bytes()
+        except OSError:  # it was there when it was looked at
+            return None
+
+    def _notes(self, prepared: Prepared) -> Iterator[str]:
+        counts, found = prepared.counts, prepared.inspection
+        kept = prepared.num_train + prepared.num_valid
+        yield f"{kept:,} of {counts.read:,} images are kept."
+        for told, reasons in (("cannot be used", counts.broken), ("are filtered out", counts.filtered)):
+            for reason, about in sorted(reasons.items(), key=lambda item: -item[1].count):
+                yield f"{about.count:,} {told} ({reason}): {about.named()}."
+        if self.source.num_images is not None and self.source.num_images > found["images_read"]:
+            left = self.source.num_images - found["images_read"]
+            yield f"{left:,} images of the folder are in no row of the table, and are not read."
+        if prepared.num_valid == 0:
+            why = (
+                f"fewer than {FEWEST_TO_SPLIT} images" if kept < FEWEST_TO_SPLIT else f"a share of {self.valid_share:g}"
+            )
+            yield f"No image is held out for validation ({why})."
+        else:
+            yield (
+                f"{prepared.num_valid:,} of them are held out for validation, drawn by their pixels, so that more pictures "
+                "move none of these."
+            )
+
+
+def _about(row: Row) -> dict[str, Any]:
+    """What the .json of an image says beside its captions: what it said before, and where the image comes from."""
+    before = {name: value for name, value in json.loads(row.values).items() if name not in _SAID_ONCE}
+    file = row.key.encode("utf-8", "backslashreplace").decode()
+    return {"file": file} | before | {"width": row.size[0], "height": row.size[1]}

@@ -1,0 +1,45 @@
+"""Parquet files, by pyarrow, which is of the extra `data`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+_ROWS = 32
+"""Read at a time: images may be in them."""
+
+
+def _pyarrow(path: Path) -> ModuleType:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError(f"{path}: reading Parquet needs pyarrow: pip install 'dalle[data]'") from None
+    return pyarrow
+
+
+def parquet_columns(path: Path) -> list[str]:
+    """Names of the columns. Raises ValueError where the file cannot be read."""
+    pyarrow = _pyarrow(path)
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            return list(file.schema_arrow.names)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _damaged(path, error) from None
+
+
+def parquet_rows(path: Path, *columns: str) -> Iterator[tuple[Any, ...]]:
+    """The rows' values of some columns, in order. Raises ValueError where the file cannot be read."""
+    pyarrow = _pyarrow(path)
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_ROWS, columns=list(columns)):
+                for row in batch.to_pylist():
+                    yield tuple(row[name] for name in columns)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is damaged or no Parquet file: {str(error).splitlines()[0]}")
