@@ -9,6 +9,7 @@ for each stage the default says whose it is. A field that the paper does not hav
 from dalle.config.commands.caption import Caption, RankBy
 from dalle.config.commands.dedup import EVERY_IMAGE, Dedup
 from dalle.config.commands.evaluate import Evaluate
+from dalle.config.commands.publish import Publish
 from dalle.config.commands.sample import Sample
 from dalle.config.commands.stages import (
     Demo,
@@ -47,6 +48,7 @@ __all__ = [
     "Precision",
     "PriorModel",
     "PriorObjective",
+    "Publish",
     "RankBy",
     "Run",
     "Sample",
