@@ -163,7 +163,7 @@ def _normalise(cls: type, argv: list[str], places: tuple[str, ...]) -> list[str]
     """Flags without a value get `true`, dashes in names become underscores, the launcher's --local_rank goes, and a bare
     argument, or one behind `--`, gets the next name of `places`. Raises ValueError for more bare arguments, and for keys with
     one dash."""
-    flags = {name for name, kind in _keys(cls).items() if kind is bool}
+    flags = {name for name, kind in _keys(cls).items() if kind in (bool, bool | None)}
     result: list[str] = []
     bare = False
     i = 0
@@ -193,7 +193,7 @@ def _normalise(cls: type, argv: list[str], places: tuple[str, ...]) -> list[str]
             raise ValueError(f"{told} (with two dashes)")
         elif name == "local_rank":
             i += 0 if equals else 1
-        elif name in flags and not equals and following not in ("true", "false"):
+        elif name in flags and not equals and following not in ("true", "false", "null"):
             result += [f"--{name}", "true"]
         elif name == "config" and (equals or following):
             result.append(f"--config={shipped.find(value if equals else following)}")

@@ -55,7 +55,9 @@ def _launch(command: list[str]) -> None:
         with _interrupts_reach_the_child(), subprocess.Popen(command) as process:
             code = process.wait()
     except FileNotFoundError:
-        raise ValueError(f"{command[0]}: no such command: install the package's dependencies, deepspeed among them") from None
+        raise ValueError(
+            f"{command[0]}: no such command: install the package's dependencies, deepspeed among them"
+        ) from None
     if code in (130, -signal.SIGINT, -signal.SIGTERM):
         raise KeyboardInterrupt
     if code:

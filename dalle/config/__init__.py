@@ -11,6 +11,7 @@ from dalle.config.commands.dedup import EVERY_IMAGE, Dedup
 from dalle.config.commands.evaluate import Evaluate
 from dalle.config.commands.filter import Filter, Filters
 from dalle.config.commands.own import TrainFolder
+from dalle.config.commands.publish import Publish
 from dalle.config.commands.sample import Sample
 from dalle.config.commands.stages import (
     Demo,
@@ -51,6 +52,7 @@ __all__ = [
     "Precision",
     "PriorModel",
     "PriorObjective",
+    "Publish",
     "RankBy",
     "Run",
     "Sample",

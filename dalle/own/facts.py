@@ -71,7 +71,11 @@ def look_at_machine(output: Path) -> Machine:
     memory_bytes = torch.cuda.get_device_properties(0).total_memory if gpus else main_memory_bytes()
     there = next(path for path in (output, *output.absolute().parents) if path.exists())
     return Machine(
-        gpus, num_cores(), max(1, gpus) * matrix_flops_per_s(device, "bf16"), memory_bytes, shutil.disk_usage(there).free
+        gpus,
+        num_cores(),
+        max(1, gpus) * matrix_flops_per_s(device, "bf16"),
+        memory_bytes,
+        shutil.disk_usage(there).free,
     )
 
 

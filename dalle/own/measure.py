@@ -50,7 +50,9 @@ def _timed(
     seconds: float,
 ) -> float:
     engine = Engine(objective, config.optimizer, config.run, world)
-    ema = EMA(engine.shards.weights(), config.run.ema_decay, config.run.ema_every_steps) if config.run.ema_decay else None
+    ema = (
+        EMA(engine.shards.weights(), config.run.ema_decay, config.run.ema_every_steps) if config.run.ema_decay else None
+    )
     step_size = config.optimizer.step_size.over(config.run.steps)
     times_s: list[float] = []
     until_s = time.monotonic() + seconds

@@ -62,7 +62,15 @@ _RUNGS = (
     _Rung({"image_size_px": 128, "encoder_width": 32, "width_multipliers": (1, 2, 4, 8), "decoder_input_width": 128}, 1024, 6000, 2e-3),
     _Rung({"image_size_px": 256, "encoder_width": 64, "width_multipliers": (1, 2, 4, 8), "decoder_input_width": 128}, 8192, 20_000, 1e-3),
 )  # fmt: skip
-_PRIORS = ((0, 128, 6), (50, 192, 6), (4_000, 256, 8), (30_000, 384, 12), (200_000, 512, 16), (1_000_000, 768, 20), (4_000_000, 1024, 24))
+_PRIORS = (
+    (0, 128, 6),
+    (50, 192, 6),
+    (4_000, 256, 8),
+    (30_000, 384, 12),
+    (200_000, 512, 16),
+    (1_000_000, 768, 20),
+    (4_000_000, 1024, 24),
+)
 """Least pairs, width and depth."""
 
 
@@ -200,9 +208,7 @@ def _choose_rung(pictures: Pictures, machine: Machine, minutes: float, slots: in
     return _RUNGS[0]
 
 
-def _choose_width(
-    pictures: Pictures, machine: Machine, minutes: float, dvae: DVAEModel, slots: int
-) -> tuple[int, int]:
+def _choose_width(pictures: Pictures, machine: Machine, minutes: float, dvae: DVAEModel, slots: int) -> tuple[int, int]:
     """Width and depth of the prior."""
     chosen = _PRIORS[0][1:]
     for least_pairs, width, depth in _PRIORS:

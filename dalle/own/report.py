@@ -61,7 +61,9 @@ def write_report(folder: Path, prepared: Prepared, files: PlanFiles, progress: P
         "<h2>What was found</h2>",
         _list([f"{prepared.kind}: {source}", *prepared.notes]),
         _left_out(prepared),
-        '<p><a href="data/report.html">all of it, with examples</a></p>' if (folder / "data/report.html").is_file() else "",
+        '<p><a href="data/report.html">all of it, with examples</a></p>'
+        if (folder / "data/report.html").is_file()
+        else "",
         "<h2>What was planned</h2>",
         _list(files.facts.get("said", [])),
         f"<p class=soft>The settings of each stage: {', '.join(_link(f'plan/{s}.yaml', s) for s in files.stages)}</p>",
@@ -79,7 +81,11 @@ def _command(folder: Path, caption: str) -> str:
 
 def _drawn(rows: list[Row]) -> Iterator[str]:
     for held_out, title, told in (
-        (True, "Held-out captions", "no training has seen these: the real picture first, framed, then the best that was drawn"),
+        (
+            True,
+            "Held-out captions",
+            "no training has seen these: the real picture first, framed, then the best that was drawn",
+        ),
         (False, "Captions of the training", "the real picture first, framed, then the best that was drawn"),
     ):
         shown = [row for row in rows if row.held_out == held_out]

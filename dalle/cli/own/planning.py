@@ -52,8 +52,12 @@ def make_plan(stages: Stages) -> None:
     else:
         if before is not None:
             names = {"data": "the pictures", "start": "the ready weights"}
-            changed = [names.get(name, name) for name in request if name != "changes" and request[name] != before.get(name)]
-            print(f"planned anew, since other than before: {', '.join(changed)}; earlier models are kept in {stages.folder}/earlier-N")
+            changed = [
+                names.get(name, name) for name in request if name != "changes" and request[name] != before.get(name)
+            ]
+            print(
+                f"planned anew, since other than before: {', '.join(changed)}; earlier models are kept in {stages.folder}/earlier-N"
+            )
         _write_new(stages, request)
     for stage in files.edited():
         print(f"{files.path(stage)} was changed by hand and is taken as it is")
@@ -112,7 +116,9 @@ def _write_new(stages: Stages, request: dict[str, Any]) -> None:
     update_s = {kind: BESIDE * update_s[kind] for kind in stages.trainings}
     most = budget.most_updates(sizes, pictures)
     left_s = 60 * minutes - stages.spent_s()
-    set_by_hand = {kind: int(steps) for kind in stages.trainings if (steps := getattr(config, kind).get("run", {}).get("steps"))}
+    set_by_hand = {
+        kind: int(steps) for kind in stages.trainings if (steps := getattr(config, kind).get("run", {}).get("steps"))
+    }
     shared = budget.share(left_s, budget.still_to_come(stages.trainings), update_s, most, set_by_hand)
     settings = _settings(stages, sizes, shared.updates, machine)
     memory = needs.memory_bytes(sizes)
@@ -172,7 +178,9 @@ def fit(stages: Stages, stage: str) -> None:
         if stages.start is not None and stages.start.goes_on(stage):
             values = merged({"model": plain(stages.start.clip)}, values)
         update_s[stage] = BESIDE * _time_updates(stages, stage, values, stages.gpus, facts["minutes"])
-    by_hand = [each for each in left if each in files.edited() or "steps" in getattr(stages.config, each).get("run", {})]
+    by_hand = [
+        each for each in left if each in files.edited() or "steps" in getattr(stages.config, each).get("run", {})
+    ]
     fixed = {each: settings[each]["run"]["steps"] for each in by_hand}
     left_s = 60 * facts["minutes"] - stages.spent_s()
     shared = budget.share(left_s, budget.still_to_come(left), update_s, facts["most"], fixed)
@@ -191,7 +199,9 @@ def tell_time(stages: Stages, stage: str) -> None:
     print(
         f"{stage}: {in_words(took)}; {in_words(stages.spent_s())} have passed, and the end is expected after "
         f"{in_words(stages.spent_s() + rest.total_s)}"
-        + "".join(f"; {each} gets {rest.updates[each]:,} updates where {steps[each]:,} were planned" for each in left[:1])
+        + "".join(
+            f"; {each} gets {rest.updates[each]:,} updates where {steps[each]:,} were planned" for each in left[:1]
+        )
     )
 
 
@@ -206,7 +216,9 @@ def _describe(sizes: Sizes, start: Any, pictures: Pictures, machine: Machine) ->
         f"to {prior.caption_tokens} tokens out of {prior.text_vocabulary:,}",
     ]
     if start is not None:
-        kept = {"decoder": "its dVAE stays as it is", "prior": "its prior stays as it is"}.get(start.freeze, "its codes stay as they are")
+        kept = {"decoder": "its dVAE stays as it is", "prior": "its prior stays as it is"}.get(
+            start.freeze, "its codes stay as they are"
+        )
         lines.insert(1, f"starts from {start.name}, whose sizes and tokens are taken; {kept}")
     if pictures.pairs < 64:
         lines.append(

@@ -61,7 +61,13 @@ class Stages:
     """
 
     def __init__(
-        self, config: TrainFolder, folder: Path, prepared: Prepared, start: Start | None, files: PlanFiles, began_s: float
+        self,
+        config: TrainFolder,
+        folder: Path,
+        prepared: Prepared,
+        start: Start | None,
+        files: PlanFiles,
+        began_s: float,
     ):
         from dalle.data.identity import identity
         from dalle.data.naming import expand
@@ -183,7 +189,9 @@ class Stages:
         elif stage == "tokenizer":
             from dalle.cli.data.train_tokenizer import train_tokenizer
 
-            train_tokenizer([*self._words(stage), "--overwrite"])  # what is there was cut off: it would have been set aside
+            train_tokenizer(
+                [*self._words(stage), "--overwrite"]
+            )  # what is there was cut off: it would have been set aside
         elif stage == "tokens":
             from dalle.cli.data.tokenize import tokenize
 

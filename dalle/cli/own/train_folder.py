@@ -57,7 +57,9 @@ def _train(config: TrainFolder, output: Path, began_s: float) -> None:
     say("2", "the plan")
     make_plan(stages)
     if config.plan_only:
-        print(f"nothing is trained yet; the same command without --plan_only goes on, with what you change in {files.folder}")
+        print(
+            f"nothing is trained yet; the same command without --plan_only goes on, with what you change in {files.folder}"
+        )
         return
     stages.run()
 
@@ -66,4 +68,6 @@ def _check_apart(source: Path, output: Path) -> None:
     """Raises ValueError where the output would be read as pictures, or the pictures' folder be written to."""
     inner, outer = output.absolute().resolve(), source.absolute().resolve()
     if source.is_dir() and (inner == outer or outer in inner.parents):
-        raise ValueError(f"output {output}: lies in the source {source}, and would be read as pictures; name another --output")
+        raise ValueError(
+            f"output {output}: lies in the source {source}, and would be read as pictures; name another --output"
+        )
