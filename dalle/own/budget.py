@@ -13,7 +13,8 @@ STAGES = ("dvae", "prior", "clip", "gallery")
 """What takes time, in order; the gallery is no training."""
 _START_S = 6.0
 """Of a stage before its first update, and after its last: data are opened, weights, checkpoint, pictures and page written."""
-_GALLERY_S = 20.0
+_GALLERY_SHARE, _LEAST_GALLERY_S, _MOST_GALLERY_S = 0.05, 10.0, 90.0
+"""Of the time that is left, for drawing a few captions."""
 _LEAST_UPDATES = 20
 _MOST_PASSES = 1_500
 """Over the pairs, beyond which nothing more is learnt of them."""
@@ -57,13 +58,15 @@ def share(
     updates: dict[str, int] = {}
     seconds: dict[str, float] = {}
     fixed = fixed or {}
+    gallery_s = min(_MOST_GALLERY_S, max(_LEAST_GALLERY_S, _GALLERY_SHARE * left_s))
     for number, stage in enumerate(stages):
         rest = stages[number:]
         # what others take in any case does not depend on what this one gets
-        bound_s = sum(_overhead_s(other) + _set_s(other, update_s, fixed) for other in rest)
-        open_stages = [other for other in rest if other not in fixed]
+        trained = [other for other in rest if other != "gallery"]
+        bound_s = gallery_s + sum(_START_S + _set_s(other, update_s, fixed) for other in trained)
+        open_stages = [other for other in trained if other not in fixed]
         if stage == "gallery":
-            seconds[stage] = _GALLERY_S
+            seconds[stage] = gallery_s
             continue
         if stage in fixed:
             updates[stage] = fixed[stage]
@@ -71,7 +74,7 @@ def share(
             part = SHARES[stage] / sum(SHARES[other] for other in open_stages)
             wanted = int(max(0.0, left_s - bound_s) * part / update_s[stage])
             updates[stage] = max(_LEAST_UPDATES, min(wanted, most[stage]))
-        seconds[stage] = _overhead_s(stage) + updates[stage] * update_s[stage]
+        seconds[stage] = _START_S + updates[stage] * update_s[stage]
         left_s -= seconds[stage]
     return Shared(updates, seconds)
 
@@ -89,10 +92,6 @@ def most_updates(sizes: Sizes, pictures: Pictures) -> dict[str, int]:
 def still_to_come(trainings: Iterable[str]) -> tuple[str, ...]:
     """The stages that take time, in order, where these trainings are left."""
     return tuple(stage for stage in STAGES if stage == "gallery" or stage in tuple(trainings))
-
-
-def _overhead_s(stage: str) -> float:
-    return _GALLERY_S if stage == "gallery" else _START_S
 
 
 def _set_s(stage: str, update_s: Mapping[str, float], fixed: Mapping[str, int]) -> float:

@@ -25,14 +25,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 from dalle.config import CLIPModel, DVAEModel, PriorModel
-from dalle.models.flops import dvae_flops, prior_flops
+from dalle.models import flops
 from dalle.own.facts import Machine, Pictures
 
 MINUTES = (5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 240, 360, 480)
 """Among which the time is chosen where nobody says it."""
-SHARES = {"dvae": 0.27, "prior": 0.55, "clip": 0.13, "gallery": 0.05}
+SHARES = {"dvae": 0.28, "prior": 0.58, "clip": 0.14}
 """Of the time, by stage."""
 PASSES = 40
 """Over the pairs, after which they were known by heart."""
@@ -184,13 +185,13 @@ def choose_clip(dvae: DVAEModel, text_slots: int) -> CLIPModel:
 
 def expected_update_s(sizes: Sizes, machine: Machine) -> dict[str, float]:
     """Seconds of an update of each stage, by its operations, until it is timed."""
-    clip_flops = _clip_flops(sizes.clip) + dvae_flops(sizes.dvae)["encode"]  # half of the images go through the dVAE
+    clip_flops = _clip_flops(sizes.clip) + _dvae_flops(sizes.dvae)["encode"]  # half of the images go through the dVAE
     work = {
-        "dvae": sizes.batch * dvae_flops(sizes.dvae)["train"],
-        "prior": sizes.batch * prior_flops(sizes.prior),
+        "dvae": sizes.batch * _dvae_flops(sizes.dvae)["train"],
+        "prior": sizes.batch * _prior_flops(sizes.prior),
         "clip": sizes.clip_batch * clip_flops,
     }
-    return {stage: flops / (machine.flops_per_s * UTILISATION[stage]) for stage, flops in work.items()}
+    return {stage: operations / (machine.flops_per_s * UTILISATION[stage]) for stage, operations in work.items()}
 
 
 def _choose_rung(pictures: Pictures, machine: Machine, minutes: float, slots: int) -> _Rung:
@@ -198,7 +199,7 @@ def _choose_rung(pictures: Pictures, machine: Machine, minutes: float, slots: in
     batch = machine.devices * (_CPU_BATCH if machine.is_cpu else _GPU_BATCH)
     for rung in reversed(_RUNGS[1:]):
         dvae = _dvae(rung, rung.codes)
-        update_s = batch * dvae_flops(dvae)["train"] / (machine.flops_per_s * UTILISATION["dvae"])
+        update_s = batch * _dvae_flops(dvae)["train"] / (machine.flops_per_s * UTILISATION["dvae"])
         if (
             1.5 * pictures.side_px >= dvae.image_size_px
             and 60 * minutes * SHARES["dvae"] >= rung.updates * update_s
@@ -229,7 +230,7 @@ def _is_as_wide_as_deserved(prior: PriorModel, pictures: Pictures) -> bool:
 
 def _prior_samples(prior: PriorModel, machine: Machine, minutes: float) -> float:
     """Pairs that the prior sees in its share of the time."""
-    return 60 * minutes * SHARES["prior"] * machine.flops_per_s * UTILISATION["prior"] / prior_flops(prior)
+    return 60 * minutes * SHARES["prior"] * machine.flops_per_s * UTILISATION["prior"] / _prior_flops(prior)
 
 
 def _dvae(rung: _Rung, codes: int) -> DVAEModel:
@@ -251,6 +252,16 @@ def _clip_flops(model: CLIPModel) -> int:
     """Of training on a pair, roughly: six operations for each weight of the layers and each token."""
     vision = 12 * model.vision_width**2 * model.vision_layers * (model.image_size_px // model.patch_px) ** 2
     return 6 * (vision + 12 * model.text_width**2 * model.text_layers * model.text_slots)
+
+
+@cache  # a plan asks for the same few again and again
+def _dvae_flops(model: DVAEModel) -> dict[str, int]:
+    return flops.dvae_flops(model)
+
+
+@cache
+def _prior_flops(model: PriorModel) -> int:
+    return flops.prior_flops(model)
 
 
 def _power_of_two_in(value: float, least: int, most: int) -> int:

@@ -107,11 +107,22 @@ def merged(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     result = dict(settings)
     for name, value in changes.items():
         before = result.get(name)
-        nested = isinstance(value, dict) and isinstance(before, dict)
-        result[name] = merged(before, value) if nested else yaml.safe_load(value) if isinstance(value, str) else value
-        if isinstance(value, dict) and not nested:
-            result[name] = merged({}, value)
+        if isinstance(value, dict):
+            result[name] = merged(before if isinstance(before, dict) else {}, value)
+        else:
+            result[name] = _value(value)
     return result
+
+
+def _value(value: Any) -> Any:
+    """What a word of the command line means: 4000 a number, null nothing."""
+    if not isinstance(value, str):
+        return value
+    meant = yaml.safe_load(value)
+    try:
+        return float(meant) if isinstance(meant, str) else meant  # 1e-3, for YAML no number without a point
+    except ValueError:
+        return meant
 
 
 def _hash(data: bytes) -> str:

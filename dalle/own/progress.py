@@ -78,6 +78,12 @@ class Progress:
         """Of all stages together."""
         return sum(values["seconds"] for values in self._stages.values())
 
+    def begin_budget(self) -> None:
+        """What was done under an earlier plan does not count for the time of a new one."""
+        for values in self._stages.values():
+            values["seconds"] = 0.0
+        self._save()
+
     def forget(self, stage: str) -> None:
         if self._stages.pop(stage, None) is not None:
             self._save()

@@ -60,9 +60,8 @@ def make_plan(stages: Stages) -> None:
             )
         _write_new(stages, request)
     for stage in files.edited():
-        print(f"{files.path(stage)} was changed by hand and is taken as it is")
-    for stage in stages.trainings:
         stages.parse(stage)
+        print(f"{files.path(stage)} was changed by hand and is taken as it is")
     for line in files.facts.get("said", []):
         print(line)
 
@@ -92,12 +91,14 @@ def _change(stages: Stages, request: dict[str, Any]) -> None:
         changes = request["changes"].get(stage, {})
         if changes != before.get(stage, {}):
             settings[stage] = merged(settings[stage], changes)
-            print(f"{files.path(stage)}: with {_flat(changes)}")
+            stages.parse(stage, settings[stage])
+            print(f"{files.path(stage)}: with {_flat(changes) or 'nothing set'}")
     files.write(settings, request, files.facts)
 
 
 def _write_new(stages: Stages, request: dict[str, Any]) -> None:
     config, start = stages.config, stages.start
+    stages.begin_budget()
     pictures, machine = stages.pictures, look_at_machine(stages.folder)
     own = sizes_of(start, pictures, machine) if start else None
     minutes = config.minutes or deserved_minutes(pictures, machine, own)
@@ -121,6 +122,9 @@ def _write_new(stages: Stages, request: dict[str, Any]) -> None:
     }
     shared = budget.share(left_s, budget.still_to_come(stages.trainings), update_s, most, set_by_hand)
     settings = _settings(stages, sizes, shared.updates, machine)
+    parsed = {stage: stages.parse(stage, values) for stage, values in settings.items()}
+    if own is None:  # with what the command line sets
+        sizes = replace(sizes, **{kind: parsed[kind].model for kind in stages.trainings})
     memory = needs.memory_bytes(sizes)
     disk = needs.disk_bytes(sizes, stages.data_bytes, pictures.pairs, settings.get("tokens", {}).get("crops", 1))
     said = [

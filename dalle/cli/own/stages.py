@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from dalle.cli import arguments
 from dalle.cli.road import TRAININGS, options, say, train_stage
-from dalle.config import Images, TrainFolder
+from dalle.config import Images, Tokenize, TrainFolder, TrainTokenizer
 from dalle.outputs.ownership import read_mark
 from dalle.own.budget import in_words
 from dalle.own.facts import Pictures
 from dalle.own.plan_files import COMMANDS, PlanFiles
 from dalle.own.progress import Progress, set_aside
+from dalle.reporting.report import read_lines
 
 if TYPE_CHECKING:
     from dalle.data.sources.prepared import Prepared
     from dalle.own.start import Start
 
+_SETTINGS = {"tokenizer": TrainTokenizer, "tokens": Tokenize, **TRAININGS}
 _WHAT = {
     "tokenizer": "learning the captions' tokens",
     "dvae": "the dVAE: pixels become codes, and codes pixels",
@@ -114,16 +116,23 @@ class Stages:
         """Seconds that all of it has taken, over all calls."""
         return self._spent_before_s + time.monotonic() - self.began_s
 
+    def begin_budget(self) -> None:
+        """The time of a new plan begins with this call."""
+        self.progress.begin_budget()
+        self._spent_before_s = 0.0
+
     def parse(self, stage: str, settings: dict[str, Any] | None = None) -> Any:
-        """The settings of a training, checked by its command's dataclass: those of its file, or others.
+        """The settings of a stage, checked by its command's dataclass: those of its file, or others.
 
         Raises:
-            ValueError: one line that names the file
+            ValueError: one line that names the file, or the stage
         """
-        if settings is None:
-            words = ["--config", str(self.files.path(stage)), *options(self._paths(stage))]
-            return arguments.parse(TRAININGS[stage], COMMANDS[stage], words)
-        return arguments.parse_model(TRAININGS[stage], settings | self._paths(stage), "the plan: ")
+        if settings is not None:
+            return arguments.parse_model(_SETTINGS[stage], settings | self._paths(stage), f"{stage}: ")
+        try:
+            return arguments.parse(_SETTINGS[stage], COMMANDS[stage], self._words(stage))
+        except ValueError as error:
+            raise ValueError(f"{self.files.path(stage)}: {error}") from None
 
     def run(self) -> None:
         """All stages that are missing, in order, then the gallery and the page.
@@ -145,7 +154,7 @@ class Stages:
             write_report(self.folder, self.prepared, self.files, self.progress, self.config.source)
         else:
             print("\neverything is there already: nothing was to be done")
-        print(f"\n{in_words(self.progress.spent_s())} of work in all; the whole of it on one page: {page}")
+        print(f"\n{in_words(self.progress.spent_s())} of training in all; the whole of it on one page: {page}")
         print(f'draw with: dalle-sample --model {self.folder} --rerank "{example_caption(self.folder)}"')
 
     @property
@@ -170,7 +179,10 @@ class Stages:
             fit(self, stage)
             inputs = self._inputs(stage)
         say(number, _WHAT[stage])
+        lost_s = self._lost_s(stage, inputs)
+        self._spent_before_s += lost_s
         self.progress.begin(stage, inputs)
+        self.progress.add(stage, lost_s, finished=False)
         began_s, finished = time.monotonic(), False
         try:
             self._work(stage)
@@ -180,6 +192,14 @@ class Stages:
         self.ran.append(stage)
         if stage in self.trainings:
             tell_time(self, stage)
+
+    def _lost_s(self, stage: str, inputs: dict[str, str]) -> float:
+        """Seconds of a training that is gone on with, of which nothing was noted because it was killed."""
+        done = self.progress.of(stage)
+        if done is None or done.finished or done.inputs != inputs:
+            return 0.0
+        times_s = [record.get("time_s", 0.0) for record in read_lines(self.folder / stage / "metrics.jsonl")]
+        return max(0.0, max(times_s, default=0.0) - done.seconds)
 
     def _work(self, stage: str) -> None:
         if stage == "gallery":

@@ -39,6 +39,7 @@ def train_folder(argv: list[str] | None = None) -> None:
 def _train(config: TrainFolder, output: Path, began_s: float) -> None:
     from dalle.cli.own.planning import make_plan, settle
     from dalle.data.sources.prepare import prepare
+    from dalle.own.facts import num_cores
     from dalle.own.plan_files import PlanFiles
     from dalle.own.start import read_start
 
@@ -46,11 +47,13 @@ def _train(config: TrainFolder, output: Path, began_s: float) -> None:
     config = settle(config, files)
     start = None
     if config.start_from is not None:
-        from dalle.ready import find_model
+        from dalle.ready.names import find_model
 
         start = read_start(config.start_from, find_model(config.start_from), config.freeze)
     say("1", f"looking at {config.source}")
-    prepared = prepare(config.source, output / "data", config.filters, config.valid_share, config.seed)
+    split = (config.filters, config.valid_share, config.seed)
+    # what is there is ours, made of this folder as it was
+    prepared = prepare(config.source, output / "data", *split, workers=num_cores(), overwrite=True)
     for line in (*prepared.notes, prepared.counts.line(), f"what was found, with examples: {output}/data/report.html"):
         print(line)
     stages = Stages(config, output, prepared, start, files, began_s)

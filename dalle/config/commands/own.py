@@ -23,7 +23,7 @@ class TrainFolder:
         freeze: what stays as it is in `start_from`: "prior" trains the dVAE's decoder alone, "decoder" trains the prior alone;
             null trains both
         filters: what is left out of the pictures, as of dalle-filter
-        valid_share: share of the pairs that is held out, at most 500; none of fewer than 20 pairs
+        valid_share: share of the pairs that is held out; none where there are too few
         candidates: drawn for each caption of the gallery, at most; the best are shown
         seed: of the split, all trainings, and drawing
         plan_only: stop after the plan is written
