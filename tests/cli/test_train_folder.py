@@ -72,7 +72,11 @@ def _listing(folder: Path) -> dict[str, bytes]:
 def test_the_whole_road(pictures, tmp_path, monkeypatch, capsys):
     """Really trained, in little: stopped by Ctrl-C in the middle of the prior, gone on with, and then there is nothing to do."""
     output, before = tmp_path / "out", _listing(pictures)
-    few = [w for kind in ("dvae", "prior", "clip") for w in (f"--{kind}.run.steps", "3", f"--{kind}.run.loader_workers", "0")]
+    few = [
+        w
+        for kind in ("dvae", "prior", "clip")
+        for w in (f"--{kind}.run.steps", "3", f"--{kind}.run.loader_workers", "0")
+    ]
     line = [str(pictures), "--output", str(output), *QUICK, *few]
 
     from dalle.training.loop import _Training
@@ -100,7 +104,13 @@ def test_the_whole_road(pictures, tmp_path, monkeypatch, capsys):
     steps = [line for line in (output / "prior/metrics.jsonl").read_text().splitlines() if '"image_nats"' in line]
     assert len(steps) == 3
     page = (output / "report.html").read_text()
-    for said in ("Held-out captions", "Captions of the training", "What was found", "What was planned", "prior/report.html"):
+    for said in (
+        "Held-out captions",
+        "Captions of the training",
+        "What was found",
+        "What was planned",
+        "prior/report.html",
+    ):
         assert said in page
     import re
 
@@ -204,7 +214,10 @@ def test_the_time_that_is_left_decides_what_is_trained(copied, tmp_path, trained
     monkeypatch.setattr("dalle.own.budget.most_updates", lambda *_: {"dvae": 10**6, "prior": 10**6, "clip": 10**6})
     shutil.rmtree(output)
     train_folder([str(copied), "--output", str(output), "--minutes", "30", "--candidates", "2"])
-    assert planned > 0 and 0.8 * 0.58 / 0.72 * 850 / 0.106 < _plan(output, "prior")["run"]["steps"] < 0.58 / 0.72 * 900 / 0.1
+    assert (
+        planned > 0
+        and 0.8 * 0.58 / 0.72 * 850 / 0.106 < _plan(output, "prior")["run"]["steps"] < 0.58 / 0.72 * 900 / 0.1
+    )
 
 
 @pytest.mark.parametrize("freeze", [None, "decoder", "prior"])
@@ -295,3 +308,24 @@ def test_what_a_launch_says_is_heard(monkeypatch, code, error):
     else:
         with pytest.raises(error):
             road.train_stage("prior", [], gpus=2)
+
+
+def test_a_call_that_says_less_goes_on_as_before(copied, tmp_path, trained, capsys):
+    output = tmp_path / "out"
+    more = ["--seed", "5", "--filters.min_caption_chars", "3", "--valid_share", "0.2", "--dvae.run.steps", "40"]
+    train_folder([str(copied), "--output", str(output), *QUICK, *more])
+    del trained[:]
+    train_folder([str(copied), "--output", str(output)])
+    assert not trained and "nothing was to be done" in capsys.readouterr().out
+
+
+def test_where_all_is_anew_the_time_is_shared_among_all(copied, tmp_path, trained, monkeypatch):
+    """What was trained for other pictures is no reason to give the first stage all of the time."""
+    output = tmp_path / "out"
+    train_folder([str(copied), "--output", str(output), "--minutes", "3", "--candidates", "2"])
+    first = {kind: _plan(output, kind)["run"]["steps"] for kind in ("dvae", "prior", "clip")}
+    (copied / sorted(p.name for p in copied.glob("*.txt"))[0]).write_text("a caption of another kind")
+    train_folder([str(copied), "--output", str(output)])
+    again = {kind: _plan(output, kind)["run"]["steps"] for kind in first}
+    # the clock runs while the test does, so they are alike and not equal
+    assert all(0.5 < again[kind] / first[kind] < 2 for kind in first), (first, again)

@@ -66,6 +66,8 @@ def test_more_than_helps_is_not_planned():
         assert most["dvae"] == 12_000
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(4, "4 s"), (89, "89 s"), (90, "2 min"), (1800, "30 min"), (5400, "1.5 h")])
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(4, "4 s"), (89, "89 s"), (90, "2 min"), (1800, "30 min"), (5400, "1.5 h")]
+)
 def test_in_words(seconds, words):
     assert in_words(seconds) == words

@@ -32,7 +32,9 @@ FOUR_GPUS = Machine(4, 64, 16e14, 80 * 10**9, 10**12)
 PAIRS = (1, 3, 12, 50, 499, 500, 4_000, 12_406, 30_000, 200_000, 5_000_000)
 
 
-def pictures(pairs: int = 500, side_px: int = 256, words: float = 6, chars: int = 80, captions: float = 1.0) -> Pictures:
+def pictures(
+    pairs: int = 500, side_px: int = 256, words: float = 6, chars: int = 80, captions: float = 1.0
+) -> Pictures:
     return Pictures(pairs, min(500, pairs // 20), captions, words, chars, side_px)
 
 
@@ -147,7 +149,9 @@ def test_lengths_follow_the_updates():
         longer = with_updates(settings[stage], 2000)
         assert longer["run"]["steps"] == 2000 and longer["run"]["ema_decay"] == 0.99  # as configs/emoji has it
         assert longer["run"]["log_every_steps"] == 50
-        assert {n: v for n, v in longer.items() if n != "run"} == {n: v for n, v in settings[stage].items() if n != "run"}
+        assert {n: v for n, v in longer.items() if n != "run"} == {
+            n: v for n, v in settings[stage].items() if n != "run"
+        }
         shorter = with_updates(longer, 21)
         assert 0 < shorter["run"]["log_every_steps"] <= 21 and shorter["run"]["ema_decay"] == 0.9
     assert with_updates(settings["prior"], 2000)["run"]["validate_every_steps"] == 500
@@ -166,4 +170,7 @@ def test_memory_and_disk_are_refused_in_one_line():
         needs.check_room(Machine(0, 2, 4e11, 16 * 10**9, 10**6), memory, disk, "out")
     with pytest.raises(ValueError, match=r"memory: .*GB of each GPU's memory, .*--prior.run.batch_size"):
         needs.check_room(Machine(1, 2, 4e11, 10**9, 10**12), memory, disk, "out")
-    assert needs.disk_bytes(sizes, 10**7, 500, 8) > disk and needs.memory_bytes(choose_sizes(pictures(10**6), FOUR_GPUS, 480)) > memory
+    assert (
+        needs.disk_bytes(sizes, 10**7, 500, 8) > disk
+        and needs.memory_bytes(choose_sizes(pictures(10**6), FOUR_GPUS, 480)) > memory
+    )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from dalle.config import TrainFolder
+from dalle.config import Filters, TrainFolder
 from dalle.own import budget, needs
 from dalle.own.budget import in_words
 from dalle.own.facts import Machine, Pictures, look_at_machine
@@ -26,6 +27,11 @@ BESIDE = 1.06
 """Of the updates' time what validation, pictures and checkpoints take as well."""
 
 
+_DEFAULTS = {field.name: field.default for field in fields(TrainFolder)}
+_NOT_PLANNED = ("changes", "candidates", "filters", "valid_share")
+"""Of a request, what plans nothing anew by itself: the pictures, which are what they are, and what only the gallery asks for."""
+
+
 def settle(config: TrainFolder, files: PlanFiles) -> TrainFolder:
     """The settings, and those of the plan that is there where the line says nothing: a call that says less goes on as before."""
     before = files.request
@@ -35,6 +41,11 @@ def settle(config: TrainFolder, files: PlanFiles) -> TrainFolder:
     if config.start_from not in (None, before["start_from"]):  # other weights, and all of them unless the line says so
         kept.pop("freeze", None)
     changes = {name: getattr(config, name) or before["changes"].get(name, {}) for name in STAGES}
+    # what is as it is by itself was not said, or might as well not have been
+    kept |= {name: before[name] for name in ("seed", "valid_share", "candidates") if getattr(config, name) == _DEFAULTS[name]}
+    if config.filters == Filters():
+        values = before["filters"]
+        kept["filters"] = Filters(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
     return replace(config, **kept, **changes)
 
 
@@ -53,7 +64,7 @@ def make_plan(stages: Stages) -> None:
         if before is not None:
             names = {"data": "the pictures", "start": "the ready weights"}
             changed = [
-                names.get(name, name) for name in request if name != "changes" and request[name] != before.get(name)
+                names.get(name, name) for name in request if name not in _NOT_PLANNED and request[name] != before.get(name)
             ]
             print(
                 f"planned anew, since other than before: {', '.join(changed)}; earlier models are kept in {stages.folder}/earlier-N"
@@ -75,12 +86,15 @@ def _request(stages: Stages) -> dict[str, Any]:
         "freeze": config.freeze,
         "start": start.hashes if start else None,
         "seed": config.seed,
+        "valid_share": config.valid_share,
+        "candidates": config.candidates,
+        "filters": json.loads(json.dumps(asdict(config.filters))),  # as it is read back
         "changes": {name: getattr(config, name) for name in STAGES if getattr(config, name)},
     }
 
 
 def _rest(request: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in request.items() if name != "changes"}
+    return {name: value for name, value in request.items() if name not in _NOT_PLANNED}
 
 
 def _change(stages: Stages, request: dict[str, Any]) -> None:
@@ -89,7 +103,9 @@ def _change(stages: Stages, request: dict[str, Any]) -> None:
     before = files.request["changes"]
     for stage in files.stages:
         changes = request["changes"].get(stage, {})
-        if changes != before.get(stage, {}):
+        if changes != before.get(stage, {}) and stage in files.edited():
+            print(f"{files.path(stage)} was changed by hand: change it there to {_flat(changes)}")
+        elif changes != before.get(stage, {}):
             settings[stage] = merged(settings[stage], changes)
             stages.parse(stage, settings[stage])
             print(f"{files.path(stage)}: with {_flat(changes) or 'nothing set'}")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dalle.own.start import Start
 
 _SETTINGS = {"tokenizer": TrainTokenizer, "tokens": Tokenize, **TRAININGS}
+WEIGHTS = "model.safetensors"
 _WHAT = {
     "tokenizer": "learning the captions' tokens",
     "dvae": "the dVAE: pixels become codes, and codes pixels",
@@ -164,13 +165,23 @@ class Stages:
 
     def left(self) -> list[str]:
         """Trainings that were not begun yet."""
-        return [stage for stage in self.trainings if self.progress.of(stage) is None]
+        return [stage for stage in self.trainings if self._is_to_begin(stage)]
+
+    def _is_to_begin(self, stage: str) -> bool:
+        """Whether a stage will be made from nothing: it never was begun, or what it is made from has changed, or will."""
+        done = self.progress.of(stage)
+        if done is None or (stage in self.commands and done.inputs.get("plan") != self.files.digest(stage)):
+            return True
+        if done.inputs.get("data", self.data_hash) != self.data_hash:
+            return True
+        return any(self._is_to_begin(name) for name in _MADE_FROM[stage] if name != "data")
 
     def _run_one(self, stage: str, number: str) -> None:
         from dalle.cli.own.planning import fit, tell_time
 
         inputs = self._inputs(stage)
-        if self.progress.is_finished(stage, inputs) and all((self.folder / name).exists() for name in _MADE[stage][:1]):
+        made = self.folder / _MADE[stage][0]
+        if self.progress.is_finished(stage, inputs) and (made / WEIGHTS if stage in TRAININGS else made).exists():
             say(number, f"{stage}: done already")
             return
         if changed := self.progress.changes(stage, inputs):
