@@ -42,7 +42,9 @@ def settle(config: TrainFolder, files: PlanFiles) -> TrainFolder:
         kept.pop("freeze", None)
     changes = {name: getattr(config, name) or before["changes"].get(name, {}) for name in STAGES}
     # what is as it is by itself was not said, or might as well not have been
-    kept |= {name: before[name] for name in ("seed", "valid_share", "candidates") if getattr(config, name) == _DEFAULTS[name]}
+    kept |= {
+        name: before[name] for name in ("seed", "valid_share", "candidates") if getattr(config, name) == _DEFAULTS[name]
+    }
     if config.filters == Filters():
         values = before["filters"]
         kept["filters"] = Filters(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
@@ -64,7 +66,9 @@ def make_plan(stages: Stages) -> None:
         if before is not None:
             names = {"data": "the pictures", "start": "the ready weights"}
             changed = [
-                names.get(name, name) for name in request if name not in _NOT_PLANNED and request[name] != before.get(name)
+                names.get(name, name)
+                for name in request
+                if name not in _NOT_PLANNED and request[name] != before.get(name)
             ]
             print(
                 f"planned anew, since other than before: {', '.join(changed)}; earlier models are kept in {stages.folder}/earlier-N"

@@ -133,7 +133,8 @@ class Stages:
         try:
             return arguments.parse(_SETTINGS[stage], COMMANDS[stage], self._words(stage))
         except ValueError as error:
-            raise ValueError(f"{self.files.path(stage)}: {error}") from None
+            path = str(self.files.path(stage))
+            raise ValueError(str(error) if path in str(error) else f"{path}: {error}") from None
 
     def run(self) -> None:
         """All stages that are missing, in order, then the gallery and the page.
@@ -174,7 +175,12 @@ class Stages:
             return True
         if done.inputs.get("data", self.data_hash) != self.data_hash:
             return True
-        return any(self._is_to_begin(name) for name in _MADE_FROM[stage] if name != "data")
+        for name in [name for name in _MADE_FROM[stage] if name != "data"]:
+            if self._is_to_begin(name):
+                return True
+            if self.progress.of(name).finished and done.inputs.get(name, now := self._identity(name)) != now:
+                return True
+        return False
 
     def _run_one(self, stage: str, number: str) -> None:
         from dalle.cli.own.planning import fit, tell_time
@@ -220,9 +226,8 @@ class Stages:
         elif stage == "tokenizer":
             from dalle.cli.data.train_tokenizer import train_tokenizer
 
-            train_tokenizer(
-                [*self._words(stage), "--overwrite"]
-            )  # what is there was cut off: it would have been set aside
+            # one that is there was cut off: whole, it would have been set aside
+            train_tokenizer([*self._words(stage), "--overwrite"])
         elif stage == "tokens":
             from dalle.cli.data.tokenize import tokenize
 
