@@ -12,9 +12,9 @@ import time
 from contextlib import ExitStack
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 from dalle.cli import arguments
+from dalle.cli.road import options, say, train_stage
 from dalle.config import Demo, TrainCLIP, TrainDVAE, TrainPrior, shipped
 from dalle.outputs.ownership import claimed
 from dalle.outputs.run_files import is_of_a_run
@@ -75,28 +75,27 @@ def _demo(argv: list[str] | None, held: ExitStack) -> None:
     from dalle.cli.data.draw_shapes import draw_shapes
     from dalle.cli.data.tokenize import tokenize
     from dalle.cli.data.train_tokenizer import train_tokenizer
-    from dalle.cli.train import train
 
-    _say("1/7", f"drawing {config.num_train:,} captioned scenes")
+    say("1/7", f"drawing {config.num_train:,} captioned scenes")
     numbers = {"num_train": config.num_train, "num_valid": 4 * config.captions, "seed": config.seed}
-    draw_shapes(_options({"output": folder / "data", "size_px": size_px} | numbers))
-    _say("2/7", "learning the captions' tokens")
-    train_tokenizer(_options({"data": train_shards, "output": tokenizer, "vocabulary": vocabulary}))
+    draw_shapes(options({"output": folder / "data", "size_px": size_px} | numbers))
+    say("2/7", "learning the captions' tokens")
+    train_tokenizer(options({"data": train_shards, "output": tokenizer, "vocabulary": vocabulary}))
 
     from dalle.cluster.topology import joined
 
     with joined():
-        _say("3/7", "stage one: a discrete VAE turns pixels into tokens")
-        _must(train("dvae", TrainDVAE, stages["dvae"]))
-        _say("4/7", "turning all images into tokens")
+        say("3/7", "stage one: a discrete VAE turns pixels into tokens")
+        train_stage("dvae", stages["dvae"])
+        say("4/7", "turning all images into tokens")
         for shards, output in ((train_shards, tokens), (valid_shards, valid_tokens)):
-            tokenize(_options({"data": shards, "dvae": dvae, "output": output}))
-        _say("5/7", "stage two: a sparse transformer learns to continue captions with image tokens")
-        _must(train("prior", TrainPrior, stages["prior"]))
-        _say("6/7", "the reranker: CLIP learns which image belongs to which caption")
-        _must(train("clip", TrainCLIP, stages["clip"]))
+            tokenize(options({"data": shards, "dvae": dvae, "output": output}))
+        say("5/7", "stage two: a sparse transformer learns to continue captions with image tokens")
+        train_stage("prior", stages["prior"])
+        say("6/7", "the reranker: CLIP learns which image belongs to which caption")
+        train_stage("clip", stages["clip"])
 
-    _say("7/7", f"drawing {config.candidates} candidates for each of {config.captions} captions of unseen combinations")
+    say("7/7", f"drawing {config.candidates} candidates for each of {config.captions} captions of unseen combinations")
     _judge(config, folder, valid_shards, began_s)
 
 
@@ -131,17 +130,13 @@ def _judge(config: Demo, folder: Path, valid_shards: str, began_s: float) -> Non
     print(json.dumps(result))
 
 
-def _stage(config: Demo, stage: str, options: dict[str, str]) -> list[str]:
+def _stage(config: Demo, stage: str, paths: dict[str, str]) -> list[str]:
     """The arguments of a stage's command."""
     configs = Path(config.configs) if config.configs else shipped.folder() / "demo"
     file = configs / f"{stage}.yaml"
     if not file.is_file():
         raise ValueError(f"configs {configs}: no {stage}.yaml there; name the folder with --configs")
-    return ["--config", str(file), *_options(options)]
-
-
-def _options(options: dict[str, Any]) -> list[str]:
-    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return ["--config", str(file), *options(paths)]
 
 
 def _clear(folder: Path) -> None:
@@ -166,12 +161,3 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("tokenizer.json", "tokenizer.words.json", "result.json"):
         (folder / name).unlink(missing_ok=True)
-
-
-def _say(number: str, text: str) -> None:
-    print(f"\n[{number}] {text}", flush=True)
-
-
-def _must(finished: bool) -> None:
-    if not finished:
-        raise KeyboardInterrupt

@@ -40,6 +40,9 @@ def main() -> None:
 def sample(argv: list[str] | None = None) -> None:
     """Parse, check, draw, write."""
     config = arguments.parse(Sample, _COMMAND, argv, positional="caption")
+    if config.list:
+        _list()
+        return
     if config.again is not None:
         path = Path(config.output) / f"{Path(config.again).stem}-again.png"
         with claimed_file(path, _COMMAND, config.overwrite or _is_drawing(path)):
@@ -49,18 +52,32 @@ def sample(argv: list[str] | None = None) -> None:
         _sample(config, folder)
 
 
+def _list() -> None:
+    """Print what the models that come with the package draw, and how to draw with them."""
+    from dalle.ready.facts import ready_facts
+
+    facts = ready_facts()
+    if not facts:
+        print(
+            "no ready models in this installation; dalle-demo trains one in minutes, and --model takes any folder, or owner/name "
+            "of the Hugging Face Hub"
+        )
+    for each in facts:
+        print("\n".join(each.lines()) + "\n")
+
+
 def _sample(config: Sample, folder: Path) -> None:
     import torch
     from tqdm import tqdm
 
     from dalle.sampling.candidates import Work
-    from dalle.sampling.model_set import find_models, settle
+    from dalle.sampling.model_set import settle
     from dalle.sampling.output import Output
     from dalle.sampling.ranking.shortlist import Shortlist
     from dalle.sampling.workers import WorkerDied
     from dalle.text import CaptionWarning, caption_tokens
 
-    models = find_models(config.model, config.dvae, config.prior, config.clip, *_rankers(config))
+    models = _find_models(config)
     sampling = settle(config.sampling, models.prior_config, models.tuning)
     warnings.filterwarnings("ignore", message="sampling.guidance")  # which has just been said
     origin = _origin(config)
@@ -129,9 +146,24 @@ def _add_rest(shortlist: Shortlist, output: Output) -> None:
         pass
 
 
-def _rankers(config: Sample) -> tuple[bool, bool, str | None]:
-    """Whether there is a reranker, whether there is a reader of codes, and its folder where it is named."""
-    return config.rerank or config.clip is not None, config.shortlist is not None, config.codes_clip
+def _find_models(config: Sample) -> Models:
+    """The models that are asked for. Raises ValueError where they cannot rank and something was asked for that needs it."""
+    from dalle.sampling.model_set import find_models
+
+    ranked, shortlist = config.rerank, config.shortlist is not None
+    if ranked is None and (shortlist or config.clip is not None):
+        ranked = True
+    models = find_models(
+        *(config.model, config.dvae, config.prior, config.clip, ranked),
+        shortlist=shortlist,
+        codes_clip=config.codes_clip,
+    )
+    if models.clip is None:
+        config.check_unranked()
+        if ranked is None and config.keep < config.n:
+            told = f"of {config.n} candidates the first {config.keep} that differ are kept"
+            print(f"{_COMMAND}: {config.model} has no reranker: {told}, in the order of their seeds", file=sys.stderr)
+    return models
 
 
 def _captions(config: Sample, origin: Drawing | None) -> tuple[str, ...]:
@@ -192,17 +224,10 @@ def _parts(
     """What is drawn, in this process, which tells each slot that it has come to, or in several; and what decodes a shortlist of
     it here. Models are loaded when they are first needed."""
     from dalle.sampling.candidates import draw
-    from dalle.sampling.loading import load, load_viewer
+    from dalle.sampling.loading import load_models, load_viewer
     from dalle.sampling.workers import draw_with_workers
 
-    rerank, shortlist, codes_clip = _rankers(config)
-    load_these = partial(
-        load,
-        *(config.model, config.dvae, config.prior, config.clip, rerank),
-        precision=config.sampling.precision,
-        shortlist=shortlist,
-        codes_clip=codes_clip,
-    )
+    load_these = partial(load_models, models, precision=config.sampling.precision)
     if processes > 1:
         load_there = partial(_load_in_worker, load_these)
         return draw_with_workers(load_there, work, processes), cache(partial(load_viewer, models))
@@ -237,7 +262,7 @@ def _again(config: Sample, path: Path) -> None:
     """Draw a file's image once more, write it, and say whether it is the same; exit code 1 when it is not."""
     from dalle.sampling.again import choose_device, count_differing_pixels, differences, draw_again, read_record
     from dalle.sampling.drawing import save_drawing
-    from dalle.sampling.loading import load
+    from dalle.sampling.loading import load_models
     from dalle.sampling.model_set import find_models
 
     models = find_models(config.model, config.dvae, config.prior, rerank=False)
@@ -247,7 +272,7 @@ def _again(config: Sample, path: Path) -> None:
     if found := differences(drawing.settings, device, head_width):
         warn(f"another machine may round otherwise, and draw other bits: {'; '.join(found)}")
     precision = drawing.settings["precision"]
-    pipeline = load(config.model, config.dvae, config.prior, rerank=False, device=device, precision=precision)
+    pipeline = load_models(models, device, precision)
     again = draw_again(pipeline, drawing)
     save_drawing(again, path)
     differing = count_differing_pixels(drawing, again)

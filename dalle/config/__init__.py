@@ -10,6 +10,8 @@ from dalle.config.commands.caption import Caption, RankBy
 from dalle.config.commands.dedup import EVERY_IMAGE, Dedup
 from dalle.config.commands.evaluate import Evaluate
 from dalle.config.commands.filter import Filter, Filters
+from dalle.config.commands.own import TrainFolder
+from dalle.config.commands.publish import Publish
 from dalle.config.commands.sample import Sample
 from dalle.config.commands.stages import (
     Demo,
@@ -50,6 +52,7 @@ __all__ = [
     "Precision",
     "PriorModel",
     "PriorObjective",
+    "Publish",
     "RankBy",
     "Run",
     "Sample",
@@ -59,6 +62,7 @@ __all__ = [
     "Tokenize",
     "TrainCLIP",
     "TrainDVAE",
+    "TrainFolder",
     "TrainPrior",
     "TrainTokenizer",
     "Wandb",

@@ -8,6 +8,8 @@ from dalle.config.commands.caption import Caption
 from dalle.config.commands.dedup import Dedup
 from dalle.config.commands.evaluate import Evaluate
 from dalle.config.commands.filter import Filter
+from dalle.config.commands.own import TrainFolder
+from dalle.config.commands.publish import Publish
 from dalle.config.commands.sample import Sample
 from dalle.config.commands.stages import (
     Demo,
@@ -45,7 +47,8 @@ class Program:
 
 PROGRAMS = {
     "dalle-demo": Program(Demo, "dalle-demo --output demo"),
-    "dalle-sample": Program(Sample, 'dalle-sample --model demo --n 512 --rerank "a red circle"', "caption"),
+    "dalle-train": Program(TrainFolder, "dalle-train pictures --output runs/mine", "source"),
+    "dalle-sample": Program(Sample, 'dalle-sample "a 3d emoji of a chicken"', "caption"),
     "dalle-caption": Program(Caption, "dalle-caption cat.png --model demo --captions captions.txt", "image"),
     "dalle-evaluate": Program(
         Evaluate,
@@ -77,5 +80,6 @@ PROGRAMS = {
     "dalle-study": Program(Study, 'dalle-study --images "ours theirs" --output study'),
     "dalle-describe": Program(Describe, "dalle-describe paper/12b", "config_file"),
     "dalle-export": Program(Export, "dalle-export model/prior --output smaller --dtype bf16", "run"),
+    "dalle-publish": Program(Publish, "dalle-publish model --repo owner/name --licence mit --dry_run", "folder"),
     "dalle-draw-shapes": Program(DrawShapes, "dalle-draw-shapes --output shapes --num_train 20000"),
 }

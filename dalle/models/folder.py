@@ -65,6 +65,20 @@ def read_header(folder: str | Path) -> dict[str, str]:
     return header
 
 
+def check_hash(folder: str | Path) -> None:
+    """Make the content hash of a folder's weights anew, which takes a pass over them. Loading leaves it at checksums.
+
+    Raises:
+        ValueError: it is not the one that the header says, by which other models know these weights
+    """
+    path = Path(folder) / _WEIGHTS
+    with WeightsFile(path) as file:
+        if file.content_hash() != file.metadata.get("hash"):
+            raise ValueError(
+                f"{path}: its weights are not those that its hash stands for; it is damaged, or not what it says"
+            )
+
+
 def read_config(folder: str | Path, kind: str):
     """The sizes of a model. Raises ValueError when the folder holds another kind."""
     header = read_header(folder)

@@ -20,29 +20,37 @@ def load(
     dvae: str | Path | None = None,
     prior: str | Path | None = None,
     clip: str | Path | None = None,
-    rerank: bool = True,
+    rerank: bool | None = None,
     device: str | torch.device | None = None,
     precision: Precision = Sampling.precision,
     shortlist: bool = False,
     codes_clip: str | Path | None = None,
 ) -> Pipeline:
-    """The models of a folder that has `prior/`, `dvae/` and, for reranking, `clip/` in it, and `codes-clip/` for a shortlist.
+    """A model, ready to draw.
 
     Args:
-        folder: the folder
-        dvae, prior: folders of single models that stand in for those in `folder`
+        folder: the model: a folder that has `prior/`, `dvae/` and, for reranking, `clip/` in it, and `codes-clip/` for a shortlist;
+            or the name of one that comes with the package, such as "icons"; or `owner/name[@revision]` of the Hugging Face
+            Hub, which is fetched where it is not in the Hub's cache
+        dvae, prior: single models that stand in for those in `folder`, by the same names
         clip: likewise, or `ARCHITECTURE:PRETRAINED` of open_clip
-        rerank: load the reranker
+        rerank: load the reranker; null loads it where the model has one
         device: null takes a GPU where there is one
         precision: of the matrix products that the prior is held for; it is read again when another one is asked for
         shortlist: load the reader of codes
-        codes_clip: its folder, in place of that in `folder`
+        codes_clip: it, in place of that in `folder`
 
     Raises:
-        ValueError: a model is missing or damaged, its weights are not finite, or it was trained with another dVAE or
-            tokenizer
+        ValueError: there is no such model; a part is missing or damaged, its weights are not finite, or it was trained with another
+            dVAE or tokenizer
     """
-    models = find_models(folder, dvae, prior, clip, rerank, shortlist, codes_clip)
+    return load_models(find_models(folder, dvae, prior, clip, rerank, shortlist, codes_clip), device, precision)
+
+
+def load_models(
+    models: Models, device: str | torch.device | None = None, precision: Precision = Sampling.precision
+) -> Pipeline:
+    """The same of models that were found before, by `find_models`."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     reranker = None if models.clip is None else load_clip(models.clip, device)
     read_prior = partial(load_prior, models.prior, device)

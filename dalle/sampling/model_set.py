@@ -12,6 +12,8 @@ from dalle.config import DVAEModel, PriorModel, Sampling
 from dalle.config.checks import warn
 from dalle.models.clip import open_clip_name
 from dalle.models.folder import check_link, check_links, codes_hash, read_config, read_header
+from dalle.ready.files import WEIGHTS
+from dalle.ready.names import find_clip, find_model, find_part
 from dalle.sampling.drawing import codes_of
 from dalle.text import Tokenizer
 
@@ -55,26 +57,33 @@ def find_models(
     dvae: str | Path | None = None,
     prior: str | Path | None = None,
     clip: str | Path | None = None,
-    rerank: bool = True,
+    rerank: bool | None = None,
     shortlist: bool = False,
     codes_clip: str | Path | None = None,
 ) -> Models:
-    """The models of a folder that has `prior/`, `dvae/` and, for reranking, `clip/` in it, and `codes-clip/` for a shortlist; no
-    weights are read.
+    """The models of a whole one, `prior/`, `dvae/` and, for reranking, `clip/` in it, and `codes-clip/` for a shortlist; no weights
+    are read, but of what comes from the Hub their hashes are checked. Each name is looked up once: load what is found by
+    `dalle.sampling.loading.load_models`.
 
     Args:
-        folder: the folder
-        dvae, prior: folders of single models that stand in for those in `folder`
+        folder: the model: a folder, a ready model, or `owner/name[@revision]` of the Hub (`dalle.ready.names`)
+        dvae, prior: single models that stand in for those in `folder`, by the same names
         clip: likewise, or `ARCHITECTURE:PRETRAINED` of open_clip
-        rerank: whether a reranker is needed
+        rerank: whether a reranker is needed; null takes that of `folder` where it has one. One that was trained for another
+            dVAE or tokenizer than those that were named in place of its own is then left out, with a warning
         shortlist: whether a reader of codes is needed
-        codes_clip: its folder, in place of that in `folder`
+        codes_clip: it, in place of that in `folder`
 
     Raises:
         ValueError: a model is missing or of another kind, or was trained with another dVAE or tokenizer
     """
-    folder = Path(folder).expanduser()
-    prior, dvae = Path(prior or folder / "prior"), Path(dvae or folder / "dvae")
+    whole = None
+    # whoever names all that draws needs no whole model, unless something else of it is asked for
+    if prior is None or dvae is None or (rerank and clip is None) or (shortlist and codes_clip is None):
+        whole = find_model(folder)
+    replaced = prior is not None or dvae is not None
+    prior = whole / "prior" if prior is None else find_part(prior, "prior")
+    dvae = whole / "dvae" if dvae is None else find_part(dvae, "dvae")
     prior_config = read_config(prior, "prior")  # names what is wrong with the folder before anything else does
     tokenizer = Tokenizer.load(prior / "tokenizer.json")
     dvae_config = read_config(dvae, "dvae")
@@ -83,12 +92,21 @@ def find_models(
     if (codes := codes_hash(dvae)) != hashes["dvae"]:
         hashes["codes"] = codes
     source = None
-    if rerank:
-        source = str(clip or folder / "clip")
+    if rerank or (clip is not None and rerank is None):
+        source = find_clip(clip or whole / "clip")
         hashes["clip"] = _check_clip(source, hashes)
+    elif rerank is None and whole is not None and (whole / "clip" / WEIGHTS).is_file():
+        source = str(whole / "clip")
+        try:
+            hashes["clip"] = _check_clip(source, hashes)
+        except ValueError as error:
+            if not replaced:
+                raise
+            warn(f"nothing is ranked: {error}")
+            source = None
     reader = None
     if shortlist:
-        reader = str(codes_clip or folder / "codes-clip")
+        reader = str(find_part(codes_clip, "codes-clip") if codes_clip else whole / "codes-clip")
         hashes["codes_clip"] = _check_codes_clip(reader, hashes)
     return Models(prior, dvae, source, tokenizer, prior_config, dvae_config, hashes, _tuning(prior), reader)
 

@@ -117,9 +117,9 @@ def _check_codes(config: TrainCLIP, dvae: DVAE) -> None:
 
 
 def _next_command(config: TrainCLIP) -> str:
-    option = f"--clip {config.output} --rerank"
+    option = f"--clip {config.output}"
     if config.model.reads == "codes":
-        option = f"--n 512 --rerank --shortlist 64 --codes_clip {config.output}"
+        option = f"--n 512 --shortlist 64 --codes_clip {config.output}"
     return f'dalle-sample --model MODEL {option} "CAPTION"'
 
 

@@ -25,7 +25,9 @@ def tokenize(argv: list[str] | None = None) -> None:
     config = arguments.parse(Tokenize, _COMMAND, argv)
     from dalle.data.naming import expand
     from dalle.models.folder import codes_hash, read_config
+    from dalle.ready.names import find_part
 
+    config = replace(config, dvae=str(find_part(config.dvae, "dvae")))
     model, digest = read_config(config.dvae, "dvae"), codes_hash(config.dvae)
     files = expand(config.data, config.images.pipes)
     with claimed(config.output, _COMMAND, overwrite=config.overwrite) as folder:

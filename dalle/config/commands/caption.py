@@ -18,9 +18,10 @@ class Caption:
     Args:
         image: an image file; its central square is read
         captions: what is scored: a text file with one caption a line, or a .jsonl file of objects that have a "caption"
-        model: folder with `prior/` and `dvae/` in it
-        dvae: dVAE folder in place of the model's
-        prior: prior folder in place of the model's
+        model: a ready model by its name, such as icons; a folder with `prior/` and `dvae/` in it; or `owner/name[@revision]` of
+            the Hugging Face Hub
+        dvae: dVAE in place of the model's: its folder, or a model by name, whose dVAE is meant
+        prior: prior in place of the model's, likewise
         rank_by: "image" ranks by ln p(image | caption), all captions being as likely beforehand; "joint" by
             ln p(caption, image), where what the prior thinks of the text counts as well and short captions win easily
         batch_size: captions scored together; fewer need less memory
@@ -30,7 +31,7 @@ class Caption:
 
     image: str
     captions: str
-    model: str = "demo"
+    model: str = "icons"
     dvae: str | None = None
     prior: str | None = None
     rank_by: RankBy = "image"

@@ -17,20 +17,22 @@ class Sample:
         caption: what to draw; left out where `captions`, `variations_of` or `again` tells
         captions: a file with one caption a line, or a .jsonl file of objects with a "caption" or a "prompt". Each is drawn by itself, and a
             run that was stopped goes on where it was when it is given the same output folder
-        model: folder with `prior/`, `dvae/` and, for reranking, `clip/` in it
+        model: what draws: a ready model by its name, such as icons; a folder with `prior/`, `dvae/` and, for reranking, `clip/`
+            in it; or `owner/name[@revision]` of the Hugging Face Hub
+        list: tell the ready models, and leave it at that
         output: folder of the gallery
         layout: of the images in it; "geneval" writes those of each of the `captions` as 00000/samples/0000.png and so on, best
             first, with the line of the file as 00000/metadata.jsonl, for `dalle-evaluate --images` and graders from elsewhere
         n: candidates of each caption
         keep: how many of the best are kept; those that came out the same are one, shown with how often it came
         seed: of the first candidate; candidate i has seed + i
-        rerank: rank by CLIP
+        rerank: rank by CLIP; null ranks where the model has a reranker, false leaves candidates in the order of their seeds
         clip: reranker in place of the model's: a folder, or ARCHITECTURE:PRETRAINED of open_clip
         shortlist: how many of n are decoded and ranked by CLIP: the best by a CLIP that reads codes, of those that differ; null
             decodes all
         codes_clip: reader of codes in place of the model's `codes-clip/`: a folder of dalle-train-clip --model.reads codes
-        dvae: dVAE folder in place of the model's
-        prior: prior folder in place of the model's
+        dvae: dVAE in place of the model's: its folder, or a model by name, whose dVAE is meant
+        prior: prior in place of the model's, likewise
         prompt_image: an image of which some is kept; it takes `rows` or `region`
         variations_of: a PNG that dalle-sample drew, in place of `prompt_image`; its caption is drawn where none is given
         rows: token rows that are kept of the image, from the top
@@ -45,13 +47,14 @@ class Sample:
 
     caption: str = ""
     captions: str | None = None
-    model: str = "demo"
+    model: str = "icons"
+    list: bool = False
     output: str = "samples"
     layout: Literal["gallery", "geneval"] = "gallery"
     n: int = 32
     keep: int = 16
     seed: int = 0
-    rerank: bool = False
+    rerank: bool | None = None
     clip: str | None = None
     shortlist: int | None = None
     codes_clip: str | None = None
@@ -73,6 +76,8 @@ class Sample:
         require(
             self.processes is None or self.processes >= 1, f"processes {self.processes}: must be at least 1, or null"
         )
+        if self.list:
+            return
         if self.again is not None:
             self._check_again()
             return
@@ -90,22 +95,31 @@ class Sample:
             f"layout {self.layout}: has a folder for each caption of a file; give --captions FILE",
         )
         require(
-            self.layout == "gallery" or self.rerank or self.clip is not None or self.keep >= self.n,
-            f"layout {self.layout} with n {self.n} and keep {self.keep}: without a reranker none is better than another; set keep "
-            "to n, or rerank",
+            self.rerank is not False or self.clip is None,
+            f"rerank false and clip {self.clip}: it would rank nothing; leave one of them out",
         )
+        if self.rerank is False:
+            self.check_unranked()
         self._check_image()
         self._check_shortlist()
 
     def _check_shortlist(self) -> None:
         check_shortlist(self.shortlist, self.n)
         require(
-            self.shortlist is None or self.rerank or self.clip is not None,
-            f"shortlist {self.shortlist}: is of what CLIP ranks by pixels; add --rerank, or --clip",
+            self.shortlist is None or self.rerank is not False,
+            f"shortlist {self.shortlist}: is of what CLIP ranks by pixels; leave --rerank false out",
         )
         require(
             self.codes_clip is None or self.shortlist is not None,
             f"codes_clip {self.codes_clip}: makes a shortlist; say how many with --shortlist, or leave codes_clip out",
+        )
+
+    def check_unranked(self) -> None:
+        """Raises ValueError where what is asked for takes a reranker, once it is known that there is none."""
+        require(
+            self.layout == "gallery" or self.keep >= self.n,
+            f"layout {self.layout} with n {self.n} and keep {self.keep}: without a reranker none is better than another; set keep "
+            "to n, or rank",
         )
 
     def _check_again(self) -> None:

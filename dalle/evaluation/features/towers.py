@@ -10,16 +10,19 @@ from dalle.config import CLIPModel
 from dalle.evaluation.features.images import RESIZER, Network
 from dalle.models.clip import CLIP, load_clip
 from dalle.models.folder import content_hash, read_header
+from dalle.ready.names import find_part
 
 
 def trained_tower(folder: str, device: str | torch.device = "cpu") -> Network:
     """Unit vectors of a CLIP of `dalle-train-clip`.
 
     Raises:
-        ValueError: the folder holds none, or it is damaged
+        ValueError: there is no such folder, ready model or repository, it holds none, or it is damaged
     """
-    if not Path(folder).is_dir():
-        raise ValueError(f"features clip:{folder}: no such folder; name one that dalle-train-clip has written")
+    try:
+        folder = find_part(folder, "clip")
+    except ValueError as error:
+        raise ValueError(f"features clip:{folder}: {error}") from None
     known = read_header(folder)["hash"]
     clip = load_clip(folder)
     check_reads_pixels(clip, f"features clip:{folder}")

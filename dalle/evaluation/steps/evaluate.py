@@ -40,6 +40,7 @@ from dalle.evaluation.steps.ranking import accuracy_over_n, ranking_section, win
 from dalle.evaluation.steps.shown import samples_section
 from dalle.evaluation.steps.sources import Sources, device_here
 from dalle.models.folder import load_dvae
+from dalle.ready.names import find_part
 
 
 class Evaluation:
@@ -178,7 +179,8 @@ class Evaluation:
         self.say("stage two: held-out loss")
         pairs = image_pairs(sources.reference.spec, sources.models.dvae, EVERY_IMAGE)
         pairs = replace(pairs, source="the reference", batches=partial(_first, pairs.batches, len(sources.reference)))
-        priors = [sources.models.prior, *(self.config.priors or "").split()]
+        others = [find_part(name, "prior") for name in (self.config.priors or "").split()]
+        priors = [sources.models.prior, *others]
         losses = stage_two.held_out_losses(priors, pairs)
         # by what they are: figures do not depend on where things lie
         yield stage_two.section([replace(each, name=f"prior:{each.prior_hash[:8]}") for each in losses])

@@ -26,7 +26,8 @@ from dalle.evaluation.steps.sources import Sources, device_here, find_sources
 from dalle.reporting.page_head import replace_text
 from dalle.sampling.candidates import Part, Work, draw
 from dalle.sampling.drawing import read_drawing
-from dalle.sampling.loading import load
+from dalle.sampling.loading import load_models
+from dalle.sampling.model_set import Models
 from dalle.sampling.pipeline import Pipeline
 from dalle.sampling.workers import draw_with_workers
 from dalle.text import CaptionWarning, caption_tokens
@@ -122,17 +123,14 @@ def _draw(config: Evaluate, sources: Sources, folder: Path, say: Callable[[str],
         # what is cut from captions has just been said, once for all
         warnings.filterwarnings("ignore", category=CaptionWarning)
         warnings.filterwarnings("ignore", message="the reranker reads only the beginning")
-        draw_all(drawing_with(config), sources.prompted, work, min(config.keep, n), samples, bar.update)
+        draw_all(drawing_with(config, sources.models), sources.prompted, work, min(config.keep, n), samples, bar.update)
 
 
-def drawing_with(config: Evaluate) -> Callable[[Work], Iterator[Part]]:
+def drawing_with(config: Evaluate, models: Models) -> Callable[[Work], Iterator[Part]]:
     """What draws, in this process or, with several GPUs, in as many."""
     import torch
 
-    rerank = config.rerank
-    load_these = partial(
-        load, config.model, config.dvae, config.prior, config.clip, rerank, precision=config.sampling.precision
-    )
+    load_these = partial(load_models, models, precision=config.sampling.precision)
     processes = config.processes or max(1, torch.cuda.device_count())
     if processes > 1:
         return lambda work: draw_with_workers(partial(_load_in_worker, load_these), work, processes)

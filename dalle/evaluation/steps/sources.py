@@ -21,6 +21,7 @@ from dalle.evaluation.steps.judged import Judge
 from dalle.evaluation.steps.reference import RESIZER, Reference, read_reference
 from dalle.models.clip import load_clip
 from dalle.models.folder import content_hash, read_header
+from dalle.ready.names import find_clip
 from dalle.sampling.captioning import read_prompts_file
 from dalle.sampling.model_set import Models, find_models, settle
 
@@ -180,7 +181,7 @@ def _side(prompted: list[Prompted]) -> int:
 
 
 def _judge(config: Evaluate, models: Models | None, device: str) -> Judge | None:
-    source = config.judge or (models.clip if models is not None else None)
+    source = find_clip(config.judge) if config.judge else (models.clip if models is not None else None)
     if source is None:
         return None
     is_folder = Path(source).is_dir()

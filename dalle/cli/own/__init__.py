@@ -1,0 +1,1 @@
+"""`dalle-train`: somebody's own pictures on the whole road."""

@@ -1,0 +1,76 @@
+"""`dalle-train`: a folder of pictures with captions becomes a model that draws, by one command that may be called again.
+
+Looks, plans, then calls the commands that a person would call (`dalle.cli.own.stages`).
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from dalle.cli import arguments
+from dalle.cli.own.stages import Stages
+from dalle.cli.road import say
+from dalle.config import TrainFolder
+from dalle.outputs.ownership import claimed
+
+_COMMAND = "dalle-train"
+
+
+def main() -> None:
+    """Console script."""
+    arguments.run(train_folder, _COMMAND)
+
+
+def train_folder(argv: list[str] | None = None) -> None:
+    """Parse, look, plan, train what is missing, draw, tell."""
+    began_s = time.monotonic()
+    config = arguments.parse(TrainFolder, _COMMAND, argv, "source")
+    output = Path(config.output)
+    _check_apart(Path(config.source), output)
+    with claimed(output, _COMMAND):
+        try:
+            _train(config, output, began_s)
+        except KeyboardInterrupt:
+            print("\nstopped; the same command goes on from here", flush=True)
+            raise
+
+
+def _train(config: TrainFolder, output: Path, began_s: float) -> None:
+    from dalle.cli.own.planning import make_plan, settle
+    from dalle.data.sources.prepare import prepare
+    from dalle.own.facts import num_cores
+    from dalle.own.plan_files import PlanFiles
+    from dalle.own.start import read_start
+
+    files = PlanFiles(output / "plan")
+    config = settle(config, files)
+    start = None
+    if config.start_from is not None:
+        from dalle.ready.names import find_model
+
+        start = read_start(config.start_from, find_model(config.start_from), config.freeze)
+    say("1", f"looking at {config.source}")
+    split = (config.filters, config.valid_share, config.seed)
+    # what is there is ours, made of this folder as it was
+    prepared = prepare(config.source, output / "data", *split, workers=num_cores(), overwrite=True)
+    for line in (*prepared.notes, prepared.counts.line(), f"what was found, with examples: {output}/data/report.html"):
+        print(line)
+    stages = Stages(config, output, prepared, start, files, began_s)
+    say("2", "the plan")
+    make_plan(stages)
+    if config.plan_only:
+        print(
+            f"nothing is trained yet; the same command without --plan_only goes on, with what you change in {files.folder}"
+        )
+        return
+    stages.run()
+
+
+def _check_apart(source: Path, output: Path) -> None:
+    """Raises ValueError where the output would be read as pictures, or the pictures' folder be written to."""
+    inner, outer = output.absolute().resolve(), source.absolute().resolve()
+    if source.is_dir() and (inner == outer or outer in inner.parents):
+        raise ValueError(
+            f"output {output}: lies in the source {source}, and would be read as pictures; name another --output"
+        )

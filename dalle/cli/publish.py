@@ -1,0 +1,104 @@
+"""`dalle-publish DIR [--repo owner/name]`: a model, checked, with its card, to the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from dalle.cli import arguments
+from dalle.config import Publish
+from dalle.outputs.ownership import claimed_file
+
+_COMMAND = "dalle-publish"
+
+
+def main() -> None:
+    """Console script."""
+    arguments.plain_warnings(_COMMAND)
+    arguments.run(publish, _COMMAND)
+
+
+def publish(argv: list[str] | None = None) -> None:
+    """Parse, check, write the card, list, upload."""
+    config = arguments.parse(Publish, _COMMAND, argv, positional="folder")
+    folder = Path(config.folder)
+    if not folder.is_dir():
+        raise ValueError(f"folder {folder}: no such folder; name that of a model, with prior/ and dvae/ in it")
+    _check(folder)
+
+    from dalle.ready.files import CARD
+    from dalle.ready.publishing import staged, upload
+
+    card = _card(config, folder)
+    kept = card is None
+    card = (folder / CARD).read_text(encoding="utf-8") if card is None else card
+    with staged(folder, card) as stage:
+        _list(stage, folder, config.repo)
+        if config.dry_run:
+            print("nothing was written, and nothing has left")
+            return
+        if kept:
+            print(f"{folder / CARD} is as a person wrote it, and stays; --card overwrite writes it anew")
+        else:
+            with claimed_file(folder / CARD, _COMMAND, overwrite=True) as path:
+                path.write_text(card, encoding="utf-8")
+        if config.repo is None:
+            print(f"{folder / CARD}: the card; to upload the model give --repo owner/name")
+            return
+        commit = upload(stage, config.repo, config.private, config.overwrite)
+    print(f'{config.repo} is there: dalle-sample --model {config.repo} "a caption"')
+    print(f"and for good, whatever comes after it: --model {config.repo}@{commit}")
+
+
+def _check(folder: Path) -> None:
+    """Raises ValueError unless the model loads, and all hashes are those of its weights."""
+    from dalle.models.folder import check_hash
+    from dalle.ready.files import parts_of
+    from dalle.sampling.loading import load
+
+    load(folder, device="cpu", shortlist="codes-clip" in parts_of(folder))
+    for part in parts_of(folder):
+        check_hash(folder / part)
+
+
+def _card(config: Publish, folder: Path) -> str | None:
+    """The text of the card; null where a person's stays. Raises ValueError where something was to be said in that."""
+    from dalle.ready.card import Told, is_ours, make_card
+    from dalle.ready.facts import read_card
+    from dalle.ready.files import CARD
+
+    said = {
+        name: getattr(config, name) for name in ("licence", "about", "example") if getattr(config, name) is not None
+    }
+    if config.card == "keep" and not is_ours(folder / CARD):
+        if said:
+            name, value = next(iter(said.items()))
+            raise ValueError(
+                f"{name} {value}: {folder / CARD} is as a person wrote it, and stays; say it there, or give --card overwrite"
+            )
+        return None
+    name = config.repo or folder.resolve().name
+    told = Told(
+        name,
+        name.rpartition("/")[2],
+        replace(read_card(folder / CARD), **said),
+        Path(config.runs or folder),
+        config.hardware or "",
+    )
+    return make_card(folder, told)
+
+
+def _list(stage: Path, folder: Path, repository: str | None) -> None:
+    """Print what leaves, with sizes, and what stays."""
+    from dalle.ready.files import model_files
+
+    leaving = model_files(stage)
+    sizes = {name: (stage / name).stat().st_size for name in leaving}
+    width = max(len(name) for name in leaving)
+    print(f"what {'leaves for ' + repository if repository else 'would leave'}:")
+    for name, size in sizes.items():
+        print(f"  {name:{width}}  {size / 1e6:>10.3f} MB")
+    print(f"  {'in all':{width}}  {sum(sizes.values()) / 1e6:>10.3f} MB")
+    others = sum(1 for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).as_posix() not in sizes)
+    if others:
+        print(f"{others:,} other files of {folder} stay here")

@@ -1,0 +1,56 @@
+"""What `dalle-publish` is asked for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from dalle.config.checks import require
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Check a model as loading does, write its model card, list what would leave this machine, and upload it to the Hugging Face
+    Hub.
+
+    Args:
+        folder: of the model, with `prior/` and `dvae/` in it
+        repo: `owner/name` on the Hub; null writes the card and uploads nothing
+        private: make the repository private
+        overwrite: write over the model of a repository that is there
+        dry_run: tell what would leave, and write and upload nothing
+        card: "keep" a README.md that a person wrote or changed, or "overwrite" it; one that is as this command wrote it is
+            written anew
+        licence: of the weights, by the Hub's name for it, such as mit, apache-2.0 or cc-by-4.0; null leaves what the card says
+        about: what it draws, in a line; null leaves what the card says
+        example: a caption to try; null leaves what the card says
+        runs: folder of the trainings, whose hours and figures the card tells; null means `folder`
+        hardware: that they ran on, for the card
+    """
+
+    folder: str
+    repo: str | None = None
+    private: bool = False
+    overwrite: bool = False
+    dry_run: bool = False
+    card: Literal["keep", "overwrite"] = "keep"
+    licence: str | None = None
+    about: str | None = None
+    example: str | None = None
+    runs: str | None = None
+    hardware: str | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            self.repo is None or re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo, re.ASCII) is not None,
+            f"repo {self.repo}: is owner/name, of letters, digits, -, _ and .",
+        )
+        require(
+            self.repo is not None or not self.private, "private: is of a repository; name it with --repo owner/name"
+        )
+        for name in ("licence", "about", "example", "hardware"):
+            said = getattr(self, name)
+            require(
+                said is None or (bool(said.strip()) and "\n" not in said), f"{name}: must be one line of text, or null"
+            )

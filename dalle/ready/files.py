@@ -1,0 +1,63 @@
+"""What a model is on disk: the single models of a folder, by the names of theirs, and the files of each. Nothing else is fetched
+from anywhere, and nothing else is given away."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PARTS = ("prior", "dvae", "clip", "codes-clip")
+"""Folders of single models in that of a whole one; the first two make it one that draws."""
+WEIGHTS = "model.safetensors"
+CARD = "README.md"
+ATTRIBUTION = "ATTRIBUTION.md"
+PART_FILES = (WEIGHTS, "config.yaml", "tokenizer.json", "tokenizer.words.json")
+"""Of a single model; which of them there are depends on what it is."""
+MODEL_FILES = (CARD, ATTRIBUTION, *(f"{part}/{name}" for part in PARTS for name in PART_FILES))
+"""Of a whole model."""
+
+
+def parts_of(folder: Path) -> list[str]:
+    """The single models that lie finished in a folder."""
+    return [part for part in PARTS if (folder / part / WEIGHTS).is_file()]
+
+
+def model_files(folder: Path) -> list[str]:
+    """Those of `MODEL_FILES` that are there, card first."""
+    return [name for name in MODEL_FILES if (folder / name).is_file()]
+
+
+def public_config(path: Path) -> str:
+    """The text of a `config.yaml` without places. Raises ValueError where it is no YAML."""
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+    return yaml.safe_dump(without_places(settings), sort_keys=False)
+
+
+def without_places(settings: Any) -> Any:
+    """The settings of a training without where things lay on the machine: of each absolute path the last two names stay, which say
+    what it was; of a URL what stands before its query, which may hold a key; of a shell command nothing.
+
+    Args:
+        settings: what `config.yaml` holds: mappings, lists, text and numbers
+    """
+    if isinstance(settings, dict):
+        return {name: without_places(value) for name, value in settings.items()}
+    if isinstance(settings, list):
+        return [without_places(value) for value in settings]
+    if not isinstance(settings, str):
+        return settings
+    if "pipe:" in settings:
+        return "pipe:"
+    return " ".join(_without_place(word) for word in re.split(r"(?<!\\) ", settings))
+
+
+def _without_place(word: str) -> str:
+    if "://" in word:
+        return re.sub(r"//[^/@]*@", "//", word.split("?")[0])
+    return "/".join(word.rstrip("/").split("/")[-2:]).lstrip("/") if word.startswith(("/", "~")) else word

@@ -1,0 +1,89 @@
+"""A model of the Hugging Face Hub: the files that models are made of, and no others, into the Hub's own cache; known to be what
+was written. Nothing that is fetched is run: weights are safetensors, all else is JSON, YAML and text.
+
+Loading compares a checksum of each tensor, which finds damage. Here the content hash is made anew besides: priors and rerankers
+know their dVAE by it, and who writes a file for others may write any hash into it.
+"""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+from dalle.models.folder import check_hash, read_header
+from dalle.ready.files import MODEL_FILES, PART_FILES, PARTS, WEIGHTS, parts_of
+
+
+def fetch(name: str) -> Path:
+    """The folder of a repository's model in the cache, fetched where it is not there. Without a network it is what the cache has.
+
+    Args:
+        name: `owner/name`, or `owner/name@revision` with a branch, a tag or a commit
+
+    Raises:
+        ValueError: one line: there is no such repository or revision, it is private, there is no network, it holds no model of
+            this program, or one whose weights are not those that its hash stands for
+    """
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.partition("@")
+    try:
+        found = snapshot_download(repository, revision=revision or None, allow_patterns=[*MODEL_FILES, *PART_FILES])
+    except Exception as error:  # of many kinds, by the Hub's library and the HTTP client beneath it
+        raise ValueError(f"model {name}: no such folder here, and {hub_error(error, repository)}") from error
+    folder = Path(found)
+    single = (folder / WEIGHTS).is_file()
+    if not single and not parts_of(folder):
+        raise ValueError(
+            f"model {name}: the Hub's repository holds no model of this program: neither {WEIGHTS} nor "
+            f"{', '.join(f'{part}/{WEIGHTS}' for part in PARTS[:2])}; weights in other files are not read"
+        )
+    for part in [folder] if single else [folder / part for part in parts_of(folder)]:
+        try:
+            read_header(part)
+            check_hash(part)
+        except ValueError as error:
+            raise ValueError(f"model {name}: {error}") from None
+    return folder
+
+
+def hub_error(error: Exception, repository: str) -> str:
+    """What went wrong between here and the Hub, in words that follow "and".
+
+    Args:
+        error: whatever its library raised
+        repository: `owner/name`
+    """
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return f"the Hub's {repository} is given only to those who asked on its page; ask there, and log in with `hf auth login`"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"the Hub has no {repository}, or it is private; for a private one log in with `hf auth login`"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"the Hub's {repository} has no such revision; give a branch, a tag or a whole commit hash after the @"
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        cause = error.__cause__
+        if isinstance(cause, errors.HfHubHTTPError) and cause.response is not None:
+            return f"the Hub answered {cause.response.status_code} for {repository}, which is not whole in the cache; try later"
+        return f"the Hub cannot be reached for {repository}, which is not whole in the cache; is there a network?"
+    if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
+        return _refused(error, repository)
+    if isinstance(error, errors.HFValidationError):
+        return f"{repository} is no name that the Hub knows: it is owner/name, of letters, digits, -, _ and ."
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"{repository} does not fit the disk of the cache, {error.filename or 'which is full'}"
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"the Hub's {repository} did not come through: {type(error).__name__}: {first[:200]}"
+
+
+def _refused(error, repository: str) -> str:
+    """Of an answer that is no success."""
+    code, said = error.response.status_code, error.response.headers.get("X-Error-Message") or ""
+    reason = {
+        401: "the Hub does not take this token; log in with `hf auth login`, or set HF_TOKEN",
+        403: f"the Hub refuses {repository} to this token: it may not write there, or lacks the right to",
+        409: f"the Hub has {repository} already",
+        429: "the Hub has had too many requests from here; try later",
+    }.get(code, f"the Hub answered {code} for {repository}")
+    return reason + (f" ({' '.join(said.split())[:200]})" if said else "")
