@@ -67,6 +67,8 @@ def hub_error(error: Exception, repository: str) -> str:
         if isinstance(cause, errors.HfHubHTTPError) and cause.response is not None:
             return f"the Hub answered {cause.response.status_code} for {repository}, which is not whole in the cache; try later"
         return f"the Hub cannot be reached for {repository}, which is not whole in the cache; is there a network?"
+    if any(word in type(error).__name__ for word in ("Connect", "Timeout", "Proxy")):  # of whichever HTTP client
+        return f"the Hub cannot be reached for {repository}; is there a network?"
     if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
         return _refused(error, repository)
     if isinstance(error, errors.HFValidationError):
