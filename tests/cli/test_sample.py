@@ -306,7 +306,7 @@ def test_an_image_of_another_size_is_said(base, tmp_path):
         (["--again", "gone.png"], "gone.png: No such file"),
         (["--processes", "0", "a cat"], "processes 0"),
         (["--rerank", "false", "--clip", "x", "a cat"], "rerank false and clip x"),
-        (["--rerank", "perhaps", "a cat"], "rerank perhaps: must be true or false or null"),
+        (["--rerank=perhaps", "a cat"], "rerank perhaps: must be true or false or null"),
         (
             ["--layout", "geneval", "--captions", "c.txt", "--keep", "2", "--rerank", "false"],
             "without a reranker none is better",

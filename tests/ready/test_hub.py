@@ -83,8 +83,10 @@ def test_revisions(hub, whole):
 
 def test_what_is_not_there_or_private_is_said(hub, whole, monkeypatch):
     hub.put("someone/hidden", _files(whole), private=True)
+    hub.put("someone/closed", _files(whole), private=True)
     assert find_model("someone/hidden").is_dir()
     monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 34)
+    _refused("someone/closed", r"the Hub has no someone/closed, or it is private; for a private one log in")
     _refused(
         "someone/gone", r"the Hub has no someone/gone, or it is private; for a private one log in with `hf auth login`"
     )

@@ -16,7 +16,7 @@ from dalle.ready.files import without_places
 QUICK = {"n": 2, "keep": 2, "sampling": Sampling(chunk=2, precision="fp32")}
 NOBODY = "http://127.0.0.1:9"
 """Where nobody listens."""
-SAID = ["--licence", "mit", "--about", "Circles, mostly.", "--example", "a red circle", "--hardware", "two CPU cores"]
+SAID = ["--licence", "mit", "--about", "Circles: mostly.", "--example", "a red circle", "--hardware", "two CPU cores"]
 
 
 def test_what_is_published_draws_the_same_pixels(hub, whole, capsys):
@@ -49,7 +49,7 @@ def test_the_card_says_all_that_is_known(whole):
     assert (front["license"], front["library_name"], front["pipeline_tag"]) == ("mit", "dalle", "text-to-image")
     assert "text-to-image" in front["tags"] and front["widget"] == [{"text": "a red circle"}]
     for words in (
-        "# mine\n\nCircles, mostly.\n",
+        "# mine\n\nCircles: mostly.\n",
         'dalle-sample --model mine "a red circle"\n',
         'dalle.load("mine").generate("a red circle", n=32, keep=4)',
         "| `dvae` | discrete VAE |",
@@ -62,7 +62,7 @@ def test_the_card_says_all_that_is_known(whole):
         assert words in text, words
     assert "secret" not in text
     card = read_card(whole / "README.md")
-    assert (card.about, card.licence, card.example) == ("Circles, mostly.", "mit", "a red circle")
+    assert (card.about, card.licence, card.example) == ("Circles: mostly.", "mit", "a red circle")
 
 
 def test_figures_come_from_where_the_trainings_are(whole, made, tmp_path):
@@ -86,8 +86,8 @@ def test_our_card_is_written_anew_and_a_persons_stays(whole, capsys):
     assert is_ours(whole / "README.md")
     publish([str(whole), "--licence", "apache-2.0"])  # what is not said stays as it was
     card = read_card(whole / "README.md")
-    assert (card.about, card.licence, card.example) == ("Circles, mostly.", "apache-2.0", "a red circle")
-    theirs = first.replace("Circles, mostly.", "Circles, all of them.")
+    assert (card.about, card.licence, card.example) == ("Circles: mostly.", "apache-2.0", "a red circle")
+    theirs = first.replace("Circles: mostly.", "Circles: all of them.")
     (whole / "README.md").write_text(theirs)
     assert not is_ours(whole / "README.md")
     capsys.readouterr()
@@ -96,7 +96,7 @@ def test_our_card_is_written_anew_and_a_persons_stays(whole, capsys):
     with pytest.raises(ValueError, match=r"licence mit: .*README.md is as a person wrote it.*--card overwrite"):
         publish([str(whole), "--licence", "mit"])
     publish([str(whole), "--card", "overwrite", "--licence", "mit"])
-    assert is_ours(whole / "README.md") and "Circles, all of them." in (whole / "README.md").read_text()
+    assert is_ours(whole / "README.md") and "Circles: all of them." in (whole / "README.md").read_text()
 
 
 def test_a_dry_run_changes_and_sends_nothing(hub, whole, capsys):
