@@ -35,7 +35,10 @@ def test_the_wheel_has_all_of_the_package(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     code = {str(p.relative_to(ROOT)) for p in (ROOT / "dalle").rglob("*") if p.suffix in SOURCES}
     configs = {f"dalle/configs/{name}.yaml" for name in shipped.names()}
-    assert code | configs == {name for name in names if name.endswith((*SOURCES, ".yaml"))}
+    ready = {str(p.relative_to(ROOT)) for p in (ROOT / "dalle/ready/weights").rglob("*") if p.is_file()}
+    settings = {name for name in ready if name.endswith(".yaml")}
+    assert code | configs | settings == {name for name in names if name.endswith((*SOURCES, ".yaml"))}
+    assert ready == {name for name in names if name.startswith("dalle/ready/weights/")}
 
 
 def test_the_demo_runs_from_the_wheel(wheel, tmp_path):

@@ -6,8 +6,8 @@ Each side is a process of its own (of `link` several), with the settings that it
 step or a few each, and medians are compared, so that a machine that slows down slows all of them. The last line is JSON:
 {"name", "unit", "ours", "peers", "ratio", "limit", "fraction_of_limit", "spread", "peak_memory_bytes",
 "peers_peak_memory_bytes", "settings"}, or a list of these under "cases". `compress` adds "rates", `link` "loss" and
-figures by rank, `sample` and `rerank` what their own help says, `measures` memory by images; of memory the first two say
-what they can.
+figures by rank, `sample` and `rerank` what their own help says, `measures` memory by images, `ready` seconds; of memory the
+first two say what they can.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs without an installation
 
-from benchmarks import compress, dvae, link, measures, prior, rerank, sample
+from benchmarks import compress, dvae, link, measures, prior, ready, rerank, sample
 
 BENCHMARKS = {
     "dvae": dvae,
@@ -31,6 +31,7 @@ BENCHMARKS = {
     "sample": sample,
     "rerank": rerank,
     "measures": measures,
+    "ready": ready,
 }
 _STEPS = ("dvae", "prior")
 """Of one process, timed in turns with peers'; the others have options of their own."""

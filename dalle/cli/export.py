@@ -1,6 +1,7 @@
-"""`dalle-export RUN --output DIR`: one `model.safetensors` out of a checkpoint that many processes wrote.
+"""`dalle-export RUN --output DIR`: one `model.safetensors` out of a checkpoint that many processes wrote, or a finished model in
+another precision: a single one, or a whole one, whose parts then know one another by their new hashes.
 
-One process does it, also while the run goes on. A tensor at a time is read from the checkpoint and written.
+One process does it, also while the run goes on. A tensor at a time is read and written.
 """
 
 from __future__ import annotations
@@ -8,27 +9,32 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dalle.cli import arguments
 from dalle.config import CLIPModel, DVAEModel, Export, PriorModel
+from dalle.config.checks import warn
 from dalle.outputs.ownership import claimed, read_mark, remove_mark, unfinished
 
 if TYPE_CHECKING:
     import torch
 
     from dalle.checkpoints.checkpoint import Checkpoint
+    from dalle.models.weights import WeightsFile
 
 _COMMAND = "dalle-export"
 _MODELS = {"dvae": DVAEModel, "prior": PriorModel, "clip": CLIPModel}
 _FILES = ("config.yaml", "tokenizer.json", "tokenizer.words.json")
 """What a run's folder holds, beside its weights, that its model needs."""
+_NO_LINKS = ("kind", "config", "hash", "checksums", "seal")
+"""What a header says of its own weights. All else goes with them: what they were trained with, and how they want to be drawn with."""
 
 
 def main() -> None:
     """Console script."""
+    arguments.plain_warnings(_COMMAND)
     arguments.run(export, _COMMAND)
 
 
@@ -43,24 +49,37 @@ def export(argv: list[str] | None = None) -> None:
 
 
 def _export(config: Export, output: Path) -> None:
-    import torch
+    from dalle.checkpoints.checkpoint import latest
+    from dalle.ready.files import WEIGHTS, parts_of
+    from dalle.ready.names import find_model
 
-    from dalle.checkpoints.checkpoint import open_checkpoint, verify
-    from dalle.cluster.topology import World
-    from dalle.models.folder import save_weights
+    path = Path(config.run) if Path(config.run).is_dir() else find_model(config.run, "run")
+    if path.parent.name == "checkpoints" or (path / "state.json").is_file():
+        print(_in_place(output, lambda partial: _export_checkpoint(config, path, partial)))
+    elif (found := latest(path)) is not None:
+        print(_in_place(output, lambda partial: _export_checkpoint(config, found, partial)))
+    elif config.weights is not None:
+        raise ValueError(
+            f"weights {config.weights}: {path} holds no complete checkpoint, which alone has both; leave it out"
+        )
+    elif (path / WEIGHTS).is_file():
+        print(_in_place(output, lambda partial: _export_finished(config, path, partial, {})))
+        _say_links(path, config.dtype)
+    elif {"prior", "dvae"} <= set(parts_of(path)):
+        print(_in_place(output, lambda partial: _export_whole(config, path, partial)))
+    else:
+        raise ValueError(
+            f"{path} holds no complete checkpoint, nor is it one; nor is it a finished model, with {WEIGHTS} in it or in prior/ and dvae/"
+        )
 
-    checkpoint = open_checkpoint(_find(Path(config.run)))
-    kind, sizes, links = _identity(checkpoint)
-    weights = _Weights(checkpoint, config.weights, config.dtype)
-    verify(checkpoint.path, World(0, 1, torch.device("cpu")))
-    folder = checkpoint.path.absolute().parent.parent
+
+def _in_place(output: Path, write: Callable[[Path], str]) -> str:
+    """What is written into a folder for partial work goes into the output, all of it or nothing. Returns what `write` says."""
     partial = unfinished(output)
     try:
-        save_weights(partial, kind, weights, sizes, links, weights.like())
-        for name in _FILES:
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, partial / name)
-        for path in sorted(partial.iterdir()):  # config.yaml, model.safetensors, tokenizer.json
+        said = write(partial)
+        for path in sorted(partial.iterdir()):  # config.yaml, model.safetensors, tokenizer.json; or folders of such
+            shutil.rmtree(output / path.name, ignore_errors=True)  # of an export of ours that was cut off
             os.replace(path, output / path.name)
     except BaseException as error:
         if isinstance(error, OSError):  # a full disk
@@ -68,24 +87,74 @@ def _export(config: Export, output: Path) -> None:
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    print(
-        f"{kind}, {weights.source} weights after {checkpoint.step:,} updates, {weights.count:,} numbers in {config.dtype}: "
-        f"{output / 'model.safetensors'}"
-    )
+    return f"{said}: {output}"
 
 
-def _find(path: Path) -> Path:
-    """The checkpoint that was named, or the newest of the run that was."""
-    from dalle.checkpoints.checkpoint import latest
+def _export_checkpoint(config: Export, path: Path, partial: Path) -> str:
+    import torch
 
-    if not path.is_dir():
-        raise ValueError(f"run {path}: no such folder")
-    if path.parent.name == "checkpoints" or (path / "state.json").is_file():
-        return path
-    found = latest(path)
-    if found is None:
-        raise ValueError(f"{path} holds no complete checkpoint, nor is it one")
-    return found
+    from dalle.checkpoints.checkpoint import open_checkpoint, verify
+    from dalle.cluster.topology import World
+    from dalle.models.folder import save_weights
+
+    checkpoint = open_checkpoint(path)
+    kind, sizes, links = _identity(checkpoint)
+    weights = _Weights(checkpoint, config.weights, config.dtype)
+    verify(checkpoint.path, World(0, 1, torch.device("cpu")))
+    save_weights(partial, kind, weights, sizes, links, weights.like())
+    _copy(_FILES, checkpoint.path.absolute().parent.parent, partial)
+    return f"{kind}, {weights.source} weights after {checkpoint.step:,} updates, {weights.count:,} numbers in {config.dtype}"
+
+
+def _export_finished(config: Export, folder: Path, partial: Path, renamed: dict[str, str]) -> str:
+    """A single model that is finished. `renamed`: new hashes of the models that it was trained with, by their old ones; its own is
+    added."""
+    from dalle.models.folder import check_hash, read_config, read_header, save_weights
+    from dalle.models.weights import WeightsFile
+
+    check_hash(folder)
+    header = read_header(folder)
+    links = {name: renamed.get(said, said) for name, said in header.items() if name not in _NO_LINKS}
+    sizes = read_config(folder, header["kind"])
+    with WeightsFile(folder / "model.safetensors") as file:
+        weights = _Finished(file, config.dtype)
+        renamed[header["hash"]] = save_weights(partial, header["kind"], weights, sizes, links, weights.like())
+    _copy(_FILES, folder, partial)
+    return f"{header['kind']}, {weights.count:,} numbers in {config.dtype}"
+
+
+def _export_whole(config: Export, folder: Path, partial: Path) -> str:
+    """All single models of a folder. The dVAE comes first, since the others know it by its hash."""
+    from dalle.ready.files import ATTRIBUTION, CARD, parts_of, public_config
+    from dalle.sampling.model_set import find_models
+
+    parts = sorted(parts_of(folder), key=lambda part: part != "dvae")
+    find_models(folder, shortlist="codes-clip" in parts)  # refuses those that do not belong together
+    renamed: dict[str, str] = {}
+    said = [_export_finished(config, folder / part, partial / part, renamed) for part in parts]
+    for part in parts:
+        if (settings := partial / part / "config.yaml").is_file():
+            settings.write_text(public_config(settings), encoding="utf-8")  # which is to be given away
+    _copy((CARD, ATTRIBUTION), folder, partial)
+    num_bytes = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
+    return "; ".join([*said, f"{num_bytes / 1e6:.1f} MB"])
+
+
+def _copy(names: tuple[str, ...], source: Path, target: Path) -> None:
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def _say_links(path: Path, dtype: str) -> None:
+    """Of a dVAE, that models which were trained with it do not know it any more."""
+    from dalle.models.folder import read_header
+
+    if read_header(path)["kind"] == "dvae":
+        warn(
+            f"in {dtype} this dVAE has another hash, and priors that were trained with it refuse it; to convert them together name "
+            "the folder that holds prior/ and dvae/"
+        )
 
 
 def _identity(checkpoint: Checkpoint) -> tuple[str, DVAEModel | PriorModel | CLIPModel, dict[str, str]]:
@@ -127,16 +196,13 @@ class _Weights(Mapping):
     def __getitem__(self, name: str) -> torch.Tensor:
         key = self._key(name)
         tensor = self._checkpoint.read(key).view(self._checkpoint.shapes[key])
-        converted = tensor.to(self._stored_dtype(tensor))
-        if bool((converted.isinf() & ~tensor.isinf()).any()):
-            raise ValueError(f"dtype {self._dtype}: {name} has values beyond its range: take fp32")
-        return converted
+        return _converted(tensor, self._dtype, name)
 
     def like(self) -> dict[str, torch.Tensor]:
         """Tensors of the same dtypes and shapes, without values."""
         import torch
 
-        kinds = {name: self._stored_dtype(self._checkpoint.read(self._key(name), 0, 0)) for name in self}
+        kinds = {name: _stored_dtype(self._checkpoint.read(self._key(name), 0, 0).dtype, self._dtype) for name in self}
         return {
             name: torch.empty(self._checkpoint.shapes[self._key(name)], dtype=dtype, device="meta")
             for name, dtype in kinds.items()
@@ -148,9 +214,54 @@ class _Weights(Mapping):
         averaged = f"ema/{name}" in self._checkpoint.shapes or self._checkpoint.read(key, 0, 0).is_floating_point()
         return f"ema/{name}" if self.source == "averaged" and averaged else key
 
-    def _stored_dtype(self, tensor: torch.Tensor) -> torch.dtype:
-        """What is written of a tensor: numbers that are no weights stay what they are."""
+
+class _Finished(Mapping):
+    """The same of a file of finished weights.
+
+    Args:
+        file: open
+        dtype: to which floating-point weights are converted
+    """
+
+    def __init__(self, file: WeightsFile, dtype: str):
+        self._file, self._dtype = file, dtype
+        self.count = sum(math.prod(stored.shape) for stored in file.tensors.values())
+
+    def __len__(self) -> int:
+        return len(self._file.tensors)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file.tensors)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
         import torch
 
-        dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-        return dtypes[self._dtype] if tensor.is_floating_point() else tensor.dtype
+        stored = self._file.tensors[name]
+        tensor = torch.empty(stored.shape, dtype=stored.dtype)
+        self._file.read(name, tensor)
+        return _converted(tensor, self._dtype, name)
+
+    def like(self) -> dict[str, torch.Tensor]:
+        """Tensors of the same dtypes and shapes, without values."""
+        import torch
+
+        return {
+            name: torch.empty(stored.shape, dtype=_stored_dtype(stored.dtype, self._dtype), device="meta")
+            for name, stored in self._file.tensors.items()
+        }
+
+
+def _converted(tensor: torch.Tensor, dtype: str, name: str) -> torch.Tensor:
+    """A weight as it is written. Raises ValueError where that cannot hold it."""
+    converted = tensor.to(_stored_dtype(tensor.dtype, dtype))
+    if bool((converted.isinf() & ~tensor.isinf()).any()):
+        raise ValueError(f"dtype {dtype}: {name} has values beyond its range: take fp32")
+    return converted
+
+
+def _stored_dtype(found: torch.dtype, dtype: str) -> torch.dtype:
+    """What is written of a tensor: numbers that are no weights stay what they are."""
+    import torch
+
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    return dtypes[dtype] if found.is_floating_point else found

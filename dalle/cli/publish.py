@@ -8,6 +8,7 @@ from pathlib import Path
 from dalle.cli import arguments
 from dalle.config import Publish
 from dalle.outputs.ownership import claimed_file
+from dalle.reporting.page_head import replace_text
 
 _COMMAND = "dalle-publish"
 
@@ -41,7 +42,7 @@ def publish(argv: list[str] | None = None) -> None:
             print(f"{folder / CARD} is as a person wrote it, and stays; --card overwrite writes it anew")
         else:
             with claimed_file(folder / CARD, _COMMAND, overwrite=True) as path:
-                path.write_text(card, encoding="utf-8")
+                replace_text(path, card)
         if config.repo is None:
             print(f"{folder / CARD}: the card; to upload the model give --repo owner/name")
             return

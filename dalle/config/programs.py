@@ -79,7 +79,7 @@ PROGRAMS = {
     ),
     "dalle-study": Program(Study, 'dalle-study --images "ours theirs" --output study'),
     "dalle-describe": Program(Describe, "dalle-describe paper/12b", "config_file"),
-    "dalle-export": Program(Export, "dalle-export model/prior --output smaller --dtype bf16", "run"),
+    "dalle-export": Program(Export, "dalle-export model --output smaller --dtype fp16", "run"),
     "dalle-publish": Program(Publish, "dalle-publish model --repo owner/name --licence mit --dry_run", "folder"),
     "dalle-draw-shapes": Program(DrawShapes, "dalle-draw-shapes --output shapes --num_train 20000"),
 }

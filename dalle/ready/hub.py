@@ -47,15 +47,19 @@ def fetch(name: str) -> Path:
     return folder
 
 
-def hub_error(error: Exception, repository: str) -> str:
+def hub_error(error: Exception, repository: str, writing: bool = False) -> str:
     """What went wrong between here and the Hub, in words that follow "and".
 
     Args:
         error: whatever its library raised
         repository: `owner/name`
+        writing: there, which takes a token in any case
     """
     from huggingface_hub import errors
 
+    # of one that may not be read the Hub says no other than of one that is not there
+    if writing and isinstance(error, errors.HfHubHTTPError) and error.response is not None:
+        return _refused(error, repository)
     if isinstance(error, errors.GatedRepoError):
         return f"the Hub's {repository} is given only to those who asked on its page; ask there, and log in with `hf auth login`"
     if isinstance(error, errors.RepositoryNotFoundError):
@@ -66,7 +70,11 @@ def hub_error(error: Exception, repository: str) -> str:
         cause = error.__cause__
         if isinstance(cause, errors.HfHubHTTPError) and cause.response is not None:
             return f"the Hub answered {cause.response.status_code} for {repository}, which is not whole in the cache; try later"
-        return f"the Hub cannot be reached for {repository}, which is not whole in the cache; is there a network?"
+        if cause is None or isinstance(cause, errors.OfflineModeIsEnabled) or _is_of_the_way(cause):
+            return f"the Hub cannot be reached for {repository}, which is not whole in the cache; is there a network?"
+        error = cause
+    if _is_of_the_way(error):
+        return f"the Hub cannot be reached for {repository}; is there a network?"
     if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
         return _refused(error, repository)
     if isinstance(error, errors.HFValidationError):
@@ -75,6 +83,11 @@ def hub_error(error: Exception, repository: str) -> str:
         return f"{repository} does not fit the disk of the cache, {error.filename or 'which is full'}"
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"the Hub's {repository} did not come through: {type(error).__name__}: {first[:200]}"
+
+
+def _is_of_the_way(error: BaseException) -> bool:
+    """Whether nothing came from the other end, by the names that HTTP clients have for it."""
+    return any(word in type(error).__name__ for word in ("Connect", "Timeout", "Proxy"))
 
 
 def _refused(error, repository: str) -> str:

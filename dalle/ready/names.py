@@ -29,16 +29,17 @@ def ready_names() -> list[str]:
     return sorted(path.name for path in folder.iterdir() if parts_of(path)) if folder.is_dir() else []
 
 
-def find_model(name: str | Path) -> Path:
+def find_model(name: str | Path, setting: str = "model") -> Path:
     """The folder of a whole model, which holds `prior/` and `dvae/`, and usually `clip/`. Where it is not here yet, it is fetched.
 
     Args:
         name: a folder, the name of a ready model, or `owner/name[@revision]` of the Hugging Face Hub
+        setting: that it is the value of, for what is said
 
     Raises:
         ValueError: there is no such model, it cannot be fetched, or what was fetched is not what its hashes say
     """
-    return _find(name, "model", "")
+    return _find(name, setting, "")
 
 
 def find_part(name: str | Path, part: str) -> Path:

@@ -67,7 +67,9 @@ def upload(stage: Path, repository: str, private: bool, overwrite: bool) -> str:
             )
             return commit.oid
     except Exception as error:  # of many kinds, by the Hub's library and the HTTP client beneath it
-        raise ValueError(f"repo {repository}: nothing was published: {hub_error(error, repository)}") from error
+        raise ValueError(
+            f"repo {repository}: nothing was published: {hub_error(error, repository, writing=True)}"
+        ) from error
     if public:
         raise ValueError(
             f"repo {repository}: is there already and public; change that on its page, or leave --private out"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import weakref
@@ -15,13 +16,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+import dalle
 from dalle.checkpoints import checkpoint
 from dalle.checkpoints.checkpoint import Fragment
 from dalle.cli.export import export
 from dalle.cluster.topology import World
-from dalle.config import DVAEModel, PriorModel
+from dalle.config import DVAEModel, PriorModel, Sampling
 from dalle.models.dvae import DVAE
-from dalle.models.folder import load_dvae, load_prior, read_header, save_weights
+from dalle.models.folder import content_hash, load_dvae, load_prior, read_config, read_header, save_weights
 from dalle.models.prior import Prior
 from tests.conftest import clean_environment
 
@@ -214,3 +216,69 @@ def test_bad_input(run, prior, tmp_path):
     (output / "notes.txt").write_text("mine")
     refused(run, match="output .*out is not empty")
     assert (output / "notes.txt").read_text() == "mine"
+
+
+# ---- whole models
+
+
+def test_a_whole_model_in_16_bits_draws_and_knows_its_parts(models, codes_clip, tmp_path, capsys):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    for part in ("prior", "dvae", "clip"):
+        shutil.copytree(models / part, whole / part, ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.copytree(codes_clip, whole / "codes-clip")
+    (whole / "README.md").write_text("a card")
+    (whole / "notes.txt").write_text("not a model's")
+    (whole / "dvae/config.yaml").write_text("data: /home/secret/shards/train-000.tar\n")
+    export([str(whole), "--output", str(out), "--dtype", "fp16"])
+    names = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    files = ("config.yaml", "model.safetensors", "tokenizer.json", "tokenizer.words.json")
+    there = [f"{part}/{name}" for part in ("clip", "codes-clip", "dvae", "prior") for name in files]
+    assert names == ["README.md", *(name for name in there if (whole / name).is_file())]
+    assert (out / "dvae/config.yaml").read_text() == "data: shards/train-000.tar\n"
+    for part in ("prior", "dvae", "clip", "codes-clip"):
+        before, after = load_file(whole / part / "model.safetensors"), load_file(out / part / "model.safetensors")
+        assert before.keys() == after.keys()
+        for name, tensor in before.items():
+            wanted = tensor.half() if tensor.is_floating_point() else tensor
+            assert torch.equal(after[name], wanted) and after[name].dtype == wanted.dtype, name
+        told, kept = read_header(out / part), read_header(whole / part)
+        assert told["config"] == kept["config"] and told["hash"] == content_hash(after) != kept["hash"]
+        for name in ("tokenizer_hash", "caption_dropout", "sampling_temperature"):
+            assert told.get(name) == kept.get(name)
+        assert told.get("dvae_hash") == (read_header(out / "dvae")["hash"] if "dvae_hash" in kept else None)
+    said = capsys.readouterr().out
+    assert "dvae, " in said and " numbers in fp16; " in said and " MB: " in said
+    pipeline = dalle.load(out, device="cpu", precision="fp32", shortlist=True)
+    sampling = Sampling(chunk=2, precision="fp32")
+    (drawing,) = pipeline.generate("a red circle", n=2, keep=1, sampling=sampling, shortlist=1)
+    assert drawing.score is not None
+    with pytest.raises(ValueError, match=r"is not empty"):
+        export([str(whole), "--output", str(out), "--dtype", "fp16"])
+    export([str(out), "--output", str(tmp_path / "again"), "--dtype", "fp16"])  # nothing is lost a second time
+    assert read_header(tmp_path / "again/prior") == read_header(out / "prior")
+
+
+def test_a_finished_single_model(models, tmp_path):
+    finished = tmp_path / "finished"
+    shutil.copytree(models / "prior", finished, ignore=shutil.ignore_patterns("checkpoints"))
+    export([str(finished), "--output", str(tmp_path / "out"), "--dtype", "bf16"])
+    before, after = load_file(finished / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
+    assert all(torch.equal(after[name], tensor.bfloat16()) for name, tensor in before.items())
+    assert read_header(tmp_path / "out")["dvae_hash"] == read_header(finished)["dvae_hash"]
+    shutil.copytree(models / "dvae", tmp_path / "dvae", ignore=shutil.ignore_patterns("checkpoints"))
+    with pytest.warns(UserWarning, match="in bf16 this dVAE has another hash"):
+        export([str(tmp_path / "dvae"), "--output", str(tmp_path / "out-dvae"), "--dtype", "bf16"])
+    with pytest.raises(ValueError, match=r"weights trained: .*finished holds no complete checkpoint"):
+        export([str(finished), "--output", str(tmp_path / "two"), "--weights", "trained"])
+
+
+def test_parts_that_do_not_belong_together_are_not_exported(models, tmp_path):
+    whole = tmp_path / "whole"
+    for part in ("prior", "dvae", "clip"):
+        shutil.copytree(models / part, whole / part, ignore=shutil.ignore_patterns("checkpoints"))
+    sizes = read_config(whole / "dvae", "dvae")
+    tensors = {name: 2 * tensor for name, tensor in load_file(whole / "dvae/model.safetensors").items()}
+    save_weights(whole / "dvae", "dvae", tensors, sizes, {})
+    with pytest.raises(ValueError, match="was trained with another dVAE"):
+        export([str(whole), "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()

@@ -7,12 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from dalle.cli import arguments
 from dalle.cli.sample import sample
 from dalle.config import Sample
+from dalle.models.folder import read_config, read_header, save_weights
 from dalle.sampling import candidates
 from dalle.sampling.drawing import read_drawing, save_drawing
+from dalle.sampling.model_set import find_models
 from dalle.text import CaptionWarning
 
 FAST = ["--sampling.chunk", "4", "--sampling.precision", "fp32"]
@@ -117,7 +120,7 @@ def test_many_captions_are_taken_up_where_they_were_left(base, captions, tmp_pat
     for options, message in (
         (["--sampling.temperature", "0.5"], r"another request \(sampling.temperature was 0.9, is 0.5\)"),
         (["--n", "6"], r"\(n was 5, is 6\)"),
-        (["--rerank"], r"\(models.clip was null, is "),
+        (["--rerank", "false"], r"\(models.clip was .*, is null\)"),
     ):
         with pytest.raises(ValueError, match=message):
             sample([*arguments, *options])
@@ -147,7 +150,7 @@ def test_what_of_captions_is_cut_or_unknown_is_told_once_for_all(models, tmp_pat
 
 
 def test_a_caption_that_is_no_text_is_refused_before_models_are_loaded(models, tmp_path, monkeypatch):
-    monkeypatch.setattr("dalle.sampling.loading.load", None)
+    monkeypatch.setattr("dalle.sampling.loading.load_models", None)
     path = tmp_path / "captions.jsonl"
     path.write_text(json.dumps({"caption": "a \ud83d cat"}))
     for given in (["caf\udce9"], ["--captions", str(path)]):
@@ -221,6 +224,57 @@ def test_codes_of_a_file_are_checked_before_models_are_loaded(drawn, models, tmp
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_with_a_reranker_ranks_unless_told_otherwise(drawn, models, tmp_path, capsys):
+    """`drawn` asked for it."""
+    out, options = tmp_path / "out", [*FAST, "--n", "6", "--keep", "2", "a red circle"]
+    sample(["--model", str(models), "--output", str(out), *options])
+    ranked = [(line["seed"], line["score"]) for line in _results(drawn)]
+    assert [(line["seed"], line["score"]) for line in _results(out)] == ranked and ranked[0][1] is not None
+    for off in (["--rerank", "false"], ["--rerank=false"]):
+        sample(["--model", str(models), "--output", str(out), "--overwrite", *off, *options])
+        assert [(line["seed"], line["score"]) for line in _results(out)] == [(0, None), (1, None)]
+    assert "no reranker" not in capsys.readouterr().err
+    # one without draws in the order of the seeds, and says so; where ranking was asked for it is refused
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for part in ("prior", "dvae"):
+        (bare / part).symlink_to(models / part)
+    (bare / "clip").mkdir()  # whose training has not finished
+    sample(["--model", str(bare), "--output", str(out), "--overwrite", *options])
+    assert [(line["seed"], line["score"]) for line in _results(out)] == [(0, None), (1, None)]
+    assert "bare has no reranker: of 6 candidates the first 2 that differ are kept" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"clip holds no trained model"):
+        sample(["--model", str(bare), "--output", str(out), "--overwrite", "--rerank", *options])
+    captions = tmp_path / "captions.txt"
+    captions.write_text("a red circle\n")
+    layout = ["--layout", "geneval", "--captions", str(captions), "--output", str(tmp_path / "layout"), *options[:-1]]
+    with pytest.raises(ValueError, match="layout geneval with n 6 and keep 2: without a reranker none is better"):
+        sample(["--model", str(bare), *layout])
+    assert not (tmp_path / "layout").exists()
+
+
+def test_a_reranker_of_other_models_is_left_out_unless_asked_for(models, tmp_path):
+    header = read_header(models / "clip")
+    config = read_config(models / "clip", "clip")
+    links = {"dvae_hash": "0" * 64, "tokenizer_hash": header["tokenizer_hash"]}
+    whole = tmp_path / "whole"
+    for part in ("prior", "dvae"):
+        (whole / part).parent.mkdir(exist_ok=True)
+        (whole / part).symlink_to(models / part)
+    save_weights(whole / "clip", "clip", load_file(models / "clip/model.safetensors"), config, links)
+    with pytest.raises(ValueError, match="was trained for another dVAE"):  # in a folder that does not fit itself
+        find_models(whole)
+    for replaced in ({"dvae": models / "dvae"}, {"prior": models / "prior"}):
+        with pytest.warns(UserWarning, match="nothing is ranked: the reranker .*clip was trained for another dVAE"):
+            found = find_models(whole, **replaced)
+        assert found.clip is None and "clip" not in found.hashes
+        with pytest.raises(ValueError, match="was trained for another dVAE"):
+            find_models(whole, **replaced, rerank=True)
+    assert find_models("nowhere", dvae=models / "dvae", prior=models / "prior").clip is None
+    assert find_models("nowhere", models / "dvae", models / "prior", models / "clip").clip == str(models / "clip")
+    assert find_models(models, clip=models / "clip", rerank=False).clip is None
+
+
 def test_an_image_of_another_size_is_said(base, tmp_path):
     Image.new("RGB", (70, 50), "red").save(tmp_path / "wide.png")
     prompt = ["--prompt-image", str(tmp_path / "wide.png")]
@@ -251,6 +305,12 @@ def test_an_image_of_another_size_is_said(base, tmp_path):
         (["--variations-of", "gone.png", "--rows", "1"], "variations_of gone.png: No such file"),
         (["--again", "gone.png"], "gone.png: No such file"),
         (["--processes", "0", "a cat"], "processes 0"),
+        (["--rerank", "false", "--clip", "x", "a cat"], "rerank false and clip x"),
+        (["--rerank=perhaps", "a cat"], "rerank perhaps: must be true or false or null"),
+        (
+            ["--layout", "geneval", "--captions", "c.txt", "--keep", "2", "--rerank", "false"],
+            "without a reranker none is better",
+        ),
         (["--clip", "{models}/prior", "a cat"], "holds a prior, not a clip"),
     ],
 )

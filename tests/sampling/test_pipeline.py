@@ -312,8 +312,10 @@ def test_models_that_do_not_belong_together_are_refused_with_both_hashes(models,
         dalle.load(models, dvae=tmp_path / "dvae")
     with pytest.raises(ValueError, match="holds a dvae, not a prior"):
         dalle.load(models, prior=models / "dvae", dvae=models / "dvae")
-    with pytest.raises(ValueError, match="no trained model"):
+    with pytest.raises(ValueError, match="nowhere: no such folder"):
         dalle.load(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="no trained model"):
+        dalle.load(tmp_path)
     with pytest.raises(ValueError, match="holds a dvae, not a clip"):
         dalle.load(models, clip=models / "dvae")
     with pytest.raises(ValueError, match="no such reranker: 'ViT-B-32'"):

@@ -322,7 +322,10 @@ def test_many_captions_are_taken_up_and_another_shortlist_is_told(folder, tmp_pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--shortlist", "4"], r"shortlist 4: is of what CLIP ranks by pixels; add --rerank"),
+        (
+            ["--rerank", "false", "--shortlist", "4"],
+            r"shortlist 4: is of what CLIP ranks by pixels; leave --rerank false out",
+        ),
         (["--rerank", "--shortlist", "33"], r"shortlist 33: is more than n 32, so all would be decoded"),
         (["--rerank", "--shortlist", "0"], r"shortlist 0: must be at least 1"),
         (["--rerank", "--codes_clip", "x"], r"codes_clip x: makes a shortlist; say how many with --shortlist"),

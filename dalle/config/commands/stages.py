@@ -272,10 +272,11 @@ class Describe:
 
 @dataclass(frozen=True)
 class Export:
-    """Turn a checkpoint of a run into a model folder with one `model.safetensors`.
+    """Turn a checkpoint of a run into a model folder with one `model.safetensors`, or write a finished model in another precision.
 
     Args:
-        run: a run's folder, of whose checkpoints the newest is taken, or one checkpoint
+        run: a run's folder, of whose checkpoints the newest is taken; one checkpoint; a finished model without checkpoints; or a whole
+            one, with finished `prior/`, `dvae/` and perhaps `clip/` in it, all of which are converted, by its folder or name
         output: folder of the model, new or empty
         weights: averaged or trained ones; null means averaged where the checkpoint holds them
         dtype: of the weights on disk; they are fp32 again when they are loaded

@@ -1,0 +1,192 @@
+"""What is given away: checked, with a card, listed, and nothing else; and what comes back draws the very same."""
+
+import re
+
+import numpy as np
+import pytest
+import yaml
+
+import dalle
+from dalle.cli.publish import publish
+from dalle.config import Publish, Sampling
+from dalle.ready.card import is_ours
+from dalle.ready.facts import read_card
+from dalle.ready.files import without_places
+
+QUICK = {"n": 2, "keep": 2, "sampling": Sampling(chunk=2, precision="fp32")}
+NOBODY = "http://127.0.0.1:9"
+"""Where nobody listens."""
+SAID = ["--licence", "mit", "--about", "Circles: mostly.", "--example", "a red circle", "--hardware", "two CPU cores"]
+
+
+def test_what_is_published_draws_the_same_pixels(hub, whole, capsys):
+    publish([str(whole), "--repo", "someone/tiny", *SAID])
+    said = capsys.readouterr().out
+    ours = dalle.load(whole, device="cpu", precision="fp32").generate("a red circle", **QUICK)
+    theirs = dalle.load("someone/tiny", device="cpu", precision="fp32").generate("a red circle", **QUICK)
+    assert all(np.array_equal(one.image, other.image) for one, other in zip(ours, theirs, strict=True))
+    repository = hub.repositories["someone/tiny"]
+    assert not repository.private
+    commit, files = list(repository.commits.items())[-1]
+    assert f"--model someone/tiny@{commit}" in said
+    parts = [f"{part}/{name}" for part in ("prior", "dvae", "clip") for name in ("model.safetensors", "config.yaml")]
+    tokenizers = [f"{part}/tokenizer.json" for part in ("prior", "clip")]
+    expected = {".gitattributes", "README.md", "ATTRIBUTION.md", *parts, *tokenizers}
+    assert {name for name in files if not name.endswith("words.json")} == expected
+    for name, content in files.items():  # each listed with its size, and no place of the machine in any
+        assert b"secret" not in content, name
+        if name != ".gitattributes":
+            assert re.search(rf"  {re.escape(name)} +{len(content) / 1e6:.3f} MB\n", said), name
+    assert yaml.safe_load(files["dvae/config.yaml"])["data"] == "icons/train-{000..006}.tar more/train-000.tar"
+    assert files["README.md"].decode() == (whole / "README.md").read_text()
+    assert re.search(r"\n1\d other files of .* stay here\n", said)
+
+
+def test_the_card_says_all_that_is_known(whole):
+    publish([str(whole), *SAID])
+    text = (whole / "README.md").read_text()
+    front = yaml.safe_load(text.split("---\n")[1])
+    assert (front["license"], front["library_name"], front["pipeline_tag"]) == ("mit", "dalle", "text-to-image")
+    assert "text-to-image" in front["tags"] and front["widget"] == [{"text": "a red circle"}]
+    for words in (
+        "# mine\n\nCircles: mostly.\n",
+        'dalle-sample --model mine "a red circle"\n',
+        'dalle.load("mine").generate("a red circle", n=32, keep=4)',
+        "| `dvae` | discrete VAE |",
+        "image size px 32, grid 4, codebook size 16 |",
+        "- Drawn scenes: 64 images, MIT\n",
+        "run.steps 600; run.batch_size 128; optimizer.step_size.start 0.001; caption_dropout 0.1; data icons/train-{000..006}.tar",
+        "| `prior` | 600 | 1.00 | loss 1.125 |",
+        "Trained on two CPU cores.",
+    ):
+        assert words in text, words
+    assert "secret" not in text
+    card = read_card(whole / "README.md")
+    assert (card.about, card.licence, card.example) == ("Circles: mostly.", "mit", "a red circle")
+
+
+def test_figures_come_from_where_the_trainings_are(whole, made, tmp_path):
+    for part in ("prior", "dvae", "clip"):
+        (whole / part / "metrics.jsonl").unlink()
+    publish([str(whole)])
+    assert "## Figures" not in (whole / "README.md").read_text()
+    publish([str(whole), "--runs", str(made)])
+    assert "| `clip` | 600 | 1.00 | loss 1.125 |" in (whole / "README.md").read_text()
+    (whole / "metrics.json").write_text('{"judged": {"samples": {"clip_score": 83.5}, "judge": "clip:4ff97938"}}')
+    publish([str(whole)])
+    assert "| judged.samples.clip_score | 83.5 |" in (whole / "README.md").read_text()
+    (whole / "metrics.json").write_text("{")
+    with pytest.raises(ValueError, match=r"metrics.json cannot be read"):
+        publish([str(whole)])
+
+
+def test_our_card_is_written_anew_and_a_persons_stays(whole, capsys):
+    publish([str(whole), *SAID])
+    first = (whole / "README.md").read_text()
+    assert is_ours(whole / "README.md")
+    publish([str(whole), "--licence", "apache-2.0"])  # what is not said stays as it was
+    card = read_card(whole / "README.md")
+    assert (card.about, card.licence, card.example) == ("Circles: mostly.", "apache-2.0", "a red circle")
+    theirs = first.replace("Circles: mostly.", "Circles: all of them.")
+    (whole / "README.md").write_text(theirs)
+    assert not is_ours(whole / "README.md")
+    capsys.readouterr()
+    publish([str(whole)])
+    assert (whole / "README.md").read_text() == theirs and "a person wrote it, and stays" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"licence mit: .*README.md is as a person wrote it.*--card overwrite"):
+        publish([str(whole), "--licence", "mit"])
+    publish([str(whole), "--card", "overwrite", "--licence", "mit"])
+    assert is_ours(whole / "README.md") and "Circles: all of them." in (whole / "README.md").read_text()
+
+
+def test_a_dry_run_changes_and_sends_nothing(hub, whole, capsys):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    publish([str(whole), "--repo", "someone/tiny", "--dry_run"])
+    said = capsys.readouterr().out
+    assert "prior/model.safetensors" in said and "nothing has left" in said and "optimizer.bin" not in said
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before and hub.asked == []
+
+
+def test_a_repository_that_is_there_is_written_over_only_when_told(hub, whole):
+    publish([str(whole), "--repo", "someone/tiny", "--private"])
+    assert hub.repositories["someone/tiny"].private
+    with pytest.raises(
+        ValueError, match=r"^repo someone/tiny: is there already; write over its model with --overwrite"
+    ):
+        publish([str(whole), "--repo", "someone/tiny"])
+    hub.put("someone/tiny", {**list(hub.repositories["someone/tiny"].commits.values())[-1], "picture.png": b"kept"})
+    (whole / "ATTRIBUTION.md").unlink()
+    publish([str(whole), "--repo", "someone/tiny", "--overwrite", "--private"])
+    files = list(hub.repositories["someone/tiny"].commits.values())[-1]
+    assert "ATTRIBUTION.md" not in files and files["picture.png"] == b"kept" and "prior/model.safetensors" in files
+    hub.put("someone/open", {"README.md": b"x"})
+    with pytest.raises(ValueError, match=r"^repo someone/open: is there already and public"):
+        publish([str(whole), "--repo", "someone/open", "--overwrite", "--private"])
+    assert len(hub.repositories["someone/open"].commits) == 1
+
+
+def test_what_the_hub_refuses_is_one_line(hub, whole, monkeypatch):
+    def refused(repository, said):
+        with pytest.raises(ValueError, match=f"^repo {repository}: nothing was published: {said}") as raised:
+            publish([str(whole), "--repo", repository])
+        assert "\n" not in str(raised.value)
+
+    refused(
+        "others/tiny",
+        r"the Hub refuses others/tiny to this token: it may not write there.*\(You don't have the rights\)",
+    )
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 34)
+    refused("someone/tiny", r"the Hub does not take this token; log in with `hf auth login`, or set HF_TOKEN")
+    hub.broken.add("busy")
+    refused("someone/tiny", "the Hub answered 503 for someone/tiny")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", NOBODY)
+    refused("someone/tiny", "the Hub cannot be reached for someone/tiny")
+    assert hub.repositories == {}
+
+
+def test_a_model_that_does_not_load_is_not_published(hub, whole):
+    weights = whole / "dvae/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match=r"dvae/model.safetensors is damaged"):
+        publish([str(whole), "--repo", "someone/tiny"])
+    with pytest.raises(ValueError, match="nowhere: no such folder"):
+        publish(["nowhere"])
+    assert hub.asked == [] and not (whole / "README.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"repo": "tiny"}, "repo tiny: is owner/name"),
+        ({"repo": "a/b@main"}, "repo a/b@main: is owner/name"),
+        ({"private": True}, "private: is of a repository"),
+        ({"about": "two\nlines"}, "about: must be one line"),
+        ({"licence": " "}, "licence: must be one line"),
+    ],
+)
+def test_bad_settings(options, said):
+    with pytest.raises(ValueError, match=said):
+        Publish(folder="x", **options)
+
+
+def test_places_are_taken_out_of_settings():
+    settings = {
+        "data": "/home/me/shards/a-{000..006}.tar pipe-not/b.tar",
+        "list": ["/x/y/z", 3, None, True],
+        "url": "https://me:pw@host.org/a/b.tar?token=1",
+        "pipe": "pipe:aws s3 cp s3://bucket/x.tar - --profile secret",
+        "home": "~/runs/mine/dvae",
+        "root": "/data",
+        "nested": {"output": "/home/me/runs/mine/"},
+    }
+    assert without_places(settings) == {
+        "data": "shards/a-{000..006}.tar pipe-not/b.tar",
+        "list": ["y/z", 3, None, True],
+        "url": "https://host.org/a/b.tar",
+        "pipe": "pipe:",
+        "home": "mine/dvae",
+        "root": "data",
+        "nested": {"output": "runs/mine"},
+    }
