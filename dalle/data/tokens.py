@@ -16,12 +16,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ class TokenWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = unfinished(folder)
         self._codes: list[np.ndarray] = []
-        self._captions: list[bytes] = []
+        self._captions: list[list[str]] = []
         self._sizes: list[int] = []
 
     def __enter__(self) -> TokenWriter:
@@ -94,18 +94,13 @@ class TokenWriter:
     def add(self, codes_I: np.ndarray, captions: list[str]) -> None:
         """One pair: codes in raster order, and its captions."""
         self._codes.append(codes_I.astype(np.uint16))
-        self._captions.append(json.dumps(captions, ensure_ascii=False).encode())
+        self._captions.append(captions)
         if len(self._codes) == self.pairs_per_shard:
             self._write()
 
     def _write(self) -> None:
         path = self.folder / f"tokens-{len(self._sizes):05d}.safetensors"
-        tensors = {
-            "codes_NI": np.stack(self._codes),
-            "captions_utf8": np.frombuffer(b"".join(self._captions), dtype=np.uint8),
-            "caption_ends_N": np.cumsum([len(c) for c in self._captions], dtype=np.int64),
-        }
-        save_file(tensors, path)
+        save_file(packed(np.stack(self._codes), self._captions), path)
         self._sizes.append(len(self._codes))
         self._codes, self._captions = [], []
 
@@ -139,6 +134,16 @@ class TokenWriter:
         write_mark(self.target, WRITTEN_BY, self.request)
         os.replace(self.folder / "meta.json", self.target / "meta.json")
         shutil.rmtree(self.folder)
+
+
+def packed(codes_NI: np.ndarray, captions: Sequence[list[str]]) -> dict[str, np.ndarray]:
+    """The tensors of a shard. captions: of each pair."""
+    texts = [json.dumps(each, ensure_ascii=False).encode() for each in captions]
+    return {
+        "codes_NI": codes_NI,
+        "captions_utf8": np.frombuffer(b"".join(texts), dtype=np.uint8),
+        "caption_ends_N": np.cumsum([len(text) for text in texts], dtype=np.int64),
+    }
 
 
 class TokenShards:
@@ -224,6 +229,14 @@ class TokenShards:
         return places
 
 
+class Pairs(Protocol):
+    """Where batches come from: a folder, or a mixture of two."""
+
+    def place(self, number: int, seed: int) -> tuple[int, int, int]: ...
+
+    def pair(self, shard: int, row: int) -> tuple[np.ndarray, list[str]]: ...
+
+
 class TokenBatches(Dataset):
     """Batch number n of one rank, a pure function of (seed, n).
 
@@ -243,7 +256,7 @@ class TokenBatches(Dataset):
 
     def __init__(
         self,
-        shards: TokenShards,
+        shards: Pairs,
         tokenizer: Tokenizer,
         caption_tokens: int,
         batch_size: int,
