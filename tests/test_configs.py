@@ -27,7 +27,8 @@ FILES = [path for path in ALL if path not in OVERLAYS]
 
 def _stage(path) -> str:
     keys = set(yaml.safe_load(path.read_text())["model"])
-    return next(s for s, key in (("dvae", "encoder_width"), ("prior", "depth"), ("clip", "patch_px")) if key in keys)
+    dvaes = ("dvae", "encoder_width"), ("dvae", "decoder_width")
+    return next(s for s, key in (*dvaes, ("prior", "depth"), ("clip", "patch_px")) if key in keys)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT / "configs")))
@@ -36,6 +37,8 @@ def test_configuration_is_sound(path):
     stage = _stage(path)
     cls = COMMANDS[f"dalle-train-{stage}"]
     extra = {"prior": ["--dvae", "x", "--tokenizer", "x"], "clip": ["--dvae", "x"]}.get(stage, [])
+    if "freeze" in yaml.safe_load(path.read_text()):
+        extra = ["--from", "x"]
     parsed = arguments.parse(cls, "test", ["--config", str(path), "--data", "x", "--output", "x", *extra])
     if stage != "clip":
         from dalle.models.dvae import DVAE

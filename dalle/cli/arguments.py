@@ -41,7 +41,7 @@ def parse(cls: type, prog: str, argv: list[str] | None = None, positional: str |
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     _check_text(argv)
-    argv = _normalise(cls, argv, positional)
+    argv = _normalise(cls, renamed(cls, argv), positional)
     program = PROGRAMS.get(prog, Program(cls, ""))
     if program.example and {"-h", "--help"} & set(argv):
         print(f"Example:\n  {program.example}\n")
@@ -66,6 +66,8 @@ def parse(cls: type, prog: str, argv: list[str] | None = None, positional: str |
     return cls(**{field.name: _at_home(field.name, values[field.name]) for field in dataclasses.fields(cls)})
 
 
+_ALSO = {"from": "start_from"}
+"""Other names that options have on the command line, where a command has what they stand for."""
 _NO_PATHS = ("caption", "region")
 """The only settings of commands whose text is not the path of something."""
 _SHARDS = ("data", "valid_data", "reference", "train", "evaluation")
@@ -143,6 +145,17 @@ def _check_text(argv: list[str]) -> None:
             token.encode()
         except UnicodeEncodeError:
             raise ValueError(f"{token!r} is no text: it was typed in another encoding than the terminal's") from None
+
+
+def renamed(cls: type, argv: list[str]) -> list[str]:
+    """The arguments with the first names of options that have two."""
+    known = {field.name for field in dataclasses.fields(cls)}
+    result = []
+    for token in argv:
+        option, equals, value = token.partition("=")
+        name = _ALSO.get(option[2:]) if option.startswith("--") else None
+        result.append(f"--{name}{equals}{value}" if name in known else token)
+    return result
 
 
 def _normalise(cls: type, argv: list[str], positional: str | None) -> list[str]:

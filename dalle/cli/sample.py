@@ -169,6 +169,7 @@ def _origin(config: Sample) -> Drawing | None:
 def _prompt(config: Sample, models: Models, origin: Drawing | None) -> Prompt | None:
     """What is given of an image. Its codes come from a CPU, so that they are the same wherever the rest is drawn."""
     from dalle.models.folder import load_dvae
+    from dalle.sampling.drawing import codes_of
     from dalle.sampling.prompt import encode_with, known_codes, make_prompt, read_image
 
     if origin is None and config.prompt_image is None:
@@ -177,7 +178,7 @@ def _prompt(config: Sample, models: Models, origin: Drawing | None) -> Prompt | 
     grid, size_px = models.prior_config.grid, models.dvae_config.image_size_px
     known = None
     if origin is not None:
-        known = known_codes(config.variations_of, origin, models.hashes["dvae"], models.prior_config)
+        known = known_codes(config.variations_of, origin, codes_of(models.hashes), models.prior_config)
 
     def encode(image_YX3: np.ndarray) -> np.ndarray:
         return encode_with(load_dvae(models.dvae), image_YX3)

@@ -6,11 +6,12 @@ All follow one road: read the settings, refuse what cannot work, join the other 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,11 +55,15 @@ def train(kind: str, cls: type, argv: list[str] | None = None) -> bool:
         whether it came to its end; False when it was interrupted and left a checkpoint
     """
     command = f"dalle-train-{kind}"
-    argv = _with_own_settings(list(sys.argv[1:] if argv is None else argv), command)
+    argv = arguments.renamed(cls, list(sys.argv[1:] if argv is None else argv))
+    argv = _with_own_settings(argv, command)
+    argv = [*_settings_of_start(argv, kind), *argv]
     config = arguments.parse(cls, command, argv)
     config.run.micro_batch_size(int(os.environ.get("WORLD_SIZE", "1")))
     folder = Path(config.output)
     _check_run(folder, command, config.resume)
+    if config.resume:
+        _check_same_start(folder, config)
     # a resumed run writes over what it wrote, also where its mark was not copied with it
     writes = () if config.resume else WRITES
     check(folder, command, writes)
@@ -125,6 +130,40 @@ def _with_own_settings(argv: list[str], command: str) -> list[str]:
     _check_resumable(folder, command)
     own = folder / "config.yaml"
     return ["--config", str(own), *argv] if own.is_file() else argv
+
+
+def _settings_of_start(argv: list[str], kind: str) -> list[str]:
+    """The sizes of the finished model that `start_from` names, and how a prior wants to be drawn with, as options: before all
+    others, so that what is asked for overrides them. A run that has a checkpoint needs them no more."""
+    folder = _given(argv, "start_from")
+    for name, following in zip(argv, [*argv[1:], ""], strict=True) if folder is None else ():
+        option, equals, value = name.partition("=")
+        if option == "--config":
+            folder = arguments.read_yaml(value if equals else following).get("start_from", folder)
+    resumed = _given(argv, "resume") not in (None, "false") and _holds_checkpoint(
+        Path(_given(argv, "output") or "").expanduser()
+    )
+    if folder in (None, "", "null") or resumed:
+        return []
+    from dalle.models.folder import read_header, read_start
+
+    folder = os.path.expanduser(folder)
+    found = {f"model.{name}": value for name, value in asdict(read_start(folder, kind)).items()}
+    if kind == "prior":
+        header = read_header(folder)
+        found |= {name: float(header[name]) for name in ("caption_dropout", "sampling_temperature") if name in header}
+    return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in found.items()]
+
+
+def _check_same_start(folder: Path, config: TrainDVAE | TrainPrior | TrainCLIP) -> None:
+    """Raises ValueError where a run that is resumed is said to have begun with something else than it has."""
+    own = folder / "config.yaml"
+    before = arguments.read_yaml(str(own)) if own.is_file() else asdict(config)
+    for name in ("start_from", "freeze"):
+        then, now = before.get(name), asdict(config).get(name)
+        if then != now:
+            said = [json.dumps(value, ensure_ascii=False) for value in (then, now)]
+            raise ValueError(f"--resume: {folder} was made with {name} {said[0]}, not {said[1]}: leave it out")
 
 
 def _given(argv: list[str], name: str) -> str | None:

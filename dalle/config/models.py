@@ -20,6 +20,9 @@ class DVAEModel:
         width_multipliers: one per group; the encoder halves the resolution after each group but the last
         blocks_per_group: resblocks in each group
         decoder_input_width: channels that the decoder's 1×1 input conv maps a code to
+        decoder_width: width of the decoder's last group, in place of `encoder_width`; null means the same. Ours, like the
+            next: for a larger decoder of codes that are there
+        decoder_blocks_per_group: resblocks in each group of the decoder; null means as many as in the encoder
         post_gain: factor on the residual path; null means 1 / (number of resblocks)²
         init: "paper" (std 1/√fan-in) or "he" (std √(2/fan-in)); "he" is ours
         logit_norm_gain: batch-normalise the encoder's logits and multiply them by this; null (the paper) leaves them
@@ -49,17 +52,23 @@ class DVAEModel:
     boundary_kernel: Literal[1, 3] = 1
     pool: Literal["max", "average"] = "max"
     likelihood: Literal["logit-laplace", "l2"] = "logit-laplace"
+    decoder_width: int | None = None
+    decoder_blocks_per_group: int | None = None
 
     def __post_init__(self) -> None:
         at_least(self, 2, "codebook_size")
         at_least(self, 1, "blocks_per_group", "decoder_input_width")
+        if self.decoder_blocks_per_group is not None:
+            at_least(self, 1, "decoder_blocks_per_group")
         require(len(self.width_multipliers) >= 1, "width_multipliers: needs at least one group")
-        widths = [self.encoder_width * m for m in self.width_multipliers]
-        require(
-            all(w >= 4 and w % 4 == 0 for w in widths),
-            f"encoder_width {self.encoder_width} × width_multipliers {self.width_multipliers}: "
-            "every width must be a positive multiple of 4 (the hidden width is a quarter)",
-        )
+        for name in ("encoder_width", "decoder_width"):
+            first = getattr(self, name)
+            widths = [first * m for m in self.width_multipliers] if first is not None else []
+            require(
+                all(w >= 4 and w % 4 == 0 for w in widths),
+                f"{name} {first} × width_multipliers {self.width_multipliers}: "
+                "every width must be a positive multiple of 4 (the hidden width is a quarter)",
+            )
         require(
             self.image_size_px > 0 and self.image_size_px % self.downsampling == 0,
             f"image_size_px {self.image_size_px}: must be a multiple of {self.downsampling}, the downsampling of "

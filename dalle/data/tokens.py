@@ -41,8 +41,8 @@ _SHARDS_TOGETHER = 32
 
 @dataclass(frozen=True)
 class Meta:
-    """What the codes mean. `dvae_hash` is the content hash of the dVAE's weights; `precision` that of the encoder's
-    products, null where an earlier version wrote the folder; `samples`, what became of the samples of the image-text
+    """What the codes mean. `dvae_hash` is what the dVAE's codes are known by, the content hash of the first that made them
+    (`dalle.models.folder.codes_hash`); `precision` that of the encoder's products, null where an earlier version wrote the folder; `samples`, what became of the samples of the image-text
     shards, as `Counts.to_json` has it, {} where that was not told."""
 
     grid: int

@@ -15,7 +15,7 @@ from dalle.data.counts import Counts
 from dalle.data.loading import load
 from dalle.data.pairs import PairPasses
 from dalle.data.tokens import WRITTEN_BY, TokenShards
-from dalle.models.folder import load_dvae, read_config, read_header
+from dalle.models.folder import codes_hash, load_dvae, read_config
 from dalle.outputs.ownership import read_mark
 
 _ENCODED_TOGETHER = 64
@@ -31,7 +31,7 @@ class Pairs:
 
     Args:
         source: the shards, as they were named
-        dvae_hash: content hash of the dVAE whose codes they are
+        dvae_hash: what their codes are known by (`codes_hash` of their dVAE)
         batches: codes int64 [B, I] with the first caption of each, the whole data in order
         notes: what a reader of the figures should know of them
     """
@@ -87,7 +87,7 @@ def image_pairs(
     Raises:
         ValueError: no dVAE is there; and when the pairs are gone through, it or the shards cannot be used
     """
-    config, header = read_config(dvae, "dvae"), read_header(dvae)
+    config, made_by = read_config(dvae, "dvae"), codes_hash(dvae)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     images = replace(images or Images(), augmentation="none")
 
@@ -102,4 +102,4 @@ def image_pairs(
                 codes_BYX = model.encode(batch["images_BCYX"].to(device))
             yield codes_BYX.flatten(1).cpu().numpy().astype(np.int64), [each[0] for each in batch["captions"]]
 
-    return Pairs(spec, header["hash"], batches)
+    return Pairs(spec, made_by, batches)

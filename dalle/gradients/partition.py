@@ -43,7 +43,7 @@ class Piece:
 
 
 class Shards(ABC):
-    """Doors to gradients and optimiser state.
+    """Doors to gradients and optimiser state, of the parameters that are trained.
 
     Args:
         model: whose parameters they belong to
@@ -55,7 +55,7 @@ class Shards(ABC):
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer):
         self.model, self.optimizer = model, optimizer
-        self.parameters = dict(model.named_parameters())
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
     def weights(self) -> dict[str, tuple[Piece, torch.Tensor]]:
         """What this process holds of the parameters and buffers: the very memory, of the whole tensor's shape or flat."""

@@ -138,7 +138,7 @@ class Encoder(nn.Module):
     def __init__(self, config: DVAEModel):
         super().__init__()
         widths = [config.encoder_width * m for m in config.width_multipliers]
-        post_gain = _post_gain(config)
+        post_gain = _post_gain(config, config.blocks_per_group)
         layers: list[tuple[str, nn.Module]] = [("input", _conv(3, widths[0], 7))]
         for i, width in enumerate(widths):
             pool = _POOLS[config.pool](2) if i < len(widths) - 1 else None
@@ -158,14 +158,16 @@ class Decoder(nn.Module):
 
     def __init__(self, config: DVAEModel):
         super().__init__()
-        widths = [config.encoder_width * m for m in reversed(config.width_multipliers)]
-        post_gain = _post_gain(config)
+        first = config.encoder_width if config.decoder_width is None else config.decoder_width
+        widths = [first * m for m in reversed(config.width_multipliers)]
+        blocks = config.blocks_per_group if config.decoder_blocks_per_group is None else config.decoder_blocks_per_group
+        post_gain = _post_gain(config, blocks)
         layers: list[tuple[str, nn.Module]] = [
             ("input", _boundary_conv(config.codebook_size, config.decoder_input_width, config))
         ]
         for i, width in enumerate(widths):
             n_in = widths[i - 1] if i else config.decoder_input_width
-            group = _group(n_in, width, config.blocks_per_group, (1, 3, 3, 3), post_gain, upsample=i > 0)
+            group = _group(n_in, width, blocks, (1, 3, 3, 3), post_gain, upsample=i > 0)
             layers.append((f"group_{i + 1}", group))
         head = [("relu", _NarrowReLU()), ("conv", _conv(widths[-1], 6, 1))]
         layers.append(("output", nn.Sequential(OrderedDict(head))))
@@ -185,10 +187,15 @@ class Decoder(nn.Module):
         return self.blocks[1:](x_BCYX)
 
 
-def _post_gain(config: DVAEModel) -> float:
+def _post_gain(config: DVAEModel, blocks_per_group: int) -> float:
     if config.post_gain is not None:
         return config.post_gain
-    return 1 / (len(config.width_multipliers) * config.blocks_per_group) ** 2
+    return 1 / (len(config.width_multipliers) * blocks_per_group) ** 2
+
+
+def is_of_decoder(name: str) -> bool:
+    """Whether a weight of a dVAE, by its name, is of what makes pixels of codes; the others make codes of pixels."""
+    return name.startswith("decoder.") or name == "ln_sigma"
 
 
 class DVAE(nn.Module):
@@ -211,7 +218,25 @@ class DVAE(nn.Module):
         self.code_prior_K = nn.Parameter(torch.zeros(config.codebook_size)) if learned else None
         # the trained scale of l2, at first that of images whose pixels are a fifth of the range off
         self.ln_sigma = nn.Parameter(torch.full((1,), math.log(0.2))) if config.likelihood == "l2" else None
+        self.encoder_is_frozen = False
         self.apply(self._init)
+
+    def freeze_encoder(self) -> None:
+        """Leave what decides over codes as it is from here on: the encoder, the statistics of its logits and the codes' prior
+        are not trained, and compute as in evaluation whatever mode the model is in."""
+        self.encoder_is_frozen = True
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(is_of_decoder(name))
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> DVAE:
+        """As for any module, but that what is frozen stays in evaluation."""
+        super().train(mode)
+        if self.encoder_is_frozen:
+            for part in (self.encoder, self.logit_norm):
+                if part is not None:
+                    part.eval()
+        return self
 
     def _init(self, module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):

@@ -55,7 +55,7 @@ def save_weights(
 
 def read_header(folder: str | Path) -> dict[str, str]:
     """The header of a folder's weights. Raises ValueError when the folder holds no model."""
-    path = Path(folder) / _WEIGHTS
+    path = weights_file(folder)
     if not path.is_file():
         raise ValueError(f"{folder} holds no trained model (no {_WEIGHTS})")
     with WeightsFile(path) as file:
@@ -75,6 +75,22 @@ def read_config(folder: str | Path, kind: str):
     if unknown := set(values) - known:
         raise ValueError(f"{folder} was written by another version: unknown sizes {sorted(unknown)}")
     return _CONFIGS[kind](**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def read_start(folder: str | Path, kind: str):
+    """The sizes of a finished model that a training is to start from. Raises ValueError when the folder holds none."""
+    folder = Path(folder)
+    if not weights_file(folder).is_file():
+        advice = "name the folder of a model"
+        if (folder / "checkpoints").is_dir() or (folder / "state.json").is_file():
+            advice = f"make a model of its checkpoint with dalle-export {folder} --output MODEL, and name that"
+        raise ValueError(f"start_from {folder}: holds no finished model (no {_WEIGHTS}); {advice}")
+    return read_config(folder, kind)
+
+
+def weights_file(folder: str | Path) -> Path:
+    """The file of a model's weights."""
+    return Path(folder) / _WEIGHTS
 
 
 def load_dvae(folder: str | Path, device: str | torch.device = "cpu") -> DVAE:
@@ -103,7 +119,7 @@ def load_prior(folder: str | Path, device: str | torch.device = "cpu", precision
 
 def load_into(model: _Model, folder: str | Path, device: str | torch.device) -> _Model:
     """A model, perhaps one without values, with the weights of a folder, in evaluation mode."""
-    load_weights(model, Path(folder) / _WEIGHTS, device)
+    load_weights(model, weights_file(folder), device)
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -141,12 +157,22 @@ class Weightless(TorchFunctionMode):
             raise
 
 
+def codes_hash(dvae: str | Path) -> str:
+    """What the codes of a dVAE are known by, in the links of all that is made of them: the content hash of the dVAE that
+    was the first to make them. Of one whose decoder alone was trained further its header tells it (`codes_of_hash`), of all
+    others it is their own. Two dVAEs of one such hash make the same codes of an image, and each decodes the other's."""
+    header = read_header(dvae)
+    if header["kind"] != "dvae":
+        raise ValueError(f"{dvae} holds a {header['kind']}, not a dvae")
+    return header.get("codes_of_hash", header["hash"])
+
+
 def check_links(prior: str | Path, dvae: str | Path, tokenizer: Tokenizer) -> None:
     """Refuse a dVAE or tokenizer other than those the prior was trained with, both hashes shown."""
     header = read_header(prior)
     if header["kind"] != "prior":
         raise ValueError(f"{prior} holds a {header['kind']}, not a prior")
-    check_link(f"the prior {prior} was trained with another dVAE", header["dvae_hash"], read_header(dvae)["hash"])
+    check_link(f"the prior {prior} was trained with another dVAE", header["dvae_hash"], codes_hash(dvae))
     check_link(f"the prior {prior} was trained with another tokenizer", header["tokenizer_hash"], tokenizer.hash)
 
 

@@ -224,7 +224,7 @@ def load_weights(model: nn.Module, path: Path, device: str | torch.device) -> No
     """
     expected = model.state_dict()
     with WeightsFile(path) as file:
-        if complaint := next(_misfits(expected, file.tensors), None):
+        if complaint := next(misfits(expected, file.tensors), None):
             raise ValueError(f"{path} is of another model: {complaint}")
         names = sorted(expected, key=lambda name: file.tensors[name].start)
         told = json.loads(file.metadata["checksums"]) if "checksums" in file.metadata else None
@@ -236,10 +236,10 @@ def load_weights(model: nn.Module, path: Path, device: str | torch.device) -> No
             try:
                 for name, checksum in zip(names, read, strict=True):
                     if told is not None and told.get(name) != checksum:
-                        raise _damaged(path, f"the values of {name}")
-                    broken = broken or (None if _is_finite(values[name]) else name)
+                        raise damaged(path, f"the values of {name}")
+                    broken = broken or (None if is_finite(values[name]) else name)
                 if found_hash is not None and found_hash.result() != file.metadata.get("hash"):
-                    raise _damaged(path, "its weights")
+                    raise damaged(path, "its weights")
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -265,7 +265,7 @@ def room_for(like: torch.Tensor, device: torch.device) -> torch.Tensor:
 def check_finite(model: nn.Module, source: str) -> None:
     """Raises ValueError where weights are NaN or infinite, with their name. source: of the weights, for the message."""
     for name, tensor in model.state_dict().items():
-        if not _is_finite(tensor):
+        if not is_finite(tensor):
             raise ValueError(f"{source}: the weights {name} are not finite: the model is broken")
 
 
@@ -283,7 +283,8 @@ def _seal(metadata: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(others).encode()).hexdigest()
 
 
-def _misfits(expected: dict[str, torch.Tensor], found: dict[str, _Stored]) -> Iterator[str]:
+def misfits(expected: dict[str, torch.Tensor], found: dict[str, _Stored]) -> Iterator[str]:
+    """What of the tensors of a file is not as it is expected."""
     for name in expected:
         if name not in found:
             yield f"it lacks {name}"
@@ -291,16 +292,15 @@ def _misfits(expected: dict[str, torch.Tensor], found: dict[str, _Stored]) -> It
             yield f"{name} is {found[name].shape}, its sizes want {tuple(expected[name].shape)}"
         elif expected[name].is_floating_point() != found[name].dtype.is_floating_point:
             yield f"{name} is of {found[name].dtype}"
-    for name in found:
-        if name not in expected:
-            yield f"it holds {name}"
+    yield from (f"it holds {name}" for name in found if name not in expected)
 
 
-def _damaged(path: Path, what: str) -> ValueError:
+def damaged(path: Path, what: str) -> ValueError:
+    """The complaint of a file, of which `what` is not what was written."""
     return ValueError(f"{path} is damaged: {what} are not those that were written; copy it or export it once more")
 
 
-def _is_finite(tensor: torch.Tensor) -> bool:
+def is_finite(tensor: torch.Tensor) -> bool:
     """By the extremes, which are NaN where a value is: a fraction of the time of looking at each."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True

@@ -52,6 +52,55 @@ class DVAEObjective(nn.Module):
         return loss, {**metrics, **schedules}
 
 
+class DecoderObjective(nn.Module):
+    """Negative log-likelihood per subpixel of images given the codes that inference takes of them: the reconstruction of the
+    bound alone.
+
+    The decoder sees what it will see in sampling, hard codes (the argmax, no gumbel noise). The KL is left out because it
+    is a function of the encoder's logits alone: with the encoder as it is it is a constant, and its gradient is nothing.
+
+    Args:
+        model: the dVAE, its encoder frozen
+    """
+
+    def __init__(self, model: DVAE):
+        super().__init__()
+        assert model.encoder_is_frozen
+        self.model = model
+
+    def forward(self, batch: dict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The loss and its parts, scalar tensors all but `code_use_K`, the share of each code among the codes.
+
+        Args:
+            batch: `images_BCYX` uint8
+        """
+        loss, metrics, used_K = reconstruction_of_codes(self.model, batch["images_BCYX"])
+        return loss, {**metrics, "code_use_K": used_K / used_K.sum()}
+
+
+def reconstruction_of_codes(
+    model: DVAE, images_BCYX: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
+    """How well images come back from the codes that inference takes of them.
+
+    Args:
+        model: with an encoder in evaluation mode
+        images_BCYX: uint8
+
+    Returns:
+        loss: nats per subpixel, with a gradient in the decoder alone
+        metrics: `loss`, `reconstruction_nats` (the same) and `psnr_db`
+        counts: how often each code was used, int64 [K]
+    """
+    codes_BYX = model.encode(images_BCYX)
+    maps = model.likelihood_maps_of_codes(codes_BYX)
+    loss = -model.log_likelihood(images_BCYX, *maps).mean()
+    with torch.no_grad():
+        psnr = psnr_db(images_BCYX, model.reconstruction(maps[0]))
+        counts_K = code_counts(codes_BYX, model.config.codebook_size)
+    return loss, {"loss": loss.detach(), "reconstruction_nats": loss.detach(), "psnr_db": psnr}, counts_K
+
+
 def uniform_noise(config: DVAEModel, seeds: Sequence[int], device: torch.device) -> torch.Tensor:
     """Uniform random numbers in (0, 1) for the relaxation, [B, G, G, K] fp32: each image's from a seed of its own, so that
     they do not depend on which images it shares a batch with."""

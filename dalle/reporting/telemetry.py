@@ -48,7 +48,8 @@ class Telemetry:
     pictures after it are dropped, for they will be made again. At 0, what an earlier run left goes to `previous-N/`.
     highlights: names of the values that the bar shows beside loss and step size. flops_per_unit: floating-point operations
     of training on one unit; null where they are not counted, and then no utilisation is logged. limit_flops_per_s: what
-    the matrix products of all ranks reach together.
+    the matrix products of all ranks reach together. started_from: folder and hashes of the model that it starts from, for
+    `run.json`.
 
     Raises ValueError when wandb is switched on and cannot be imported or logged in to.
     """
@@ -66,6 +67,7 @@ class Telemetry:
         highlights: Sequence[str] = (),
         flops_per_unit: float | None = None,
         limit_flops_per_s: float | None = None,
+        started_from: dict[str, str] | None = None,
     ) -> None:
         assert unit in UNITS, f"unit is {unit!r}, allowed: {UNITS}"
         self.is_main = is_main
@@ -73,6 +75,7 @@ class Telemetry:
             return
         self.folder, self.title, self.total_steps, self.unit = Path(folder), title, total_steps, unit
         self.start_step = self.step = start_step
+        self.started_from = started_from
         self.flops_per_unit, self.limit_flops_per_s = flops_per_unit, limit_flops_per_s
         self._shown = ("loss", *highlights, "step_size")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -232,6 +235,8 @@ class Telemetry:
     def _write_run(self, status: str) -> None:
         run = {"title": self.title, "unit": self.unit, "total_steps": self.total_steps, "status": status}
         run |= {"flops_per_unit": self.flops_per_unit, "limit_flops_per_s": self.limit_flops_per_s}
+        if self.started_from:
+            run["started_from"] = self.started_from
         with self._even_if_full("run.json"):
             replace_text(self.folder / "run.json", json.dumps({**run, "wandb_id": self._wandb_id}, ensure_ascii=False))
 

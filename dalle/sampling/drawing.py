@@ -13,7 +13,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,12 @@ class Drawing:
 def fingerprint(codes_I: np.ndarray) -> bytes:
     """Of codes, 16 bytes: the same for equal ones, and for no others."""
     return hashlib.blake2b(codes_I.astype("<i8").tobytes(), digest_size=16).digest()
+
+
+def codes_of(hashes: Mapping[str, str]) -> str | None:
+    """What the codes of a drawing's dVAE are known by, of the hashes of its models; None where they name none. Another dVAE
+    of the same decodes them, perhaps to other pixels."""
+    return hashes.get("codes", hashes.get("dvae"))
 
 
 def finite_score(drawing: Drawing, missing: float | None = None) -> float | None:

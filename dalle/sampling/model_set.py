@@ -11,7 +11,8 @@ import yaml
 from dalle.config import DVAEModel, PriorModel, Sampling
 from dalle.config.checks import warn
 from dalle.models.clip import open_clip_name
-from dalle.models.folder import check_link, check_links, read_config, read_header
+from dalle.models.folder import check_link, check_links, codes_hash, read_config, read_header
+from dalle.sampling.drawing import codes_of
 from dalle.text import Tokenizer
 
 
@@ -34,7 +35,8 @@ class Models:
 
     prior, dvae: folders. clip: a folder, or ARCHITECTURE:PRETRAINED of open_clip; None without a reranker. codes_clip: the
     folder of the reader of codes; None without a shortlist.
-    hashes: content hashes by name, recorded with every drawing; of an open_clip model its name. tuning: the prior's.
+    hashes: content hashes by name, recorded with every drawing; of an open_clip model its name; "codes" is what the dVAE's
+    codes are known by where that is another's hash. tuning: the prior's.
     """
 
     prior: Path
@@ -78,6 +80,8 @@ def find_models(
     dvae_config = read_config(dvae, "dvae")
     check_links(prior, dvae, tokenizer)
     hashes = {"prior": read_header(prior)["hash"], "dvae": read_header(dvae)["hash"], "tokenizer": tokenizer.hash}
+    if (codes := codes_hash(dvae)) != hashes["dvae"]:
+        hashes["codes"] = codes
     source = None
     if rerank:
         source = str(clip or folder / "clip")
@@ -131,9 +135,9 @@ def _check_codes_clip(source: str, hashes: dict[str, str]) -> str:
 def _check_trained_for(which: str, source: str, hashes: dict[str, str]) -> str:
     """The hash of a CLIP of ours, which was trained for the dVAE and tokenizer that are there, or for none."""
     header = read_header(source)
-    for name, said in (("dvae", "dVAE"), ("tokenizer", "tokenizer")):
+    for name, said, found in (("dvae", "dVAE", codes_of(hashes)), ("tokenizer", "tokenizer", hashes["tokenizer"])):
         if trained_with := header.get(f"{name}_hash"):
-            check_link(f"{which} was trained for another {said}", trained_with, hashes[name])
+            check_link(f"{which} was trained for another {said}", trained_with, found)
     return header["hash"]
 
 

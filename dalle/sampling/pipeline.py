@@ -26,7 +26,7 @@ from dalle.models.dvae import DVAE
 from dalle.models.likelihood import to_pixels
 from dalle.models.prior import Prior
 from dalle.sampling.candidates import Best, Candidates, Chunks, Reading, Work, draw
-from dalle.sampling.drawing import Drawing, read_drawing
+from dalle.sampling.drawing import Drawing, codes_of, read_drawing
 from dalle.sampling.model_set import Tuning, settle
 from dalle.sampling.prompt import Prompt, encode_with, known_codes, make_prompt
 from dalle.sampling.ranking.shortlist import Shortlist, Viewer
@@ -116,7 +116,7 @@ class Pipeline:
             origin = read_drawing(variations_of)
             caption = origin.caption if caption is None else caption
             prompt_image = origin.image
-            known = known_codes(variations_of, origin, self.hashes.get("dvae"), self.prior.config)
+            known = known_codes(variations_of, origin, codes_of(self.hashes), self.prior.config)
         prompt = None
         if prompt_image is not None or rows or region is not None:
             if prompt_image is None:

@@ -23,7 +23,7 @@ from dalle.config.checks import warn
 from dalle.data.images import centre_crop, decode, to_rgb
 from dalle.decoding.token_loop import Given
 from dalle.models.dvae import DVAE
-from dalle.sampling.drawing import Drawing, pack_codes, unpack_codes
+from dalle.sampling.drawing import Drawing, codes_of, pack_codes, unpack_codes
 
 
 @dataclass(frozen=True)
@@ -155,10 +155,17 @@ def _outside(region: tuple[int, int, int, int], size: tuple[int, int], grid: int
     return ~drawn_YX.flatten()
 
 
-def known_codes(path: str | Path, drawing: Drawing, dvae_hash: str | None, config: PriorModel) -> np.ndarray | None:
+def known_codes(path: str | Path, drawing: Drawing, codes: str | None, config: PriorModel) -> np.ndarray | None:
     """The codes that a drawing's file carries, where they are those of this dVAE; else None. Raises ValueError when they
-    should be, and are none of this prior."""
-    if drawing.codes_I is None or dvae_hash is None or drawing.settings.get("models", {}).get("dvae") != dvae_hash:
+    should be, and are none of this prior.
+
+    Args:
+        path: of the file
+        drawing: what it holds
+        codes: what the dVAE's codes are known by (`codes_of`)
+        config: sizes of the prior
+    """
+    if drawing.codes_I is None or codes is None or codes_of(drawing.settings.get("models", {})) != codes:
         return None
     try:
         check_codes(drawing.codes_I, config)

@@ -17,10 +17,11 @@ from dalle.data.samples import Pair, read_pairs
 from dalle.evaluation.retrieval import retrieval, same_captions
 from dalle.models.clip import CLIP
 from dalle.models.dvae import DVAE
-from dalle.models.folder import load_dvae, read_header
+from dalle.models.folder import codes_hash, load_dvae
 from dalle.models.likelihood import to_uint8
 from dalle.objectives.clip import CLIPObjective
 from dalle.stages.cut_captions import CutCaptions
+from dalle.stages.starting import start_of
 from dalle.text import Cuts, Tokenizer
 from dalle.training.stage import Stage
 
@@ -48,7 +49,10 @@ def stage(config: TrainCLIP, world: World) -> Stage:
                 f"CLIP reads images of {size_px} px, which is no multiple of {dvae.config.downsampling}, the downsampling of "
                 f"the dVAE {config.dvae}: change model.image_size_px, or leave dvae out"
             )
-        links["dvae_hash"] = read_header(config.dvae)["hash"]
+        links["dvae_hash"] = codes_hash(config.dvae)
+    # what it sees of a dVAE's blur may change, but not the meaning of the codes and tokens that it reads
+    kept = [name for name in links if name == "tokenizer_hash" or config.model.reads == "codes"]
+    start = start_of(config, "clip", world, {name: links[name] for name in kept})
     batches = PairBatches(config.data, config.images, size_px, config.run, world.rank, world.size)
     loader = PairLoader(batches, config.run.loader_workers)
     validation = _Validation(config, model, dvae, world) if config.valid_data and world.is_main else None
@@ -66,7 +70,8 @@ def stage(config: TrainCLIP, world: World) -> Stage:
         validate=validation.figures if validation else None,
         trained_on=f"{len(batches.shards)} shards of pairs",
         next_command=_next_command(config),
-        links=links,
+        start=start,
+        links=links | (start.links if start else {}),
         files=files,
         check=cut_captions.check,
         conclude=cut_captions.conclude,

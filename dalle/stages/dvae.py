@@ -22,7 +22,16 @@ from dalle.evaluation.bicubic import bicubic_of_equal_size
 from dalle.models.dvae import DVAE
 from dalle.models.flops import dvae_flops
 from dalle.models.likelihood import to_pixels
-from dalle.objectives.dvae import DVAEObjective, perplexity, psnr_db, uniform_noise, validation_figures
+from dalle.objectives.dvae import (
+    DecoderObjective,
+    DVAEObjective,
+    perplexity,
+    psnr_db,
+    reconstruction_of_codes,
+    uniform_noise,
+    validation_figures,
+)
+from dalle.stages.starting import start_of
 from dalle.training.seeds import derived_seed
 from dalle.training.stage import Stage
 
@@ -36,33 +45,47 @@ _BICUBIC_FACTORS = (4, 8)
 
 
 def stage(config: TrainDVAE, world: World) -> Stage:
-    """Stage one, ready for the loop."""
+    """Stage one, or its decoder alone, ready for the loop."""
+    start = start_of(config, "dvae", world)
     torch.manual_seed(config.run.seed)
     model = DVAE(config.model)
     if model.logit_norm is not None:
         model.logit_norm = synchronised(model.logit_norm, world)
+    if config.freeze:
+        model.freeze_encoder()
     size_px = config.model.image_size_px
     batches = PairBatches(config.data, config.images, size_px, config.run, world.rank, world.size)
     loader = PairLoader(batches, config.run.loader_workers)
     validation = _Validation(config, model, world.device) if world.is_main else None
-    return Stage(
+    common = Stage(
         kind="dvae",
-        objective=DVAEObjective(model),
+        objective=DecoderObjective(model) if config.freeze else DVAEObjective(model),
         loader=loader,
         unit="images",
         units_per_sample=1,
         data=batches.shards,
         model_config=config.model,
-        flops_per_sample=dvae_flops(config.model)["train"],
-        prepare=_schedules_and_noise(config, batches.first_row),
+        flops_per_sample=dvae_flops(config.model)["train_decoder" if config.freeze else "train"],
         validate=validation.figures if validation and config.valid_data else None,
         draw=validation.pictures if validation else None,
+        start=start,
+        links=start.links if start else {},
         trained_on=f"{len(batches.shards)} shards of pairs",
-        next_command=f"dalle-tokenize --data '{config.data}' --dvae {config.output} --output TOKENS",
         derive=_use_of_codes,
+        samples=lambda: {"data": loader.counts} | (validation.samples if validation else {}),
+    )
+    if config.freeze:  # what the codes are does not change, so nobody has to make them again, or watch over them
+        return replace(
+            common,
+            highlights=("psnr_db",),
+            next_command=f'dalle-sample --model MODEL --dvae {config.output} "CAPTION"',
+        )
+    return replace(
+        common,
+        prepare=_schedules_and_noise(config, batches.first_row),
+        next_command=f"dalle-tokenize --data '{config.data}' --dvae {config.output} --output TOKENS",
         highlights=("psnr_db", "perplexity", "codes_used", "kl_per_position_nats"),
         check=_check_codebook(config),
-        samples=lambda: {"data": loader.counts} | (validation.samples if validation else {}),
     )
 
 
@@ -138,14 +161,18 @@ class _Validation:
         first = 0
         for images_BCYX in self._batches():
             seeds = range(first, first + len(images_BCYX))
-            noise_BYXK = uniform_noise(model, seeds, self.device)
-            metrics, used_K = validation_figures(self.model, images_BCYX, noise_BYXK, temperature)
+            if self.config.freeze:
+                _, metrics, used_K = reconstruction_of_codes(self.model, images_BCYX)
+            else:
+                noise_BYXK = uniform_noise(model, seeds, self.device)
+                metrics, used_K = validation_figures(self.model, images_BCYX, noise_BYXK, temperature)
             counts_K += used_K
             for name, value in (metrics | self._bicubic(images_BCYX)).items():
                 totals[name] = totals.get(name, 0.0) + value.item() * len(images_BCYX) / len(self.images)
             first = seeds.stop
-        totals["elb_gap_nats"] = totals["relaxed_elb"] - totals["elb"]
-        totals["elb_gap"] = totals["elb_gap_nats"] / abs(totals["elb"])
+        if not self.config.freeze:
+            totals["elb_gap_nats"] = totals["relaxed_elb"] - totals["elb"]
+            totals["elb_gap"] = totals["elb_gap_nats"] / abs(totals["elb"])
         return {**totals, "codes_used": int((counts_K > 0).sum()), "perplexity": perplexity(counts_K).item()}
 
     def _bicubic(self, images_BCYX: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from dalle.cluster.topology import World
 from dalle.config import Sampling, TrainPrior
 from dalle.data.tokens import TokenBatches, TokenLoader, TokenShards
 from dalle.models.flops import prior_flops
-from dalle.models.folder import check_link, load_dvae, read_header
+from dalle.models.folder import check_link, codes_hash, load_dvae
 from dalle.models.likelihood import to_pixels
 from dalle.models.prior import Prior
 from dalle.objectives.prior import PriorObjective
@@ -20,6 +20,7 @@ from dalle.sampling.drawing import Drawing
 from dalle.sampling.grid import make_grid
 from dalle.sampling.pipeline import Pipeline
 from dalle.stages.cut_captions import CutCaptions
+from dalle.stages.starting import start_of
 from dalle.text import CaptionWarning, Tokenizer
 from dalle.training.engine import sharded_construction
 from dalle.training.stage import Stage
@@ -35,6 +36,8 @@ def stage(config: TrainPrior, world: World) -> Stage:
     shards = TokenShards(config.data, look=world.is_main)
     valid_shards = TokenShards(config.valid_data, look=world.is_main) if config.valid_data else None
     _check(config, shards, valid_shards, tokenizer)
+    links = {"dvae_hash": shards.meta.dvae_hash, "tokenizer_hash": tokenizer.hash}
+    start = start_of(config, "prior", world, links)
     torch.manual_seed(config.run.seed)
     with sharded_construction(config.run, world):
         model = Prior(config.model)
@@ -70,7 +73,8 @@ def stage(config: TrainPrior, world: World) -> Stage:
         trained_on=f"{len(shards):,} pairs",
         next_command=f'dalle-sample --prior {config.output} --dvae {config.dvae} "CAPTION"',
         samples=lambda: {name: each for name, each in samples.items() if each and world.is_main},
-        links={"dvae_hash": shards.meta.dvae_hash, "tokenizer_hash": tokenizer.hash},
+        start=start,
+        links=links | (start.links if start else {}),
         facts={
             "caption_dropout": str(config.caption_dropout),
             "sampling_temperature": str(config.sampling_temperature),
@@ -97,7 +101,7 @@ def _divisor(count: torch.Tensor) -> torch.Tensor:
 
 
 def _check(config: TrainPrior, shards: TokenShards, valid_shards: TokenShards | None, tokenizer: Tokenizer) -> None:
-    dvae_hash = read_header(config.dvae)["hash"]
+    dvae_hash = codes_hash(config.dvae)
     check_link(
         f"the tokens in {config.data} were made by another dVAE than {config.dvae}", shards.meta.dvae_hash, dvae_hash
     )

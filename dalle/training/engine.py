@@ -22,18 +22,21 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from dalle.checkpoints.checkpoint import Checkpoint, Fragment
 from dalle.checkpoints.restoring import Restoring
+from dalle.checkpoints.starting import fill_from_model
 from dalle.cluster.agreement import check_same_weights
 from dalle.cluster.topology import World
 from dalle.config import Optimizer, Run
 from dalle.gradients.before_step import BeforeStep
 from dalle.gradients.partition import MOMENTS, Partitioned, Piece, Sharded, Shards, Whole
 from dalle.gradients.scaling import GradientScales, gradient_scales
+from dalle.models.folder import weights_file
 from dalle.models.prior import InputMajorLinear, Linear
 from dalle.models.wrapping import wrap
 from dalle.optim import optimizer as optimizers
 from dalle.optim.ema import EMA
 from dalle.training.deepspeed_adapter import Roles, largest_resblock, settings
 from dalle.training.seeds import derived_seed
+from dalle.training.stage import Start
 
 _SIXTEEN_BIT = (nn.Linear, nn.Conv2d, Linear, InputMajorLinear)
 """Modules, of these very classes, whose weights are gathered and whose gradients are reduced in the run's precision. A
@@ -188,6 +191,15 @@ class Engine:
         if self.scales is not None and self.world.is_main:
             for name, values in self.scales.state_dict().items():
                 yield Fragment(f"gradient_scales/{name}", tuple(values.shape), 0, values)
+
+    @torch.no_grad()
+    def start_from(self, start: Start, mark: Callable[[], None] = lambda: None) -> None:
+        """Take weights of a finished model, whatever each process holds of them. Raises ValueError on all when it is damaged."""
+        held = {name: each for name, each in self.shards.weights().items() if start.takes(name)}
+        pieces = {name: (piece.shape, piece.start, tensor) for name, (piece, tensor) in held.items()}
+        fill_from_model(weights_file(start.folder), pieces, self.world, mark)
+        if self.run.zero_stage > 0:
+            self._engine.optimizer.refresh_fp32_params()
 
     @torch.no_grad()
     def load_state(self, checkpoint: Checkpoint, mark: Callable[[], None] = lambda: None) -> None:

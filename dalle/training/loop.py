@@ -72,6 +72,8 @@ class _Training:
         self.step = 0
         watch.mark(0, "building the engine")
         self.engine = Engine(stage.objective, optimizer, run, world)
+        if stage.start is not None and stage.start.reads:  # before the averages, which begin with these weights
+            self.engine.start_from(stage.start, lambda: watch.mark(0, "reading the weights it starts from"))
         self.ema = None
         if run.ema_decay is not None:
             self.ema = EMA(self.engine.shards.weights(), run.ema_decay, run.ema_every_steps)
@@ -104,6 +106,7 @@ class _Training:
             highlights=stage.highlights,
             flops_per_unit=flops_per_unit,
             limit_flops_per_s=limit_flops_per_s,
+            started_from={"folder": stage.start.folder, **stage.start.links} if stage.start else None,
         )
         self.samples = SamplesLog(folder, self.telemetry.warn, world.is_main)
         self._announce()
@@ -116,8 +119,9 @@ class _Training:
     def _announce(self) -> None:
         """What is about to happen, before the first figures, which may be minutes away."""
         run, parameters = self.run, sum(math.prod(piece.shape) for piece in self.engine.shards.pieces.values())
+        begun = f", begun with those of {self.stage.start.folder}" if self.stage.start else ""
         self.telemetry.tell(
-            f"{parameters:,} parameters, trained on {self.stage.trained_on or 'data'}; {run.steps - self.step:,} updates of {run.batch_size}, "
+            f"{parameters:,} parameters{begun}, trained on {self.stage.trained_on or 'data'}; {run.steps - self.step:,} updates of {run.batch_size}, "
             f"figures every {run.log_every_steps}; curves and pictures in {self.saver.folder / 'report.html'}"
         )
         for warning in (*self.stage.warnings, *self.saver.notes):

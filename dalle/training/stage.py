@@ -14,6 +14,23 @@ from dalle.cluster.topology import World
 from dalle.data.counts import Counts
 
 
+@dataclass(frozen=True)
+class Start:
+    """A finished model that a training starts from.
+
+    Args:
+        folder: of the model
+        links: what the header of the trained weights tells of it, beside the stage's own
+        reads: whether its weights are read; a resumed run has them in its checkpoint
+        takes: whether a weight, by its name, is taken from it; the others begin anew
+    """
+
+    folder: str
+    links: dict[str, str]
+    reads: bool
+    takes: Callable[[str], bool] = lambda name: True
+
+
 @dataclass
 class Stage:
     """What is trained, and on what.
@@ -38,6 +55,7 @@ class Stage:
         highlights: names of the figures that the progress bar shows beside loss and step size
         data: the files of training data, by which a resumed run tells whether they are those of before
         links: hashes of what it is trained with
+        start: the finished model that it starts from; null begins with random weights
         trained_on: the same in a few words
         next_command: what a user would run with the trained model
         warnings: what is to be said once, at the start
@@ -63,6 +81,7 @@ class Stage:
     highlights: tuple[str, ...] = ()
     data: Sequence[str] = ()
     links: dict[str, str] = field(default_factory=dict)
+    start: Start | None = None
     trained_on: str = ""
     next_command: str = ""
     warnings: list[str] = field(default_factory=list)

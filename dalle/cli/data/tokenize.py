@@ -24,9 +24,9 @@ def tokenize(argv: list[str] | None = None) -> None:
     """Parse, check, encode."""
     config = arguments.parse(Tokenize, _COMMAND, argv)
     from dalle.data.naming import expand
-    from dalle.models.folder import read_config, read_header
+    from dalle.models.folder import codes_hash, read_config
 
-    model, digest = read_config(config.dvae, "dvae"), read_header(config.dvae)["hash"]
+    model, digest = read_config(config.dvae, "dvae"), codes_hash(config.dvae)
     files = expand(config.data, config.images.pipes)
     with claimed(config.output, _COMMAND, overwrite=config.overwrite) as folder:
         request = _request(config, digest, files)

@@ -94,6 +94,10 @@ class TrainDVAE:
         output: folder of the trained model
         valid_data: held-out shards; null means no figures, and pictures of training pairs
         resume: continue from the latest checkpoint in the output folder, whose config.yaml has all other settings
+        start_from: folder of a finished dVAE whose weights the training starts from, and whose sizes it takes; also `--from`
+        freeze: "encoder" trains the decoder alone, on the codes of a dVAE that `start_from` names: what the codes stand for
+            stays, so priors and tokens of that dVAE go on with this one. The decoder may then have sizes of its own. Null
+            trains all
     """
 
     data: str
@@ -102,6 +106,8 @@ class TrainDVAE:
     run: Run
     valid_data: str | None = None
     resume: bool = False
+    start_from: str | None = None
+    freeze: Literal["encoder"] | None = None
     model: DVAEModel = field(default_factory=DVAEModel)
     objective: DVAEObjective = field(default_factory=DVAEObjective)
     images: Images = field(default_factory=Images)
@@ -113,6 +119,10 @@ class TrainDVAE:
             "transformers, and a dVAE has none; leave it null",
         )
         _check_prior_only(self.run)
+        require(
+            self.freeze is None or self.start_from is not None,
+            f"freeze {self.freeze}: there is nothing to keep as it is; name a finished dVAE with --from",
+        )
 
 
 @dataclass(frozen=True)
@@ -160,6 +170,7 @@ class TrainPrior:
         output: folder of the trained model
         valid_data: folder of held-out token shards; null means no figures, and pictures for training captions
         resume: continue from the latest checkpoint in the output folder, whose config.yaml has all other settings
+        start_from: folder of a finished prior whose weights the training starts from, and whose sizes it takes; also `--from`
         bpe_dropout: probability of skipping a merge while training (Provilkov et al., 2019)
         caption_dropout: probability of training on a pair without its caption, so that the prior also learns images without
             one, for guidance and `dalle-caption` (Ho and Salimans, 2022); 0 in the paper
@@ -175,6 +186,7 @@ class TrainPrior:
     run: Run
     valid_data: str | None = None
     resume: bool = False
+    start_from: str | None = None
     bpe_dropout: float = 0.1
     caption_dropout: float = 0.0
     sampling_temperature: float = 1.0
@@ -203,6 +215,7 @@ class TrainCLIP:
             the images alone. Where `model.reads` is codes, they are this dVAE's
         valid_data: held-out shards; null means no validation
         resume: continue from the latest checkpoint in the output folder, whose config.yaml has all other settings
+        start_from: folder of a finished CLIP whose weights the training starts from, and whose sizes it takes; also `--from`
     """
 
     data: str
@@ -213,6 +226,7 @@ class TrainCLIP:
     dvae: str | None = None
     valid_data: str | None = None
     resume: bool = False
+    start_from: str | None = None
     model: CLIPModel = field(default_factory=CLIPModel)
     images: Images = field(default_factory=lambda: Images(augmentation="prior"))
 
@@ -233,7 +247,7 @@ class TrainCLIP:
 def unreached_schedules(config: TrainDVAE | TrainPrior | TrainCLIP) -> list[str]:
     """For each schedule whose end lies beyond the run, a sentence that names it."""
     schedules = {"optimizer.step_size": config.optimizer.step_size}
-    if isinstance(config, TrainDVAE):
+    if isinstance(config, TrainDVAE) and config.freeze is None:
         schedules |= {f"objective.{f.name}": getattr(config.objective, f.name) for f in fields(config.objective)}
     steps = config.run.steps
     said = {name: schedule.unreached(steps) for name, schedule in schedules.items()}
