@@ -51,7 +51,9 @@ class BestOf:
             self.keep <= self.candidates,
             f"best_of.keep {self.keep}: is more than the {self.candidates} candidates that are drawn; lower it",
         )
-        require(0 < self.share <= 1, f"best_of.share {self.share}: must lie in (0, 1]; without best_of all pairs are real")
+        require(
+            0 < self.share <= 1, f"best_of.share {self.share}: must lie in (0, 1]; without best_of all pairs are real"
+        )
         require(0 <= self.seed < 2**24, f"best_of.seed {self.seed}: must lie between 0 and {2**24 - 1}")
         require(
             (self.judge == "checker") == (self.scenes is not None),

@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -229,14 +229,6 @@ class TokenShards:
         return places
 
 
-class Pairs(Protocol):
-    """Where batches come from: a folder, or a mixture of two."""
-
-    def place(self, number: int, seed: int) -> tuple[int, int, int]: ...
-
-    def pair(self, shard: int, row: int) -> tuple[np.ndarray, list[str]]: ...
-
-
 class TokenBatches(Dataset):
     """Batch number n of one rank, a pure function of (seed, n).
 
@@ -244,7 +236,7 @@ class TokenBatches(Dataset):
     caption has more tokens than are read.
 
     Args:
-        shards: the data
+        shards: the data, or a mixture that has their `place` and `pair`
         tokenizer: encodes the captions
         caption_tokens: T − 1, the most tokens of a caption that are read
         batch_size: micro-batch of this rank; the global one is `batch_size * world_size`
@@ -256,7 +248,7 @@ class TokenBatches(Dataset):
 
     def __init__(
         self,
-        shards: Pairs,
+        shards: TokenShards,
         tokenizer: Tokenizer,
         caption_tokens: int,
         batch_size: int,

@@ -16,6 +16,7 @@ _WRITTEN = (
     "samples.json",
     "pictures/*.png",
     "checkpoints/step-*",
+    "best-of/*",
 )
 _SET_ASIDE = "previous-*/*"
 """Of an earlier run, under a number that is free."""

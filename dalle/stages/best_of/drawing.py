@@ -8,7 +8,6 @@ are made of (`results`).
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import sys
@@ -20,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dalle.cluster.topology import World
 from dalle.config import BestOf, TrainPrior
-from dalle.config.checks import warn
+from dalle.config.checks import SaidByAll, warn
 from dalle.data.identity import identity
 from dalle.data.tokens import Meta, TokenShards, packed
 from dalle.models.folder import check_link, read_header
@@ -83,46 +81,31 @@ def draw_best(config: TrainPrior, world: World, mark: Callable[[str], None] = la
         folder.mkdir(parents=True, exist_ok=True)
         write_mark(folder, _COMMAND, {**request, "rows": rows})
     world.barrier()
-    judge = Judge(pipeline, best_of, rows)
     parts = [range(i, min(i + _PART_CAPTIONS, len(captions))) for i in range(0, len(captions), _PART_CAPTIONS)]
     missing = [number for number in range(len(parts)) if not _is_whole(folder, number)]
-    # counted over those that are missing, so that after a change of the number of processes all have as much to do
-    mine = missing[world.rank :: world.size]
-    told = _Progress(config, len(captions), sum(len(parts[i]) for i in missing), world)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CaptionWarning)  # how many are cut was said
-        warnings.filterwarnings("ignore", message="the rerank.* reads only|the reader of codes reads only")
-        for number in mine:
-            part = parts[number]
-            seeds = [first_seed(best_of.seed, caption, best_of.candidates) for caption in part]
-            here = [captions[caption] for caption in part]
-            facts = [claimed[caption] for caption in part] if claimed else None
-
-            def moved_on() -> None:
-                mark("drawing candidates")
-                told.add(judge.captions_together)
-
-            judged = judge.draw(here, seeds, facts, moved_on)
-            _write(folder, number, here, judged, keep_best(judged, best_of))
+    # of those that are missing, so that after an interruption, or with other processes, all have as much to do
+    told = _Progress(config, len(captions), sum(len(parts[number]) for number in missing), world, mark)
+    for number in missing[world.rank :: world.size]:
+        here = [captions[i] for i in parts[number]]
+        judge = Judge(pipeline, best_of, rows)
+        seeds = [first_seed(best_of.seed, i, best_of.candidates) for i in parts[number]]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CaptionWarning)  # how many are cut was said
+            warnings.filterwarnings("ignore", message="the .* reads only the beginning")
+            judged = judge.draw(here, seeds, [claimed[i] for i in parts[number]] if claimed else None, told.add)
+        _write(folder, number, here, judged, keep_best(judged, best_of))
     pipeline.release()
-    mark("waiting for the others' candidates")
     while not all(world.gather(all(_is_whole(folder, number) for number in missing))):
         mark("waiting for the others' candidates")  # what another wrote may be seen late on a shared disk
         time.sleep(1)
-    complaint = _conclude(config, folder, models, shards, len(parts), pipeline) if world.is_main else None
+    complaint = _conclude(config, folder, shards, len(parts), pipeline) if world.is_main else None
     complaint = world.gather(complaint)[0]
-    del judge, pipeline
-    gc.collect()
-    if world.device.type == "cuda":
-        torch.cuda.empty_cache()
     if complaint:
-        raise ValueError(complaint)
+        raise SaidByAll(complaint)
 
 
 def _models(best_of: BestOf) -> Models:
-    return find_models(
-        best_of.model, rerank=best_of.judge == "clip", shortlist=best_of.judge == "codes-clip"
-    )
+    return find_models(best_of.model, rerank=best_of.judge == "clip", shortlist=best_of.judge == "codes-clip")
 
 
 def _request(best_of: BestOf, models: Models, shards: TokenShards) -> dict[str, Any]:
@@ -168,9 +151,7 @@ def _is_whole(folder: Path, number: int) -> bool:
         return False
 
 
-def _write(
-    folder: Path, number: int, captions: list[str], judged: Judged, kept: list[tuple[int, int]]
-) -> None:
+def _write(folder: Path, number: int, captions: list[str], judged: Judged, kept: list[tuple[int, int]]) -> None:
     """A shard, whole or not at all."""
     slots = judged.codes_CNI.shape[2]
     codes = [judged.codes_CNI[caption, candidate] for caption, candidate in kept]
@@ -183,7 +164,7 @@ def _write(
     os.replace(partial, path)
 
 
-def _conclude(config: TrainPrior, folder: Path, models: Models, shards: TokenShards, parts: int, pipeline) -> str | None:
+def _conclude(config: TrainPrior, folder: Path, shards: TokenShards, parts: int, pipeline) -> str | None:
     """Statistics, pictures, and last what makes token shards of the parts. What is wrong, if anything is."""
     results = write_results(folder, [_path(folder, i) for i in range(parts)], config.best_of, pipeline)
     sizes = results["shard_sizes"]
@@ -202,9 +183,9 @@ def _conclude(config: TrainPrior, folder: Path, models: Models, shards: TokenSha
 class _Progress:
     """Lines of the first process, which stands for all: they have as much to do."""
 
-    def __init__(self, config: TrainPrior, captions: int, missing: int, world: World):
+    def __init__(self, config: TrainPrior, captions: int, missing: int, world: World, mark: Callable[[str], None]):
         self.name, self.captions, self.missing, self.world = Path(config.output).name, captions, missing, world
-        self.candidates = config.best_of.candidates
+        self.candidates, self.mark = config.best_of.candidates, mark
         self.began_s = self.told_s = time.monotonic()
         self.drawn = 0
         if world.is_main and missing:
@@ -213,6 +194,7 @@ class _Progress:
 
     def add(self, captions: int) -> None:
         """More captions that this process has drawn."""
+        self.mark("drawing candidates")
         self.drawn += captions
         now_s = time.monotonic()
         if not self.world.is_main or now_s - self.told_s < _TOLD_EVERY_S:

@@ -30,11 +30,6 @@ def load_judged(best_of: BestOf, device: torch.device) -> Pipeline:
     )
 
 
-def together(best_of: BestOf, rows: int) -> int:
-    """How many captions are drawn together, in batches of at most so many rows."""
-    return max(1, rows // best_of.candidates)
-
-
 @dataclass(frozen=True)
 class Judged:
     """Candidates of a few captions: codes uint16 [C, N, I] and the judge's scores fp32 [C, N]."""
@@ -54,7 +49,7 @@ class Judge:
 
     def __init__(self, pipeline: Pipeline, best_of: BestOf, rows: int):
         self.pipeline, self.best_of = pipeline, best_of
-        self.captions_together = together(best_of, rows)
+        self.captions_together = max(1, rows // best_of.candidates)
         sampling: Sampling = replace(best_of.sampling, chunk=min(rows, best_of.candidates))
         self._chunks = Chunks(pipeline, sampling)
 
@@ -63,7 +58,7 @@ class Judge:
         captions: Sequence[str],
         seeds: Sequence[int],
         claims: Sequence[Claim] | None = None,
-        progress: Callable[[], None] = lambda: None,
+        progress: Callable[[int], None] = lambda captions: None,
     ) -> Judged:
         """All candidates of captions. Which are drawn together decides the last bits, so a last batch that has too few is
         filled up, and what is over thrown away.
@@ -71,13 +66,13 @@ class Judge:
         Args:
             captions, seeds: any number of them, each with the seed of its first candidate
             claims: of each caption, for the checker
-            progress: called after each batch
+            progress: told how many captions each batch had
         """
         parts: list[Judged] = []
         for first in range(0, len(captions), self.captions_together):
             here = slice(first, first + self.captions_together)
             parts.append(self._draw(captions[here], seeds[here], claims[here] if claims else None))
-            progress()
+            progress(len(captions[here]))
         return Judged(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("codes_CNI", "scores_CN")))
 
     def _draw(self, captions: Sequence[str], seeds: Sequence[int], claims: Sequence[Claim] | None) -> Judged:
