@@ -173,6 +173,8 @@ def _conclude(config: TrainPrior, folder: Path, shards: TokenShards, parts: int,
             f"best_of: of {results['candidates']:,} candidates none was good enough: lower best_of.threshold, draw more "
             "best_of.candidates, or train the model that draws for longer"
         )
+    for left in folder.glob(".tokens-*.tmp"):  # of a process that was killed
+        left.unlink()
     meta = Meta(shards.meta.grid, shards.meta.codebook_size, shards.meta.dvae_hash, tuple(sizes))
     replace_text(folder / "meta.json", json.dumps(asdict(meta), indent=2))
     for line in results["lines"]:

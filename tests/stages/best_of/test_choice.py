@@ -31,19 +31,16 @@ def test_captions_of_a_pair_come_in_rotation(tmp_path):
 
 
 def test_pairs_without_a_caption_are_passed_over(tmp_path):
-    shards = _shards(
-        tmp_path / "some",
-        [[""], ["a"], ["  "], ["b", ""], ["half \ud83d of a letter".encode("utf-8", "replace").decode()]],
-    )
-    assert sorted(choose_captions(shards, 6, seed=0)) == ["a", "a", "b", "b", *["half ? of a letter"] * 2]
-    with pytest.raises(ValueError, match="no pair of .* has a caption"):
+    shards = _shards(tmp_path / "some", [[""], ["a"], ["  "], ["b", ""]])
+    assert sorted(choose_captions(shards, 4, seed=0)) == ["a", "a", "b", "b"]
+    with pytest.raises(ValueError, match=r"no pair of .* has a caption"):
         choose_captions(_shards(tmp_path / "none", [[""], [" "]]), 1, seed=0)
 
 
 def test_no_two_candidates_share_a_seed():
     seeds = [first_seed(seed, number, 5) + i for seed in (0, 1, 2) for number in range(7) for i in range(5)]
     assert len(set(seeds)) == len(seeds)
-    largest = BestOf(model="x", seed=2**24 - 1, scenes=None)
+    largest = BestOf(model="x", seed=2**24 - 1)
     assert first_seed(largest.seed, 10**9, 200) + 200 < 2**62
 
 

@@ -211,7 +211,8 @@ def test_a_prior_trains_on_both_and_starts_from_the_one_that_drew(models, folder
     output = tmp_path / "prior"
     shutil.copytree(drawn / "best-of", output / "best-of")
     (output / ".dalle-train-prior").write_text("{}")
-    assert train("prior", TrainPrior, _options(models, folder, output, "--optimizer.step_size.start", "0", "--optimizer.step_size.end", "0"))  # fmt: skip
+    still = ["--optimizer.step_size.start", "0", "--optimizer.step_size.end", "0"]
+    assert train("prior", TrainPrior, _options(models, folder, output, *still))
     header = read_header(output)
     assert header["best_of_share"] == "0.5" and header["hash"] == read_header(folder / "prior")["hash"]
     assert header["caption_dropout"] == "0.1", "as the prior that it starts from"
