@@ -6,7 +6,7 @@ for each stage the default says whose it is. A field that the paper does not hav
 `dalle.cli.arguments` turns these classes into `--help`, YAML and dotted overrides.
 """
 
-from dalle.config.best_of import BestOf, Judge
+from dalle.config.best_of import BestOf
 from dalle.config.commands.caption import Caption, RankBy
 from dalle.config.commands.dedup import EVERY_IMAGE, Dedup
 from dalle.config.commands.evaluate import Evaluate
@@ -44,7 +44,6 @@ __all__ = [
     "Evaluate",
     "Export",
     "Images",
-    "Judge",
     "Optimizer",
     "Plateau",
     "Precision",

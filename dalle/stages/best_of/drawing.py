@@ -57,7 +57,9 @@ def draw_best(config: TrainPrior, world: World, mark: Callable[[str], None] = la
             nothing was good enough to be kept
     """
     folder = Path(config.output) / FOLDER
-    if config.resume and (folder / "meta.json").is_file():
+    # one answer, whatever each file system shows
+    done = world.gather((folder / "meta.json").is_file())[0]
+    if done and config.resume:
         return  # the models that drew may be gone by now
     shards = TokenShards(config.data, look=world.is_main)
     best_of = config.best_of
@@ -66,7 +68,7 @@ def draw_best(config: TrainPrior, world: World, mark: Callable[[str], None] = la
     check_link(f"the tokens in {config.data} are of another dVAE than {best_of.model}", shards.meta.dvae_hash, drew)
     request = _request(best_of, models, shards)
     before = _check_folder(folder, request)
-    if (folder / "meta.json").is_file():
+    if done:
         return
     mark("choosing captions")
     captions = choose_captions(shards, best_of.captions, best_of.seed)
@@ -76,14 +78,15 @@ def draw_best(config: TrainPrior, world: World, mark: Callable[[str], None] = la
     mark("loading the models that draw")
     pipeline = load_judged(best_of, world.device)
     own = best_of.sampling.chunk or pipeline.chunk_width(best_of.sampling)
-    rows = before.get("rows") or min(world.gather(own))
+    rows = world.gather(before.get("rows"))[0] or min(world.gather(own))
     if world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         write_mark(folder, _COMMAND, {**request, "rows": rows})
-    world.barrier()
     parts = [range(i, min(i + _PART_CAPTIONS, len(captions))) for i in range(0, len(captions), _PART_CAPTIONS)]
-    missing = [number for number in range(len(parts)) if not _is_whole(folder, number)]
-    # of those that are missing, so that after an interruption, or with other processes, all have as much to do
+    # shared out are those that are missing, so that after an interruption, or with other processes, all have as much to do;
+    # the first process says which, before another can have drawn any
+    missing = [number for number in range(len(parts)) if not _is_whole(folder, number)] if world.is_main else []
+    missing = world.gather(missing)[0]
     told = _Progress(config, len(captions), sum(len(parts[number]) for number in missing), world, mark)
     for number in missing[world.rank :: world.size]:
         here = [captions[i] for i in parts[number]]
