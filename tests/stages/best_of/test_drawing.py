@@ -24,6 +24,10 @@ from dalle.stages.best_of.prompts import choose_captions, claims, first_seed
 from tests.conftest import TINY_PRIOR
 from tests.processes import ON_CPU, run_processes
 
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{told}")
+    for told in ("the caption has", "the re.* reads only", "best_of: .* were cut")
+]
 ALONE = World(0, 1, torch.device("cpu"))
 CAPTIONS, CANDIDATES, PART = 22, 5, 6
 
@@ -142,7 +146,7 @@ with joined() as world:
     drawing.draw_best(arguments.parse(TrainPrior, "test", sys.argv[1:]), world)
 print(drawn)
 """
-    told = run_processes(script, 2, 2, arguments=_options(models, folder, tmp_path), environment=ON_CPU)
+    told = run_processes(script, 2, 2, 600, _options(models, folder, tmp_path), ON_CPU)
     assert told.splitlines()[-1] == "[0, 2]", "each draws every second part"
     assert _files(tmp_path) == _files(drawn)
 
