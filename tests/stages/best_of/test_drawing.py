@@ -189,10 +189,13 @@ def test_more_captions_change_nothing_of_the_first(models, folder, drawn, tmp_pa
 def test_the_checker_lets_through_what_shows_the_caption(models, folder, shapes_folder, tmp_path, monkeypatch):
     """A stand-in for it, which is right about a few pictures, since a tiny prior draws none."""
     asked: list[Claim] = []
+    accepted: list[tuple[Claim, np.ndarray]] = []
 
     def shows(image_YX3, claim):
         asked.append(claim)
-        return int(image_YX3.astype(int).sum()) % 3 == 0
+        if is_right := int(image_YX3.astype(int).sum()) % 3 == 0:
+            accepted.append((claim, image_YX3.astype(int)))
+        return is_right
 
     more = ["--best_of.judge", "checker", "--best_of.scenes", f"{shapes_folder}/train-*.tar", "--best_of.keep", "2"]
     with pytest.raises(ValueError, match="of 110 candidates none was good enough"):
@@ -201,21 +204,25 @@ def test_the_checker_lets_through_what_shows_the_caption(models, folder, shapes_
     draw_best(_config(models, folder, tmp_path, *more), ALONE)
     told = json.loads((tmp_path / "best-of/best-of.json").read_text())
     captions = choose_captions(TokenShards(models / "tokens/train"), CAPTIONS, 0)
-    assert set(asked) == set(claims(f"{shapes_folder}/train-*.tar", captions))
+    claimed = dict(zip(captions, claims(f"{shapes_folder}/train-*.tar", captions), strict=True))
+    assert set(asked) == set(claimed.values())
     pipeline = load(folder, rerank=False, precision="fp32", device="cpu")
     kept = _kept(tmp_path)
-    assert len(kept) == told["kept"] == sum(told["shard_sizes"]) and told["score_kept"] == 1
-    for codes, _ in kept:
-        image = pipeline.decode(torch.tensor([codes]), "fp32").mul(255).round().to(torch.uint8)
-        assert int(image.sum()) % 3 == 0
-    assert told["score_all"] == pytest.approx(1 / 3, abs=0.2)  # 4.5 standard deviations of 110 candidates
+    assert len(kept) == told["kept"] == sum(told["shard_sizes"]) > 0 and told["score_kept"] == 1
+    for codes, caption in kept:
+        image_YX3 = (pipeline.decode(torch.tensor([codes]), "fp32")[0] * 255).permute(1, 2, 0).numpy()
+        # decoded in another batch, a value may round to its neighbour
+        far = [np.abs(image_YX3 - other).max() for claim, other in accepted if claim == claimed[caption]]
+        assert min(far) <= 1
+    # 4.5 standard deviations of 110 candidates
+    assert told["score_all"] == pytest.approx(1 / 3, abs=0.2)
 
 
 def test_a_prior_trains_on_both_and_starts_from_the_one_that_drew(models, folder, drawn, tmp_path):
     output = tmp_path / "prior"
     shutil.copytree(drawn / "best-of", output / "best-of")
     (output / ".dalle-train-prior").write_text("{}")
-    still = ["--optimizer.step_size.start", "0", "--optimizer.step_size.end", "0"]
+    still = ["--optimizer.step_size.start", "0", "--optimizer.step_size.end", "0", "--run.ema_decay", "null"]
     assert train("prior", TrainPrior, _options(models, folder, output, *still))
     header = read_header(output)
     assert header["best_of_share"] == "0.5" and header["hash"] == read_header(folder / "prior")["hash"]
