@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dalle.cli import arguments
 from dalle.config import TrainCLIP, TrainDVAE, TrainPrior, unreached_schedules
@@ -57,6 +57,7 @@ def train(kind: str, cls: type, argv: list[str] | None = None) -> bool:
     command = f"dalle-train-{kind}"
     argv = arguments.renamed(cls, list(sys.argv[1:] if argv is None else argv))
     argv = _with_own_settings(argv, command)
+    argv = [*_start_of_best_of(argv), *argv]
     argv = [*_settings_of_start(argv, kind), *argv]
     config = arguments.parse(cls, command, argv)
     config.run.micro_batch_size(int(os.environ.get("WORLD_SIZE", "1")))
@@ -81,6 +82,10 @@ def train(kind: str, cls: type, argv: list[str] | None = None) -> bool:
             _claimed_by_first(world, watch, folder, command, writes, config.resume),
         ):
             world = grouped(world, config.run)
+            if isinstance(config, TrainPrior) and config.best_of is not None:
+                from dalle.stages.best_of.drawing import draw_best
+
+                draw_best(config, world, lambda phase: watch.mark(0, phase))
             stage = importlib.import_module(f"dalle.stages.{kind}").stage(config, world)
             stage.warnings += unreached_schedules(config)
             # a resumed run is described as the whole run, which another one may repeat
@@ -132,14 +137,29 @@ def _with_own_settings(argv: list[str], command: str) -> list[str]:
     return ["--config", str(own), *argv] if own.is_file() else argv
 
 
+def _start_of_best_of(argv: list[str]) -> list[str]:
+    """A prior that learns from its own candidates starts from the one that draws them, where nothing else is said."""
+    model = None if _given(argv, "best_of") == "null" else _asked(argv, "best_of.model")
+    return [] if model is None or _asked(argv, "start_from") is not None else ["--start_from", f"{model}/prior"]
+
+
+def _asked(argv: list[str], name: str) -> str | None:
+    """The value of a dotted option on the line, or else in the last configuration that has it; null where it is in none."""
+    found = _given(argv, name)
+    for word, following in zip(argv, [*argv[1:], ""], strict=True) if found is None else ():
+        option, equals, value = word.partition("=")
+        if option == "--config":
+            section: Any = arguments.read_yaml(value if equals else following)
+            for key in name.split("."):
+                section = section.get(key) if isinstance(section, dict) else None
+            found = found if section is None else section
+    return found
+
+
 def _settings_of_start(argv: list[str], kind: str) -> list[str]:
     """The sizes of the finished model that `start_from` names, and how a prior wants to be drawn with, as options: before all
     others, so that what is asked for overrides them. A run that has a checkpoint needs them no more."""
-    folder = _given(argv, "start_from")
-    for name, following in zip(argv, [*argv[1:], ""], strict=True) if folder is None else ():
-        option, equals, value = name.partition("=")
-        if option == "--config":
-            folder = arguments.read_yaml(value if equals else following).get("start_from", folder)
+    folder = _asked(argv, "start_from")
     resumed = _given(argv, "resume") not in (None, "false") and _holds_checkpoint(
         Path(_given(argv, "output") or "").expanduser()
     )

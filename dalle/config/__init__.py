@@ -6,6 +6,7 @@ for each stage the default says whose it is. A field that the paper does not hav
 `dalle.cli.arguments` turns these classes into `--help`, YAML and dotted overrides.
 """
 
+from dalle.config.best_of import BestOf
 from dalle.config.commands.caption import Caption, RankBy
 from dalle.config.commands.dedup import EVERY_IMAGE, Dedup
 from dalle.config.commands.evaluate import Evaluate
@@ -33,6 +34,7 @@ from dalle.config.training import DVAEObjective, Images, Optimizer, Plateau, Pre
 
 __all__ = [
     "EVERY_IMAGE",
+    "BestOf",
     "CLIPModel",
     "Caption",
     "Compression",

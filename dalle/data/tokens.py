@@ -16,7 +16,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -81,7 +81,7 @@ class TokenWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = unfinished(folder)
         self._codes: list[np.ndarray] = []
-        self._captions: list[bytes] = []
+        self._captions: list[list[str]] = []
         self._sizes: list[int] = []
 
     def __enter__(self) -> TokenWriter:
@@ -95,18 +95,13 @@ class TokenWriter:
     def add(self, codes_I: np.ndarray, captions: list[str]) -> None:
         """One pair: codes in raster order, and its captions."""
         self._codes.append(codes_I.astype(np.uint16))
-        self._captions.append(json.dumps(captions, ensure_ascii=False).encode())
+        self._captions.append(captions)
         if len(self._codes) == self.pairs_per_shard:
             self._write()
 
     def _write(self) -> None:
         path = self.folder / f"tokens-{len(self._sizes):05d}.safetensors"
-        tensors = {
-            "codes_NI": np.stack(self._codes),
-            "captions_utf8": np.frombuffer(b"".join(self._captions), dtype=np.uint8),
-            "caption_ends_N": np.cumsum([len(c) for c in self._captions], dtype=np.int64),
-        }
-        save_file(tensors, path)
+        save_file(packed(np.stack(self._codes), self._captions), path)
         self._sizes.append(len(self._codes))
         self._codes, self._captions = [], []
 
@@ -140,6 +135,16 @@ class TokenWriter:
         write_mark(self.target, WRITTEN_BY, self.request)
         os.replace(self.folder / "meta.json", self.target / "meta.json")
         shutil.rmtree(self.folder)
+
+
+def packed(codes_NI: np.ndarray, captions: Sequence[list[str]]) -> dict[str, np.ndarray]:
+    """The tensors of a shard. captions: of each pair."""
+    texts = [json.dumps(each, ensure_ascii=False).encode() for each in captions]
+    return {
+        "codes_NI": codes_NI,
+        "captions_utf8": np.frombuffer(b"".join(texts), dtype=np.uint8),
+        "caption_ends_N": np.cumsum([len(text) for text in texts], dtype=np.int64),
+    }
 
 
 class TokenShards:
@@ -232,7 +237,7 @@ class TokenBatches(Dataset):
     caption has more tokens than are read.
 
     Args:
-        shards: the data
+        shards: the data, or a mixture that has their `place` and `pair`
         tokenizer: encodes the captions
         caption_tokens: T − 1, the most tokens of a caption that are read
         batch_size: micro-batch of this rank; the global one is `batch_size * world_size`

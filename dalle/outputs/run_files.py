@@ -16,6 +16,10 @@ _WRITTEN = (
     "samples.json",
     "pictures/*.png",
     "checkpoints/step-*",
+    "best-of/tokens-*.safetensors",
+    "best-of/meta.json",
+    "best-of/best-of.json",
+    "best-of/kept-and-dropped.png",
 )
 _SET_ASIDE = "previous-*/*"
 """Of an earlier run, under a number that is free."""

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dalle.reporting.best_of import best_of_section
 from dalle.reporting.explanations import FIGURES
 from dalle.reporting.page_head import head, replace_text
 from dalle.reporting.plots import MAX_SCALE_POINTS, SCALE_COLOURS, TRAIN, VALID, plot, smooth, svg, thin
@@ -68,6 +69,7 @@ def write_report(folder: Path) -> None:
         head(title, STYLE),
         _headline(title, run, records, series),
         samples_section(folder),
+        best_of_section(folder),
         _warnings(records),
         _pictures(folder),
         _curves(series),

@@ -104,7 +104,7 @@ class Source(Protocol):
     def chunk(
         self,
         reading: Reading,
-        first_seed: int,
+        first_seed: int | np.ndarray,
         sampling: Sampling,
         prompt: Prompt | None,
         progress: Callable[[int], None],
@@ -205,8 +205,11 @@ class Chunks:
         self.source, self.sampling, self.progress = source, source.settle(sampling), progress
         self.width = sampling.chunk or source.chunk_width(sampling)
 
-    def draw(self, reading: Reading, numbers: range, seed: int, prompt: Prompt | None) -> Iterator[Candidates]:
-        """The candidates of these numbers, of all captions read; candidate i has seed `seed + i`.
+    def draw(
+        self, reading: Reading, numbers: range, seed: int | np.ndarray, prompt: Prompt | None
+    ) -> Iterator[Candidates]:
+        """The candidates of these numbers, of all captions read; candidate i has seed `seed + i`. seed: one for all captions, or
+        one for each, int64 [C].
 
         Raises:
             ValueError: there is no memory for one candidate at a time
@@ -215,13 +218,13 @@ class Chunks:
         while first < numbers.stop:
             chunk = self._try(reading, seed + first, prompt)
             if chunk is None:
-                self._halve(seed + first)
+                self._halve(int(np.min(seed)) + first)
                 continue
             chunk = chunk.first(numbers.stop - first)
             yield chunk
             first += chunk.seeds_CN.shape[1]
 
-    def _try(self, reading: Reading, first_seed: int, prompt: Prompt | None) -> Candidates | None:
+    def _try(self, reading: Reading, first_seed: int | np.ndarray, prompt: Prompt | None) -> Candidates | None:
         """A chunk; None when there was no memory for it. Not halved here, where the error still holds on to tensors."""
         try:
             sampling = replace(self.sampling, chunk=self.width)

@@ -194,12 +194,13 @@ class Pipeline:
     def chunk(
         self,
         reading: Reading,
-        first_seed: int,
+        first_seed: int | np.ndarray,
         sampling: Sampling,
         prompt: Prompt | None = None,
         progress: Callable[[int], None] = lambda slot: None,
     ) -> Candidates:
-        """The `sampling.chunk` candidates of each caption whose seeds begin with `first_seed`. Each slot that was drawn is told.
+        """The `sampling.chunk` candidates of each caption whose seeds begin with `first_seed`, one for all captions or one for
+        each, int64 [C]. Each slot that was drawn is told.
 
         Raises:
             ValueError: a prompt that does not fit the prior, or logits or scores that are not finite
@@ -208,7 +209,7 @@ class Pipeline:
         if prompt is not None:
             prompt.check(self.prior.config)
         captions, width = len(reading.captions), sampling.chunk
-        seeds_CN = torch.arange(first_seed, first_seed + width).expand(captions, -1)
+        seeds_CN = (torch.as_tensor(first_seed).reshape(-1, 1) + torch.arange(width)).expand(captions, -1)
         given = None if prompt is None else prompt.given(captions)
         codes_CNI = self._loop(sampling).codes(reading.text_CU, seeds_CN, sampling, given, progress)
         codes_RI, texts_RE, images_CNYX3 = codes_CNI.flatten(0, 1), None, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,9 +17,11 @@ from dalle.models.folder import check_link, codes_hash, load_dvae
 from dalle.models.likelihood import to_pixels
 from dalle.models.prior import Prior
 from dalle.objectives.prior import PriorObjective
+from dalle.reporting.best_of import FOLDER
 from dalle.sampling.drawing import Drawing
 from dalle.sampling.grid import make_grid
 from dalle.sampling.pipeline import Pipeline
+from dalle.stages.best_of.mixture import Mixture
 from dalle.stages.cut_captions import CutCaptions
 from dalle.stages.starting import start_of
 from dalle.text import CaptionWarning, Tokenizer
@@ -43,8 +46,14 @@ def stage(config: TrainPrior, world: World) -> Stage:
         model = Prior(config.model)
     objective = PriorObjective(model, config.objective)
     batch_size = config.run.micro_batch_size(world.size)
+    learned, trained_on, facts = shards, f"{len(shards):,} pairs", {}
+    if config.best_of is not None:
+        kept = TokenShards(Path(config.output) / FOLDER, look=world.is_main)
+        learned = Mixture(shards, kept, config.best_of.share)
+        trained_on += f", and {config.best_of.share:.0%} on {len(kept):,} of its own candidates"
+        facts = {"best_of_share": str(config.best_of.share)}
     batches = TokenBatches(
-        shards,
+        learned,
         tokenizer,
         config.model.caption_tokens,
         batch_size,
@@ -64,13 +73,13 @@ def stage(config: TrainPrior, world: World) -> Stage:
         loader=loader,
         unit="tokens",
         units_per_sample=config.model.slots,
-        data=shards.paths(),
+        data=learned.paths(),
         model_config=config.model,
         flops_per_sample=prior_flops(config.model),
         prepare=count_text_targets,
         validate=validation.figures if config.valid_data else None,
         draw=validation.pictures,
-        trained_on=f"{len(shards):,} pairs",
+        trained_on=trained_on,
         next_command=f'dalle-sample --prior {config.output} --dvae {config.dvae} "CAPTION"',
         samples=lambda: {name: each for name, each in samples.items() if each and world.is_main},
         start=start,
@@ -78,6 +87,7 @@ def stage(config: TrainPrior, world: World) -> Stage:
         facts={
             "caption_dropout": str(config.caption_dropout),
             "sampling_temperature": str(config.sampling_temperature),
+            **facts,
         },
         files=tokenizer.files(),
         check=cut_captions.check,

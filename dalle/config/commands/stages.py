@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from dalle.config.best_of import BestOf
 from dalle.config.checks import at_least, require
 from dalle.config.models import CLIPModel, DVAEModel, PriorModel
 from dalle.config.run import Run
@@ -176,6 +177,8 @@ class TrainPrior:
             one, for guidance and `dalle-caption` (Ho and Salimans, 2022); 0 in the paper
         sampling_temperature: at which the prior draws unless another one is asked for, kept with its weights; 1 in the paper.
             A prior of minutes draws cleaner below it
+        best_of: train on the best of the candidates of a prior that is there, beside the real pairs; null (the paper) does not.
+            Starts from that prior, unless `start_from` names another
     """
 
     data: str
@@ -190,6 +193,7 @@ class TrainPrior:
     bpe_dropout: float = 0.1
     caption_dropout: float = 0.0
     sampling_temperature: float = 1.0
+    best_of: BestOf | None = None
     model: PriorModel = field(default_factory=PriorModel)
     objective: PriorObjective = field(default_factory=PriorObjective)
 

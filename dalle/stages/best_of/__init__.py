@@ -1,0 +1,1 @@
+"""Learning from its own candidates: which captions are drawn for, the drawing, the judges, and the mixture trained on."""

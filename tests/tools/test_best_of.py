@@ -1,0 +1,70 @@
+"""The experiment of learning from one's own candidates: its cells' commands, its figures, its table."""
+
+import importlib.util
+import json
+import sys
+
+import pytest
+
+from dalle.cli import arguments
+from dalle.config import TrainPrior
+from tests.conftest import ROOT
+
+_spec = importlib.util.spec_from_file_location("best_of", ROOT / "tools/best_of.py")
+tool = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tool)
+
+
+def _options(tmp_path, *more: str):
+    return tool.parse(["--model", str(tmp_path / "demo"), "--output", str(tmp_path / "out"), *more])
+
+
+def _config(words: list[str]) -> TrainPrior:
+    return arguments.parse(TrainPrior, "test", words[3:])
+
+
+def test_control_and_test_differ_in_the_candidates_alone(tmp_path):
+    options = _options(tmp_path, "--share", "0.3")
+    control, test, checked = (
+        _config(tool.command(arm, 2, tmp_path / "cell", options)) for arm in ("control", "clip@1.0", "checker")
+    )
+    assert control.best_of is None and test.best_of.judge == "clip" and test.best_of.sampling.temperature == 1
+    assert (
+        checked.best_of.scenes == f"{tmp_path}/demo/data/train-*.tar" and checked.best_of.sampling.temperature is None
+    )
+    assert test.best_of.share == 0.3 and test.best_of.seed == test.run.seed == 2
+    for other in (test, checked):
+        assert {**vars(control), "best_of": None} == {**vars(other), "best_of": None}
+    assert control.start_from == f"{tmp_path}/demo/prior" and control.run.steps == 800
+
+
+def test_the_difference_is_over_paired_captions(tmp_path):
+    hard = [0.0, 0.5, 1.0, 0.25]
+    control = [{"unranked": hard}, {"unranked": [x + 0.1 for x in hard]}]
+    test = [{"unranked": [x + 0.1 for x in hard]}, {"unranked": [x + 0.4 for x in hard]}]
+    mean, low, high = tool.difference(test, control, "unranked")
+    assert mean == pytest.approx(0.2) and low == pytest.approx(0.2) and high == pytest.approx(0.2)
+    varied = [{"unranked": [0.0, 0.2, 0.4, 0.6]}]
+    mean, low, high = tool.difference(varied, [{"unranked": [0.0] * 4}], "unranked")
+    # 1.96 · the standard deviation of (0, 0.2, 0.4, 0.6), √(0.2/3), over √4
+    assert mean == pytest.approx(0.3) and high - mean == mean - low == pytest.approx(0.98 * (0.2 / 3) ** 0.5)
+
+
+def test_a_finished_cell_is_not_repeated_and_the_table_has_all(tmp_path, monkeypatch, capsys):
+    values = {name: [0.5, 0.7] for name in tool.COLUMNS if name != "seconds"}
+    for arm, seed, gain in (("before", 0, 0), ("control", 0, 0), ("clip", 0, 0.1)):
+        folder = tmp_path / "out" / f"{arm}-{seed}"
+        folder.mkdir(parents=True)
+        told = {name: [x + gain for x in each] for name, each in values.items()}
+        (folder / "result.json").write_text(json.dumps({**told, "seconds": 61.0}))
+    monkeypatch.setattr(tool, "_run", None)
+    inputs = ["--model", str(tmp_path), "--output", str(tmp_path / "out"), "--seeds", "1", "--arms", "clip"]
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "tools/best_of.py"), *inputs])
+    tool.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["before", "control", "clip"]
+    assert (
+        lines[4]
+        == "| clip | 70.0% | 70.0% | 0.7 | 0.7 | 70.0% | 61 | +10.0 (+10.0 to +10.0) | +10.0 (+10.0 to +10.0) |"
+    )
+    assert lines[3].endswith("|  |  |")
