@@ -12,7 +12,7 @@ from PIL import Image
 
 from dalle.config import Images, Sampling
 from dalle.data.samples import Pair, read_pairs
-from dalle.reporting.page_head import replace_text
+from dalle.outputs.page_head import replace_text
 from dalle.sampling.gallery import Gallery
 from dalle.sampling.loading import load
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from dalle.reporting.page_head import replace_text
+from dalle.outputs.page_head import replace_text
 
 STAGES = ("tokenizer", "dvae", "tokens", "prior", "clip")
 COMMANDS = {

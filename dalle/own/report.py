@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dalle.outputs.page_head import head, replace_text
 from dalle.own.budget import in_words
 from dalle.own.gallery import Row, read_rows
 from dalle.own.plan_files import PlanFiles
 from dalle.own.progress import Progress
-from dalle.reporting.page_head import head, replace_text
 from dalle.reporting.report import list_pictures, read_lines
 
 if TYPE_CHECKING:

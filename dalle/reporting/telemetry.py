@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from dalle.config import Wandb
+from dalle.outputs.page_head import replace_text
 from dalle.reporting import weights_and_biases
 from dalle.reporting.earlier_run import drop_after, read_run, set_aside
-from dalle.reporting.page_head import replace_text
 from dalle.reporting.report import duration, list_pictures, write_report
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from dalle.config.checks import Hopeless
 from dalle.data.counts import totalled
 from dalle.optim.ema import EMA
 from dalle.optim.plateau import PlateauRule
+from dalle.outputs.page_head import replace_text
 from dalle.reporting.machine_limit import matrix_flops_per_s
-from dalle.reporting.page_head import replace_text
 from dalle.reporting.samples import SamplesLog
 from dalle.reporting.telemetry import Telemetry
 from dalle.training.engine import Engine

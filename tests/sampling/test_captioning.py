@@ -283,7 +283,12 @@ def test_command_prints_a_table_or_json(folder, files, pipeline, capsys):
         ("picture.png", "captions.txt", ["--rank_by", "text"], ["rank_by text", "one of image, joint"]),
         ("picture.png", "captions.txt", ["--batch_size", "0"], ["batch_size 0"]),
         ("picture.png", None, [], ["missing: --captions"]),
-        ("picture.png", "captions.txt", ["--model", "nowhere"], ["model nowhere: no such folder, and no such ready model"]),
+        (
+            "picture.png",
+            "captions.txt",
+            ["--model", "nowhere"],
+            ["model nowhere: no such folder, and no such ready model"],
+        ),
     ],
 )
 def test_bad_input_is_one_line(folder, files, monkeypatch, capsys, image, captions, more, words):

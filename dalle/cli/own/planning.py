@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from dalle.cli.own.stages import Stages
 from dalle.config import Filters, TrainFolder
 from dalle.own import budget, needs
 from dalle.own.budget import in_words
@@ -15,9 +16,6 @@ from dalle.own.plan import Sizes, choose_sizes, deserved_minutes, expected_updat
 from dalle.own.plan_files import STAGES, PlanFiles, merged
 from dalle.own.settings import plain, stage_settings, with_updates
 from dalle.own.start import sizes_of
-
-if TYPE_CHECKING:
-    from dalle.cli.own.stages import Stages
 
 _MEASURED_SHARE, _MOST_MEASURED_S = 0.02, 6.0
 """Of the time, and at most, that a stage's updates are timed before they are planned."""

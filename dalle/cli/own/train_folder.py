@@ -1,6 +1,6 @@
 """`dalle-train`: a folder of pictures with captions becomes a model that draws, by one command that may be called again.
 
-Looks, plans, then calls the commands that a person would call (`dalle.cli.own.stages`).
+Looks, plans, then calls the commands that a person would call (`dalle.cli.own.running`).
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def train_folder(argv: list[str] | None = None) -> None:
 
 def _train(config: TrainFolder, output: Path, began_s: float) -> None:
     from dalle.cli.own.planning import make_plan, settle
+    from dalle.cli.own.running import Running
     from dalle.data.sources.prepare import prepare
     from dalle.own.facts import num_cores
     from dalle.own.plan_files import PlanFiles
@@ -64,7 +65,7 @@ def _train(config: TrainFolder, output: Path, began_s: float) -> None:
             f"nothing is trained yet; the same command without --plan_only goes on, with what you change in {files.folder}"
         )
         return
-    stages.run()
+    Running(stages).all()
 
 
 def _check_apart(source: Path, output: Path) -> None:

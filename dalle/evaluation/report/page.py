@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from dalle.evaluation.report.section import Section
-from dalle.reporting.page_head import head
+from dalle.outputs.page_head import head
 
 _STYLE = """
 nav { margin: .8rem 0 0; display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; font-size: .9rem; }

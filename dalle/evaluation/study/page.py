@@ -10,7 +10,7 @@ import json
 from importlib import resources
 
 from dalle.evaluation.study.design import Design
-from dalle.reporting.page_head import head
+from dalle.outputs.page_head import head
 
 _TITLE = "Which image is better?"
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"

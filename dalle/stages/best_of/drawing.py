@@ -29,8 +29,8 @@ from dalle.data.identity import identity
 from dalle.data.tokens import Meta, TokenShards, packed
 from dalle.models.folder import check_link, read_header
 from dalle.outputs.ownership import check, read_mark, write_mark
+from dalle.outputs.page_head import replace_text
 from dalle.reporting.best_of import FOLDER
-from dalle.reporting.page_head import replace_text
 from dalle.reporting.report import duration
 from dalle.sampling.model_set import Models, find_models
 from dalle.stages.best_of.judging import Judge, Judged, keep_best, load_judged

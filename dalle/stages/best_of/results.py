@@ -17,8 +17,8 @@ from safetensors import safe_open
 
 from dalle.config import BestOf
 from dalle.models.likelihood import to_pixels
+from dalle.outputs.page_head import replace_text
 from dalle.reporting.best_of import FILE, PICTURE
-from dalle.reporting.page_head import replace_text
 from dalle.sampling.drawing import Drawing, fingerprint
 from dalle.sampling.grid import make_grid
 from dalle.sampling.pipeline import Pipeline

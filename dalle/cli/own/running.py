@@ -1,0 +1,160 @@
+"""The stages of `dalle-train` as they run: each is run, gone on with, or skipped, by what it is made from."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from dalle.cli.own.planning import fit, tell_time
+from dalle.cli.own.stages import MADE, Stages
+from dalle.cli.road import TRAININGS, options, say, train_stage
+from dalle.config import Images
+from dalle.outputs.ownership import read_mark
+from dalle.own.budget import in_words
+from dalle.own.plan_files import COMMANDS
+from dalle.own.progress import set_aside
+from dalle.reporting.report import read_lines
+
+_WEIGHTS = "model.safetensors"
+_WHAT = {
+    "tokenizer": "learning the captions' tokens",
+    "dvae": "the dVAE: pixels become codes, and codes pixels",
+    "tokens": "turning all pictures into codes",
+    "prior": "the prior: captions are continued with codes",
+    "clip": "the reranker: which picture belongs to which caption",
+    "gallery": "drawing",
+}
+
+
+class Running:
+    """One call's work on the stages."""
+
+    def __init__(self, stages: Stages):
+        self.stages, self.ran, self.aside = stages, [], None
+
+    def all(self) -> None:
+        """All stages that are missing, in order, then the gallery and the page.
+
+        Raises:
+            KeyboardInterrupt: it was stopped
+        """
+        from dalle.cluster.topology import joined
+        from dalle.own.report import write_report
+
+        with ExitStack() as held:
+            if self.stages.gpus == 1:  # one process for all trainings; those of several GPUs are launched one by one
+                held.enter_context(joined())
+            names = [stage for stage in MADE if stage != "tokens" or stage in self.stages.commands]
+            for number, stage in enumerate(names, 3):
+                self._run_one(stage, f"{number}/{len(names) + 2}")
+        page = self.stages.folder / "report.html"
+        if self.ran or not page.is_file():
+            write_report(
+                self.stages.folder,
+                self.stages.prepared,
+                self.stages.files,
+                self.stages.progress,
+                self.stages.config.source,
+            )
+        else:
+            print("\neverything is there already: nothing was to be done")
+        print(f"\n{in_words(self.stages.progress.spent_s())} of training in all; the whole of it on one page: {page}")
+        print(f'draw with: dalle-sample --model {self.stages.folder} --rerank "{example_caption(self.stages.folder)}"')
+
+    def _run_one(self, stage: str, number: str) -> None:
+        inputs = self.stages.inputs_of(stage)
+        made = self.stages.folder / MADE[stage][0]
+        if (
+            self.stages.progress.is_finished(stage, inputs)
+            and (made / _WEIGHTS if stage in TRAININGS else made).exists()
+        ):
+            say(number, f"{stage}: done already")
+            return
+        if changed := self.stages.progress.changes(stage, inputs):
+            self._set_aside(stage, changed)
+        if stage in self.stages.trainings and self.stages.progress.of(stage) is None:
+            fit(self.stages, stage)
+            inputs = self.stages.inputs_of(stage)
+        say(number, _WHAT[stage])
+        lost_s = self._lost_s(stage, inputs)
+        self.stages.spent_before_s += lost_s
+        self.stages.progress.begin(stage, inputs)
+        self.stages.progress.add(stage, lost_s, finished=False)
+        began_s, finished = time.monotonic(), False
+        try:
+            self._work(stage)
+            finished = True
+        finally:
+            self.stages.progress.add(stage, time.monotonic() - began_s, finished)
+        self.ran.append(stage)
+        if stage in self.stages.trainings:
+            tell_time(self.stages, stage)
+
+    def _lost_s(self, stage: str, inputs: dict[str, str]) -> float:
+        """Seconds of a training that is gone on with, of which nothing was noted because it was killed."""
+        done = self.stages.progress.of(stage)
+        if done is None or done.finished or done.inputs != inputs:
+            return 0.0
+        times_s = [record.get("time_s", 0.0) for record in read_lines(self.stages.folder / stage / "metrics.jsonl")]
+        return max(0.0, max(times_s, default=0.0) - done.seconds)
+
+    def _work(self, stage: str) -> None:
+        if stage == "gallery":
+            self._draw()
+        elif stage not in self.stages.commands:
+            self._take(stage)
+        elif stage == "tokenizer":
+            from dalle.cli.data.train_tokenizer import train_tokenizer
+
+            # one that is there was cut off: whole, it would have been set aside
+            train_tokenizer([*self.stages.words(stage), "--overwrite"])
+        elif stage == "tokens":
+            from dalle.cli.data.tokenize import tokenize
+
+            tokenize(self.stages.words(stage))
+            if self.stages.prepared.valid:
+                held_out = {
+                    "data": self.stages.prepared.valid,
+                    "output": self.stages.folder / "tokens" / "valid",
+                    "crops": 1,
+                }
+                tokenize([*self.stages.words(stage), *options(held_out)])
+        else:
+            begun = read_mark(self.stages.folder / stage, COMMANDS[stage]) is not None
+            train_stage(stage, [*self.stages.words(stage), *(["--resume"] if begun else [])], self.stages.gpus)
+
+    def _take(self, stage: str) -> None:
+        """A part of ready weights as it is."""
+        from dalle.own.start import copy_model
+
+        if stage == "tokenizer":
+            (self.stages.folder / "tokenizer.json").write_bytes(self.stages.start.tokenizer.read_bytes())
+        else:
+            copy_model(self.stages.start, stage, self.stages.folder / stage)
+        print(f"as it is in {self.stages.start.name}")
+
+    def _draw(self) -> None:
+        from dalle.own.gallery import draw_gallery
+
+        found, config = self.stages.prepared, self.stages.config
+        images = Images(augmentation="none", max_aspect_ratio=self.stages.max_aspect_ratio)
+        left_s = 60 * self.stages.files.facts["minutes"] - self.stages.spent_s()
+        draw_gallery(
+            self.stages.folder, found.train, found.valid, images, config.candidates, config.seed, left_s, print
+        )
+
+    def _set_aside(self, stage: str, changed: list[str]) -> None:
+        """What was made from other things, which may have taken long, is kept."""
+        self.aside = set_aside(self.stages.folder, MADE[stage], self.aside)
+        self.stages.progress.forget(stage)
+        kept = f"; what it was is kept in {self.aside}" if self.aside else ""
+        print(f"\n{stage} is made anew, since other than before: {', '.join(changed)}{kept}")
+
+
+def example_caption(folder: Path) -> str:
+    """A caption that the models can draw, for the last line."""
+    from dalle.own.gallery import read_rows
+
+    rows = read_rows(folder)
+    return rows[0].caption.replace('"', "'") if rows else "CAPTION"
