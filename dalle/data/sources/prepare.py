@@ -73,8 +73,7 @@ def prepare(
             partial = unfinished(folder)
             try:
                 prepared = Maker(source, found, filters, valid_share, seed, workers, told).make(partial)
-                _put_in_place(partial, folder)
-                write_mark(folder, COMMAND, request)
+                _put_in_place(partial, folder, request)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
         except (OSError, sqlite3.OperationalError) as error:
@@ -87,7 +86,7 @@ def prepare(
 
 
 def _check_places(source: str, output: Path) -> None:
-    if not Path(source).exists():
+    if not os.path.exists(source):
         return
     inner, outer = Path(source).resolve(), output.resolve()
     if inner == outer or outer in inner.parents:
@@ -134,12 +133,13 @@ def _told(files: dict[str, Any] | None) -> str:
     return "unknown" if not files else f"{files['files']:,} files of {files['bytes']:,} bytes"
 
 
-def _put_in_place(partial: Path, folder: Path) -> None:
+def _put_in_place(partial: Path, folder: Path, request: dict[str, Any]) -> None:
     """The new files in place of those of an earlier making, of which the one that says that all are there goes first and comes
-    last."""
+    last, after the mark that tells what they were made of."""
     (folder / FILE).unlink(missing_ok=True)
     for path in folder.iterdir():
         if _SHARD.fullmatch(path.name):
             path.unlink()
+    write_mark(folder, COMMAND, request)
     for path in sorted(partial.iterdir(), key=lambda path: (path.name == FILE, path.name)):
         os.replace(path, folder / path.name)
