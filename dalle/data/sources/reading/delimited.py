@@ -30,7 +30,7 @@ _EXCEL = re.compile(r'"?sep=(.)"?\s*')
 
 def plain(name: str) -> str:
     """The name of a column as it is compared with the usual ones."""
-    return re.sub(r"[\s\-]+", "_", name.strip().lower())
+    return re.sub(r"[\s\-]+", "_", name.strip().lower()) if len(name) < 100 else name
 
 
 def is_image_name(text: str) -> bool:

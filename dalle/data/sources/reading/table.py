@@ -41,6 +41,8 @@ _USUAL = frozenset({*_IMAGE_COLUMNS, *_CAPTION_COLUMNS})
 _SNIFFED_ROWS = 100
 _MOST_FOLDERS = 16
 """Beside a table, in which the files are looked for that it names."""
+_MOST_NAME_CHARS = 4096
+"""Of a path, which no system has longer."""
 _OUTSIDE = "an image outside of the source folder, which is read where the table itself is given as the source"
 
 
@@ -195,6 +197,8 @@ class _Files:
     def item(self, image: str, captions: tuple[str, ...]) -> Item:
         """A row's."""
         url = str(self._table)
+        if len(image) > _MOST_NAME_CHARS:
+            return Item(url, f"{image[:40]}…", fate=Fate("Broken", "no such image file"))
         if re.match(r"https?://", image):
             return Item(url, image, fate=Fate("Broken", "an address, which is not downloaded"))
         names = dict.fromkeys([image, image.replace("\\", "/"), NUMBERED.sub("", image)])
