@@ -116,16 +116,21 @@ class Maker:
     def _write(self, ledger: Ledger, folder: Path, shown: set[int]) -> tuple[dict[int, str], ShardWriter, ShardWriter]:
         train, valid = ShardWriter(folder, "train"), ShardWriter(folder, "valid")
         pictures: dict[int, str] = {}
-        for done, (row, data) in enumerate(self._with_bytes(ledger, shown), 1):
-            if row.fate is None:
-                writer = valid if row.valid else train
-                image = data if row.extension else encode_png(data)
-                writer.add(row.extension or "png", image, ledger.captions(row.number), _about(row))
-                self.told("write", done)
-            if row.number in shown:
-                pictures[row.number] = thumbnail(data)
+        try:
+            for done, (row, data) in enumerate(self._with_bytes(ledger, shown), 1):
+                if row.fate is None:
+                    writer = valid if row.valid else train
+                    image = data if row.extension else encode_png(data)
+                    writer.add(row.extension or "png", image, ledger.captions(row.number), _about(row))
+                    self.told("write", done)
+                if row.number in shown:
+                    pictures[row.number] = thumbnail(data)
+            train.close()
+            valid.close()
+        finally:
+            train.let_go()
+            valid.let_go()
         for writer in (train, valid):
-            writer.close()
             for old, new in zip(writer.shards, writer.names(), strict=True):
                 os.replace(folder / old, folder / new)
         return pictures, train, valid

@@ -65,23 +65,23 @@ def prepare(
     _check_places(source, output)
     found = detect(source, output, choice)
     request = _request(source, found, filters, valid_share, seed, choice)
-    with claimed(output, COMMAND, overwrite=overwrite) as folder:
-        finished = _finished(folder, request, overwrite)
-        if finished is not None:
-            return finished
-        try:
+    try:
+        with claimed(output, COMMAND, overwrite=overwrite) as folder:
+            finished = _finished(folder, request, overwrite)
+            if finished is not None:
+                return finished
             partial = unfinished(folder)
             try:
                 prepared = Maker(source, found, filters, valid_share, seed, workers, told).make(partial)
                 _put_in_place(partial, folder, request)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-        except (OSError, sqlite3.OperationalError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise ValueError(
-                f"output {output}: cannot be written ({reason}): make room there or name another folder, and call it again; "
-                "what was half done is removed"
-            ) from error
+    except (OSError, sqlite3.OperationalError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ValueError(
+            f"output {output}: cannot be written ({reason}): make room there or name another folder, and call it again; "
+            "what was half done is removed"
+        ) from error
     return prepared.within(output)
 
 
