@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle.config import Filters
+from dalle.data.counts import printable
 from dalle.data.sources.judge import check_language
 from dalle.data.sources.make import Maker, Told
 from dalle.data.sources.prepared import FILE, Prepared, read_prepared
@@ -86,6 +87,10 @@ def prepare(
 
 
 def _check_places(source: str, output: Path) -> None:
+    if "\n" in str(output):
+        raise ValueError(
+            f"output {printable(str(output))}: a line end in its name cannot be typed: name another folder"
+        )
     if not os.path.exists(source):
         return
     inner, outer = Path(source).resolve(), output.resolve()
