@@ -100,7 +100,7 @@ def _tags(page):
     class Reader(html.parser.HTMLParser):
         def handle_starttag(self, tag, attributes):
             found.add(tag)
-            names = {"class", "style", "src", "alt", "loading", "lang", "charset", "name", "content"}
+            names = {"class", "style", "src", "alt", "loading", "lang", "dir", "charset", "name", "content"}
             assert {name for name, _ in attributes} <= names, attributes
             assert all(value.startswith("data:image/webp;base64,") for name, value in attributes if name == "src")
 
