@@ -89,7 +89,7 @@ _OURS = {
         "img",
         "i",
     ),
-    *("table", "tbody", "tr", "td", "figure", "figcaption"),
+    *("br", "table", "tbody", "tr", "td", "figure", "figcaption"),
 }
 
 
