@@ -311,3 +311,15 @@ def test_parquet_of_bytes_and_names_in_turn(tmp_path):
     parquet.write_table(table, source / "a.parquet")
     prepared(source / "a.parquet", tmp_path / "out")
     assert list(written(tmp_path / "out").values()) == [["a", "b"], ["c"], ["d"]]
+
+
+def test_what_decides_where_several_things_could(tmp_path):
+    (tmp_path / "1.png").touch()
+    (tmp_path / "a.txt").write_text("1.png#0\tred, round, small; new\n")
+    assert _read(tmp_path / "a.txt") == [("1.png#0", ("red, round, small; new",), None)]  # not what has more fields
+    (tmp_path / "b.json").write_text(json.dumps({"1.png": {"caption": "one", "file_name": "of an earlier place.png"}}))
+    assert _read(tmp_path / "b.json") == [("1.png", ("one",), None)]
+    images = [{"id": n, "file_name": f"{n}.png", "height": 480, "width": 640} for n in range(4000)]
+    coco = {"images": images, "annotations": [{"image_id": 1, "caption": "one"}]}
+    (tmp_path / "c.json").write_text(json.dumps(coco))  # captions are at its end alone
+    assert looks_like_table(tmp_path / "c.json") and _read(tmp_path / "c.json") == [("1.png", ("one",), None)]
