@@ -13,6 +13,7 @@ from dalle.data.shards import read
 
 _NAMES = ("caption", "text", "prompt")
 """Under which the json of other people's shards holds captions: the first one is img2dataset's."""
+NOT_TEXT = "caption is not text"
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 
@@ -43,7 +44,7 @@ def read_captions(sample: dict) -> tuple[list[str], dict | None]:
         captions = [c for c in captions if c]
     if not captions:
         if not is_text:
-            raise Broken("caption is not text")
+            raise Broken(NOT_TEXT)
         if "__beside__" in sample:
             raise Filtered("a second image, without a caption of its own", f"beside {sample['__beside__']}")
     captions = _with_first(captions, _text(sample))

@@ -84,7 +84,7 @@ class Counts:
             reasons = self._reasons(left_out).setdefault(left_out.reason, Reason())
             reasons.count += 1
             if len(reasons.first) < _NAMED:
-                reasons.first.append(tuple(_printable(t) for t in (*place(sample), left_out.detail)))
+                reasons.first.append(tuple(printable(t) for t in (*place(sample), left_out.detail)))
 
     def _reasons(self, left_out: LeftOut) -> dict[str, Reason]:
         if isinstance(left_out, OtherFile):
@@ -161,6 +161,6 @@ def place(sample: dict) -> tuple[str, str]:
     return str(sample["__url__"]), sample["__key__"]
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Names come from strangers' tars: no control characters, and nothing that Unicode cannot encode."""
     return text if text.isprintable() else repr(text)[1:-1]

@@ -16,8 +16,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from webdataset.gopen import gopen
-
 from dalle.data.images import EXTENSIONS
 from dalle.data.naming import is_url
 
@@ -122,7 +120,11 @@ def _files(shard: str) -> Iterator[tuple[str, str, bytes | None]]:
 
 def _opened(shard: str) -> IO[bytes]:
     """Not by webdataset where it is a file: it takes names such as `pipe:x;` for commands."""
-    return gopen(shard) if is_url(shard) else open(shard, "rb")
+    if not is_url(shard):
+        return open(shard, "rb")
+    from webdataset.gopen import gopen  # imports PyTorch, which readers of files alone need not wait for
+
+    return gopen(shard)
 
 
 class _Gathering:

@@ -70,7 +70,7 @@ class Filter:
     what was found.
 
     Args:
-        source: a folder of images with captions, a table (.csv, .tsv, .jsonl, .parquet) that names images and captions, or
+        source: a folder of images with captions, a table (.csv, .tsv, .json, .jsonl, .parquet) that names images and captions, or
             shards (.tar). Nothing in it is changed
         output: folder of the shards (train-000.tar, valid-000.tar), prepared.json and report.html
         filters: what is left out

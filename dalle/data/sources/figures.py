@@ -27,7 +27,8 @@ def inspect(ledger: Ledger) -> dict[str, Any]:
         "ON c.image = i.number WHERE c.reason IS NULL AND i.first IN (SELECT number FROM images WHERE kind IS NULL) "
         "GROUP BY i.first, c.text"
     )
-    ask(f"CREATE TEMP TABLE texts AS {texts}")
+    # none that SQLite would keep in the system's folder for temporary files
+    ask(f"CREATE TABLE texts AS {texts}")
     captions, longest = ask("SELECT COUNT(*), MAX(chars) FROM texts")[0]
     side, ratio = "MIN(width, height)", "(1.0 * width / height)"
     return {

@@ -76,6 +76,7 @@ class Ledger:
     def __init__(self, path: Path):
         self._db = sqlite3.connect(path, isolation_level=None)
         self._db.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-65536;" + _SCHEMA)
+        self._db.create_function("as_text", 1, lambda key: _text(_name(key)), deterministic=True)
         self._db.execute("BEGIN")
         self._next = self._further = 0
 
@@ -91,7 +92,7 @@ class Ledger:
         number, self._next = self._next, self._next + 1
         self._db.execute(
             "INSERT INTO images (number, url, key, path) VALUES (?, ?, ?, ?)",
-            (number, _text(item.url), os.fsencode(item.key), path),
+            (number, _text(item.url), item.key.encode("utf-8", "surrogatepass"), path),
         )
         return number
 
@@ -157,7 +158,7 @@ class Ledger:
         )
         run(
             "UPDATE images SET kind = 'Filtered', reason = 'the pixels of an earlier image, which takes its captions', "
-            "detail = (SELECT CAST(other.key AS TEXT) FROM images other WHERE other.number = images.first) "
+            "detail = (SELECT as_text(other.key) FROM images other WHERE other.number = images.first) "
             "WHERE kind IS NULL AND first < number"
         )
         count, least, most = run("SELECT COUNT(*), MIN(draw), MAX(draw) FROM images WHERE kind IS NULL").fetchone()
@@ -166,9 +167,9 @@ class Ledger:
             below = min(max(valid_share, math.nextafter(least, 2)), most)  # at least one on each side
         run("UPDATE images SET valid = (draw < ?) WHERE kind IS NULL", (below,))
 
-    def kept(self) -> Iterator[Row]:
-        """Images that are used, in order."""
-        return self.rows("kind IS NULL")
+    def without_path(self) -> Iterator[int]:
+        """Numbers of the images that are no files of their own, in order."""
+        return (n for (n,) in self._db.execute("SELECT number FROM images WHERE path IS NULL ORDER BY number"))
 
     def rows(self, condition: str, *values: Any) -> Iterator[Row]:
         """Images in the order of the source.
@@ -183,7 +184,7 @@ class Ledger:
         ):
             yield Row(
                 number,
-                os.fsdecode(key),
+                _name(key),
                 None if path is None else Path(os.fsdecode(path)),
                 extension,
                 data,
@@ -227,7 +228,12 @@ class Ledger:
 
 
 def _place(url: str, key: bytes) -> dict[str, str]:
-    return {"__url__": url, "__key__": os.fsdecode(key)}
+    return {"__url__": url, "__key__": _name(key)}
+
+
+def _name(key: bytes) -> str:
+    """A key as it was: names of files, and those in tables, may hold what Unicode does not encode."""
+    return key.decode("utf-8", "surrogatepass")
 
 
 def _text(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -12,7 +13,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
 
 import numpy as np
 
@@ -72,7 +74,7 @@ def look(item: Item, filters: Filters) -> Looked:
         return replace(looked, fate=Fate.of(error))
     filtered = image_filtered(image.size, filters)
     pixels = hashlib.blake2b(f"{image.width} {image.height}\n".encode(), digest_size=16)
-    pixels.update(np.asarray(image).tobytes())
+    pixels.update(np.ascontiguousarray(image).data)
     with images.opened(data) as file:
         extension = COPIED.get(file.format)
     return replace(
@@ -99,8 +101,7 @@ def look_at_all(items: Iterable[Item], filters: Filters, workers: int) -> Iterat
         return
     items = chain(first, items)
     # spawned, not forked: the caller may have threads that a fork would break
-    ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; this one ends the others
-    with ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, ignore) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _begin) as pool:
         under_way: deque[Future[list[Looked]]] = deque()
         try:
             while True:
@@ -115,6 +116,20 @@ def look_at_all(items: Iterable[Item], filters: Filters, workers: int) -> Iterat
             ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _begin() -> None:
+    """What a worker does first."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches all processes of a terminal; the caller ends the others
+    Thread(target=_end_with_the_caller, daemon=True).start()
+
+
+def _end_with_the_caller() -> None:
+    # a caller that is killed tells nobody, and the pool's queue, which its workers hold open for each other, never ends
+    parent_process().join()
+    os._exit(1)
 
 
 def _look_at_some(items: list[Item], filters: Filters) -> list[Looked]:

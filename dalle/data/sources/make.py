@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dalle.config import Filters
+from dalle.data.captions import NOT_TEXT
+from dalle.data.counts import printable
 from dalle.data.counts import told as by_reason
 from dalle.data.sources.figures import captions_left_out, examples, inspect
 from dalle.data.sources.judge import caption_reason
@@ -45,6 +47,7 @@ class Maker:
     ):
         self.name, self.source, self.filters, self.told = name, source, filters, told
         self.valid_share, self.seed, self.workers = valid_share, seed, workers
+        self._outside, self._first_outside = 0, ""
 
     def make(self, folder: Path) -> Prepared:
         """Write everything into a folder that is there and empty. Raises ValueError where no image can be used."""
@@ -74,8 +77,7 @@ class Maker:
                 caption_counts=caption_counts,
                 inspection=figures,
             )
-            notes = [*self.source.notes, *self._notes(prepared)]
-            prepared.notes.extend(note.encode("utf-8", "backslashreplace").decode() for note in notes)
+            prepared.notes.extend(map(printable, (*self.source.notes, *self._notes(prepared))))
             examples_shown = [
                 Example(pictures[n], row, ledger.captions(n) or ledger.all_captions(n))
                 for n in shown
@@ -94,6 +96,9 @@ class Maker:
         def new() -> Iterator[Item]:
             for item in self.source.items():
                 number = ledger.add(item)
+                if item.is_outside and number is not None:
+                    self._outside += 1
+                    self._first_outside = self._first_outside or item.key
                 if number is None:
                     ledger.add_captions(ledger.number_of(os.fsencode(item.path)), self._judged(item))
                 else:
@@ -111,16 +116,21 @@ class Maker:
     def _write(self, ledger: Ledger, folder: Path, shown: set[int]) -> tuple[dict[int, str], ShardWriter, ShardWriter]:
         train, valid = ShardWriter(folder, "train"), ShardWriter(folder, "valid")
         pictures: dict[int, str] = {}
-        for done, (row, data) in enumerate(self._with_bytes(ledger, shown), 1):
-            if row.fate is None:
-                writer = valid if row.valid else train
-                image = data if row.extension else encode_png(data)
-                writer.add(row.extension or "png", image, ledger.captions(row.number), _about(row))
-                self.told("write", done)
-            if row.number in shown:
-                pictures[row.number] = thumbnail(data)
+        try:
+            for done, (row, data) in enumerate(self._with_bytes(ledger, shown), 1):
+                if row.fate is None:
+                    writer = valid if row.valid else train
+                    image = data if row.extension else encode_png(data)
+                    writer.add(row.extension or "png", image, ledger.captions(row.number), _about(row))
+                    self.told("write", done)
+                if row.number in shown:
+                    pictures[row.number] = thumbnail(data)
+            train.close()
+            valid.close()
+        finally:
+            train.let_go()
+            valid.let_go()
         for writer in (train, valid):
-            writer.close()
             for old, new in zip(writer.shards, writer.names(), strict=True):
                 os.replace(folder / old, folder / new)
         return pictures, train, valid
@@ -128,16 +138,19 @@ class Maker:
     def _with_bytes(self, ledger: Ledger, shown: set[int]) -> Iterator[tuple[Row, bytes]]:
         """Images that are kept, and those that are shown, with their bytes. Those that lie in something larger are met in
         the order in which they were before."""
-        larger = ((n, item.files.get(IMAGE)) for n, item in enumerate(self.source.items()) if item.path is None)
+        held = (item.files.get(IMAGE) for item in self.source.items() if item.path is None)
+        larger = zip(ledger.without_path(), held, strict=False)  # a source that was changed may hold fewer now
         for row in ledger.rows("kind IS NULL OR pixels IS NOT NULL"):
             if row.fate is not None and row.number not in shown:
                 continue
             data = self._read(row, larger)
             if data is None or hash_bytes(data) != row.bytes_hash:
-                raise ValueError(f"source {self.name}: {row.key} was changed while it was read: call it again")
+                raise ValueError(
+                    f"source {self.name}: {printable(row.key)} was changed while it was read: call it again"
+                )
             yield row, data
 
-    def _read(self, row: Row, larger: Iterator[tuple[int, bytes]]) -> bytes | None:
+    def _read(self, row: Row, larger: Iterator[tuple[int, bytes | None]]) -> bytes | None:
         if row.path is None:
             return next((held for number, held in larger if number == row.number), None)
         try:
@@ -153,6 +166,11 @@ class Maker:
             if reasons:
                 number = sum(about.count for about in reasons.values())
                 yield f"{number:,} {told}: {'; '.join(by_reason(reasons))}."
+        if NOT_TEXT in counts.broken:
+            yield "What is not text is often a table in the encoding of an old system: save it as UTF-8."
+        if self._outside:
+            first = self._first_outside
+            yield f"Images that the table names outside of its own folder: {self._outside:,}, the first of them {first}."
         if self.source.num_images is not None and self.source.num_images > found["images_read"]:
             left = self.source.num_images - found["images_read"]
             yield f"Images of the folder that are in no row of the table, and are not read: {left:,}."

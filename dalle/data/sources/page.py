@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from dalle.data.counts import Reason
+from dalle.data.counts import Reason, printable
 from dalle.data.sources.figures import RATIOS, SIDES_PX, WORDS
 from dalle.data.sources.ledger import Row
 from dalle.data.sources.prepared import Prepared
@@ -22,10 +22,11 @@ _STYLE = """
 .facts span { display: block; color: var(--soft); font-size: .78rem; }
 .facts b { font-size: 1.15rem; font-variant-numeric: tabular-nums; }
 ul { padding-left: 1.2rem; } li { margin: .25rem 0; overflow-wrap: anywhere; }
+li[dir], .card p { overflow: hidden; } li[dir] { list-style-position: inside; }
 table { border-collapse: collapse; background: var(--card); border: 1px solid var(--line); font-size: .9rem; width: 100%; }
 th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: left; font-weight: 400;
   overflow-wrap: anywhere; vertical-align: top; }
-td:first-child { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; width: 5rem; }
+td:first-child { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; width: 4rem; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: .8rem; }
 figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .6rem .8rem; }
 figcaption { font-size: .85rem; font-weight: 600; margin-bottom: .4rem; }
@@ -111,15 +112,15 @@ def _left_out(prepared: Prepared) -> str:
     if not rows:
         return ""
     body = "".join(
-        f"<tr><td>{about.count:,}</td><td>{html.escape(reason)} <span class='soft'>({what})</span></td>"
-        f"<td class='soft'>{html.escape(_names(about))}</td></tr>"
+        f"<tr><td>{about.count:,}</td><td>{html.escape(reason)} <span class='soft'>({what})</span>"
+        f"<br><span class='soft'>{html.escape(_names(about))}</span></td></tr>"
         for reason, about, what in rows
     )
     return f"<h2>Left out</h2><table><tbody>{body}</tbody></table>"
 
 
 def _names(reason: Reason) -> str:
-    named = (f"{key} ({detail})" if detail else key for _, key, detail in reason.first)
+    named = (f"{_short(key)} ({_short(detail)})" if detail else _short(key) for _, key, detail in reason.first)
     return ", ".join(named) + (", …" if reason.count > len(reason.first) else "")
 
 
@@ -187,13 +188,14 @@ def _dropped(shown: list[Example], prepared: Prepared) -> str:
 
 def _card(example: Example) -> str:
     row = example.row
-    captions = "".join(f"<p>{html.escape(_short(c))}</p>" for c in example.captions[:_CAPTIONS_SHOWN])
+    captions = "".join(f'<p dir="auto">{html.escape(_short(c))}</p>' for c in example.captions[:_CAPTIONS_SHOWN])
     if len(example.captions) > _CAPTIONS_SHOWN:
         captions += f'<p class="soft">and {len(example.captions) - _CAPTIONS_SHOWN} more</p>'
-    detail = f" · {row.fate.detail}" if row.fate is not None and row.fate.detail else ""
+    size = f"{row.size[0]}×{row.size[1]}"
+    detail = f" · {_short(row.fate.detail)}" if row.fate is not None and row.fate.detail not in ("", size) else ""
     held = " · held out" if row.valid else ""
-    key = row.key.encode("utf-8", "backslashreplace").decode()
-    note = f'<p class="soft">{html.escape(f"{key} · {row.size[0]}×{row.size[1]}{held}{detail}")}</p>'
+    key = _short(printable(row.key))
+    note = f'<p class="soft">{html.escape(f"{key} · {size}{held}{detail}")}</p>'
     return f'<div class="card"><img src="{example.picture}" alt="" loading="lazy">{captions}{note}</div>'
 
 
@@ -205,6 +207,6 @@ def _captions(prepared: Prepared, left_out: dict[str, list[str]]) -> str:
     parts = []
     for reason, captions in left_out.items():
         number = prepared.caption_counts.filtered[reason].count
-        items = "".join(f"<li>{html.escape(_short(caption))}</li>" for caption in captions)
+        items = "".join(f'<li dir="auto">{html.escape(_short(caption))}</li>' for caption in captions)
         parts.append(f"<h3>{number:,} × {html.escape(reason)}</h3><ul>{items}</ul>")
     return f"<h2>Captions left out</h2>{''.join(parts)}" if parts else ""

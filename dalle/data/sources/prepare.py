@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle.config import Filters
+from dalle.data.counts import printable
 from dalle.data.sources.judge import check_language
 from dalle.data.sources.make import Maker, Told
 from dalle.data.sources.prepared import FILE, Prepared, read_prepared
@@ -65,29 +66,32 @@ def prepare(
     _check_places(source, output)
     found = detect(source, output, choice)
     request = _request(source, found, filters, valid_share, seed, choice)
-    with claimed(output, COMMAND, overwrite=overwrite) as folder:
-        finished = _finished(folder, request, overwrite)
-        if finished is not None:
-            return finished
-        try:
+    try:
+        with claimed(output, COMMAND, overwrite=overwrite) as folder:
+            finished = _finished(folder, request, overwrite)
+            if finished is not None:
+                return finished
             partial = unfinished(folder)
             try:
                 prepared = Maker(source, found, filters, valid_share, seed, workers, told).make(partial)
-                _put_in_place(partial, folder)
-                write_mark(folder, COMMAND, request)
+                _put_in_place(partial, folder, request)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-        except (OSError, sqlite3.OperationalError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise ValueError(
-                f"output {output}: cannot be written ({reason}): make room there or name another folder, and call it again; "
-                "what was half done is removed"
-            ) from error
+    except (OSError, sqlite3.OperationalError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ValueError(
+            f"output {output}: cannot be written ({reason}): make room there or name another folder, and call it again; "
+            "what was half done is removed"
+        ) from error
     return prepared.within(output)
 
 
 def _check_places(source: str, output: Path) -> None:
-    if not Path(source).exists():
+    if "\n" in str(output):
+        raise ValueError(
+            f"output {printable(str(output))}: a line end in its name cannot be typed: name another folder"
+        )
+    if not os.path.exists(source):
         return
     inner, outer = Path(source).resolve(), output.resolve()
     if inner == outer or outer in inner.parents:
@@ -134,12 +138,13 @@ def _told(files: dict[str, Any] | None) -> str:
     return "unknown" if not files else f"{files['files']:,} files of {files['bytes']:,} bytes"
 
 
-def _put_in_place(partial: Path, folder: Path) -> None:
+def _put_in_place(partial: Path, folder: Path, request: dict[str, Any]) -> None:
     """The new files in place of those of an earlier making, of which the one that says that all are there goes first and comes
-    last."""
+    last, after the mark that tells what they were made of."""
     (folder / FILE).unlink(missing_ok=True)
     for path in folder.iterdir():
         if _SHARD.fullmatch(path.name):
             path.unlink()
+    write_mark(folder, COMMAND, request)
     for path in sorted(partial.iterdir(), key=lambda path: (path.name == FILE, path.name)):
         os.replace(path, folder / path.name)

@@ -7,8 +7,9 @@ import io
 import json
 import re
 import tarfile
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dalle.data import images
 
@@ -28,6 +29,7 @@ class ShardWriter:
     def __init__(self, folder: Path, name: str):
         self._folder, self._name = folder, name
         self._tar: tarfile.TarFile | None = None
+        self._file: IO[bytes] | None = None
         self.shards: list[str] = []
         self._images = self._bytes = 0
 
@@ -43,8 +45,8 @@ class ShardWriter:
         if self._tar is None or self._images == SHARD_IMAGES or self._bytes >= SHARD_BYTES:
             self.close()
             self.shards.append(f"{self._name}-{len(self.shards):03d}.tar")
-            path = self._folder / self.shards[-1]
-            self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 (closed by `close`)
+            self._file = open(self._folder / self.shards[-1], "wb")  # noqa: SIM115 (closed by `close`)
+            self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
             self._images = self._bytes = 0
         key = f"{len(self.shards) - 1:05d}{self._images:04d}"
         self._add(f"{key}.{extension}", image)
@@ -62,7 +64,14 @@ class ShardWriter:
         """Complete the last shard."""
         if self._tar is not None:
             self._tar.close()
+            self._file.close()
             self._tar = None
+
+    def let_go(self) -> None:
+        """Close the file of a shard that did not come to its end, which would keep its place on the disk."""
+        if self._file is not None:
+            with suppress(OSError):  # what is written at last finds no more room than what was before
+                self._file.close()
 
     def names(self) -> list[str]:
         """What the shards are to be called: their numbers as long as the last, so that a range names them."""

@@ -13,15 +13,18 @@ from dalle.data.naming import expand
 from dalle.data.shards import read
 from dalle.data.sources.reading.folder import Survey, every_path, file_items, name_items, survey
 from dalle.data.sources.reading.item import Item
-from dalle.data.sources.reading.table import find_columns, is_table, table_items
+from dalle.data.sources.reading.table import MAYBE_TABLES, find_columns, is_table, table_files, table_items
 from dalle.data.sources.reading.walk import fingerprint
 
 _NAMES_SHARE = 0.8
 """Of the images whose names have to be captions before names are taken for captions."""
 _NEEDED = (
-    "captions are read from a NAME.txt or NAME.json beside NAME.jpg, from a table (.csv, .tsv, .jsonl, .parquet) with a column "
-    "of files and one of captions, or from names of files or folders such as 'a red apple.jpg'"
+    "captions are read from a NAME.txt or NAME.json beside NAME.jpg, from a table (.csv, .tsv, .json, .jsonl, .parquet) with a "
+    "column of files and one of captions, or from names of files or folders such as 'a red apple.jpg'"
 )
+
+
+_ARCHIVES = {"zip", "rar", "7z"}
 
 
 @dataclass(frozen=True)
@@ -76,21 +79,22 @@ def detect(source: str, output: Path | None = None, choice: Choice = Choice()) -
             found and what to do
     """
     path = Path(source)
-    if path.is_dir():
+    is_file = os.path.isfile(source)
+    if os.path.isdir(source):
         try:
             os.listdir(path)
         except OSError as error:
             raise ValueError(f"source {source}: cannot be read: {error.strerror}") from None
         return _folder(path, output, choice)
-    if path.is_file() and is_table(path.name):
-        return _tables(path.parent, [path], choice, f"{path.name} was given")
-    if path.is_file() and path.suffix.lower() in (".zip", ".rar", ".7z"):
+    if is_file and (is_table(path.name) or path.suffix.lower().strip(".") in MAYBE_TABLES):
+        return _tables(path.parent, [path], choice, f"{path.name} was given", is_given=True)
+    if is_file and path.suffix.lower().strip(".") in _ARCHIVES:
         raise ValueError(f"source {source}: is an archive: unpack it, and give the folder")
     if not os.path.lexists(path) and not re.search(r"\.(tar|tgz|tar\.gz)\b|[*{]|://", source):
         raise ValueError(f"source {source}: there is no such file or folder")
-    if path.is_file() and not re.search(r"\.(tar|tgz|tar\.gz)$", path.name.lower()):
+    if is_file and not re.search(r"\.(tar|tgz|tar\.gz)$", path.name.lower()):
         raise ValueError(
-            f"source {source}: is neither a folder, nor a table (.csv, .tsv, .jsonl, .parquet), nor a .tar"
+            f"source {source}: is neither a folder, nor a table (.csv, .tsv, .json, .jsonl, .parquet), nor a .tar"
         )
     return _shards(Path(), expand(source), "shards were given")
 
@@ -105,7 +109,7 @@ def _shards(root: Path, shards: list[str], why: str) -> Source:
     return Source(kind, [f"Taken for {kind}, since {why}."], items, lambda: map(Path, shards), root)
 
 
-def _tables(root: Path, paths: list[Path], choice: Choice, why: str) -> Source:
+def _tables(root: Path, paths: list[Path], choice: Choice, why: str, is_given: bool = False) -> Source:
     tables = [(path, find_columns(path, choice.image_column, choice.caption_column)) for path in paths]
     kinds = {path.suffix.lower().strip(".").upper().replace("PARQUET", "Parquet") for path in paths}
     number = "a table" if len(paths) == 1 else f"{len(paths)} tables"
@@ -123,9 +127,14 @@ def _tables(root: Path, paths: list[Path], choice: Choice, why: str) -> Source:
 
     def items() -> Iterator[Item]:
         for path, found in tables:
-            yield from table_items(path, found)
+            yield from table_items(path, found, None if is_given else root)
 
-    return Source(kind, notes, items, lambda: iter(paths), root)
+    def files() -> Iterator[Path]:
+        for path, found in tables:
+            yield path
+            yield from table_files(path, found)
+
+    return Source(kind, notes, items, files, root)
 
 
 def _folder(root: Path, output: Path | None, choice: Choice) -> Source:
@@ -142,7 +151,7 @@ def _folder(root: Path, output: Path | None, choice: Choice) -> Source:
         )
     if wanted == "table" or (wanted is None and tables):
         if not tables:
-            raise ValueError(wrong or f"source {root}: holds no table (.csv, .tsv, .jsonl, .parquet)")
+            raise ValueError(wrong or f"source {root}: holds no table (.csv, .tsv, .json, .jsonl, .parquet)")
         source = _tables(root, _one_table(root, tables, found), choice, f"it holds {_files(tables)}")
         if found.with_txt or found.json_captions:
             source.notes.append(
@@ -241,6 +250,7 @@ def _without_images(root: Path, found: Survey) -> str:
             f"source {root}: {captions:,} files that may hold captions, and no images (.{', .'.join(EXTENSIONS)}): put the "
             "images beside them"
         )
-    return f"source {root}: no images (.{', .'.join(EXTENSIONS)})" + (
-        f"; it holds files of other kinds: {told}" if told else ""
-    )
+    line = f"source {root}: no images (.{', .'.join(EXTENSIONS)})"
+    if told:
+        line += f"; it holds files of other kinds: {told}"
+    return line + (": unpack the archives" if found.others.keys() & _ARCHIVES else "")

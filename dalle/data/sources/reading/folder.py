@@ -11,12 +11,14 @@ from dalle.data.counts import LeftOut
 from dalle.data.images import EXTENSIONS
 from dalle.data.sources.reading.item import IMAGE, Item
 from dalle.data.sources.reading.names import caption_of
-from dalle.data.sources.reading.table import is_table
+from dalle.data.sources.reading.table import MAYBE_TABLES, is_table, looks_like_table
 from dalle.data.sources.reading.walk import Listing, walk
 
 _LOOKED_INTO = 50
-"""Of the .json files beside images, to see whether they hold captions."""
-_SIDECARS = ("txt", "json")
+"""Of the .json files beside images, to see whether they hold captions; and of the .txt and .json files beside none, to see
+whether they are tables."""
+_SIDECARS = {"txt": "txt", "caption": "txt", "json": "json"}
+"""What lies beside images, and as what it is read."""
 
 
 @dataclass
@@ -57,12 +59,13 @@ class _Entry:
 
 
 def _entries(listing: Listing) -> Iterator[_Entry]:
-    """A folder's images: `a.jpg` has `a.txt`, or `a.jpg.txt`; upper and lower case of extensions are alike."""
+    """A folder's images: `a.jpg` has `a.txt`, or `a.jpg.txt`, or `a.caption`; upper and lower case of extensions are alike."""
     beside: dict[str, dict[str, str]] = {}
-    for name in listing.files:
+    # `.caption` comes first: where kohya's scripts find both, the .txt are keywords
+    for name in sorted(listing.files, key=lambda name: _split(name)[1] != "caption"):
         stem, extension = _split(name)
         if extension in _SIDECARS:
-            beside.setdefault(stem, {}).setdefault(extension, name)
+            beside.setdefault(stem, {}).setdefault(_SIDECARS[extension], name)
     for name in listing.files:
         stem, extension = _split(name)
         if extension in EXTENSIONS:
@@ -77,7 +80,7 @@ def _split(name: str) -> tuple[str, str]:
 def survey(root: Path, output: Path | None = None) -> Survey:
     """Look at the names in a folder and all folders in it."""
     found = Survey()
-    looked_into = 0
+    looked_into = peeked_at = 0
     for listing in walk(root, output):
         stems = set()
         inner = _folder_caption(listing.folder)
@@ -97,7 +100,9 @@ def survey(root: Path, output: Path | None = None) -> Survey:
             stem, extension = _split(name)
             if extension in EXTENSIONS or (extension in _SIDECARS and stem in stems):
                 continue
-            if is_table(name):
+            is_maybe = extension in MAYBE_TABLES and peeked_at < _LOOKED_INTO
+            peeked_at += is_maybe
+            if is_table(name) or (is_maybe and looks_like_table(root / listing.key(name))):
                 found.tables.append(listing.key(name))
             elif extension == "tar" or name.lower().endswith((".tar.gz", ".tgz")):
                 found.shards.append(listing.key(name))

@@ -44,6 +44,7 @@ class Item:
         files: bytes, or the path of a file that holds them, by extension, the image's being `IMAGE`; and the marks of `dalle.data.shards.read`
         captions: those of a table, a name or a folder; null where the files hold them
         fate: known before anything is read
+        is_outside: whether a table names an image that is not below its folder
     """
 
     url: str
@@ -51,6 +52,7 @@ class Item:
     files: dict[str, Any] = field(default_factory=dict)
     captions: tuple[str, ...] | None = None
     fate: Fate | None = None
+    is_outside: bool = False
 
     @property
     def path(self) -> Path | None:

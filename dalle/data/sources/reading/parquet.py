@@ -29,6 +29,17 @@ def parquet_columns(path: Path) -> list[str]:
         raise _damaged(path, error) from None
 
 
+def holds_bytes(path: Path, column: str) -> bool:
+    """Whether a column may hold images, and not only their names. Raises ValueError where the file cannot be read."""
+    pyarrow = _pyarrow(path)
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            kind = file.schema_arrow.field(column).type
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _damaged(path, error) from None
+    return not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind))
+
+
 def parquet_rows(path: Path, *columns: str) -> Iterator[tuple[Any, ...]]:
     """The rows' values of some columns, in order. Raises ValueError where the file cannot be read."""
     pyarrow = _pyarrow(path)
