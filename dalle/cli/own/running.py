@@ -102,7 +102,7 @@ class Running:
     def _work(self, stage: str) -> None:
         if stage == "gallery":
             self._draw()
-        elif stage not in self.stages.commands:
+        elif self.stages.is_taken(stage):
             self._take(stage)
         elif stage == "tokenizer":
             from dalle.cli.data.train_tokenizer import train_tokenizer

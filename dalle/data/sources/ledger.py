@@ -136,8 +136,14 @@ class Ledger:
             ((number, place, text, len(text.split()), len(text), reason) for text, reason in captions),
         )
 
-    def settle(self, join: bool, valid_share: float) -> None:
-        """What follows from all images together: the first of equal ones, what is kept, what is held out."""
+    def settle(self, join: bool, valid_share: float, most_valid: int | None = None) -> None:
+        """What follows from all images together: the first of equal ones, what is kept, what is held out.
+
+        Args:
+            join: whether equal images are one
+            valid_share: of the images that are kept, those held out
+            most_valid: of these; the share is halved until they are no more, so that it stays as it is while a source grows
+        """
         run = self._db.execute
         self._db.execute("COMMIT")
         self._db.executescript(_INDICES)
@@ -163,8 +169,14 @@ class Ledger:
         count, least, most = run("SELECT COUNT(*), MIN(draw), MAX(draw) FROM images WHERE kind IS NULL").fetchone()
         below = 0.0
         if count >= FEWEST_TO_SPLIT and valid_share > 0:
-            below = min(max(valid_share, math.nextafter(least, 2)), most)  # at least one on each side
+            below = valid_share
+            while most_valid is not None and self._num_drawn_below(below) > most_valid:
+                below /= 2
+            below = min(max(below, math.nextafter(least, 2)), most)  # at least one on each side
         run("UPDATE images SET valid = (draw < ?) WHERE kind IS NULL", (below,))
+
+    def _num_drawn_below(self, share: float) -> int:
+        return self._db.execute("SELECT COUNT(*) FROM images WHERE kind IS NULL AND draw < ?", (share,)).fetchone()[0]
 
     def kept(self) -> Iterator[Row]:
         """Images that are used, in order."""

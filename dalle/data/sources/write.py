@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -23,12 +24,15 @@ class ShardWriter:
     Args:
         folder: that is there
         name: "train" or "valid"
+
+    `digest` is of all that was added, names and bytes.
     """
 
     def __init__(self, folder: Path, name: str):
         self._folder, self._name = folder, name
         self._tar: tarfile.TarFile | None = None
         self.shards: list[str] = []
+        self.digest = hashlib.sha256()
         self._images = self._bytes = 0
 
     def add(self, extension: str, image: bytes, captions: list[str], about: dict[str, Any]) -> None:
@@ -56,6 +60,8 @@ class ShardWriter:
         info = tarfile.TarInfo(name)  # its defaults, time 0 and no owner, are the same everywhere
         info.size = len(data)
         self._tar.addfile(info, io.BytesIO(data))
+        self.digest.update(b"%s %d\n" % (name.encode(), len(data)))
+        self.digest.update(data)
         self._bytes += len(data)
 
     def close(self) -> None:
