@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dalle.outputs.page_head import head, replace_text
 from dalle.own.budget import in_words
-from dalle.own.gallery import Row, read_rows
+from dalle.own.gallery import Row, draw_command, read_rows
 from dalle.own.plan_files import PlanFiles
 from dalle.own.progress import Progress
 from dalle.reporting.report import list_pictures, read_lines
@@ -50,14 +50,13 @@ def write_report(folder: Path, prepared: Prepared, files: PlanFiles, progress: P
     """Writes `report.html` of an output folder, from what lies in it."""
     rows = read_rows(folder)
     title = f"Trained on {Path(source).name or source}"
-    example = rows[0].caption.replace('"', "'") if rows else "CAPTION"
     parts = [
         head(title, STYLE),
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="soft">{in_words(progress.spent_s())} of work; as of {time.strftime("%Y-%m-%d %H:%M")}</p>',
         *_drawn(rows),
         "<h2>Draw more</h2>",
-        _command(folder, example),
+        f"<pre>{html.escape(draw_command(folder))}</pre>",
         "<h2>What was found</h2>",
         _list([f"{prepared.kind}: {source}", *prepared.notes]),
         _left_out(prepared),
@@ -72,11 +71,6 @@ def write_report(folder: Path, prepared: Prepared, files: PlanFiles, progress: P
         "</body></html>\n",
     ]
     replace_text(folder / "report.html", "\n".join(part for part in parts if part))
-
-
-def _command(folder: Path, caption: str) -> str:
-    command = f'dalle-sample --model {folder} --rerank "{caption}"'
-    return f"<pre>{html.escape(command)}</pre>"
 
 
 def _drawn(rows: list[Row]) -> Iterator[str]:

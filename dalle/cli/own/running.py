@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from pathlib import Path
-
 from dalle.cli.own.planning import fit, tell_time
 from dalle.cli.own.stages import MADE, Stages
 from dalle.cli.road import TRAININGS, options, say, train_stage
@@ -25,6 +23,13 @@ _WHAT = {
     "clip": "the reranker: which picture belongs to which caption",
     "gallery": "drawing",
 }
+_TAKEN = {
+    "tokenizer": "the captions' tokens",
+    "dvae": "the dVAE",
+    "prior": "the prior",
+    "clip": "the reranker",
+}
+"""What is taken from ready weights."""
 
 
 class Running:
@@ -40,27 +45,23 @@ class Running:
             KeyboardInterrupt: it was stopped
         """
         from dalle.cluster.topology import joined
+        from dalle.own.gallery import draw_command
         from dalle.own.report import write_report
 
+        stages = self.stages
         with ExitStack() as held:
-            if self.stages.gpus == 1:  # one process for all trainings; those of several GPUs are launched one by one
+            if stages.gpus == 1:  # one process for all trainings; those of several GPUs are launched one by one
                 held.enter_context(joined())
-            names = [stage for stage in MADE if stage != "tokens" or stage in self.stages.commands]
+            names = [stage for stage in MADE if stage != "tokens" or stage in stages.commands]
             for number, stage in enumerate(names, 3):
                 self._run_one(stage, f"{number}/{len(names) + 2}")
-        page = self.stages.folder / "report.html"
+        page = stages.folder / "report.html"
         if self.ran or not page.is_file():
-            write_report(
-                self.stages.folder,
-                self.stages.prepared,
-                self.stages.files,
-                self.stages.progress,
-                self.stages.config.source,
-            )
+            write_report(stages.folder, stages.prepared, stages.files, stages.progress, stages.config.source)
         else:
             print("\neverything is there already: nothing was to be done")
-        print(f"\n{in_words(self.stages.progress.spent_s())} of training in all; the whole of it on one page: {page}")
-        print(f'draw with: dalle-sample --model {self.stages.folder} --rerank "{example_caption(self.stages.folder)}"')
+        print(f"\n{in_words(stages.progress.spent_s())} of training in all; the whole of it on one page: {page}")
+        print(f"draw with: {draw_command(stages.folder)}")
 
     def _run_one(self, stage: str, number: str) -> None:
         inputs = self.stages.inputs_of(stage)
@@ -76,7 +77,7 @@ class Running:
         if stage in self.stages.trainings and self.stages.progress.of(stage) is None:
             fit(self.stages, stage)
             inputs = self.stages.inputs_of(stage)
-        say(number, _WHAT[stage])
+        say(number, _TAKEN[stage] if self.stages.is_taken(stage) else _WHAT[stage])
         lost_s = self._lost_s(stage, inputs)
         self.stages.spent_before_s += lost_s
         self.stages.progress.begin(stage, inputs)
@@ -150,11 +151,3 @@ class Running:
         self.stages.progress.forget(stage)
         kept = f"; what it was is kept in {self.aside}" if self.aside else ""
         print(f"\n{stage} is made anew, since other than before: {', '.join(changed)}{kept}")
-
-
-def example_caption(folder: Path) -> str:
-    """A caption that the models can draw, for the last line."""
-    from dalle.own.gallery import read_rows
-
-    rows = read_rows(folder)
-    return rows[0].caption.replace('"', "'") if rows else "CAPTION"

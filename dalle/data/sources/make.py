@@ -54,6 +54,7 @@ class Maker:
     ):
         self.name, self.source, self.filters, self.told = name, source, filters, told
         self.valid_share, self.most_valid, self.seed, self.workers = valid_share, most_valid, seed, workers
+        self._share = valid_share
 
     def make(self, folder: Path) -> Prepared:
         """Write everything into a folder that is there and empty. Raises ValueError where no image can be used."""
@@ -61,7 +62,7 @@ class Maker:
         ledger = Ledger(database)
         try:
             self._look(ledger)
-            ledger.settle(self.filters.duplicates == "join", self.valid_share, self.most_valid)
+            self._share = ledger.settle(self.filters.duplicates == "join", self.valid_share, self.most_valid)
             counts, caption_counts = ledger.counts()
             if counts.read == counts.num_filtered + counts.num_broken:
                 raise ValueError(f"source {self.name}: no image can be used: {counts.line()}")
@@ -171,7 +172,11 @@ class Maker:
             )
             yield f"No image is held out for validation ({why})."
         else:
-            few = "" if self.most_valid is None else f" ({self.most_valid:,} at most)"
+            few = (
+                ""
+                if self._share == self.valid_share
+                else f" (a share of {self._share:g}, since they are no more than {self.most_valid:,})"
+            )
             yield (
                 f"Held out for validation: {prepared.num_valid:,}{few}, drawn by their pixels, so that more pictures move none of these."
             )
