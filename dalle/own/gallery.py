@@ -88,9 +88,8 @@ def draw_gallery(
     gallery.write()
     rows.sort(key=lambda row: not row.held_out)
     replace_text(gallery.folder / _ROWS, json.dumps([asdict(row) for row in rows], ensure_ascii=False, indent=1))
-    say(
-        f"{sum(row.held_out for row in rows)} held-out captions and {sum(not row.held_out for row in rows)} of the training, {how}"
-    )
+    held_out = sum(row.held_out for row in rows)
+    say(f"{held_out} held-out caption{'s' * (held_out != 1)} and {len(rows) - held_out} of the training, {how}")
     return rows
 
 

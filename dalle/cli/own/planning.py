@@ -55,7 +55,7 @@ def make_plan(stages: Stages) -> None:
     Raises:
         ValueError: a setting of the plan is refused by its command, or there is too little memory or disk
     """
-    files, before, request = stages.files, stages.files.request, _request(stages)
+    files, before, request, is_new = stages.files, stages.files.request, _request(stages), False
     if before == request:
         print(f"as planned before: {files.folder}")
     elif before is not None and _rest(before) == _rest(request):
@@ -72,11 +72,14 @@ def make_plan(stages: Stages) -> None:
                 f"planned anew, since other than before: {', '.join(changed)}; earlier models are kept in {stages.folder}/earlier-N"
             )
         _write_new(stages, request)
+        is_new = True
     for stage in files.edited():
         stages.parse(stage)
         print(f"{files.path(stage)} was changed by hand and is taken as it is")
     for line in files.facts.get("said", []):
         print(line)
+    if is_new:
+        print(f"written to {files.folder}, one file for each stage, to be read, or changed")
 
 
 def _request(stages: Stages) -> dict[str, Any]:
@@ -153,7 +156,6 @@ def _write_new(stages: Stages, request: dict[str, Any]) -> None:
     ]
     facts = {"minutes": minutes, "gpus": machine.gpus, "update_s": update_s, "most": most, "said": said}
     stages.files.write(settings, request, facts | {"made": time.strftime("%Y-%m-%d %H:%M")})
-    print(f"written to {stages.files.folder}, one file for each stage, to be read, or changed")
 
 
 def _settings(stages: Stages, sizes: Sizes, updates: dict[str, int], machine: Machine) -> dict[str, dict[str, Any]]:
@@ -250,6 +252,10 @@ def _describe(sizes: Sizes, start: Any, pictures: Pictures, machine: Machine) ->
             start.freeze, "its codes stay as they are"
         )
         lines.insert(1, f"starts from {start.name}, whose sizes and tokens are taken; {kept}")
+    if machine.is_cpu and machine.load > 2 * machine.cores:
+        lines.append(
+            f"other programs are busy on this machine ({machine.load:.0f} want a core): alone it would be faster"
+        )
     if pictures.pairs < 64:
         lines.append(
             f"so few pictures are known by heart: what is drawn will be these {pictures.pairs}, and little that is new"

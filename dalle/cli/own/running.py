@@ -37,7 +37,7 @@ class Running:
     """One call's work on the stages."""
 
     def __init__(self, stages: Stages):
-        self.stages, self.ran, self.aside = stages, [], None
+        self.stages, self.ran, self.aside, self.is_planning_noted = stages, [], None, False
 
     def all(self) -> None:
         """All stages that are missing, in order, then the gallery and the page.
@@ -61,7 +61,7 @@ class Running:
             write_report(stages.folder, stages.prepared, stages.files, stages.progress, stages.config.source)
         else:
             print("\neverything is there already: nothing was to be done")
-        print(f"\n{in_words(stages.progress.spent_s())} of training in all; the whole of it on one page: {page}")
+        print(f"\n{in_words(stages.progress.spent_s())} of work in all; the whole of it on one page: {page}")
         print(f"draw with: {draw_command(stages.folder)}")
 
     def _run_one(self, stage: str, number: str) -> None:
@@ -73,8 +73,11 @@ class Running:
         ):
             say(number, f"{stage}: done already")
             return
+        self._note_planning()
         if changed := self.stages.progress.changes(stage, inputs):
-            self._set_aside(stage, changed)
+            self._set_aside(stage, f"since other than before: {', '.join(changed)}")
+        elif self.stages.progress.of(stage) is None:
+            self._set_aside(stage, "since nothing is known of how it was made")
         if stage in self.stages.trainings and self.stages.progress.of(stage) is None:
             fit(self.stages, stage)
             inputs = self.stages.inputs_of(stage)
@@ -92,6 +95,13 @@ class Running:
         self.ran.append(stage)
         if stage in self.stages.trainings:
             tell_time(self.stages, stage)
+
+    def _note_planning(self) -> None:
+        """What came before the first stage that is run takes of the time too."""
+        if not self.is_planning_noted:
+            self.stages.progress.begin("planning", {})
+            self.stages.progress.add("planning", time.monotonic() - self.stages.began_s, finished=True)
+        self.is_planning_noted = True
 
     def _lost_s(self, stage: str, inputs: dict[str, str]) -> float:
         """Seconds of a training that is gone on with, of which nothing was noted because it was killed."""
@@ -146,9 +156,11 @@ class Running:
             self.stages.folder, found.train, found.valid, images, config.candidates, config.seed, left_s, print
         )
 
-    def _set_aside(self, stage: str, changed: list[str]) -> None:
+    def _set_aside(self, stage: str, why: str) -> None:
         """What was made from other things, which may have taken long, is kept."""
-        self.aside = set_aside(self.stages.folder, MADE[stage], self.aside)
-        self.stages.progress.forget(stage)
-        kept = f"; what it was is kept in {self.aside}" if self.aside else ""
-        print(f"\n{stage} is made anew, since other than before: {', '.join(changed)}{kept}")
+        there = [name for name in MADE[stage] if (self.stages.folder / name).exists()]
+        if there or self.stages.progress.of(stage) is not None:
+            self.aside = set_aside(self.stages.folder, there, self.aside)
+            self.stages.progress.forget(stage)
+            kept = f"; what it was is kept in {self.aside}" if there else ""
+            print(f"\n{stage} is made anew, {why}{kept}")

@@ -28,6 +28,7 @@ def main() -> None:
 def train_folder(argv: list[str] | None = None) -> None:
     """Parse, look, plan, train what is missing, draw, tell."""
     began_s = time.monotonic()
+    arguments.plain_warnings(_COMMAND)
     config = arguments.parse(TrainFolder, _COMMAND, argv, "source")
     output = Path(config.output)
     _check_apart(Path(config.source), output)
