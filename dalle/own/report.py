@@ -42,7 +42,8 @@ ul { margin: 0; padding-left: 1.2rem; }
 .card b { font-weight: 600; } .train { color: var(--train); } .valid { color: var(--valid); }
 table { border-collapse: collapse; } td, th { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
-.drawn { display: grid; grid-template-columns: repeat(5, minmax(0, 1fr)); gap: .5rem; margin: .3rem 0 1.3rem; max-width: 760px; }
+.rows { display: grid; gap: 1rem 2.5rem; align-items: end; grid-template-columns: repeat(auto-fill, minmax(min(440px, 100%), 1fr)); }
+.drawn { display: grid; grid-template-columns: repeat(5, minmax(0, 1fr)); gap: .5rem; margin-top: .3rem; }
 .drawn img { display: block; width: 100%; height: auto; border-radius: 4px; box-shadow: 0 0 0 1px var(--line); }
 .drawn a:first-child img { box-shadow: 0 0 0 3px var(--train); }
 p.caption { margin: 0; } a { color: var(--train); }
@@ -89,9 +90,13 @@ def _drawn(rows: list[Row]) -> Iterator[str]:
         shown = [row for row in rows if row.held_out == held_out]
         if shown:
             yield f'<h2>{title}</h2><p class="soft">{told}</p>'
-        for row in shown:
-            images = "".join(_image(f"gallery/{file}", row.caption) for file in (row.real, *row.drawn))
-            yield f'<p class="caption">{html.escape(row.caption)}</p><div class="drawn">{images}</div>'
+        rows_shown = "".join(
+            f'<div><p class="caption">{html.escape(row.caption)}</p><div class="drawn">'
+            + "".join(_image(f"gallery/{file}", row.caption) for file in (row.real, *row.drawn))
+            + "</div></div>"
+            for row in shown
+        )
+        yield f'<div class="rows">{rows_shown}</div>' if shown else ""
     if rows:
         yield '<p><a href="gallery/index.html">the gallery</a></p>'
 

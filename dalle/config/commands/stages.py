@@ -95,8 +95,7 @@ class TrainDVAE:
         output: folder of the trained model
         valid_data: held-out shards; null means no figures, and pictures of training pairs
         resume: continue from the latest checkpoint in the output folder, whose config.yaml has all other settings
-        start_from: finished dVAE whose weights the training starts from, and whose sizes it takes; also `--from`. Its folder,
-            or that of a whole model, `icons` and other ready weights, or `owner/name` of the Hugging Face Hub
+        start_from: name, folder or Hub id of a finished dVAE to go on from, whose sizes are taken; also `--from`
         freeze: "encoder" trains the decoder alone, on the codes of a dVAE that `start_from` names: what the codes stand for
             stays, so priors and tokens of that dVAE go on with this one. The decoder may then have sizes of its own. Null
             trains all
@@ -172,8 +171,7 @@ class TrainPrior:
         output: folder of the trained model
         valid_data: folder of held-out token shards; null means no figures, and pictures for training captions
         resume: continue from the latest checkpoint in the output folder, whose config.yaml has all other settings
-        start_from: finished prior whose weights the training starts from, and whose sizes it takes; also `--from`. Its folder,
-            or that of a whole model, `icons` and other ready weights, or `owner/name` of the Hugging Face Hub
+        start_from: name, folder or Hub id of a finished prior to go on from, whose sizes are taken; also `--from`
         bpe_dropout: probability of skipping a merge while training (Provilkov et al., 2019)
         caption_dropout: probability of training on a pair without its caption, so that the prior also learns images without
             one, for guidance and `dalle-caption` (Ho and Salimans, 2022); 0 in the paper
@@ -221,8 +219,7 @@ class TrainCLIP:
             the images alone. Where `model.reads` is codes, they are this dVAE's
         valid_data: held-out shards; null means no validation
         resume: continue from the latest checkpoint in the output folder, whose config.yaml has all other settings
-        start_from: finished CLIP whose weights the training starts from, and whose sizes it takes; also `--from`. Its folder,
-            or that of a whole model, `icons` and other ready weights, or `owner/name` of the Hugging Face Hub
+        start_from: name, folder or Hub id of a finished CLIP to go on from, whose sizes are taken; also `--from`
     """
 
     data: str
