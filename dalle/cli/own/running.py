@@ -60,7 +60,7 @@ class Running:
         if self.ran or not page.is_file():
             write_report(stages.folder, stages.prepared, stages.files, stages.progress, stages.config.source)
         else:
-            print("\neverything is there already: nothing was to be done")
+            print("everything is there already: nothing was to be done")
         print(f"\n{in_words(stages.progress.spent_s())} of work in all; the whole of it on one page: {page}")
         print(f"draw with: {draw_command(stages.folder)}")
 
@@ -71,7 +71,7 @@ class Running:
             self.stages.progress.is_finished(stage, inputs)
             and (made / _WEIGHTS if stage in TRAININGS else made).exists()
         ):
-            say(number, f"{stage}: done already")
+            print(f"[{number}] {stage}: done already", flush=True)
             return
         self._note_planning()
         if changed := self.stages.progress.changes(stage, inputs):

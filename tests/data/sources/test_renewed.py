@@ -19,7 +19,7 @@ def test_only_what_is_another_is_made_anew(tmp_path):
     first = prepared(source, out, share=0.2, renew=True)
     stamps = _stamps(out)
     assert prepared(source, out, share=0.2, renew=True) == first and _stamps(out) == stamps
-    with pytest.raises(ValueError, match="valid_share was 0.2, is 0.3"):
+    with pytest.raises(ValueError, match=r"valid_share was 0\.2, is 0\.3"):
         prepared(source, out, share=0.3)
     again = prepared(source, out, Filters(min_caption_chars=3), share=0.2, renew=True)
     assert _stamps(out) != stamps and again.inspection["hash"] == first.inspection["hash"]  # nothing was left out by it
