@@ -21,6 +21,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 import dalle
+from dalle.cli import open_options
 from dalle.cli.allocator import keep_freed_memory
 from dalle.config import shipped
 from dalle.config.checks import SaidByAll
@@ -59,12 +60,14 @@ def parse(cls: type, prog: str, argv: list[str] | None = None, positional: str |
     parser.add_class_arguments(cls)
     for path in _config_files(argv):
         _check_keys(cls, read_yaml(path), where=f"{path}: ")
+    argv, below = open_options.taken_out(cls, argv)
     try:
         namespace = parser.parse_args(argv)
     except (ArgumentError, TypeError) as error:
         raise ValueError(_one_line(cls, str(error))) from None
     values = parser.instantiate(namespace)
-    return cls(**{field.name: _at_home(field.name, values[field.name]) for field in dataclasses.fields(cls)})
+    values = {field.name: _at_home(field.name, values[field.name]) for field in dataclasses.fields(cls)}
+    return cls(**values | {name: open_options.laid_over(values[name], more) for name, more in below.items()})
 
 
 _ALSO = {"from": "start_from"}

@@ -41,7 +41,7 @@ def train_stage(kind: str, argv: list[str], gpus: int = 1) -> None:
         return
     from dalle.cli.train import train
 
-    if not train(kind, TRAININGS[kind], argv):
+    if not train(kind, TRAININGS[kind], argv, alone=False):
         raise KeyboardInterrupt
 
 

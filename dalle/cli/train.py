@@ -48,8 +48,8 @@ def _finish(finished: bool) -> None:
         raise KeyboardInterrupt
 
 
-def train(kind: str, cls: type, argv: list[str] | None = None) -> bool:
-    """Parse, check, and train one stage.
+def train(kind: str, cls: type, argv: list[str] | None = None, alone: bool = True) -> bool:
+    """Parse, check, and train one stage. alone: no other command is going to follow, so that the end tells which could.
 
     Returns:
         whether it came to its end; False when it was interrupted and left a checkpoint
@@ -68,6 +68,7 @@ def train(kind: str, cls: type, argv: list[str] | None = None) -> bool:
     # a resumed run writes over what it wrote, also where its mark was not copied with it
     writes = () if config.resume else WRITES
     check(folder, command, writes)
+    found = _with_folders(config, kind)
 
     # torch and what builds on it come only now, when the settings are known to be sound
     from dalle.cluster.agreement import check_same, facts
@@ -82,13 +83,14 @@ def train(kind: str, cls: type, argv: list[str] | None = None) -> bool:
             _claimed_by_first(world, watch, folder, command, writes, config.resume),
         ):
             world = grouped(world, config.run)
-            if isinstance(config, TrainPrior) and config.best_of is not None:
+            if isinstance(found, TrainPrior) and found.best_of is not None:
                 from dalle.stages.best_of.drawing import draw_best
 
-                draw_best(config, world, lambda phase: watch.mark(0, phase))
-            stage = importlib.import_module(f"dalle.stages.{kind}").stage(config, world)
+                draw_best(found, world, lambda phase: watch.mark(0, phase))
+            stage = importlib.import_module(f"dalle.stages.{kind}").stage(found, world)
             stage.warnings += unreached_schedules(config)
-            # a resumed run is described as the whole run, which another one may repeat
+            stage.next_command = stage.next_command if alone else ""
+            # a resumed run is described as the whole run, which another one may repeat; models as they were named
             stage.files["config.yaml"] = arguments.to_yaml(replace(config, resume=False))
             return run_loop(stage, config.optimizer, config.run, folder, world, config.resume, watch)
 
@@ -140,7 +142,10 @@ def _with_own_settings(argv: list[str], command: str) -> list[str]:
 def _start_of_best_of(argv: list[str]) -> list[str]:
     """A prior that learns from its own candidates starts from the one that draws them, where nothing else is said."""
     model = None if _given(argv, "best_of") == "null" else _asked(argv, "best_of.model")
-    return [] if model is None or _asked(argv, "start_from") is not None else ["--start_from", f"{model}/prior"]
+    if model is None or _asked(argv, "start_from") is not None:
+        return []
+    # a repository of the Hub has no paths below it, and the part of it is found by what is asked for
+    return ["--start_from", f"{model}/prior" if Path(model).expanduser().is_dir() else model]
 
 
 def _asked(argv: list[str], name: str) -> str | None:
@@ -167,12 +172,36 @@ def _settings_of_start(argv: list[str], kind: str) -> list[str]:
         return []
     from dalle.models.folder import read_header, read_start
 
-    folder = os.path.expanduser(folder)
+    folder = _find_part(folder, kind, "start_from")
     found = {f"model.{name}": value for name, value in asdict(read_start(folder, kind)).items()}
     if kind == "prior":
         header = read_header(folder)
         found |= {name: float(header[name]) for name in ("caption_dropout", "sampling_temperature") if name in header}
     return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in found.items()]
+
+
+def _with_folders(config: TrainDVAE | TrainPrior | TrainCLIP, kind: str) -> TrainDVAE | TrainPrior | TrainCLIP:
+    """The settings with folders where they name finished models: ready ones, or those of the Hub (`dalle.ready`). A tokenizer may be
+    named by the prior that has it. Of a run that has a checkpoint, what it began with may be gone."""
+    found = {}
+    if config.start_from is not None and not (config.resume and _holds_checkpoint(Path(config.output))):
+        found["start_from"] = str(_find_part(config.start_from, kind, "start_from"))
+    if kind != "dvae" and config.dvae is not None:
+        found["dvae"] = str(_find_part(config.dvae, "dvae", "dvae"))
+    tokenizer = None if kind == "dvae" else config.tokenizer
+    if tokenizer is not None and Path(tokenizer).suffix != ".json" and not Path(tokenizer).is_file():
+        found["tokenizer"] = str(_find_part(tokenizer, "prior", "tokenizer") / "tokenizer.json")
+    return replace(config, **found)
+
+
+def _find_part(name: str, part: str, setting: str) -> Path:
+    """`dalle.ready.names.find_part`, whose refusal names the setting."""
+    from dalle.ready.names import find_part
+
+    try:
+        return find_part(name, part)
+    except ValueError as error:
+        raise ValueError(str(error).replace(f"{part} {name}: ", f"{setting} {name}: ", 1)) from None
 
 
 def _check_same_start(folder: Path, config: TrainDVAE | TrainPrior | TrainCLIP) -> None:

@@ -102,6 +102,9 @@ def in_words(seconds: float) -> str:
     """A time as people say it."""
     if seconds < 90:
         return f"{seconds:.0f} s"
+    if seconds < 10 * 60:
+        tens = round(seconds / 10)
+        return f"{tens // 6} min" + (f" {10 * (tens % 6)} s" if tens % 6 else "")
     if seconds < 90 * 60:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"

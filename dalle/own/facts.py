@@ -39,6 +39,7 @@ class Machine:
         flops_per_s: floating-point operations a second of a large bf16 matrix product, of all devices together
         memory_bytes: of the device: of each GPU, or main memory
         free_disk_bytes: where the output lies
+        load: programs that wanted a core in the last minute, on average
     """
 
     gpus: int
@@ -46,6 +47,7 @@ class Machine:
     flops_per_s: float
     memory_bytes: int
     free_disk_bytes: int
+    load: float = 0.0
 
     @property
     def is_cpu(self) -> bool:
@@ -66,6 +68,7 @@ def look_at_machine(output: Path) -> Machine:
 
     from dalle.reporting.machine_limit import matrix_flops_per_s
 
+    load = os.getloadavg()[0]  # before this is busy itself
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     device = torch.device("cuda" if gpus else "cpu")
     memory_bytes = torch.cuda.get_device_properties(0).total_memory if gpus else main_memory_bytes()
@@ -76,6 +79,7 @@ def look_at_machine(output: Path) -> Machine:
         max(1, gpus) * matrix_flops_per_s(device, "bf16"),
         memory_bytes,
         shutil.disk_usage(there).free,
+        load,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ _MOST_CAPTIONS = 12
 _LEAST_CAPTIONS = 2
 _SHOWN = 4
 _ROWS = "rows.json"
+_LINE_CHARS = 80
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,8 @@ def draw_gallery(
     gallery.write()
     rows.sort(key=lambda row: not row.held_out)
     replace_text(gallery.folder / _ROWS, json.dumps([asdict(row) for row in rows], ensure_ascii=False, indent=1))
-    say(
-        f"{sum(row.held_out for row in rows)} held-out captions and {sum(not row.held_out for row in rows)} of the training, {how}"
-    )
+    held_out = sum(row.held_out for row in rows)
+    say(f"{held_out} held-out caption{'s' * (held_out != 1)} and {len(rows) - held_out} of the training, {how}")
     return rows
 
 
@@ -98,6 +99,16 @@ def read_rows(folder: Path) -> list[Row]:
     if not path.is_file():
         return []
     return [Row(**values) for values in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def draw_command(folder: Path) -> str:
+    """A line for the shell that draws more: a caption that the models know, held out if there is one, and of one line if there
+    is one."""
+    captions = [row.caption for row in read_rows(folder) if not row.caption.startswith("-")]
+    caption = next(
+        (caption for caption in captions if len(caption) <= _LINE_CHARS), captions[0] if captions else "CAPTION"
+    )
+    return shlex.join(["dalle-sample", "--model", str(folder), "--rerank", caption])
 
 
 def _distinct(shards: str, images: Images, size_px: int) -> list[Pair]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from dalle.config.checks import require
 from dalle.own.facts import Machine
 from dalle.own.plan import Sizes
@@ -25,12 +27,16 @@ def prior_weights(sizes: Sizes) -> int:
     return 12 * model.width**2 * model.depth + tables * model.width
 
 
-def memory_bytes(sizes: Sizes) -> int:
-    """Of the stage that takes most, the prior: state, and for the backward pass of each slot of a batch about 34 numbers of 16
-    bits a channel and layer (Korthikanti et al., 2022), beside the program."""
+def memory_bytes(sizes: Sizes, machine: Machine, batches: Mapping[str, int]) -> int:
+    """Of a device, in the stage that takes most. The prior: state, and for the backward pass of each slot of a batch about 34
+    bytes a channel and layer (Korthikanti et al., 2022); beside the program.
+
+    batches: samples of an update, over all devices, of "prior" and "dvae" where they are trained.
+    """
     model = sizes.prior
-    kept = 34 * sizes.batch * model.slots * model.width * model.depth
-    pixels = 2 * 4 * 40 * sizes.batch * sizes.dvae.image_size_px**2 * sizes.dvae.encoder_width // 8
+    rows = {kind: -(-batch // machine.devices) for kind, batch in batches.items()}
+    kept = 34 * rows.get("prior", 0) * model.slots * model.width * model.depth
+    pixels = 2 * 4 * 40 * rows.get("dvae", 0) * sizes.dvae.image_size_px**2 * sizes.dvae.encoder_width // 8
     return _PROGRAM_BYTES + max(_STATE_BYTES * prior_weights(sizes) + kept, pixels)
 
 

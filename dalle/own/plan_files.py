@@ -103,12 +103,14 @@ class PlanFiles:
 
 
 def merged(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Nested settings with some of them changed."""
+    """Nested settings with some of them changed. Raises ValueError where a whole section would be a single value."""
     result = dict(settings)
     for name, value in changes.items():
         before = result.get(name)
         if isinstance(value, dict):
             result[name] = merged(before if isinstance(before, dict) else {}, value)
+        elif isinstance(before, dict):
+            raise ValueError(f"{name} {value}: holds settings of its own, {', '.join(before)}; set one of these")
         else:
             result[name] = _value(value)
     return result

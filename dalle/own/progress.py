@@ -41,7 +41,8 @@ class Progress:
         self.folder = folder
         path = folder / _FILE
         try:
-            self._stages: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(path.read_text(encoding="utf-8"))
+            self._stages: dict[str, dict[str, Any]] = found if isinstance(found, dict) else {}
         except (FileNotFoundError, ValueError):  # a damaged one is no progress: what lies there is set aside
             self._stages = {}
 

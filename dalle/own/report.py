@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import html
-import json
 import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from dalle.outputs.page_head import head, replace_text
 from dalle.own.budget import in_words
-from dalle.own.gallery import Row, read_rows
+from dalle.own.gallery import Row, draw_command, read_rows
 from dalle.own.plan_files import PlanFiles
 from dalle.own.progress import Progress
 from dalle.reporting.report import list_pictures, read_lines
@@ -26,6 +27,7 @@ _FIGURES = {
     "prior": {"valid/image_nats": "nats a code, held out", "image_nats": "nats a code"},
     "clip": {},
 }
+_CARD_PX = 280
 _CURVE = {"dvae": "loss", "prior": "image_nats", "clip": "loss"}
 STYLE = """
 body { max-width: 1100px; overflow-wrap: anywhere; }
@@ -33,15 +35,17 @@ code, pre { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size:
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1rem; margin: 0;
   white-space: pre-wrap; }
 ul { margin: 0; padding-left: 1.2rem; }
-.cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); }
+.cards { display: grid; gap: 1rem; align-items: start; grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1rem; }
 .card h3 { margin: 0 0 .2rem; font-size: 1rem; } .card svg { display: block; width: 100%; height: 90px; margin: .6rem 0 .2rem; }
 .card img { display: block; max-width: 100%; height: auto; margin-top: .6rem; }
+.card b { font-weight: 600; } .train { color: var(--train); } .valid { color: var(--valid); }
 table { border-collapse: collapse; } td, th { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
-.drawn { display: grid; grid-template-columns: repeat(5, minmax(0, 1fr)); gap: .5rem; margin: .3rem 0 1.3rem; max-width: 760px; }
+.rows { display: grid; gap: 1rem 2.5rem; align-items: end; grid-template-columns: repeat(auto-fill, minmax(min(440px, 100%), 1fr)); }
+.drawn { display: grid; grid-template-columns: repeat(5, minmax(0, 1fr)); gap: .5rem; margin-top: .3rem; }
 .drawn img { display: block; width: 100%; height: auto; border-radius: 4px; box-shadow: 0 0 0 1px var(--line); }
-.drawn img.sharp { image-rendering: pixelated; } .drawn a:first-child img { box-shadow: 0 0 0 3px var(--train); }
+.drawn a:first-child img { box-shadow: 0 0 0 3px var(--train); }
 p.caption { margin: 0; } a { color: var(--train); }
 """
 
@@ -50,16 +54,16 @@ def write_report(folder: Path, prepared: Prepared, files: PlanFiles, progress: P
     """Writes `report.html` of an output folder, from what lies in it."""
     rows = read_rows(folder)
     title = f"Trained on {Path(source).name or source}"
-    example = rows[0].caption.replace('"', "'") if rows else "CAPTION"
     parts = [
         head(title, STYLE),
         f"<h1>{html.escape(title)}</h1>",
-        f'<p class="soft">{in_words(progress.spent_s())} of work; as of {time.strftime("%Y-%m-%d %H:%M")}</p>',
+        f'<p class="soft">{html.escape(source)}, {in_words(progress.spent_s())} of work, {time.strftime("%Y-%m-%d %H:%M")}</p>',
         *_drawn(rows),
         "<h2>Draw more</h2>",
-        _command(folder, example),
+        f"<pre>{html.escape(draw_command(folder))}</pre>",
+        f'<p class="soft">or, in Python, <code>dalle.load({html.escape(repr(str(folder)))}).generate("a caption")</code></p>',
         "<h2>What was found</h2>",
-        _list([f"{prepared.kind}: {source}", *prepared.notes]),
+        _list(prepared.notes),
         _left_out(prepared),
         '<p><a href="data/report.html">all of it, with examples</a></p>'
         if (folder / "data/report.html").is_file()
@@ -74,11 +78,6 @@ def write_report(folder: Path, prepared: Prepared, files: PlanFiles, progress: P
     replace_text(folder / "report.html", "\n".join(part for part in parts if part))
 
 
-def _command(folder: Path, caption: str) -> str:
-    command = f'dalle-sample --model {folder} --rerank "{caption}"'
-    return f"<pre>{html.escape(command)}</pre>"
-
-
 def _drawn(rows: list[Row]) -> Iterator[str]:
     for held_out, title, told in (
         (
@@ -91,9 +90,13 @@ def _drawn(rows: list[Row]) -> Iterator[str]:
         shown = [row for row in rows if row.held_out == held_out]
         if shown:
             yield f'<h2>{title}</h2><p class="soft">{told}</p>'
-        for row in shown:
-            images = "".join(_image(f"gallery/{file}", row.caption) for file in (row.real, *row.drawn))
-            yield f'<p class="caption">{html.escape(row.caption)}</p><div class="drawn">{images}</div>'
+        rows_shown = "".join(
+            f'<div><p class="caption">{html.escape(row.caption)}</p><div class="drawn">'
+            + "".join(_image(f"gallery/{file}", row.caption) for file in (row.real, *row.drawn))
+            + "</div></div>"
+            for row in shown
+        )
+        yield f'<div class="rows">{rows_shown}</div>' if shown else ""
     if rows:
         yield '<p><a href="gallery/index.html">the gallery</a></p>'
 
@@ -101,6 +104,18 @@ def _drawn(rows: list[Row]) -> Iterator[str]:
 def _image(file: str, alt: str) -> str:
     name = html.escape(file)
     return f'<a href="{name}"><img src="{name}" alt="{html.escape(alt)}" loading="lazy"></a>'
+
+
+def _picture(path: Path, folder: Path, stage: str) -> str:
+    """What a training has drawn last; of a small one each pixel is several."""
+    file = html.escape(path.relative_to(folder).as_posix())
+    with Image.open(path) as image:
+        width, height = image.size
+    times = max(1, min(_CARD_PX // width, _CARD_PX // height))
+    return (
+        f'<a href="{file}"><img src="{file}" alt="what the {_NAMES[stage]} has drawn last" width="{times * width}" '
+        f'height="{times * height}" loading="lazy"></a>'
+    )
 
 
 def _left_out(prepared: Prepared) -> str:
@@ -136,7 +151,7 @@ def _stage(folder: Path, stage: str, progress: Progress) -> str:
             facts.append(f"{values[-1]:.4g} {meaning}")
     link = _link(f"{stage}/report.html", "its page") if (run / "report.html").is_file() else "taken as it is"
     pictures = [found[-1][1] for found in list_pictures(run).values() if found]
-    shown = "".join(_image(path.relative_to(folder).as_posix(), stage) for path in pictures[:1])
+    shown = "".join(_picture(path, folder, stage) for path in pictures[:1])
     return (
         f'<div class="card"><h3>{_NAMES[stage]}</h3><div class="soft">{", ".join(facts)}; {link}</div>'
         f"{_curve(records, _CURVE[stage])}{shown}</div>"
@@ -145,11 +160,12 @@ def _stage(folder: Path, stage: str, progress: Progress) -> str:
 
 def _curve(records: list[dict[str, Any]], name: str) -> str:
     """A figure over updates, training and held out; both in one picture."""
-    lines = []
-    for key, colour in ((name, "train"), (f"valid/{name}", "valid")):
+    lines, told = [], []
+    for key, colour, words in ((name, "train", "training"), (f"valid/{name}", "valid", "held out")):
         points = [(r["step"], r[key]) for r in records if isinstance(r.get(key), float) and math.isfinite(r[key])]
         if len(points) > 1:
             lines.append((colour, points))
+            told.append((colour, words, f"{points[0][1]:.3g} to {points[-1][1]:.3g}"))
     if not lines:
         return ""
     values = [value for _, points in lines for _, value in points]
@@ -161,9 +177,13 @@ def _curve(records: list[dict[str, Any]], name: str) -> str:
         places = [(300 * step / last, 86 - 82 * (value - low) / ((high - low) or 1)) for step, value in thinned]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         paths += f'<polyline points="{line}" fill="none" stroke="var(--{colour})" stroke-width="1.5" vector-effect="non-scaling-stroke"/>'
-    told = html.escape(json.dumps(f"{name} from {values[0]:.3g} to {values[-1]:.3g}")[1:-1])
-    label = f'<div class="soft">{told}</div>'
-    return f'<svg viewBox="0 0 300 90" preserveAspectRatio="none" role="img" aria-label="{told}">{paths}</svg>{label}'
+    title = name.replace("_", " ")
+    label = ", ".join(f'<b class="{colour}">{words}</b> {values}' for colour, words, values in told)
+    alt = f"{title}: " + ", ".join(f"{words} {values}" for _, words, values in told)
+    return (
+        f'<svg viewBox="0 0 300 90" preserveAspectRatio="none" role="img" aria-label="{alt}">{paths}</svg>'
+        f'<div class="soft">{title}: {label}</div>'
+    )
 
 
 def _list(lines: list[str]) -> str:

@@ -16,6 +16,7 @@ from dalle.config import (
     Tokenize,
     TrainCLIP,
     TrainDVAE,
+    TrainFolder,
     TrainPrior,
     TrainTokenizer,
 )
@@ -166,3 +167,32 @@ def test_what_all_processes_say_is_printed_once(monkeypatch, capsys, error, code
             run(fail, "dalle-test")
         assert left.value.code == code
         assert capsys.readouterr().err == (f"dalle-test (rank {rank}): it is\n" if rank in told else "")
+
+
+def test_settings_below_an_open_one_go_to_any_depth(tmp_path):
+    """All that is said of a stage of `dalle-train` is kept, whichever came first, and lies over what a file says."""
+
+    def prior(*argv: str) -> dict:
+        return parse(TrainFolder, "dalle-train", ["pictures", "--output", "out", *argv], positional="source").prior
+
+    words = [
+        "--prior.run.steps",
+        "3",
+        "--prior.model.width=64",
+        "--prior.run.loader-workers",
+        "0",
+        "--prior.seed",
+        "-1",
+    ]
+    assert prior(*words) == {"run": {"steps": "3", "loader_workers": "0"}, "model": {"width": "64"}, "seed": "-1"}
+    assert prior() == {}
+    assert prior("--prior", '{"run": {"steps": 3}}', "--prior.run.seed", "4") == {"run": {"steps": 3, "seed": "4"}}
+    assert prior("--prior.run", "3", "--prior.run.steps", "4", "--prior.run.steps", "5") == {"run": {"steps": "5"}}
+    path = tmp_path / "mine.yaml"
+    path.write_text("prior: {run: {steps: 7, batch_size: 2}}\nclip: {run: {steps: 8}}\n")
+    assert prior("--prior.run.steps", "3", "--config", str(path)) == {"run": {"steps": "3", "batch_size": 2}}
+    for argv in (["--prior.run.steps"], ["--prior.run.steps", "--seed", "3"]):
+        with pytest.raises(ValueError, match=r"^prior\.run\.steps: a value is missing"):
+            prior(*argv)
+    with pytest.raises(ValueError, match=r"unknown key pior\.run\.steps"):
+        prior("--pior.run.steps", "3")

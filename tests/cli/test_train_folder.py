@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from dalle.cli import road
-from dalle.cli.own import planning, stages
+from dalle.cli.own import planning, running, stages
 from dalle.cli.own.train_folder import train_folder
 from dalle.own.progress import Progress
 from tests.conftest import clean_environment
@@ -53,7 +53,7 @@ def trained(models, monkeypatch) -> list[list[str]]:
             if path.is_file():
                 (output / path.name).write_bytes(path.read_bytes())
 
-    monkeypatch.setattr(stages, "train_stage", train_stage)
+    monkeypatch.setattr(running, "train_stage", train_stage)
     monkeypatch.setattr(planning, "_time_updates", lambda *_: 0.1)
     return calls
 
@@ -202,13 +202,13 @@ def test_the_time_that_is_left_decides_what_is_trained(copied, tmp_path, trained
     train_folder([str(copied), "--output", str(output), "--minutes", "30", "--plan-only"])
     planned = _plan(output, "prior")["run"]["steps"]
     late = {"s": 0.0}
-    quick = stages.train_stage
+    quick = running.train_stage
 
     def slow(kind, argv, gpus=1):
         quick(kind, argv, gpus)
         late["s"] += 900.0 if kind == "dvae" else 0.0
 
-    monkeypatch.setattr(stages, "train_stage", slow)
+    monkeypatch.setattr(running, "train_stage", slow)
     spent_s = stages.Stages.spent_s
     monkeypatch.setattr(stages.Stages, "spent_s", lambda self: spent_s(self) + late["s"])
     monkeypatch.setattr("dalle.own.budget.most_updates", lambda *_: {"dvae": 10**6, "prior": 10**6, "clip": 10**6})
@@ -271,7 +271,7 @@ def test_killed_and_called_again(copied, tmp_path, trained):
     output = tmp_path / "out"
     script = (
         "import json, os, signal, pathlib\n"
-        "from dalle.cli.own import planning, stages\n"
+        "from dalle.cli.own import planning, running\n"
         "from dalle.cli.own.train_folder import train_folder\n"
         "planning._time_updates = lambda *_: 0.1\n"
         "def train_stage(kind, argv, gpus=1):\n"
@@ -280,7 +280,7 @@ def test_killed_and_called_again(copied, tmp_path, trained):
         "    (folder / f'.dalle-train-{kind}').write_text('{}')\n"
         "    (folder / 'metrics.jsonl').write_text(json.dumps({'step': 1, 'time_s': 12.5}) + '\\n')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "stages.train_stage = train_stage\n"
+        "running.train_stage = train_stage\n"
         f"train_folder({[str(copied), '--output', str(output), *QUICK]!r})\n"
     )
     done = subprocess.run([sys.executable, "-c", script], env=clean_environment(), capture_output=True, text=True)

@@ -67,7 +67,11 @@ def test_more_than_helps_is_not_planned():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(4, "4 s"), (89, "89 s"), (90, "2 min"), (1800, "30 min"), (5400, "1.5 h")]
+    ("seconds", "words"),
+    [
+        *((4, "4 s"), (89.4, "89 s"), (90, "1 min 30 s"), (119, "2 min"), (204, "3 min 20 s"), (598, "10 min")),
+        *((600, "10 min"), (1800, "30 min"), (5399, "90 min"), (5400, "1.5 h")),
+    ],
 )
 def test_in_words(seconds, words):
     assert in_words(seconds) == words

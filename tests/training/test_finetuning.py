@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from dalle.cli.export import export
-from dalle.cli.train import train
+from dalle.cli.train import _start_of_best_of, train
 from dalle.config import TrainCLIP, TrainDVAE, TrainPrior
 from dalle.data.tokens import Meta, TokenWriter
 from dalle.models.folder import codes_hash, read_config, read_header, save_weights
@@ -174,6 +175,34 @@ def test_a_resumed_run_needs_no_start(models, shapes_folder, tmp_path, kind):
         assert told == {"folder": str(start), **{name: header[name] for name in names}}
 
 
+@pytest.mark.parametrize("name", ["tiny", "tiny/prior"])
+def test_models_are_named_as_everywhere(models, tmp_path, monkeypatch, name):
+    """Ready weights by their names, whole or in part, do what their folders do; the run remembers the names."""
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/tiny").symlink_to(models)
+    monkeypatch.setattr("dalle.ready.names.weights_folder", lambda: tmp_path / "weights")
+    train("prior", TrainPrior, _prior(models, tmp_path / "paths", "--from", f"{models}/prior"))
+    named = ["--from", name, "--dvae", "tiny", "--tokenizer", name, "--run.steps", "1"]
+    train("prior", TrainPrior, [*_prior(models, tmp_path / "names"), *named])
+    recorded = yaml.safe_load((tmp_path / "names/config.yaml").read_text())
+    assert [recorded[key] for key in ("start_from", "dvae", "tokenizer")] == [name, "tiny", name]
+    train("prior", TrainPrior, ["--output", f"{tmp_path}/names", "--resume", "--run.steps", "2"])
+    assert _differing(tmp_path / "paths", tmp_path / "names") == set()
+
+
+def test_who_learns_from_its_own_candidates_starts_from_who_draws_them(models):
+    """Said as a folder, by name, or as a repository of the Hub, which has no paths below it."""
+
+    def start(*words: str) -> list[str]:
+        return _start_of_best_of([word for word in words if word])
+
+    assert start("--best_of.model", str(models)) == ["--start_from", f"{models}/prior"]
+    assert start("--best_of.model=icons") == ["--start_from", "icons"]
+    assert start("--best_of.model", "owner/name@main") == ["--start_from", "owner/name@main"]
+    assert start("--best_of.model", "icons", "--start_from", "shapes") == []
+    assert start("--best_of.model", "icons", "--best_of", "null") == []
+
+
 # --- what is refused
 
 
@@ -194,8 +223,11 @@ def test_starts_that_cannot_be(models, shapes_folder, sharpened, tmp_path):
     )
     _refused(unfinished, "prior", _prior(models, out, "--from", f"{tmp_path}/stopped"))
     _refused(
-        "start_from .*gone: holds no finished model .*name the folder", "prior", _prior(models, out, "--from", "gone")
+        "^start_from gone: no such folder, and no such ready model", "prior", _prior(models, out, "--from", "gone")
     )
+    _refused("^dvae gone: no such folder, and no such ready", "prior", [*_prior(models, out), "--dvae", "gone"])
+    _refused("^tokenizer gone: no such folder, and no such", "prior", [*_prior(models, out), "--tokenizer", "gone"])
+    _refused("^no such tokenizer file: gone.json", "prior", [*_prior(models, out), "--tokenizer", "gone.json"])
     _refused("holds a dvae, not a prior", "prior", _prior(models, out, "--from", str(dvae)))
     other_depth = rf"model\.depth 2: start_from {prior} has 4; leave it out"
     _refused(other_depth, "prior", _prior(models, out, "--from", str(prior), "--model.depth", "2"))

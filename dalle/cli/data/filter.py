@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dalle.cli import arguments
@@ -19,17 +21,10 @@ def main() -> None:
 def filter_pictures(argv: list[str] | None = None) -> None:
     """Parse, prepare, say what was found."""
     config = arguments.parse(Filter, _COMMAND, argv, positional=("source", "output"))
-    from tqdm import tqdm
-
     from dalle.data.sources.prepare import Choice, prepare
     from dalle.data.sources.prepared import PAGE
 
-    with tqdm(unit=" images", disable=not sys.stderr.isatty()) as bar:
-
-        def told(what: str, number: int) -> None:
-            bar.set_description(what, refresh=False)
-            bar.update(number - bar.n)
-
+    with counted_images() as told:
         prepared = prepare(
             config.source,
             Path(config.output),
@@ -45,3 +40,17 @@ def filter_pictures(argv: list[str] | None = None) -> None:
         print(note)
     valid = f", {prepared.num_valid:,} held out in {prepared.valid}" if prepared.valid else ""
     print(f"{prepared.num_train:,} images to train on in {prepared.train}{valid}; {Path(config.output) / PAGE}")
+
+
+@contextmanager
+def counted_images() -> Iterator[Callable[[str, int], None]]:
+    """A bar on a terminal, moved by what `prepare` tells."""
+    from tqdm import tqdm
+
+    with tqdm(unit=" images", disable=not sys.stderr.isatty()) as bar:
+
+        def told(what: str, number: int) -> None:
+            bar.set_description(what, refresh=False)
+            bar.update(number - bar.n)
+
+        yield told

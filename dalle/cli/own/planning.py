@@ -55,7 +55,7 @@ def make_plan(stages: Stages) -> None:
     Raises:
         ValueError: a setting of the plan is refused by its command, or there is too little memory or disk
     """
-    files, before, request = stages.files, stages.files.request, _request(stages)
+    files, before, request, is_new = stages.files, stages.files.request, _request(stages), False
     if before == request:
         print(f"as planned before: {files.folder}")
     elif before is not None and _rest(before) == _rest(request):
@@ -72,11 +72,14 @@ def make_plan(stages: Stages) -> None:
                 f"planned anew, since other than before: {', '.join(changed)}; earlier models are kept in {stages.folder}/earlier-N"
             )
         _write_new(stages, request)
+        is_new = True
     for stage in files.edited():
         stages.parse(stage)
         print(f"{files.path(stage)} was changed by hand and is taken as it is")
     for line in files.facts.get("said", []):
         print(line)
+    if is_new:
+        print(f"written to {files.folder}, one file for each stage, to be read, or changed")
 
 
 def _request(stages: Stages) -> dict[str, Any]:
@@ -121,6 +124,8 @@ def _write_new(stages: Stages, request: dict[str, Any]) -> None:
     own = sizes_of(start, pictures, machine) if start else None
     minutes = config.minutes or deserved_minutes(pictures, machine, own)
     sizes = own or choose_sizes(pictures, machine, minutes)
+    parsed = _parsed(stages, _settings(stages, sizes, {}, machine))  # refused before it is timed
+    set_by_hand = {kind: parsed[kind].run.steps for kind in stages.trainings if _are_steps_set(config, kind)}
     update_s = _measured(stages, sizes, machine, minutes)
     expected = expected_update_s(sizes, machine)
     slower = min([1.0, *(expected[kind] / update_s[kind] for kind in ("dvae", "prior") if kind in update_s)])
@@ -135,16 +140,15 @@ def _write_new(stages: Stages, request: dict[str, Any]) -> None:
     update_s = {kind: BESIDE * update_s[kind] for kind in stages.trainings}
     most = budget.most_updates(sizes, pictures)
     left_s = 60 * minutes - stages.spent_s()
-    set_by_hand = {
-        kind: int(steps) for kind in stages.trainings if (steps := getattr(config, kind).get("run", {}).get("steps"))
-    }
     shared = budget.share(left_s, budget.still_to_come(stages.trainings), update_s, most, set_by_hand)
     settings = _settings(stages, sizes, shared.updates, machine)
-    parsed = {stage: stages.parse(stage, values) for stage, values in settings.items()}
+    parsed = _parsed(stages, settings)
     if own is None:  # with what the command line sets
         sizes = replace(sizes, **{kind: parsed[kind].model for kind in stages.trainings})
-    memory = needs.memory_bytes(sizes)
-    disk = needs.disk_bytes(sizes, stages.data_bytes, pictures.pairs, settings.get("tokens", {}).get("crops", 1))
+    batches = {kind: parsed[kind].run.batch_size for kind in stages.trainings}
+    memory = needs.memory_bytes(sizes, machine, batches)
+    crops = parsed["tokens"].crops if "tokens" in parsed else 0
+    disk = needs.disk_bytes(sizes, stages.data_bytes, pictures.pairs, crops)
     said = [
         *_describe(sizes, start, pictures, machine),
         *_describe_time(config.minutes, minutes, shared, stages.spent_s()),
@@ -152,7 +156,6 @@ def _write_new(stages: Stages, request: dict[str, Any]) -> None:
     ]
     facts = {"minutes": minutes, "gpus": machine.gpus, "update_s": update_s, "most": most, "said": said}
     stages.files.write(settings, request, facts | {"made": time.strftime("%Y-%m-%d %H:%M")})
-    print(f"written to {stages.files.folder}, one file for each stage, to be read, or changed")
 
 
 def _settings(stages: Stages, sizes: Sizes, updates: dict[str, int], machine: Machine) -> dict[str, dict[str, Any]]:
@@ -166,6 +169,14 @@ def _settings(stages: Stages, sizes: Sizes, updates: dict[str, int], machine: Ma
         for kind in stages.trainings:
             settings[kind] = stages.start.settings(kind, settings[kind])
     return {stage: merged(settings[stage], getattr(stages.config, stage)) for stage in stages.commands}
+
+
+def _parsed(stages: Stages, settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {stage: stages.parse(stage, values) for stage, values in settings.items()}
+
+
+def _are_steps_set(config: TrainFolder, kind: str) -> bool:
+    return "steps" in getattr(config, kind).get("run", {})
 
 
 def _measured(stages: Stages, sizes: Sizes, machine: Machine, minutes: float) -> dict[str, float]:
@@ -182,9 +193,10 @@ def _time_updates(stages: Stages, kind: str, settings: dict[str, Any], devices: 
     from dalle.cluster.topology import joined
     from dalle.own.measure import update_s
 
+    config = stages.parse(kind, settings)
     # this process has one GPU, and takes its part of the batch
-    run = settings["run"] | {"batch_size": max(2, settings["run"]["batch_size"] // devices), "steps": 1000}
-    config = stages.parse(kind, settings | {"run": run})
+    run = replace(config.run, batch_size=max(2, config.run.batch_size // devices), steps=1000)
+    config = replace(config, run=run)
     with joined() as world:
         return update_s(kind, config, world, min(_MOST_MEASURED_S, _MEASURED_SHARE * 60 * minutes))
 
@@ -200,10 +212,8 @@ def fit(stages: Stages, stage: str) -> None:
         if stages.start is not None and stages.start.goes_on(stage):
             values = merged({"model": plain(stages.start.clip)}, values)
         update_s[stage] = BESIDE * _time_updates(stages, stage, values, stages.gpus, facts["minutes"])
-    by_hand = [
-        each for each in left if each in files.edited() or "steps" in getattr(stages.config, each).get("run", {})
-    ]
-    fixed = {each: settings[each]["run"]["steps"] for each in by_hand}
+    by_hand = [each for each in left if each in files.edited() or _are_steps_set(stages.config, each)]
+    fixed = {each: stages.parse(each).run.steps for each in by_hand}
     left_s = 60 * facts["minutes"] - stages.spent_s()
     shared = budget.share(left_s, budget.still_to_come(left), update_s, facts["most"], fixed)
     for each in set(left) - set(by_hand):
@@ -214,7 +224,7 @@ def fit(stages: Stages, stage: str) -> None:
 def tell_time(stages: Stages, stage: str) -> None:
     """After a stage: what it took, and when the end is expected."""
     files, left = stages.files, stages.left()
-    steps = {each: files.settings(each)["run"]["steps"] for each in left}
+    steps = {each: stages.parse(each).run.steps for each in left}
     left_s = 60 * files.facts["minutes"] - stages.spent_s()
     rest = budget.share(left_s, budget.still_to_come(left), files.facts["update_s"], files.facts["most"])
     took = stages.progress.of(stage).seconds
@@ -242,6 +252,10 @@ def _describe(sizes: Sizes, start: Any, pictures: Pictures, machine: Machine) ->
             start.freeze, "its codes stay as they are"
         )
         lines.insert(1, f"starts from {start.name}, whose sizes and tokens are taken; {kept}")
+    if machine.is_cpu and machine.load > 2 * machine.cores:
+        lines.append(
+            f"other programs are busy on this machine ({machine.load:.0f} want a core): alone it would be faster"
+        )
     if pictures.pairs < 64:
         lines.append(
             f"so few pictures are known by heart: what is drawn will be these {pictures.pairs}, and little that is new"

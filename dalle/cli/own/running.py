@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from pathlib import Path
 
 from dalle.cli.own.planning import fit, tell_time
 from dalle.cli.own.stages import MADE, Stages
@@ -25,13 +24,20 @@ _WHAT = {
     "clip": "the reranker: which picture belongs to which caption",
     "gallery": "drawing",
 }
+_TAKEN = {
+    "tokenizer": "the captions' tokens",
+    "dvae": "the dVAE",
+    "prior": "the prior",
+    "clip": "the reranker",
+}
+"""What is taken from ready weights."""
 
 
 class Running:
     """One call's work on the stages."""
 
     def __init__(self, stages: Stages):
-        self.stages, self.ran, self.aside = stages, [], None
+        self.stages, self.ran, self.aside, self.is_planning_noted = stages, [], None, False
 
     def all(self) -> None:
         """All stages that are missing, in order, then the gallery and the page.
@@ -40,27 +46,23 @@ class Running:
             KeyboardInterrupt: it was stopped
         """
         from dalle.cluster.topology import joined
+        from dalle.own.gallery import draw_command
         from dalle.own.report import write_report
 
+        stages = self.stages
         with ExitStack() as held:
-            if self.stages.gpus == 1:  # one process for all trainings; those of several GPUs are launched one by one
+            if stages.gpus == 1:  # one process for all trainings; those of several GPUs are launched one by one
                 held.enter_context(joined())
-            names = [stage for stage in MADE if stage != "tokens" or stage in self.stages.commands]
+            names = [stage for stage in MADE if stage != "tokens" or stage in stages.commands]
             for number, stage in enumerate(names, 3):
                 self._run_one(stage, f"{number}/{len(names) + 2}")
-        page = self.stages.folder / "report.html"
+        page = stages.folder / "report.html"
         if self.ran or not page.is_file():
-            write_report(
-                self.stages.folder,
-                self.stages.prepared,
-                self.stages.files,
-                self.stages.progress,
-                self.stages.config.source,
-            )
+            write_report(stages.folder, stages.prepared, stages.files, stages.progress, stages.config.source)
         else:
-            print("\neverything is there already: nothing was to be done")
-        print(f"\n{in_words(self.stages.progress.spent_s())} of training in all; the whole of it on one page: {page}")
-        print(f'draw with: dalle-sample --model {self.stages.folder} --rerank "{example_caption(self.stages.folder)}"')
+            print("everything is there already: nothing was to be done")
+        print(f"\n{in_words(stages.progress.spent_s())} of work in all; the whole of it on one page: {page}")
+        print(f"draw with: {draw_command(stages.folder)}")
 
     def _run_one(self, stage: str, number: str) -> None:
         inputs = self.stages.inputs_of(stage)
@@ -69,14 +71,17 @@ class Running:
             self.stages.progress.is_finished(stage, inputs)
             and (made / _WEIGHTS if stage in TRAININGS else made).exists()
         ):
-            say(number, f"{stage}: done already")
+            print(f"[{number}] {stage}: done already", flush=True)
             return
+        self._note_planning()
         if changed := self.stages.progress.changes(stage, inputs):
-            self._set_aside(stage, changed)
+            self._set_aside(stage, f"since other than before: {', '.join(changed)}")
+        elif self.stages.progress.of(stage) is None:
+            self._set_aside(stage, "since nothing is known of how it was made")
         if stage in self.stages.trainings and self.stages.progress.of(stage) is None:
             fit(self.stages, stage)
             inputs = self.stages.inputs_of(stage)
-        say(number, _WHAT[stage])
+        say(number, _TAKEN[stage] if self.stages.is_taken(stage) else _WHAT[stage])
         lost_s = self._lost_s(stage, inputs)
         self.stages.spent_before_s += lost_s
         self.stages.progress.begin(stage, inputs)
@@ -91,6 +96,13 @@ class Running:
         if stage in self.stages.trainings:
             tell_time(self.stages, stage)
 
+    def _note_planning(self) -> None:
+        """What came before the first stage that is run takes of the time too."""
+        if not self.is_planning_noted:
+            self.stages.progress.begin("planning", {})
+            self.stages.progress.add("planning", time.monotonic() - self.stages.began_s, finished=True)
+        self.is_planning_noted = True
+
     def _lost_s(self, stage: str, inputs: dict[str, str]) -> float:
         """Seconds of a training that is gone on with, of which nothing was noted because it was killed."""
         done = self.stages.progress.of(stage)
@@ -102,7 +114,7 @@ class Running:
     def _work(self, stage: str) -> None:
         if stage == "gallery":
             self._draw()
-        elif stage not in self.stages.commands:
+        elif self.stages.is_taken(stage):
             self._take(stage)
         elif stage == "tokenizer":
             from dalle.cli.data.train_tokenizer import train_tokenizer
@@ -144,17 +156,11 @@ class Running:
             self.stages.folder, found.train, found.valid, images, config.candidates, config.seed, left_s, print
         )
 
-    def _set_aside(self, stage: str, changed: list[str]) -> None:
+    def _set_aside(self, stage: str, why: str) -> None:
         """What was made from other things, which may have taken long, is kept."""
-        self.aside = set_aside(self.stages.folder, MADE[stage], self.aside)
-        self.stages.progress.forget(stage)
-        kept = f"; what it was is kept in {self.aside}" if self.aside else ""
-        print(f"\n{stage} is made anew, since other than before: {', '.join(changed)}{kept}")
-
-
-def example_caption(folder: Path) -> str:
-    """A caption that the models can draw, for the last line."""
-    from dalle.own.gallery import read_rows
-
-    rows = read_rows(folder)
-    return rows[0].caption.replace('"', "'") if rows else "CAPTION"
+        there = [name for name in MADE[stage] if (self.stages.folder / name).exists()]
+        if there or self.stages.progress.of(stage) is not None:
+            self.aside = set_aside(self.stages.folder, there, self.aside)
+            self.stages.progress.forget(stage)
+            kept = f"; what it was is kept in {self.aside}" if there else ""
+            print(f"\n{stage} is made anew, {why}{kept}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from functools import cached_property
 from pathlib import Path
@@ -59,15 +60,13 @@ class Stages:
         files: PlanFiles,
         began_s: float,
     ):
-        from dalle.data.identity import identity
         from dalle.data.naming import expand
 
         self.config, self.folder, self.prepared, self.start, self.files = config, folder, prepared, start, files
         self.progress, self.began_s = Progress(folder), began_s
         self.spent_before_s = self.progress.spent_s()
         shards = [path for spec in (prepared.train, prepared.valid) if spec for path in expand(spec)]
-        found = identity(shards)
-        self.data_hash, self.data_bytes = found["hash"], found["bytes"]
+        self.data_hash, self.data_bytes = prepared.inspection["hash"], sum(os.path.getsize(path) for path in shards)
 
     @cached_property
     def pictures(self) -> Pictures:
@@ -99,6 +98,10 @@ class Stages:
     def trainings(self) -> list[str]:
         return [stage for stage in self.commands if stage in TRAININGS]
 
+    def is_taken(self, stage: str) -> bool:
+        """Whether a stage's model is one of the ready weights, as it is."""
+        return stage != "gallery" and stage not in self.commands
+
     def spent_s(self) -> float:
         """Seconds that all of it has taken, over all calls."""
         return self.spent_before_s + time.monotonic() - self.began_s
@@ -114,13 +117,14 @@ class Stages:
         Raises:
             ValueError: one line that names the file, or the stage
         """
-        if settings is not None:
-            return arguments.parse_model(_SETTINGS[stage], settings | self._paths(stage), f"{stage}: ")
+        where = stage if settings is not None else str(self.files.path(stage))
         try:
+            if settings is not None:
+                return arguments.parse_model(_SETTINGS[stage], settings | self._paths(stage), f"{where}: ")
             return arguments.parse(_SETTINGS[stage], COMMANDS[stage], self.words(stage))
         except ValueError as error:
-            path = str(self.files.path(stage))
-            raise ValueError(str(error) if path in str(error) else f"{path}: {error}") from None
+            text = str(error)
+            raise ValueError(text if text.startswith(where) else f"{where}: {text}") from None
 
     @property
     def gpus(self) -> int:
@@ -168,13 +172,10 @@ class Stages:
 
     def inputs_of(self, stage: str) -> dict[str, str]:
         """What decides what a stage makes, by what identifies it."""
-        found = {name: self._identity(name) for name in MADE_FROM[stage]}
-        if stage in self.commands:
-            return {"plan": self.files.digest(stage), **found}
-        if stage == "gallery":
-            return {"plan": f"{self.config.candidates} {self.config.seed}", **found}
-        kind = "prior" if stage == "tokenizer" else stage
-        return {"start": self.start.hashes[kind]}
+        if self.is_taken(stage):
+            return {"start": self.start.hashes["prior" if stage == "tokenizer" else stage]}
+        plan = f"{self.config.candidates} {self.config.seed}" if stage == "gallery" else self.files.digest(stage)
+        return {"plan": plan, **{name: self._identity(name) for name in MADE_FROM[stage]}}
 
     def _identity(self, name: str) -> str:
         from dalle.models.folder import read_header

@@ -9,12 +9,15 @@ import time
 from pathlib import Path
 
 from dalle.cli import arguments
+from dalle.cli.data.filter import counted_images
 from dalle.cli.own.stages import Stages
 from dalle.cli.road import say
 from dalle.config import TrainFolder
 from dalle.outputs.ownership import claimed
 
 _COMMAND = "dalle-train"
+_MOST_VALID = 500
+"""Pairs that are held out at most: more make no figure clearer, and every validation slower."""
 
 
 def main() -> None:
@@ -25,6 +28,7 @@ def main() -> None:
 def train_folder(argv: list[str] | None = None) -> None:
     """Parse, look, plan, train what is missing, draw, tell."""
     began_s = time.monotonic()
+    arguments.plain_warnings(_COMMAND)
     config = arguments.parse(TrainFolder, _COMMAND, argv, "source")
     output = Path(config.output)
     _check_apart(Path(config.source), output)
@@ -52,10 +56,19 @@ def _train(config: TrainFolder, output: Path, began_s: float) -> None:
 
         start = read_start(config.start_from, find_model(config.start_from), config.freeze)
     say("1", f"looking at {config.source}")
-    split = (config.filters, config.valid_share, config.seed)
-    # what is there is ours, made of this folder as it was
-    prepared = prepare(config.source, output / "data", *split, workers=num_cores(), overwrite=True)
-    for line in (*prepared.notes, prepared.counts.line(), f"what was found, with examples: {output}/data/report.html"):
+    with counted_images() as told:
+        prepared = prepare(
+            config.source,
+            output / "data",
+            config.filters,
+            config.valid_share,
+            config.seed,
+            workers=num_cores(),
+            most_valid=_MOST_VALID,
+            renew=True,
+            told=told,
+        )
+    for line in (*prepared.notes, f"what was found, with examples: {output}/data/report.html"):
         print(line)
     stages = Stages(config, output, prepared, start, files, began_s)
     say("2", "the plan")

@@ -95,7 +95,7 @@ class TrainDVAE:
         output: folder of the trained model
         valid_data: held-out shards; null means no figures, and pictures of training pairs
         resume: continue from the latest checkpoint in the output folder, whose config.yaml has all other settings
-        start_from: folder of a finished dVAE whose weights the training starts from, and whose sizes it takes; also `--from`
+        start_from: name, folder or Hub id of a finished dVAE to go on from, whose sizes are taken; also `--from`
         freeze: "encoder" trains the decoder alone, on the codes of a dVAE that `start_from` names: what the codes stand for
             stays, so priors and tokens of that dVAE go on with this one. The decoder may then have sizes of its own. Null
             trains all
@@ -166,12 +166,12 @@ class TrainPrior:
 
     Args:
         data: folder of token shards
-        dvae: folder of the dVAE that made them
-        tokenizer: tokenizer file
+        dvae: the dVAE that made them: its folder, or what `start_from` may be
+        tokenizer: tokenizer file, or a prior that has one, named likewise
         output: folder of the trained model
         valid_data: folder of held-out token shards; null means no figures, and pictures for training captions
         resume: continue from the latest checkpoint in the output folder, whose config.yaml has all other settings
-        start_from: folder of a finished prior whose weights the training starts from, and whose sizes it takes; also `--from`
+        start_from: name, folder or Hub id of a finished prior to go on from, whose sizes are taken; also `--from`
         bpe_dropout: probability of skipping a merge while training (Provilkov et al., 2019)
         caption_dropout: probability of training on a pair without its caption, so that the prior also learns images without
             one, for guidance and `dalle-caption` (Ho and Salimans, 2022); 0 in the paper
@@ -214,12 +214,12 @@ class TrainCLIP:
     Args:
         data: training shards
         output: folder of the trained model
-        tokenizer: tokenizer file; null uses open_clip's own
-        dvae: train half on what this dVAE reconstructs, so that its blur is no surprise in reranking; null trains on
+        tokenizer: tokenizer file, or a prior that has one, named as `start_from`; null uses open_clip's own
+        dvae: train half on what this dVAE, named likewise, reconstructs, so that its blur is no surprise in reranking; null trains on
             the images alone. Where `model.reads` is codes, they are this dVAE's
         valid_data: held-out shards; null means no validation
         resume: continue from the latest checkpoint in the output folder, whose config.yaml has all other settings
-        start_from: folder of a finished CLIP whose weights the training starts from, and whose sizes it takes; also `--from`
+        start_from: name, folder or Hub id of a finished CLIP to go on from, whose sizes are taken; also `--from`
     """
 
     data: str

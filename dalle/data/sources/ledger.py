@@ -137,8 +137,17 @@ class Ledger:
             ((number, place, text, len(text.split()), len(text), reason) for text, reason in captions),
         )
 
-    def settle(self, join: bool, valid_share: float) -> None:
-        """What follows from all images together: the first of equal ones, what is kept, what is held out."""
+    def settle(self, join: bool, valid_share: float, most_valid: int | None = None) -> float:
+        """What follows from all images together: the first of equal ones, what is kept, what is held out.
+
+        Args:
+            join: whether equal images are one
+            valid_share: of the images that are kept, those held out
+            most_valid: of these; the share is halved until they are no more, so that it is seldom another one as a source grows
+
+        Returns:
+            the share
+        """
         run = self._db.execute
         self._db.execute("COMMIT")
         self._db.executescript(_INDICES)
@@ -162,10 +171,16 @@ class Ledger:
             "WHERE kind IS NULL AND first < number"
         )
         count, least, most = run("SELECT COUNT(*), MIN(draw), MAX(draw) FROM images WHERE kind IS NULL").fetchone()
-        below = 0.0
+        below, share = 0.0, valid_share
+        while most_valid is not None and self._num_drawn_below(share) > most_valid:
+            share /= 2
         if count >= FEWEST_TO_SPLIT and valid_share > 0:
-            below = min(max(valid_share, math.nextafter(least, 2)), most)  # at least one on each side
+            below = min(max(share, math.nextafter(least, 2)), most)  # at least one on each side
         run("UPDATE images SET valid = (draw < ?) WHERE kind IS NULL", (below,))
+        return share
+
+    def _num_drawn_below(self, share: float) -> int:
+        return self._db.execute("SELECT COUNT(*) FROM images WHERE kind IS NULL AND draw < ?", (share,)).fetchone()[0]
 
     def without_path(self) -> Iterator[int]:
         """Numbers of the images that are no files of their own, in order."""

@@ -3,6 +3,7 @@ kept."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections import deque
@@ -37,16 +38,25 @@ class Maker:
         name: of the source, as the user typed it
         source: recognised
         filters: what is left out
-        valid_share, seed: of the images that are held out
+        valid_share, most_valid, seed: of the images that are held out
         workers: processes that decode
         told: called as the work goes on
     """
 
     def __init__(
-        self, name: str, source: Source, filters: Filters, valid_share: float, seed: int, workers: int, told: Told
+        self,
+        name: str,
+        source: Source,
+        filters: Filters,
+        valid_share: float,
+        most_valid: int | None,
+        seed: int,
+        workers: int,
+        told: Told,
     ):
         self.name, self.source, self.filters, self.told = name, source, filters, told
-        self.valid_share, self.seed, self.workers = valid_share, seed, workers
+        self.valid_share, self.most_valid, self.seed, self.workers = valid_share, most_valid, seed, workers
+        self._share = valid_share
         self._outside, self._first_outside = 0, ""
 
     def make(self, folder: Path) -> Prepared:
@@ -55,13 +65,13 @@ class Maker:
         ledger = Ledger(database)
         try:
             self._look(ledger)
-            ledger.settle(self.filters.duplicates == "join", self.valid_share)
+            self._share = ledger.settle(self.filters.duplicates == "join", self.valid_share, self.most_valid)
             counts, caption_counts = ledger.counts()
             if counts.read == counts.num_filtered + counts.num_broken:
                 raise ValueError(f"source {self.name}: no image can be used: {counts.line()}")
             shown = examples(ledger)
             pictures, train, valid = self._write(ledger, folder, set(shown))
-            figures = inspect(ledger) | {"shards": train.names() + valid.names()}
+            figures = inspect(ledger) | {"shards": train.names() + valid.names(), "hash": _joint_hash(train, valid)}
             prepared = Prepared(
                 kind=self.source.kind,
                 num_train=figures.pop("num_train"),
@@ -180,9 +190,19 @@ class Maker:
             )
             yield f"No image is held out for validation ({why})."
         else:
-            yield (
-                f"Held out for validation: {prepared.num_valid:,}, drawn by their pixels, so that more pictures move none of these."
+            few = (
+                ""
+                if self._share == self.valid_share
+                else f" (a share of {self._share:g}, since they are no more than {self.most_valid:,})"
             )
+            yield (
+                f"Held out for validation: {prepared.num_valid:,}{few}, drawn by their pixels, so that more pictures move none of these."
+            )
+
+
+def _joint_hash(*writers: ShardWriter) -> str:
+    """Of all that is in their shards: data that are the same are known by it, whenever they were made."""
+    return hashlib.sha256(b"".join(writer.digest.digest() for writer in writers)).hexdigest()[:32]
 
 
 def _about(row: Row) -> dict[str, Any]:

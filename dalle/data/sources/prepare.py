@@ -40,7 +40,9 @@ def prepare(
     *,
     choice: Choice = LOOK,
     workers: int = 1,
+    most_valid: int | None = None,
     overwrite: bool = False,
+    renew: bool = False,
     told: Told = lambda what, number: None,
 ) -> Prepared:
     """Read, filter and split a person's pictures into shards: `train-000.tar`, `valid-000.tar`, `prepared.json` and
@@ -55,7 +57,9 @@ def prepare(
         seed: of the draw of these
         choice: where the user says captions are
         workers: processes that decode
+        most_valid: images that are held out at most; null for no limit
         overwrite: write over what is there
+        renew: likewise, but only where that was made of another source, or in another way
         told: called as the work goes on
 
     Raises:
@@ -65,15 +69,15 @@ def prepare(
     check_language(filters)
     _check_places(source, output)
     found = detect(source, output, choice)
-    request = _request(source, found, filters, valid_share, seed, choice)
+    request = _request(source, found, filters, valid_share, most_valid, seed, choice)
     try:
-        with claimed(output, COMMAND, overwrite=overwrite) as folder:
-            finished = _finished(folder, request, overwrite)
+        with claimed(output, COMMAND, overwrite=overwrite or renew) as folder:
+            finished = _finished(folder, request, overwrite, renew)
             if finished is not None:
                 return finished
             partial = unfinished(folder)
             try:
-                prepared = Maker(source, found, filters, valid_share, seed, workers, told).make(partial)
+                prepared = Maker(source, found, filters, valid_share, most_valid, seed, workers, told).make(partial)
                 _put_in_place(partial, folder, request)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -101,7 +105,13 @@ def _check_places(source: str, output: Path) -> None:
 
 
 def _request(
-    source: str, found: Source, filters: Filters, valid_share: float, seed: int, choice: Choice
+    source: str,
+    found: Source,
+    filters: Filters,
+    valid_share: float,
+    most_valid: int | None,
+    seed: int,
+    choice: Choice,
 ) -> dict[str, Any]:
     """All that decides what the shards hold."""
     settings = {
@@ -109,21 +119,26 @@ def _request(
         "files": found.fingerprint(),
         "filters": asdict(filters),
         "valid_share": valid_share,
+        "most_valid": most_valid,
         "seed": seed,
         **asdict(choice),
     }
     return json.loads(json.dumps(settings))  # as it is read back
 
 
-def _finished(folder: Path, request: dict[str, Any], overwrite: bool) -> Prepared | None:
+def _finished(folder: Path, request: dict[str, Any], overwrite: bool, renew: bool) -> Prepared | None:
     """What is there, if it is what is asked for. Raises ValueError where it is something else and may not be written over."""
     prepared = None if overwrite else read_prepared(folder)
-    if prepared is None or not all((folder / name).is_file() for name in prepared.inspection["shards"]):
+    if prepared is None or "hash" not in prepared.inspection:  # of an earlier version
+        return None
+    if not all((folder / name).is_file() for name in prepared.inspection["shards"]):
         return None
     before = read_mark(folder, COMMAND) or {}
     changed = next((name for name, value in request.items() if before.get(name) != value), None)
     if changed is None:
         return prepared
+    if renew:
+        return None
     then, now = before.get(changed), request[changed]
     if changed == "files":
         told = f"the source was {_told(then)}, and is {_told(now)}" + " of other contents" * (_told(then) == _told(now))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -24,6 +25,8 @@ class ShardWriter:
     Args:
         folder: that is there
         name: "train" or "valid"
+
+    `digest` is of all that was added, names and bytes.
     """
 
     def __init__(self, folder: Path, name: str):
@@ -31,6 +34,7 @@ class ShardWriter:
         self._tar: tarfile.TarFile | None = None
         self._file: IO[bytes] | None = None
         self.shards: list[str] = []
+        self.digest = hashlib.sha256()
         self._images = self._bytes = 0
 
     def add(self, extension: str, image: bytes, captions: list[str], about: dict[str, Any]) -> None:
@@ -58,6 +62,8 @@ class ShardWriter:
         info = tarfile.TarInfo(name)  # its defaults, time 0 and no owner, are the same everywhere
         info.size = len(data)
         self._tar.addfile(info, io.BytesIO(data))
+        self.digest.update(b"%s %d\n" % (name.encode(), len(data)))
+        self.digest.update(data)
         self._bytes += len(data)
 
     def close(self) -> None:
