@@ -10,8 +10,8 @@ that is right (what an unranked pick can expect), the share of captions whose be
 how varied the candidates are. An arm that the checker chose for has its judge for its teacher, so its figures say less
 than those of `clip`.
 
-A cell is an arm with a seed. One that is finished is not repeated, and one that was stopped goes on. Several run at a time,
-each on one CPU thread.
+A cell is an arm with a seed. One that is finished is not repeated, and one that was stopped goes on; its seconds are then those of
+the last stretch. Several run at a time, each on one CPU thread.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ COLUMNS = {
     "agreement": ("codes alike", "{:.1%}"),
     "seconds": ("seconds", "{:.0f}"),
 }
-_EVALUATION_SEED = 10**6
+_EVALUATION_SEED = 10**11
 """Far from the seeds of training candidates, which share it with no caption but would share its random numbers."""
 
 
@@ -116,20 +116,27 @@ def cell(arm: str, seed: int, options: argparse.Namespace) -> dict:
     path = folder / "result.json"
     if path.is_file():
         return json.loads(path.read_text())
-    began_s = time.monotonic()
-    prior = options.model / "prior" if arm == BEFORE else folder
-    if arm != BEFORE and not (folder / "model.safetensors").is_file():
-        _run(command(arm, seed, folder, options), folder)
-    seconds = time.monotonic() - began_s
+    prior, took, judged = options.model / "prior" if arm == BEFORE else folder, folder / "seconds.json", folder / "judged.json"
     folder.mkdir(parents=True, exist_ok=True)
+    if arm != BEFORE and not (folder / "model.safetensors").is_file():
+        began_s = time.monotonic()
+        _run(command(arm, seed, folder, options), folder)
+        _write(took, time.monotonic() - began_s)
     told = [
         f"--{name}={getattr(options, name)}" for name in ("model", "output", "judged_captions", "judged_candidates")
     ]
-    _run([sys.executable, __file__, *told, f"--judge={prior}", f"--seed={seed}", f"--into={path}"], folder)
-    result = {**json.loads(path.read_text()), "seconds": seconds}
-    path.write_text(json.dumps(result))
+    _run([sys.executable, __file__, *told, f"--judge={prior}", f"--seed={seed}", f"--into={judged}"], folder)
+    result = {**json.loads(judged.read_text()), "seconds": json.loads(took.read_text()) if took.is_file() else 0.0}
+    _write(path, result)
     print(f"{arm}, seed {seed}: {_said(result)}", file=sys.stderr, flush=True)
     return result
+
+
+def _write(path: Path, value) -> None:
+    """As JSON, whole or not at all."""
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps(value))
+    os.replace(partial, path)
 
 
 def _run(words: list[str], folder: Path) -> None:
@@ -212,9 +219,7 @@ def main() -> None:
     if options.judge:
         numbers = (options.judged_captions, options.judged_candidates, options.seed)
         found = judge(options.model, options.judge, *numbers)
-        partial = options.into.with_suffix(".tmp")
-        partial.write_text(json.dumps({**found, "seconds": 0.0}))
-        os.replace(partial, options.into)
+        _write(options.into, found)
         return
     arms = [BEFORE, CONTROL, *options.arms]
     cells = list(itertools.product(range(options.seeds), arms))

@@ -63,8 +63,9 @@ def _export(config: Export, output: Path) -> None:
             f"weights {config.weights}: {path} holds no complete checkpoint, which alone has both; leave it out"
         )
     elif (path / WEIGHTS).is_file():
-        print(_in_place(output, lambda partial: _export_finished(config, path, partial, {})))
-        _say_links(path, config.dtype)
+        renamed: dict[str, str] = {}
+        print(_in_place(output, lambda partial: _export_finished(config, path, partial, renamed)))
+        _say_links(path, config.dtype, renamed)
     elif {"prior", "dvae"} <= set(parts_of(path)):
         print(_in_place(output, lambda partial: _export_whole(config, path, partial)))
     else:
@@ -101,15 +102,15 @@ def _export_checkpoint(config: Export, path: Path, partial: Path) -> str:
     kind, sizes, links = _identity(checkpoint)
     weights = _Weights(checkpoint, config.weights, config.dtype)
     verify(checkpoint.path, World(0, 1, torch.device("cpu")))
-    save_weights(partial, kind, weights, sizes, links, weights.like())
+    save_weights(partial, kind, weights, sizes, _links_of(links, weights.converts), weights.like())
     _copy(_FILES, checkpoint.path.absolute().parent.parent, partial)
     return f"{kind}, {weights.source} weights after {checkpoint.step:,} updates, {weights.count:,} numbers in {config.dtype}"
 
 
 def _export_finished(config: Export, folder: Path, partial: Path, renamed: dict[str, str]) -> str:
-    """A single model that is finished. `renamed`: new hashes of the models that it was trained with, by their old ones; its own is
-    added."""
-    from dalle.models.folder import check_hash, read_config, read_header, save_weights
+    """A single model that is finished. `renamed`: what the models that it was trained with are known by now, by what they were; its
+    own is added."""
+    from dalle.models.folder import check_hash, codes_hash, read_config, read_header, save_weights
     from dalle.models.weights import WeightsFile
 
     check_hash(folder)
@@ -118,7 +119,9 @@ def _export_finished(config: Export, folder: Path, partial: Path, renamed: dict[
     sizes = read_config(folder, header["kind"])
     with WeightsFile(folder / "model.safetensors") as file:
         weights = _Finished(file, config.dtype)
-        renamed[header["hash"]] = save_weights(partial, header["kind"], weights, sizes, links, weights.like())
+        save_weights(partial, header["kind"], weights, sizes, _links_of(links, weights.converts), weights.like())
+    known_by = codes_hash if header["kind"] == "dvae" else lambda model: read_header(model)["hash"]
+    renamed[known_by(folder)] = known_by(partial)
     _copy(_FILES, folder, partial)
     return f"{header['kind']}, {weights.count:,} numbers in {config.dtype}"
 
@@ -140,20 +143,26 @@ def _export_whole(config: Export, folder: Path, partial: Path) -> str:
     return "; ".join([*said, f"{num_bytes / 1e6:.1f} MB"])
 
 
+def _links_of(links: dict[str, str], converted: bool) -> dict[str, str]:
+    """What goes with weights. An encoder of other bits makes other codes, be they few, so a dVAE that was converted is not known by
+    those of the one whose encoder it had."""
+    return {name: said for name, said in links.items() if not (converted and name == "codes_of_hash")}
+
+
 def _copy(names: tuple[str, ...], source: Path, target: Path) -> None:
     for name in names:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
 
 
-def _say_links(path: Path, dtype: str) -> None:
-    """Of a dVAE, that models which were trained with it do not know it any more."""
+def _say_links(path: Path, dtype: str, renamed: dict[str, str]) -> None:
+    """Of a dVAE that was changed, that models which were trained with it do not know it any more."""
     from dalle.models.folder import read_header
 
-    if read_header(path)["kind"] == "dvae":
+    if read_header(path)["kind"] == "dvae" and any(before != after for before, after in renamed.items()):
         warn(
-            f"in {dtype} this dVAE has another hash, and priors that were trained with it refuse it; to convert them together name "
-            "the folder that holds prior/ and dvae/"
+            f"in {dtype} this dVAE makes other codes now and then, so it has another hash, and priors that were trained with it "
+            "refuse it; to convert them together name the folder that holds prior/ and dvae/"
         )
 
 
@@ -186,6 +195,11 @@ class _Weights(Mapping):
         self._checkpoint, self._dtype = checkpoint, dtype
         self._names = [name.removeprefix("model/") for name in checkpoint.shapes if name.startswith("model/")]
         self.count = sum(math.prod(checkpoint.shapes[f"model/{name}"]) for name in self._names)
+
+    @property
+    def converts(self) -> bool:
+        """Whether a weight is written in another precision than it has."""
+        return any(each.dtype != self._checkpoint.read(self._key(name), 0, 0).dtype for name, each in self.like().items())
 
     def __len__(self) -> int:
         return len(self._names)
@@ -226,6 +240,11 @@ class _Finished(Mapping):
     def __init__(self, file: WeightsFile, dtype: str):
         self._file, self._dtype = file, dtype
         self.count = sum(math.prod(stored.shape) for stored in file.tensors.values())
+
+    @property
+    def converts(self) -> bool:
+        """Whether a weight is written in another precision than it has."""
+        return any(each.dtype != self._file.tensors[name].dtype for name, each in self.like().items())
 
     def __len__(self) -> int:
         return len(self._file.tensors)

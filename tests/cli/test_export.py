@@ -23,8 +23,9 @@ from dalle.cli.export import export
 from dalle.cluster.topology import World
 from dalle.config import DVAEModel, PriorModel, Sampling
 from dalle.models.dvae import DVAE
-from dalle.models.folder import content_hash, load_dvae, load_prior, read_config, read_header, save_weights
+from dalle.models.folder import codes_hash, content_hash, load_dvae, load_prior, read_config, read_header, save_weights
 from dalle.models.prior import Prior
+from dalle.sampling.model_set import find_models
 from tests.conftest import clean_environment
 
 PRIOR = PriorModel(
@@ -258,6 +259,64 @@ def test_a_whole_model_in_16_bits_draws_and_knows_its_parts(models, codes_clip, 
     assert read_header(tmp_path / "again/prior") == read_header(out / "prior")
 
 
+@pytest.fixture
+def sharper(models, codes_clip, tmp_path) -> Path:
+    """A whole model whose dVAE's decoder alone was trained further, and so is known by the codes of another."""
+    whole = tmp_path / "sharper"
+    for part in ("prior", "clip"):
+        shutil.copytree(models / part, whole / part, ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.copytree(codes_clip, whole / "codes-clip")
+    tensors = load_file(models / "dvae/model.safetensors")
+    for name in tensors:
+        tensors[name] *= 1.1 if name.startswith("decoder.") else 1
+    first = read_header(models / "dvae")["hash"]
+    links = {"started_from_hash": first, "codes_of_hash": first}
+    save_weights(whole / "dvae", "dvae", tensors, read_config(models / "dvae", "dvae"), links)
+    return whole
+
+
+def test_what_reads_anothers_codes_in_16_bits_has_codes_of_its_own(models, sharper, tmp_path):
+    out, first = tmp_path / "out", read_header(models / "dvae")["hash"]
+    assert read_header(sharper / "prior")["dvae_hash"] == codes_hash(sharper / "dvae") == first
+    export([str(sharper), "--output", str(out), "--dtype", "fp16"])
+    told = read_header(out / "dvae")
+    assert "codes_of_hash" not in told and told["started_from_hash"] == first
+    assert told["hash"] not in (first, read_header(sharper / "dvae")["hash"])
+    for part in ("prior", "codes-clip"):
+        assert read_header(out / part)["dvae_hash"] == told["hash"] == codes_hash(out / "dvae")
+    pipeline = dalle.load(out, device="cpu", precision="fp32", shortlist=True)
+    (drawing,) = pipeline.generate("a red circle", n=2, keep=1, sampling=Sampling(chunk=2), shortlist=1)
+    assert drawing.settings["models"]["dvae"] == told["hash"] and "codes" not in drawing.settings["models"]
+    # it is no other name of the first: neither takes the other's codes
+    for folder, dvae in ((sharper, out / "dvae"), (out, models / "dvae")):
+        with pytest.raises(ValueError, match="was trained with another dVAE"):
+            find_models(folder, dvae=dvae)
+    again = tmp_path / "again"
+    export([str(out), "--output", str(again), "--dtype", "fp16"])
+    assert all(read_header(again / part) == read_header(out / part) for part in ("dvae", "prior", "codes-clip"))
+
+
+def test_what_reads_anothers_codes_in_its_own_precision_still_does(models, sharper, tmp_path, recwarn):
+    export([str(sharper), "--output", str(tmp_path / "out")])
+    for part in ("dvae", "prior", "clip", "codes-clip"):
+        assert read_header(tmp_path / "out" / part) == read_header(sharper / part)
+    find_models(tmp_path / "out", dvae=models / "dvae")
+    export([str(sharper / "dvae"), "--output", str(tmp_path / "dvae")])
+    assert read_header(tmp_path / "dvae") == read_header(sharper / "dvae")
+    assert not [each for each in recwarn if "other codes" in str(each.message)]
+
+
+@pytest.mark.parametrize(("dtype", "kept"), [("fp32", True), ("bf16", False)])
+def test_a_checkpoint_of_what_reads_anothers_codes(tmp_path, dtype, kept):
+    torch.manual_seed(0)
+    links = {"codes_of_hash": "c" * 64, "started_from_hash": "d" * 64}
+    _save(tmp_path / "run", 1, "dvae", DVAE_SIZES, links, _tensors(DVAE(DVAE_SIZES)))
+    export([str(tmp_path / "run"), "--output", str(tmp_path / "out"), "--dtype", dtype])
+    told = read_header(tmp_path / "out")
+    assert told["started_from_hash"] == "d" * 64 and ("codes_of_hash" in told) == kept
+    assert codes_hash(tmp_path / "out") == ("c" * 64 if kept else told["hash"])
+
+
 def test_a_finished_single_model(models, tmp_path):
     finished = tmp_path / "finished"
     shutil.copytree(models / "prior", finished, ignore=shutil.ignore_patterns("checkpoints"))
@@ -266,7 +325,7 @@ def test_a_finished_single_model(models, tmp_path):
     assert all(torch.equal(after[name], tensor.bfloat16()) for name, tensor in before.items())
     assert read_header(tmp_path / "out")["dvae_hash"] == read_header(finished)["dvae_hash"]
     shutil.copytree(models / "dvae", tmp_path / "dvae", ignore=shutil.ignore_patterns("checkpoints"))
-    with pytest.warns(UserWarning, match="in bf16 this dVAE has another hash"):
+    with pytest.warns(UserWarning, match="in bf16 this dVAE makes other codes"):
         export([str(tmp_path / "dvae"), "--output", str(tmp_path / "out-dvae"), "--dtype", "bf16"])
     with pytest.raises(ValueError, match=r"weights trained: .*finished holds no complete checkpoint"):
         export([str(finished), "--output", str(tmp_path / "two"), "--weights", "trained"])

@@ -1,13 +1,18 @@
 """The experiment of learning from one's own candidates: its cells' commands, its figures, its table."""
 
 import importlib.util
+import itertools
 import json
 import sys
 
+import numpy as np
 import pytest
 
 from dalle.cli import arguments
-from dalle.config import TrainPrior
+from dalle.config import Sampling, TrainPrior
+from dalle.data.shapes import Claim, shows
+from dalle.evaluation.accuracy import distinct
+from dalle.sampling.loading import load
 from tests.conftest import ROOT
 
 _spec = importlib.util.spec_from_file_location("best_of", ROOT / "tools/best_of.py")
@@ -68,3 +73,61 @@ def test_a_finished_cell_is_not_repeated_and_the_table_has_all(tmp_path, monkeyp
         == "| clip | 70.0% | 70.0% | 0.7 | 0.7 | 70.0% | 61 | +10.0 (+10.0 to +10.0) | +10.0 (+10.0 to +10.0) |"
     )
     assert lines[3].endswith("|  |  |")
+
+
+@pytest.fixture
+def demo(models, shapes_folder, tmp_path):
+    """A folder as `dalle-demo` leaves it."""
+    (tmp_path / "demo").mkdir()
+    for name in ("prior", "dvae", "clip", "tokens"):
+        (tmp_path / "demo" / name).symlink_to(models / name)
+    (tmp_path / "demo/data").symlink_to(shapes_folder)
+    return tmp_path / "demo"
+
+
+def test_a_cell_is_trained_once_and_judged_by_all_candidates(demo, tmp_path, monkeypatch):
+    """Killed as its result was to be written, it is judged anew, not trained."""
+    options = _options(tmp_path, "--judged_captions", "3", "--judged_candidates", "4")
+    folder, ran = tmp_path / "out/clip-1", []
+
+    def run(words, into):
+        assert into == folder
+        ran.append("train" if "--data" in words else "judge")
+        if ran[-1] == "train":
+            (folder / "model.safetensors").touch()
+            return
+        argv = [f"--judge={demo}/prior" if word.startswith("--judge=") else word for word in words[1:]]
+        assert f"--judge={folder}" in words
+        monkeypatch.setattr(sys, "argv", argv)
+        tool.main()
+
+    monkeypatch.setattr(tool, "_run", run)
+    clock = iter([100.0, 130.0])
+    monkeypatch.setattr(tool.time, "monotonic", lambda: next(clock))
+    write = tool._write
+
+    def die(path, value):
+        if path.name == "result.json":
+            raise KeyboardInterrupt
+        write(path, value)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tool, "_write", die)
+        tool.cell("clip", 1, options)
+    found = tool.cell("clip", 1, options)
+    assert ran == ["train", "judge", "judge"] and found["seconds"] == 30.0
+    assert json.loads((folder / "result.json").read_text()) == found
+    assert tool.cell("clip", 1, options) == found and len(ran) == 3
+
+    pipeline, pairs = load(demo, device="cpu"), distinct(f"{demo}/data/valid-*.tar", 32, 3)
+    captions = [pair.captions[0] for pair in pairs]
+    (chunk,) = pipeline.candidates(captions, 4, tool._EVALUATION_SEED + 4, Sampling(chunk=4))
+    for i, pair in enumerate(pairs):
+        codes_NI, claim = chunk.codes_CNI[i], Claim.from_json(pair.scene)
+        right = [shows(image, claim) for image in chunk.images_CNYX3[i]]
+        alike = [np.mean(one == other) for one, other in itertools.combinations(codes_NI, 2)]
+        assert found["unranked"][i] == np.mean(right)
+        assert found["reranked"][i] == right[int(chunk.scores_CN[i].argmax())]
+        assert found["differing"][i] == len(np.unique(codes_NI, axis=0))
+        assert found["agreement"][i] == pytest.approx(np.mean(alike))
+        assert (found["scenes"][i] > 0) == any(right)

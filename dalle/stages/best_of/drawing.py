@@ -98,9 +98,12 @@ def draw_best(config: TrainPrior, world: World, mark: Callable[[str], None] = la
             judged = judge.draw(here, seeds, [claimed[i] for i in parts[number]] if claimed else None, told.add)
         _write(folder, number, here, judged, keep_best(judged, best_of))
     pipeline.release()
-    while not all(world.gather(all(_is_whole(folder, number) for number in missing))):
-        mark("waiting for the others' candidates")  # what another wrote may be seen late on a shared disk
+    # not in a collective, in which who waits long would be taken for one that hangs; what another wrote may be seen late on a
+    # shared disk
+    while not all(_is_whole(folder, number) for number in missing):
+        mark("waiting for the others' candidates")
         time.sleep(1)
+    world.barrier()
     complaint = _conclude(config, folder, shards, len(parts), pipeline) if world.is_main else None
     complaint = world.gather(complaint)[0]
     if complaint:

@@ -151,6 +151,39 @@ print(drawn)
     assert _files(tmp_path) == _files(drawn)
 
 
+class _First:
+    """The first of two processes, the other of which says the same."""
+
+    rank, size, is_main, device = 0, 2, True, ALONE.device
+
+    def __init__(self, did: list[str]):
+        self.did = did
+
+    def gather(self, value):
+        self.did.append("gather")
+        return [value, value]
+
+    def barrier(self):
+        self.did.append("barrier")
+
+
+def test_who_is_done_waits_where_nobody_takes_it_for_one_that_hangs(models, folder, drawn, tmp_path, monkeypatch):
+    """It moves on, in no collective, until all that the other draws is there."""
+    monkeypatch.setattr(drawing.time, "sleep", lambda _: None)
+    did: list[str] = []
+
+    def mark(phase: str) -> None:
+        did.append(phase)
+        if waits := did.count("waiting for the others' candidates"):
+            name = f"tokens-{min(waits, 3):05d}.safetensors"  # the part of its own between them stays as it is
+            shutil.copy(drawn / "best-of" / name, tmp_path / "best-of" / name)
+
+    draw_best(_config(models, folder, tmp_path), _First(did), mark)
+    end = did.index("waiting for the others' candidates")
+    assert did[end : end + 4] == 3 * ["waiting for the others' candidates"] + ["barrier"]
+    assert did[end - 1] == "drawing candidates" and _files(tmp_path) == _files(drawn)
+
+
 def test_killed_it_goes_on_with_what_is_drawn(models, folder, drawn, tmp_path, monkeypatch):
     config, write, numbers = _config(models, folder, tmp_path), drawing._write, []
 
