@@ -1,6 +1,6 @@
 """From a name to a folder: the only place where a model's name is understood.
 
-A name is, in this order, a folder; a model that comes with the package, such as `icons`; or a repository of the Hugging Face
+A name is, in this order, a folder; a model that comes with the package, such as `shapes`; or a repository of the Hugging Face
 Hub, `owner/name` or `owner/name@revision`. What comes with the package is what lies in `weights/`: it is told from the folders
 that are there.
 """
@@ -46,7 +46,7 @@ def find_part(name: str | Path, part: str) -> Path:
     """The folder of a single model.
 
     Args:
-        name: its folder; `icons/prior` of a ready model; or a whole model, by any name that `find_model` takes, whose part is meant
+        name: its folder; `shapes/prior` of a ready model; or a whole model, by any name that `find_model` takes, whose part is meant
         part: "prior", "dvae", "clip" or "codes-clip"
 
     Raises:
@@ -93,7 +93,7 @@ def _find(name: str | Path, setting: str, more: str) -> Path:
 
 
 def _ready(name: str) -> Path | None:
-    """The folder of a ready model, `icons`, or of a part of it, `icons/prior`."""
+    """The folder of a ready model, `shapes`, or of a part of it, `shapes/prior`."""
     model, _, part = name.partition("/")
     if model not in ready_names() or part not in ("", *parts_of(weights_folder() / model)):
         return None

@@ -22,7 +22,7 @@ class Evaluate:
 
     Args:
         output: folder of what is drawn and found; an evaluation that was interrupted goes on there
-        model: folder with `prior/` and `dvae/` in it, and `clip/` for reranking; or a ready model by its name, such as icons; or
+        model: folder with `prior/` and `dvae/` in it, and `clip/` for reranking; or a ready model by its name, such as shapes; or
             `owner/name[@revision]` of the Hugging Face Hub
         images: in place of a model, a folder of images: `00000/metadata.jsonl` (an object with a "prompt") beside
             `00000/samples/0000.png`, as GenEval has it, or files NAME.png beside NAME.txt

@@ -17,7 +17,7 @@ class Sample:
         caption: what to draw; left out where `captions`, `variations_of` or `again` tells
         captions: a file with one caption a line, or a .jsonl file of objects with a "caption" or a "prompt". Each is drawn by itself, and a
             run that was stopped goes on where it was when it is given the same output folder
-        model: what draws: a ready model by its name, such as icons; a folder with `prior/`, `dvae/` and, for reranking, `clip/`
+        model: what draws: a ready model by its name, such as shapes; a folder with `prior/`, `dvae/` and, for reranking, `clip/`
             in it; or `owner/name[@revision]` of the Hugging Face Hub
         list: tell the ready models, and leave it at that
         output: folder of the gallery
@@ -47,7 +47,7 @@ class Sample:
 
     caption: str = ""
     captions: str | None = None
-    model: str = "icons"
+    model: str = "shapes"
     list: bool = False
     output: str = "samples"
     layout: Literal["gallery", "geneval"] = "gallery"
