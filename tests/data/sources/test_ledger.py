@@ -1,10 +1,13 @@
 """What follows from all images together, the order in which folders are read, and by which a changed source is known."""
 
+import json
 import os
+import tarfile
 
 import pytest
 
 from dalle.config import Filters
+from dalle.data.sources import write
 from dalle.data.sources.ledger import Ledger
 from dalle.data.sources.look import Looked
 from dalle.data.sources.reading.item import Fate, Item
@@ -97,3 +100,17 @@ def test_a_source_may_be_moved_within_a_folder_that_is_named_otherwise(tmp_path)
     os.rename(tmp_path / "a", tmp_path / "b")
     assert fingerprint(iter([tmp_path / "b/0001.png"]), tmp_path / "b") == before
     prepared(tmp_path / "b", tmp_path / "out", Filters())
+
+
+def test_shards_end_by_bytes_and_are_named_by_as_many_digits_as_the_last(tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "SHARD_BYTES", 200)
+    writer = write.ShardWriter(tmp_path, "train")
+    for size in (60, 60, 200, 1):
+        writer.add("png", b"x" * size, ["second", "first"], {"captions": "of before", "a": 1})
+    writer.close()
+    assert writer.names() == [f"train-{n:03d}.tar" for n in range(3)] and writer.spec() == "train-{000..002}.tar"
+    with tarfile.open(tmp_path / "train-000.tar") as tar:
+        assert tar.extractfile("000000001.txt").read() == b"second"
+        assert json.load(tar.extractfile("000000001.json")) == {"captions": ["second", "first"], "a": 1}
+    writer.shards = [f"train-{n:03d}.tar" for n in range(1001)]
+    assert writer.names()[::1000] == ["train-0000.tar", "train-1000.tar"] and writer.spec() == "train-{0000..1000}.tar"

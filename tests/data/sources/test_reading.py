@@ -311,6 +311,7 @@ def test_an_image_of_every_sort_is_decoded_or_counted(tmp_path):
         **{"1.gif": "png", "3.jpg": "jpg", "4.png": "png", "5.png": "png", "6.bmp": "png", "7.JPEG": "jpg"},
     }
     # as they are, but for what has to be encoded anew
+    assert all(files[extensions[name]].startswith(b"\x89PNG") for name in ("1.gif", "4.png", "5.png", "6.bmp"))
     assert files[extensions["7.JPEG"]] == (source / "7.JPEG").read_bytes()
     assert (about["7.JPEG"][1]["width"], about["7.JPEG"][1]["height"]) == (40, 60)  # upright
     with Image.open(io.BytesIO(files[extensions["1.gif"]])) as first:
