@@ -111,7 +111,7 @@ def _change(stages: Stages, request: dict[str, Any]) -> None:
         if changes != before.get(stage, {}) and stage in files.edited():
             print(f"{files.path(stage)} was changed by hand: change it there to {_flat(changes)}")
         elif changes != before.get(stage, {}):
-            settings[stage] = merged(settings[stage], changes)
+            settings[stage] = merged(settings[stage], changes, f"{stage}.")
             stages.parse(stage, settings[stage])
             print(f"{files.path(stage)}: with {_flat(changes) or 'nothing set'}")
     files.write(settings, request, files.facts)
@@ -168,7 +168,7 @@ def _settings(stages: Stages, sizes: Sizes, updates: dict[str, int], machine: Ma
     if stages.start is not None:
         for kind in stages.trainings:
             settings[kind] = stages.start.settings(kind, settings[kind])
-    return {stage: merged(settings[stage], getattr(stages.config, stage)) for stage in stages.commands}
+    return {stage: merged(settings[stage], getattr(stages.config, stage), f"{stage}.") for stage in stages.commands}
 
 
 def _parsed(stages: Stages, settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
