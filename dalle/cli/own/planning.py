@@ -202,15 +202,15 @@ def _time_updates(stages: Stages, kind: str, settings: dict[str, Any], devices: 
 
 
 def fit(stages: Stages, stage: str) -> None:
-    """The updates of the trainings that are left, from the time that is left; those of the reranker, which had no dVAE to be
-    timed with, are timed now."""
+    """The updates of the trainings that are left, from the time that is left. What is not the first training is timed now: the
+    machine may have got slower since it was planned, and the reranker had no dVAE to be timed with."""
     files, facts = stages.files, stages.files.facts
     update_s, left = dict(facts["update_s"]), stages.left()
     settings = {each: files.settings(each) for each in files.stages}
-    if stage == "clip":
+    if stage != stages.trainings[0]:
         values = settings[stage]
         if stages.start is not None and stages.start.goes_on(stage):
-            values = merged({"model": plain(stages.start.clip)}, values)
+            values = merged({"model": plain(getattr(stages.start, stage))}, values)
         update_s[stage] = BESIDE * _time_updates(stages, stage, values, stages.gpus, facts["minutes"])
     by_hand = [each for each in left if each in files.edited() or _are_steps_set(stages.config, each)]
     fixed = {each: stages.parse(each).run.steps for each in by_hand}
@@ -232,7 +232,9 @@ def tell_time(stages: Stages, stage: str) -> None:
         f"{stage}: {in_words(took)}; {in_words(stages.spent_s())} have passed, and the end is expected after "
         f"{in_words(stages.spent_s() + rest.total_s)}"
         + "".join(
-            f"; {each} gets {rest.updates[each]:,} updates where {steps[each]:,} were planned" for each in left[:1]
+            f"; {each} gets {rest.updates[each]:,} updates where {steps[each]:,} were planned"
+            for each in left[:1]
+            if rest.updates[each] != steps[each]
         )
     )
 

@@ -74,6 +74,7 @@ class Running:
             print(f"[{number}] {stage}: done already", flush=True)
             return
         self._note_planning()
+        began_s = time.monotonic()
         if changed := self.stages.progress.changes(stage, inputs):
             self._set_aside(stage, f"since other than before: {', '.join(changed)}")
         elif self.stages.progress.of(stage) is None:
@@ -86,7 +87,6 @@ class Running:
         self.stages.spent_before_s += lost_s
         self.stages.progress.begin(stage, inputs)
         self.stages.progress.add(stage, lost_s, finished=False)
-        began_s = time.monotonic()
         try:
             self._work(stage)
         except BaseException:
