@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+from contextlib import suppress
 from pathlib import Path
 
 _STYLE = """
@@ -36,8 +37,13 @@ def head(title: str, style: str) -> str:
 def replace_text(path: Path, text: str) -> None:
     """Writes `text` to `path` so that a reader, or a crash, sees the old file or the new one and nothing between."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8", errors="replace") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:  # such as of a full disk
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise

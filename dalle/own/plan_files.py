@@ -102,15 +102,24 @@ class PlanFiles:
         return path.is_file() and _hash(path.read_bytes()) != self._record["written"].get(stage)
 
 
-def merged(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Nested settings with some of them changed. Raises ValueError where a whole section would be a single value."""
+def merged(settings: dict[str, Any], changes: dict[str, Any], where: str = "") -> dict[str, Any]:
+    """Nested settings with some of them changed.
+
+    Args:
+        settings: mappings of names to values, or to mappings
+        changes: likewise; words of the command line are read as YAML reads them
+        where: what they are settings of, such as "prior.", for what is said
+
+    Raises:
+        ValueError: a whole section would be a single value
+    """
     result = dict(settings)
     for name, value in changes.items():
         before = result.get(name)
         if isinstance(value, dict):
-            result[name] = merged(before if isinstance(before, dict) else {}, value)
+            result[name] = merged(before if isinstance(before, dict) else {}, value, f"{where}{name}.")
         elif isinstance(before, dict):
-            raise ValueError(f"{name} {value}: holds settings of its own, {', '.join(before)}; set one of these")
+            raise ValueError(f"{where}{name} {value}: holds settings of its own, {', '.join(before)}; set one of these")
         else:
             result[name] = _value(value)
     return result

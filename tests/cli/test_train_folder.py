@@ -15,6 +15,7 @@ from PIL import Image
 from dalle.cli import road
 from dalle.cli.own import planning, running, stages
 from dalle.cli.own.train_folder import train_folder
+from dalle.own import gallery
 from dalle.own.progress import Progress
 from tests.conftest import clean_environment
 
@@ -55,6 +56,7 @@ def trained(models, monkeypatch) -> list[list[str]]:
 
     monkeypatch.setattr(running, "train_stage", train_stage)
     monkeypatch.setattr(planning, "_time_updates", lambda *_: 0.1)
+    monkeypatch.setattr(gallery, "_MOST_CAPTIONS", 2)
     return calls
 
 
@@ -78,7 +80,7 @@ def test_the_whole_road(pictures, tmp_path, monkeypatch, capsys):
         for kind in ("dvae", "prior", "clip")
         for w in (f"--{kind}.run.steps", "3", f"--{kind}.run.loader_workers", "0")
     ]
-    line = [str(pictures), "--output", str(output), *QUICK, *few]
+    line = [str(pictures), "--output", str(output), "--minutes", "0.2", "--candidates", "2", *few]
 
     from dalle.training.loop import _Training
 
@@ -98,7 +100,7 @@ def test_the_whole_road(pictures, tmp_path, monkeypatch, capsys):
 
     train_folder(line)
     printed = capsys.readouterr().out
-    assert "dvae: done already" in printed and f'dalle-sample --model {output} --rerank "' in printed
+    assert "dvae: done already" in printed and f"draw with: dalle-sample --model {output} --rerank '" in printed
     for name in ("dvae", "prior", "clip"):
         assert (output / name / "model.safetensors").is_file()
     # one run, of which the second half was made by the second call

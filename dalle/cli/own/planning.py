@@ -111,7 +111,7 @@ def _change(stages: Stages, request: dict[str, Any]) -> None:
         if changes != before.get(stage, {}) and stage in files.edited():
             print(f"{files.path(stage)} was changed by hand: change it there to {_flat(changes)}")
         elif changes != before.get(stage, {}):
-            settings[stage] = merged(settings[stage], changes)
+            settings[stage] = merged(settings[stage], changes, f"{stage}.")
             stages.parse(stage, settings[stage])
             print(f"{files.path(stage)}: with {_flat(changes) or 'nothing set'}")
     files.write(settings, request, files.facts)
@@ -168,7 +168,7 @@ def _settings(stages: Stages, sizes: Sizes, updates: dict[str, int], machine: Ma
     if stages.start is not None:
         for kind in stages.trainings:
             settings[kind] = stages.start.settings(kind, settings[kind])
-    return {stage: merged(settings[stage], getattr(stages.config, stage)) for stage in stages.commands}
+    return {stage: merged(settings[stage], getattr(stages.config, stage), f"{stage}.") for stage in stages.commands}
 
 
 def _parsed(stages: Stages, settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -202,15 +202,15 @@ def _time_updates(stages: Stages, kind: str, settings: dict[str, Any], devices: 
 
 
 def fit(stages: Stages, stage: str) -> None:
-    """The updates of the trainings that are left, from the time that is left; those of the reranker, which had no dVAE to be
-    timed with, are timed now."""
+    """The updates of the trainings that are left, from the time that is left. What is not the first training is timed now: the
+    machine may have got slower since it was planned, and the reranker had no dVAE to be timed with."""
     files, facts = stages.files, stages.files.facts
     update_s, left = dict(facts["update_s"]), stages.left()
     settings = {each: files.settings(each) for each in files.stages}
-    if stage == "clip":
+    if stage != stages.trainings[0]:
         values = settings[stage]
         if stages.start is not None and stages.start.goes_on(stage):
-            values = merged({"model": plain(stages.start.clip)}, values)
+            values = merged({"model": plain(getattr(stages.start, stage))}, values)
         update_s[stage] = BESIDE * _time_updates(stages, stage, values, stages.gpus, facts["minutes"])
     by_hand = [each for each in left if each in files.edited() or _are_steps_set(stages.config, each)]
     fixed = {each: stages.parse(each).run.steps for each in by_hand}
@@ -232,7 +232,9 @@ def tell_time(stages: Stages, stage: str) -> None:
         f"{stage}: {in_words(took)}; {in_words(stages.spent_s())} have passed, and the end is expected after "
         f"{in_words(stages.spent_s() + rest.total_s)}"
         + "".join(
-            f"; {each} gets {rest.updates[each]:,} updates where {steps[each]:,} were planned" for each in left[:1]
+            f"; {each} gets {rest.updates[each]:,} updates where {steps[each]:,} were planned"
+            for each in left[:1]
+            if rest.updates[each] != steps[each]
         )
     )
 

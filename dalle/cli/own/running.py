@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from dalle.cli.own.planning import fit, tell_time
 from dalle.cli.own.stages import MADE, Stages
@@ -74,6 +74,7 @@ class Running:
             print(f"[{number}] {stage}: done already", flush=True)
             return
         self._note_planning()
+        began_s = time.monotonic()
         if changed := self.stages.progress.changes(stage, inputs):
             self._set_aside(stage, f"since other than before: {', '.join(changed)}")
         elif self.stages.progress.of(stage) is None:
@@ -86,12 +87,13 @@ class Running:
         self.stages.spent_before_s += lost_s
         self.stages.progress.begin(stage, inputs)
         self.stages.progress.add(stage, lost_s, finished=False)
-        began_s, finished = time.monotonic(), False
         try:
             self._work(stage)
-            finished = True
-        finally:
-            self.stages.progress.add(stage, time.monotonic() - began_s, finished)
+        except BaseException:
+            with suppress(OSError):  # what has happened is to be said, not that it cannot be noted
+                self.stages.progress.add(stage, time.monotonic() - began_s, finished=False)
+            raise
+        self.stages.progress.add(stage, time.monotonic() - began_s, finished=True)
         self.ran.append(stage)
         if stage in self.stages.trainings:
             tell_time(self.stages, stage)

@@ -5,6 +5,7 @@ Looks, plans, then calls the commands that a person would call (`dalle.cli.own.r
 
 from __future__ import annotations
 
+import errno
 import time
 from pathlib import Path
 
@@ -38,6 +39,12 @@ def train_folder(argv: list[str] | None = None) -> None:
         except KeyboardInterrupt:
             print("\nstopped; the same command goes on from here", flush=True)
             raise
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise ValueError(
+                f"output {output}: cannot be written ({error.strerror}): make room there, and the same command goes on from here"
+            ) from error
 
 
 def _train(config: TrainFolder, output: Path, began_s: float) -> None:
@@ -54,7 +61,7 @@ def _train(config: TrainFolder, output: Path, began_s: float) -> None:
     if config.start_from is not None:
         from dalle.ready.names import find_model
 
-        start = read_start(config.start_from, find_model(config.start_from), config.freeze)
+        start = read_start(config.start_from, find_model(config.start_from, "start_from"), config.freeze)
     say("1", f"looking at {config.source}")
     with counted_images() as told:
         prepared = prepare(
