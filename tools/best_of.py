@@ -116,7 +116,11 @@ def cell(arm: str, seed: int, options: argparse.Namespace) -> dict:
     path = folder / "result.json"
     if path.is_file():
         return json.loads(path.read_text())
-    prior, took, judged = options.model / "prior" if arm == BEFORE else folder, folder / "seconds.json", folder / "judged.json"
+    prior, took, judged = (
+        options.model / "prior" if arm == BEFORE else folder,
+        folder / "seconds.json",
+        folder / "judged.json",
+    )
     folder.mkdir(parents=True, exist_ok=True)
     if arm != BEFORE and not (folder / "model.safetensors").is_file():
         began_s = time.monotonic()
@@ -126,7 +130,8 @@ def cell(arm: str, seed: int, options: argparse.Namespace) -> dict:
         f"--{name}={getattr(options, name)}" for name in ("model", "output", "judged_captions", "judged_candidates")
     ]
     _run([sys.executable, __file__, *told, f"--judge={prior}", f"--seed={seed}", f"--into={judged}"], folder)
-    result = {**json.loads(judged.read_text()), "seconds": json.loads(took.read_text()) if took.is_file() else 0.0}
+    seconds = json.loads(took.read_text()) if took.is_file() else 0.0 if arm == BEFORE else float("nan")
+    result = {**json.loads(judged.read_text()), "seconds": seconds}
     _write(path, result)
     print(f"{arm}, seed {seed}: {_said(result)}", file=sys.stderr, flush=True)
     return result
@@ -149,8 +154,12 @@ def _run(words: list[str], folder: Path) -> None:
 
 
 def _said(result: dict) -> str:
-    means = {name: _mean(result, name) for name in COLUMNS}
-    return ", ".join(f"{title} {form.format(means[name])}" for name, (title, form) in COLUMNS.items())
+    return ", ".join(f"{title} {_written(_mean(result, name), form)}" for name, (title, form) in COLUMNS.items())
+
+
+def _written(value: float, form: str) -> str:
+    """A figure; "?" for seconds that were lost, where the stretch was cut off that trained a cell to its end."""
+    return form.format(value) if value == value else "?"
 
 
 def _mean(result: dict, name: str) -> float:
@@ -177,8 +186,8 @@ def table(results: dict[str, list[dict]]) -> str:
         row = [arm]
         for name, (_, form) in COLUMNS.items():
             means = [_mean(run, name) for run in runs]
-            spread = f" ± {form.format(statistics.stdev(means))}" if len(means) > 1 else ""
-            row.append(form.format(statistics.fmean(means)) + spread)
+            spread = f" ± {_written(statistics.stdev(means), form)}" if len(means) > 1 else ""
+            row.append(_written(statistics.fmean(means), form) + spread)
         for name in ("unranked", "reranked"):
             if arm in (BEFORE, CONTROL):
                 row.append("")

@@ -134,7 +134,7 @@ def _export_whole(config: Export, folder: Path, partial: Path) -> str:
     parts = sorted(parts_of(folder), key=lambda part: part != "dvae")
     find_models(folder, shortlist="codes-clip" in parts)  # refuses those that do not belong together
     renamed: dict[str, str] = {}
-    said = [_export_finished(config, folder / part, partial / part, renamed) for part in parts]
+    said = [f"{part}/: {_export_finished(config, folder / part, partial / part, renamed)}" for part in parts]
     for part in parts:
         if (settings := partial / part / "config.yaml").is_file():
             settings.write_text(public_config(settings), encoding="utf-8")  # which is to be given away
@@ -199,7 +199,9 @@ class _Weights(Mapping):
     @property
     def converts(self) -> bool:
         """Whether a weight is written in another precision than it has."""
-        return any(each.dtype != self._checkpoint.read(self._key(name), 0, 0).dtype for name, each in self.like().items())
+        return any(
+            each.dtype != self._checkpoint.read(self._key(name), 0, 0).dtype for name, each in self.like().items()
+        )
 
     def __len__(self) -> int:
         return len(self._names)

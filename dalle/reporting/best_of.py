@@ -22,6 +22,6 @@ def best_of_section(folder: Path) -> str:
     link = f"{FOLDER}/{PICTURE}"
     shown = ""
     if (folder / link).is_file():
-        note = "left the best that was kept, right the worst of the same caption, with the judge's scores"
+        note = "left the best that was kept, right the worst of the same caption, with the judge's scores, where there is a worse one"
         shown = f'<p class="soft">{note}</p><a href="{link}"><img src="{link}" alt="{note}" style="max-width:100%"></a>'
     return f"<h2>Its own candidates</h2>{said}{shown}"

@@ -248,7 +248,9 @@ def test_a_whole_model_in_16_bits_draws_and_knows_its_parts(models, codes_clip, 
             assert told.get(name) == kept.get(name)
         assert told.get("dvae_hash") == (read_header(out / "dvae")["hash"] if "dvae_hash" in kept else None)
     said = capsys.readouterr().out
-    assert "dvae, " in said and " numbers in fp16; " in said and " MB: " in said
+    assert (
+        "dvae/: dvae, " in said and "; codes-clip/: clip, " in said and " numbers in fp16; " in said and " MB: " in said
+    )
     pipeline = dalle.load(out, device="cpu", precision="fp32", shortlist=True)
     sampling = Sampling(chunk=2, precision="fp32")
     (drawing,) = pipeline.generate("a red circle", n=2, keep=1, sampling=sampling, shortlist=1)

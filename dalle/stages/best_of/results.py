@@ -24,21 +24,23 @@ from dalle.sampling.grid import make_grid
 from dalle.sampling.pipeline import Pipeline
 from dalle.stages.best_of.judging import Judged
 
-_SHOWN_OF_SHARD = 3
 _SHOWN = 12
-"""Captions in the picture, of each of which the best kept one stands beside the worst that was not."""
+"""Captions in the picture, of each of which the best kept one stands beside the worst."""
 
 
 def statistics(captions: Sequence[str], judged: Judged, kept: Sequence[tuple[int, int]]) -> dict[str, np.ndarray]:
     """Of a shard, as tensors: all scores [C, N]; caption and candidate of each kept one [K, 2]; how many candidates differ [C];
-    how alike they are [C] (`agreement`); and how often each code came, in all and in the kept ones [2, V]."""
+    how alike they are [C] (`agreement`); how often each code came, in all and in the kept ones [2, V]; and of captions that have a
+    kept one and a worse one, the first S: the best and the worst [S, 2, I]."""
     codes_CNI = judged.codes_CNI
     kept_K2 = np.array(kept, dtype=np.int64).reshape(-1, 2)
     codes = int(codes_CNI.max()) + 1
     picked_KI = codes_CNI[kept_K2[:, 0], kept_K2[:, 1]]
-    shown = [caption for caption in dict.fromkeys(kept_K2[:, 0].tolist())][:_SHOWN_OF_SHARD]
-    first = {caption: candidate for caption, candidate in reversed(kept)}
-    pairs = [(caption, (first[caption], int(np.argmin(judged.scores_CN[caption])))) for caption in shown]
+    best = {caption: candidate for caption, candidate in reversed(kept)}
+    worst_C, scores_CN = judged.scores_CN.argmin(1), judged.scores_CN
+    # of a caption whose candidates are all as good there would be the same picture twice
+    shown = [c for c in sorted(best) if scores_CN[c, worst_C[c]] < scores_CN[c, best[c]]][:_SHOWN]
+    pairs = [(caption, (best[caption], int(worst_C[caption]))) for caption in shown]
     shown_S2I = [codes_CNI[caption, list(both)] for caption, both in pairs]
     texts = json.dumps([captions[caption] for caption in shown], ensure_ascii=False)
     return {
@@ -103,7 +105,7 @@ def write_results(folder: Path, shards: Sequence[Path], best_of: BestOf, pipelin
         "shard_sizes": [len(each["codes_NI"]) for each in read],
     }
     results["lines"] = _lines(results, best_of)
-    if len(kept_scores):
+    if any(len(each["shown_S2I"]) for each in read):
         _draw(folder / PICTURE, read, pipeline, best_of)
     replace_text(folder / FILE, json.dumps(results, ensure_ascii=False, indent=2))
     return results

@@ -1,5 +1,7 @@
 """Which captions are drawn for, and which of their candidates are kept."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from dalle.data.shapes import Claim
 from dalle.data.tokens import Meta, TokenShards, TokenWriter
 from dalle.stages.best_of.judging import Judged, keep_best
 from dalle.stages.best_of.prompts import choose_captions, claims, first_seed
-from dalle.stages.best_of.results import agreement, entropy_bits
+from dalle.stages.best_of.results import agreement, entropy_bits, statistics
 
 
 def _shards(folder, captions: list[list[str]]) -> TokenShards:
@@ -96,6 +98,26 @@ def test_agreement_is_over_all_pairs_of_candidates():
     expected = np.mean([codes_NI[i] == codes_NI[j] for i, j in pairs])
     assert agreement(codes_NI) == pytest.approx(expected)
     assert agreement(np.ones((4, 5), int)) == 1 and agreement(codes_NI[:1]) == 0
+
+
+def test_shown_are_the_best_kept_beside_the_worst_where_there_is_a_worse_one():
+    scores_CN = np.full((30, 4), 0.5, np.float32)
+    scores_CN[::2] = [0.4, 0.7, 0.1, 0.9]  # captions of odd numbers have only equally good ones
+    scores_CN[4] = [0.1, 0.2, 0.2, 0.2]  # of this one nothing is good enough
+    codes_CNI = np.arange(30 * 4 * 2).reshape(30, 4, 2).astype(np.uint16)
+    judged = Judged(codes_CNI, scores_CN)
+    kept = keep_best(judged, BestOf(model="x", candidates=4, keep=2, threshold=0.3))
+    found = statistics([f"caption {i}" for i in range(30)], judged, kept)
+    numbers = [0, 2, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24]
+    assert json.loads(found["shown_utf8"].tobytes()) == [f"caption {i}" for i in numbers]
+    assert np.array_equal(found["shown_S2I"], codes_CNI[numbers][:, [3, 2]])
+    assert np.allclose(found["shown_scores_S2"], [[0.9, 0.1]] * 12)
+    assert found["kept_K2"].tolist() == [list(each) for each in kept]
+    assert (found["differing_C"] == 4).all() and len(found["agreement_C"]) == 30
+    counts = np.bincount([c for i, n in kept for c in codes_CNI[i, n]], minlength=240)
+    assert np.array_equal(found["code_counts_2V"], [np.ones(240), counts])
+    none = statistics(["a"], Judged(codes_CNI[1:2], scores_CN[1:2]), [(0, 0)])
+    assert none["shown_S2I"].shape == (0, 2, 2) and none["shown_utf8"].tobytes() == b"[]"
 
 
 def test_entropy_is_in_bits():
