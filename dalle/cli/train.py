@@ -49,7 +49,7 @@ def _finish(finished: bool) -> None:
 
 
 def train(kind: str, cls: type, argv: list[str] | None = None, alone: bool = True) -> bool:
-    """Parse, check, and train one stage. alone: no other command is going to follow, so that the end tells which could.
+    """Parse, check, and train one stage. alone: see `Stage.is_alone`.
 
     Returns:
         whether it came to its end; False when it was interrupted and left a checkpoint
@@ -89,7 +89,7 @@ def train(kind: str, cls: type, argv: list[str] | None = None, alone: bool = Tru
                 draw_best(found, world, lambda phase: watch.mark(0, phase))
             stage = importlib.import_module(f"dalle.stages.{kind}").stage(found, world)
             stage.warnings += unreached_schedules(config)
-            stage.next_command = stage.next_command if alone else ""
+            stage.is_alone = alone
             # a resumed run is described as the whole run, which another one may repeat; models as they were named
             stage.files["config.yaml"] = arguments.to_yaml(replace(config, resume=False))
             return run_loop(stage, config.optimizer, config.run, folder, world, config.resume, watch)

@@ -142,9 +142,9 @@ class _Training:
                 raise
             lines = [*self.samples.lines(), *self.stage.conclude()]
             self.telemetry.close("finished" if finished else "stopped", lines)
-            if not finished:
+            if self.stage.is_alone and not finished:
                 self.telemetry.tell("--resume goes on from here")
-            elif self.stage.next_command:
+            elif self.stage.is_alone and self.stage.next_command:
                 self.telemetry.tell(f"next: {self.stage.next_command}")
         return finished
 

@@ -58,6 +58,7 @@ class Stage:
         start: the finished model that it starts from; null begins with random weights
         trained_on: the same in a few words
         next_command: what a user would run with the trained model
+        is_alone: whether it tells at its end what a user would run; not where another command runs it
         warnings: what is to be said once, at the start
         facts: of the training, that whoever loads the weights has to know; written into their header beside the links, but
             a resumed run may change them
@@ -84,6 +85,7 @@ class Stage:
     start: Start | None = None
     trained_on: str = ""
     next_command: str = ""
+    is_alone: bool = True
     warnings: list[str] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)

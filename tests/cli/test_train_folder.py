@@ -1,11 +1,13 @@
 """`dalle-train`: pictures in, models that draw out, by a command that may be stopped, killed and called again."""
 
+import errno
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from PIL import Image
 from dalle.cli import road
 from dalle.cli.own import planning, running, stages
 from dalle.cli.own.train_folder import train_folder
+from dalle.data.tokens import TokenShards
 from dalle.own import gallery
 from dalle.own.progress import Progress
 from tests.conftest import clean_environment
@@ -331,3 +334,69 @@ def test_where_all_is_anew_the_time_is_shared_among_all(copied, tmp_path, traine
     again = {kind: _plan(output, kind)["run"]["steps"] for kind in first}
     # the clock runs while the test does, so they are alike and not equal
     assert all(0.5 < again[kind] / first[kind] < 2 for kind in first), (first, again)
+
+
+def test_what_is_made_from_a_stage_that_changed_is_made_anew(copied, tmp_path, trained, monkeypatch, capsys):
+    """And nothing else."""
+    # the models that stand in for the trained ones are always the same; those that are trained anew are others
+    identity, quick, times = stages.Stages._identity, running.train_stage, Counter()
+    monkeypatch.setattr(stages.Stages, "_identity", lambda self, name: identity(self, name) + "+" * times[name])
+    monkeypatch.setattr(running, "train_stage", lambda kind, *rest: (times.update([kind]), quick(kind, *rest)))
+    output = tmp_path / "out"
+    line = [str(copied), "--output", str(output)]
+    train_folder([*line, *QUICK, "--tokens.crops", "3"])
+    meta = {split: TokenShards(output / "tokens" / split) for split in ("train", "valid")}
+    assert (len(meta["train"]), len(meta["valid"])) == (3 * 11, 1)  # of what is held out there is the middle alone
+    for settings, kinds, kept in (
+        (["--tokenizer.vocabulary", "270"], ["prior", "clip"], {"dvae", "tokens"}),
+        (["--tokens.crops", "2"], ["prior"], {"dvae", "clip", "tokenizer.json"}),
+        (["--dvae.run.steps", "31"], ["dvae", "prior", "clip"], {"tokenizer.json"}),
+        (["--candidates", "3"], [], {"dvae", "tokens", "prior", "clip", "tokenizer.json"}),
+    ):
+        del trained[:]
+        number = len(list(output.glob("earlier-*"))) + 1
+        train_folder([*line, *settings])
+        assert _kinds(trained) == kinds, settings
+        set_aside = {path.name for path in (output / f"earlier-{number}").iterdir()}
+        assert not set_aside & kept, settings
+        assert "gallery" in set_aside or kinds == [], settings
+    assert "best of 3" in capsys.readouterr().out
+
+
+def test_of_what_nothing_is_known_nothing_is_gone_on_with(copied, tmp_path, trained, capsys):
+    output = tmp_path / "out"
+    train_folder([str(copied), "--output", str(output), *QUICK])
+    (output / "progress.json").write_text("{")
+    del trained[:]
+    train_folder([str(copied), "--output", str(output)])
+    assert _kinds(trained) == ["dvae", "prior", "clip"] and not any("--resume" in call for call in trained)
+    assert "dvae is made anew, since nothing is known of how it was made; what it was" in capsys.readouterr().out
+    assert (output / "earlier-1/dvae/model.safetensors").is_file()
+
+
+def test_what_comes_next_is_timed_just_before(copied, tmp_path, trained, monkeypatch):
+    """The machine gets three times as slow while the dVAE is trained."""
+    timed: list[str] = []
+    monkeypatch.setattr("dalle.own.budget.most_updates", lambda *_: {"dvae": 10**6, "prior": 10**6, "clip": 10**6})
+    monkeypatch.setattr(
+        planning, "_time_updates", lambda _, kind, *__: timed.append(kind) or 0.1 * (1 + 2 * bool(trained))
+    )
+    train_folder([str(copied), "--output", str(tmp_path / "out"), "--minutes", "30", "--candidates", "2"])
+    assert timed == ["dvae", "prior", "prior", "clip"]
+    # nothing was really trained, so that the prior has all of the 1,800 s but the clip's share: 0.58 of 0.72
+    steps = {kind: _plan(tmp_path / "out", kind)["run"]["steps"] for kind in ("prior", "clip")}
+    assert 0.95 < steps["prior"] / (0.58 / 0.72 * 1700 / (3 * 0.106)) < 1.05
+
+
+def test_a_disk_that_fills_is_said(copied, tmp_path, trained, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    output = tmp_path / "out"
+    monkeypatch.setattr(running, "train_stage", full)
+    with pytest.raises(ValueError, match=rf"^output {output}: cannot be written \(No space left .* goes on from here$"):
+        train_folder([str(copied), "--output", str(output), *QUICK])
+    # what cannot be noted does not hide what has happened
+    monkeypatch.setattr(running, "train_stage", lambda *_: (monkeypatch.setattr(Progress, "add", full), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        train_folder([str(copied), "--output", str(output)])

@@ -184,7 +184,8 @@ def test_lengths_follow_the_updates():
 
 def test_memory_and_disk_are_refused_in_one_line():
     sizes = choose_sizes(pictures(), TWO_CORES, 30)
-    memory, disk = needs.memory_bytes(sizes), needs.disk_bytes(sizes, 10**7, 500, 1)
+    batches = {"dvae": sizes.batch, "prior": sizes.batch}
+    memory, disk = needs.memory_bytes(sizes, TWO_CORES, batches), needs.disk_bytes(sizes, 10**7, 500, 1)
     # the emoji's prior, of these sizes, has 3.5 M weights; its training was seen to hold about 2 GB
     assert needs.prior_weights(sizes) == pytest.approx(3.4e6, rel=0.15)
     assert 1.5e9 < memory < 4e9 and 5e7 < disk < 2e9
@@ -194,7 +195,12 @@ def test_memory_and_disk_are_refused_in_one_line():
         needs.check_room(Machine(0, 2, 4e11, 16 * 10**9, 10**6), memory, disk, "out")
     with pytest.raises(ValueError, match=r"memory: .*GB of each GPU's memory, .*--prior.run.batch_size"):
         needs.check_room(Machine(1, 2, 4e11, 10**9, 10**12), memory, disk, "out")
+    assert needs.disk_bytes(sizes, 10**7, 500, 8) > disk
+    # a smaller batch, which is what is advised, takes less, and of four GPUs each has a quarter
+    few = needs.memory_bytes(sizes, TWO_CORES, batches | {"prior": sizes.batch // 4})
+    assert memory - few == 34 * (12 * sizes.prior.slots * sizes.prior.width * sizes.prior.depth)
+    large = choose_sizes(pictures(10**6), FOUR_GPUS, 480)
+    assert needs.memory_bytes(large, FOUR_GPUS, {"prior": 256}) == needs.memory_bytes(large, ONE_GPU, {"prior": 64})
     assert (
-        needs.disk_bytes(sizes, 10**7, 500, 8) > disk
-        and needs.memory_bytes(choose_sizes(pictures(10**6), FOUR_GPUS, 480)) > memory
+        needs.memory_bytes(large, ONE_GPU, {"prior": 256}) > needs.memory_bytes(large, ONE_GPU, {"prior": 64}) > memory
     )
