@@ -133,9 +133,8 @@ def test_shown_commands_parse(line, monkeypatch):
 @pytest.mark.parametrize("page", ["README.md", "docs/emoji.md", "docs/training.md"])
 def test_shown_commands_fit_together(page, monkeypatch):
     monkeypatch.chdir(ROOT)
-    road = dict(
-        reversed([_parsed(line) for line in _shown_lines(ROOT / page)])
-    )  # of each command the first that is shown
+    shown = [_parsed(line) for line in _shown_lines(ROOT / page)]
+    road = dict(reversed(shown))  # of each command the first
     prior, dvae = road["dalle-train-prior"], road["dalle-train-dvae"]
     assert road["dalle-train-tokenizer"].vocabulary <= prior.model.text_vocabulary
     assert (dvae.model.grid, dvae.model.codebook_size) == (prior.model.grid, prior.model.codebook_size)
