@@ -17,6 +17,11 @@ def test_the_time_is_used_up(minutes):
     assert shared.seconds["prior"] > shared.seconds["dvae"] > shared.seconds["clip"]
 
 
+@pytest.mark.parametrize(("left_s", "gallery_s"), [(1, 10), (60, 10), (400, 20), (1800, 90), (10**5, 90)])
+def test_drawing_takes_a_twentieth_within_limits(left_s, gallery_s):
+    assert share(left_s, STAGES, UPDATE_S, MANY).seconds["gallery"] == pytest.approx(gallery_s)
+
+
 def test_what_one_cannot_use_goes_to_the_others():
     shared = share(1800, STAGES, UPDATE_S, MANY | {"dvae": 100})
     assert shared.updates["dvae"] == 100

@@ -15,7 +15,7 @@ class TrainFolder:
     that tells it. Called again it goes on where it was.
 
     Args:
-        source: a folder of images with captions, or a table that names both
+        source: a folder of images with captions, a table that names both, or shards
         output: folder of everything: the data, the plan, the models, the gallery, and report.html
         minutes: that all of it may take; null takes what the pictures deserve, eight hours at most, and says so
         start_from: also --from: ready weights that training starts from, in place of nothing: a name, a folder of models, or an
