@@ -58,15 +58,15 @@ def share(
     updates: dict[str, int] = {}
     seconds: dict[str, float] = {}
     fixed = fixed or {}
-    gallery_s = min(_MOST_GALLERY_S, max(_LEAST_GALLERY_S, _GALLERY_SHARE * left_s))
+    for_gallery_s = gallery_s(left_s)
     for number, stage in enumerate(stages):
         rest = stages[number:]
         # what others take in any case does not depend on what this one gets
         trained = [other for other in rest if other != "gallery"]
-        bound_s = gallery_s + sum(_START_S + _set_s(other, update_s, fixed) for other in trained)
+        bound_s = for_gallery_s + sum(_START_S + _set_s(other, update_s, fixed) for other in trained)
         open_stages = [other for other in trained if other not in fixed]
         if stage == "gallery":
-            seconds[stage] = gallery_s
+            seconds[stage] = for_gallery_s
             continue
         if stage in fixed:
             updates[stage] = fixed[stage]
@@ -77,6 +77,11 @@ def share(
         seconds[stage] = _START_S + updates[stage] * update_s[stage]
         left_s -= seconds[stage]
     return Shared(updates, seconds)
+
+
+def gallery_s(left_s: float) -> float:
+    """Seconds for drawing, of those that are left for all that is still to come."""
+    return min(_MOST_GALLERY_S, max(_LEAST_GALLERY_S, _GALLERY_SHARE * left_s))
 
 
 def most_updates(sizes: Sizes, pictures: Pictures) -> dict[str, int]:

@@ -24,7 +24,7 @@ do not, and of images of one size neither does the prior.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from dalle.config import CLIPModel, DVAEModel, PriorModel
@@ -39,6 +39,7 @@ PASSES = 40
 """Over the pairs, after which they were known by heart."""
 _LEAST_PAIRS_SEEN = 20_000
 _CPU_BATCH, _GPU_BATCH = 16, 64
+_LEAST_CLIP_BATCH, _FEW_UPDATES = 16, 60
 UTILISATION = {"dvae": 0.15, "prior": 0.45, "clip": 0.2}
 """Of the rate of large matrix products, as seen on two cores; what is expected until the updates are timed."""
 
@@ -149,6 +150,21 @@ def choose_batch(pictures: Pictures, machine: Machine) -> int:
 def choose_clip_batch(pictures: Pictures, machine: Machine) -> int:
     """Pairs among which the reranker finds the right one: as many as are quick, 128 on a CPU, 256 on each GPU."""
     return machine.devices * _power_of_two_in(pictures.pairs, 4, 128 if machine.is_cpu else 256)
+
+
+def fit_clip_batch(sizes: Sizes, update_s: float, minutes: float) -> Sizes:
+    """The same with fewer pairs at once for the reranker, where its share of the time would allow it but a few updates.
+
+    update_s: seconds of an update of the batch that it has.
+    """
+    batch, part_s = sizes.clip_batch, 60 * minutes * SHARES["clip"]
+    while (
+        batch >= 2 * _LEAST_CLIP_BATCH
+        and batch % 2 == 0
+        and part_s < _FEW_UPDATES * update_s * batch / sizes.clip_batch
+    ):
+        batch //= 2
+    return replace(sizes, clip_batch=batch)
 
 
 def choose_vocabulary(pictures: Pictures) -> int:

@@ -365,6 +365,12 @@ def test_what_is_made_from_a_stage_that_changed_is_made_anew(copied, tmp_path, t
         assert not set_aside & kept, settings
         assert "gallery" in set_aside or kinds == [], settings
     assert "best of 3" in capsys.readouterr().out
+    # long after the minutes are over there is time for a gallery
+    seconds: list[float] = []
+    monkeypatch.setattr(gallery, "draw_gallery", lambda *given: seconds.append(given[6]))
+    monkeypatch.setattr(stages.Stages, "spent_s", lambda self: 9999.0)
+    train_folder([*line, "--candidates", "4"])
+    assert seconds == [10.0]
 
 
 def test_of_what_nothing_is_known_nothing_is_gone_on_with(copied, tmp_path, trained, capsys):
@@ -404,3 +410,15 @@ def test_a_disk_that_fills_is_said(copied, tmp_path, trained, monkeypatch):
     monkeypatch.setattr(running, "train_stage", lambda *_: (monkeypatch.setattr(Progress, "add", full), 1 / 0))
     with pytest.raises(ZeroDivisionError):
         train_folder([str(copied), "--output", str(output)])
+
+
+def test_what_somebody_has_deleted_is_made_again(copied, tmp_path, trained):
+    output = tmp_path / "out"
+    train_folder([str(copied), "--output", str(output), *QUICK])
+    for name in ("dvae", "gallery"):
+        shutil.rmtree(output / name)
+    (output / "prior/model.safetensors").unlink()
+    del trained[:]
+    train_folder([str(copied), "--output", str(output)])
+    assert _kinds(trained) == ["dvae", "prior"] and (output / "gallery/index.html").is_file()
+    assert not list(output.glob("earlier-*"))

@@ -22,6 +22,7 @@ from dalle.own.plan import (
     choose_vocabulary,
     deserved_minutes,
     expected_update_s,
+    fit_clip_batch,
 )
 from dalle.own.settings import choose_crops, stage_settings, with_updates
 
@@ -161,6 +162,14 @@ def test_batches_are_no_larger_than_the_data():
     assert choose_batch(pictures(10**6), FOUR_GPUS) == 4 * 64
     assert choose_clip_batch(pictures(500), TWO_CORES) == 128
     assert choose_clip_batch(pictures(100), FOUR_GPUS) == 4 * 64
+
+
+def test_a_reranker_that_is_slow_sees_fewer_pairs_at_once():
+    sizes = choose_sizes(pictures(), TWO_CORES, 30)  # of which the reranker has 252 s
+    assert sizes.clip_batch == 128
+    assert [fit_clip_batch(sizes, s, 30).clip_batch for s in (4.1, 4.3, 8.5, 1e9)] == [128, 64, 32, 16]
+    assert fit_clip_batch(choose_sizes(pictures(12), TWO_CORES, 30), 1e9, 30).clip_batch == 8  # all that there are
+    assert fit_clip_batch(choose_sizes(pictures(10**6), FOUR_GPUS, 30), 8.5, 30).clip_batch == 256
 
 
 def test_crops_come_where_pictures_are_known_by_heart():

@@ -12,7 +12,7 @@ from dalle.config import Filters, TrainFolder
 from dalle.own import budget, needs
 from dalle.own.budget import in_words
 from dalle.own.facts import Machine, Pictures, look_at_machine
-from dalle.own.plan import Sizes, choose_sizes, deserved_minutes, expected_update_s
+from dalle.own.plan import Sizes, choose_sizes, deserved_minutes, expected_update_s, fit_clip_batch
 from dalle.own.plan_files import STAGES, PlanFiles, merged
 from dalle.own.settings import plain, stage_settings, with_updates
 from dalle.own.start import sizes_of
@@ -137,6 +137,9 @@ def _write_new(stages: Stages, request: dict[str, Any]) -> None:
             expected = expected_update_s(sizes, machine)
     if "clip" in stages.trainings:
         update_s["clip"] = expected["clip"] / slower
+        fewer = fit_clip_batch(sizes, update_s["clip"], minutes)
+        update_s["clip"] *= fewer.clip_batch / sizes.clip_batch
+        sizes = fewer
     update_s = {kind: BESIDE * update_s[kind] for kind in stages.trainings}
     most = budget.most_updates(sizes, pictures)
     left_s = 60 * minutes - stages.spent_s()

@@ -10,7 +10,7 @@ from dalle.cli.own.stages import MADE, Stages
 from dalle.cli.road import TRAININGS, options, say, train_stage
 from dalle.config import Images
 from dalle.outputs.ownership import read_mark
-from dalle.own.budget import in_words
+from dalle.own.budget import gallery_s, in_words
 from dalle.own.plan_files import COMMANDS
 from dalle.own.progress import set_aside
 from dalle.reporting.report import read_lines
@@ -153,7 +153,9 @@ class Running:
 
         found, config = self.stages.prepared, self.stages.config
         images = Images(augmentation="none", max_aspect_ratio=self.stages.max_aspect_ratio)
-        left_s = 60 * self.stages.files.facts["minutes"] - self.stages.spent_s()
+        whole_s = 60 * self.stages.files.facts["minutes"]
+        # however late it is, or long after, it has what it was planned to have
+        left_s = max(gallery_s(whole_s), whole_s - self.stages.spent_s())
         draw_gallery(
             self.stages.folder, found.train, found.valid, images, config.candidates, config.seed, left_s, print
         )
