@@ -207,7 +207,9 @@ def test_bad_input(run, prior, tmp_path):
     del partly["ema/" + next(iter(prior.state_dict()))]
     _save(other, 4, "prior", PRIOR, {}, partly)
     refused(other, match="holds no tensor ema/")
-    large = {name: torch.full_like(tensor, 1e5) for name, tensor in _tensors(prior).items()}
+    large = _tensors(prior)
+    for tensor in large.values():
+        tensor.view(-1)[-1:] = 1e5  # one value of each tensor
     _save(other, 5, "prior", PRIOR, {}, large)
     refused(other, "--dtype", "fp16", match="dtype fp16: .* has values beyond its range")
     state = json.loads((other / "checkpoints/step-0000005/state.json").read_text())
@@ -333,7 +335,7 @@ def test_a_finished_single_model(models, tmp_path):
         export([str(finished), "--output", str(tmp_path / "two"), "--weights", "trained"])
 
 
-def test_parts_that_do_not_belong_together_are_not_exported(models, tmp_path):
+def test_parts_that_do_not_belong_together_are_not_exported(models, codes_clip, tmp_path):
     whole = tmp_path / "whole"
     for part in ("prior", "dvae", "clip"):
         shutil.copytree(models / part, whole / part, ignore=shutil.ignore_patterns("checkpoints"))
@@ -341,5 +343,11 @@ def test_parts_that_do_not_belong_together_are_not_exported(models, tmp_path):
     tensors = {name: 2 * tensor for name, tensor in load_file(whole / "dvae/model.safetensors").items()}
     save_weights(whole / "dvae", "dvae", tensors, sizes, {})
     with pytest.raises(ValueError, match="was trained with another dVAE"):
+        export([str(whole), "--output", str(tmp_path / "out")])
+    shutil.rmtree(whole / "dvae")
+    shutil.copytree(models / "dvae", whole / "dvae", ignore=shutil.ignore_patterns("checkpoints"))
+    reader, links = load_file(codes_clip / "model.safetensors"), {**LINKS, "dvae_hash": "f" * 64}
+    save_weights(whole / "codes-clip", "clip", reader, read_config(codes_clip, "clip"), links)
+    with pytest.raises(ValueError, match=r"the reader of codes .* was trained for another dVAE"):
         export([str(whole), "--output", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()

@@ -27,6 +27,8 @@ def test_ready_models_are_those_that_lie_there(ready):
     assert find_model(ready / "no model") == ready / "no model"  # a folder, whatever is in it
     assert find_part("tiny", "dvae") == find_part("tiny/dvae", "dvae") == ready / "tiny/dvae"
     assert find_part(ready / "tiny", "clip") == find_part(ready / "tiny/clip", "clip") == ready / "tiny/clip"
+    (ready / "tiny/dvae/dvae").mkdir()  # of a single model it is what it is that counts, not what lies in it
+    assert find_part("tiny/dvae", "dvae") == ready / "tiny/dvae"
 
 
 def test_a_folder_wins_and_says_so(ready, tmp_path, monkeypatch):
@@ -132,6 +134,7 @@ def test_tokenize_takes_names(ready, shapes_folder, tmp_path):
 
 
 def test_the_list_says_what_there_is(ready, capsys):
+    (ready / "tiny/prior/notes.bin").write_bytes(bytes(5_000_000))  # which is no part of a model
     sample(["--list"])
     said = capsys.readouterr().out
     num_bytes = sum(

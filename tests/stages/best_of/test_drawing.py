@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from dalle.cli import arguments
 from dalle.cli.train import train
@@ -17,10 +18,12 @@ from dalle.data.shapes import Claim
 from dalle.data.tokens import TokenShards
 from dalle.models.folder import read_header
 from dalle.sampling.loading import load
+from dalle.sampling.pipeline import Pipeline
 from dalle.sampling.ranking.viewer import embed_captions, score_codes
 from dalle.stages.best_of import drawing, judging
 from dalle.stages.best_of.drawing import draw_best
 from dalle.stages.best_of.prompts import choose_captions, claims, first_seed
+from dalle.stages.prior import stage
 from tests.conftest import TINY_PRIOR
 from tests.processes import ON_CPU, run_processes
 
@@ -110,6 +113,32 @@ def _scores(pipeline, judge: str, caption: str, codes_NI: np.ndarray) -> list[fl
     return scores
 
 
+def test_batches_have_the_rows_that_are_asked_for(models, folder, tmp_path, monkeypatch):
+    """Several captions together, the last filled up; one in parts, where it has more candidates than rows."""
+    widths, seeds, chunk = [], [], Pipeline.chunk
+
+    def counted(self, reading, first, sampling, *rest):
+        widths.append((len(reading.captions), sampling.chunk))
+        seeds.append(first.tolist())
+        return chunk(self, reading, first, sampling, *rest)
+
+    monkeypatch.setattr(Pipeline, "chunk", counted)
+    few = ["--best_of.captions", "3", "--best_of.seed", "6", "--best_of.sampling.chunk"]
+    draw_best(_config(models, folder, tmp_path / "together", *few, "14"), ALONE)
+    assert widths == [(2, CANDIDATES)] * 2
+    firsts = [first_seed(6, number, CANDIDATES) for number in range(3)]
+    assert seeds == [firsts[:2], [firsts[2]] * 2]
+    widths.clear()
+    draw_best(_config(models, folder, tmp_path / "parts", *few, "2"), ALONE)
+    assert widths == [(1, 2)] * 9
+    widths.clear()
+    # what was begun goes on as it began, whatever is asked for now, so that all of it is as if drawn in one go
+    (tmp_path / "together/best-of/meta.json").unlink()
+    (tmp_path / "together/best-of/tokens-00000.safetensors").unlink()
+    draw_best(_config(models, folder, tmp_path / "together", *few, "2"), ALONE)
+    assert widths == [(2, CANDIDATES)] * 2
+
+
 @pytest.mark.parametrize("judge", ["clip", "codes-clip"])
 def test_the_best_of_all_candidates_is_kept(models, folder, drawn, tmp_path, judge):
     output = drawn
@@ -152,7 +181,7 @@ print(drawn)
 
 
 class _First:
-    """The first of two processes, the other of which says the same."""
+    """The first of two processes, the other of which says the same but of how many rows it would draw together."""
 
     rank, size, is_main, device = 0, 2, True, ALONE.device
 
@@ -161,7 +190,7 @@ class _First:
 
     def gather(self, value):
         self.did.append("gather")
-        return [value, value]
+        return [value, value + 5 if type(value) is int else value]  # it could draw more together
 
     def barrier(self):
         self.did.append("barrier")
@@ -247,6 +276,14 @@ def test_the_checker_lets_through_what_shows_the_caption(models, folder, shapes_
         # decoded in another batch, a value may round to its neighbour
         far = [np.abs(image_YX3 - other).max() for claim, other in accepted if claim == claimed[caption]]
         assert min(far) <= 1
+    assert told["captions_with_kept"] == len({caption for _, caption in kept}) < len(kept)
+    assert told["kept_like_another"] == len(kept) - len({tuple(codes) for codes, _ in kept})
+    files = sorted((tmp_path / "best-of").glob("tokens-*"))
+    scores = np.concatenate([load_file(path)["scores_CN"] for path in files])
+    assert scores.shape == (CAPTIONS, CANDIDATES) and told["score_all"] == pytest.approx(scores.mean())
+    assert told["score_spread"] == pytest.approx(np.mean([np.std(each) for each in scores]))
+    none = CAPTIONS - told["captions_with_kept"]
+    assert told["lines"][0].endswith(f"of 22 captions, by checker; {none} captions have none")
     # 4.5 standard deviations of 110 candidates
     assert told["score_all"] == pytest.approx(1 / 3, abs=0.2)
 
@@ -264,6 +301,29 @@ def test_a_prior_trains_on_both_and_starts_from_the_one_that_drew(models, folder
     assert "Its own candidates" in page and "best-of/kept-and-dropped.png" in page
     assert "kept 22 of 110 candidates of 22 captions, by clip" in page
     assert (output / "best-of/kept-and-dropped.png").is_file()
+
+
+def test_batches_are_of_both(models, folder, drawn, tmp_path):
+    output = tmp_path / "prior"
+    shutil.copytree(drawn / "best-of", output / "best-of")
+    kept = {tuple(codes) for codes, _ in _kept(output)}
+    for share, least, most in (("1", 1.0, 1.0), ("0.5", 0.5, 0.9)):
+        told = stage(_config(models, folder, output, "--best_of.share", share), ALONE)
+        batch = next(iter(told.loader))["codes_BI"].tolist()
+        # a tiny prior's candidates are hardly ever what the dVAE makes of a picture
+        assert least <= np.mean([tuple(codes) in kept for codes in batch]) <= most
+        assert f"and {float(share):.0%} on 22 of its own candidates" in told.trained_on
+        assert {path.rpartition("/")[0] for path in told.data} == {f"{models}/tokens/train", f"{output}/best-of"}
+
+
+def test_a_run_that_is_resumed_needs_the_models_no_more(models, folder, drawn, tmp_path):
+    shutil.copytree(drawn / "best-of", tmp_path / "best-of")
+    config = _config(models, folder, tmp_path)
+    config = replace(config, best_of=replace(config.best_of, model=str(tmp_path / "gone")))
+    with pytest.raises(ValueError, match="gone: no such folder"):
+        draw_best(config, ALONE)
+    draw_best(replace(config, resume=True), ALONE)
+    assert _files(tmp_path) == _files(drawn)
 
 
 def test_models_of_other_tokens_are_refused(models, folder, tmp_path):
