@@ -30,11 +30,11 @@ fi
     dalle-tokenize --data "$output/data-prior/train-*.tar" --crops 8 --dvae "$output/dvae" --output "$output/tokens/train"
 [ -f "$output/tokens/valid/meta.json" ] ||
     dalle-tokenize --data "$output/data-prior/valid-*.tar" --dvae "$output/dvae" --output "$output/tokens/valid"
-if [ ! -f "$output/clip/model.safetensors" ]; then
-    dalle-train-clip --config icons/clip --data "$train" --valid_data "$valid" --dvae "$output/dvae" \
-        --tokenizer "$output/tokenizer.json" --output "$output/clip" --resume "$(resume clip)"
-fi
 if [ ! -f "$output/prior/model.safetensors" ]; then
     dalle-train-prior --config icons/prior --data "$output/tokens/train" --valid_data "$output/tokens/valid" \
         --dvae "$output/dvae" --tokenizer "$output/tokenizer.json" --output "$output/prior" --resume "$(resume prior)"
+fi
+if [ ! -f "$output/clip/model.safetensors" ]; then
+    dalle-train-clip --config icons/clip --data "$train" --valid_data "$valid" --dvae "$output/dvae" \
+        --tokenizer "$output/tokenizer.json" --output "$output/clip" --resume "$(resume clip)"
 fi
