@@ -71,19 +71,18 @@ def _sample(config: Sample, folder: Path) -> None:
     from tqdm import tqdm
 
     from dalle.sampling.candidates import Work
-    from dalle.sampling.model_set import settle
     from dalle.sampling.output import Output
     from dalle.sampling.ranking.shortlist import Shortlist
     from dalle.sampling.workers import WorkerDied
-    from dalle.text import CaptionWarning, caption_tokens
+    from dalle.text import CaptionWarning
 
     models = _find_models(config)
-    sampling = settle(config.sampling, models.prior_config, models.tuning)
+    sampling = models.settle(config.sampling)
     warnings.filterwarnings("ignore", message="sampling.guidance")  # which has just been said
     origin = _origin(config)
     captions = _captions(config, origin)
     # what is wrong with one, cut from it or unknown in it is told before models are loaded, and once for all
-    caption_tokens(models.tokenizer, captions, models.prior_config.caption_tokens)
+    models.check(captions)
     warnings.filterwarnings("ignore", category=CaptionWarning)
     prompt = _prompt(config, models, origin)
     work = Work(captions, config.n, config.keep, config.seed, sampling, prompt, config.shortlist)
@@ -103,11 +102,11 @@ def _sample(config: Sample, folder: Path) -> None:
     processes = config.processes or max(1, torch.cuda.device_count())
     stopped: BaseException | None = None
     with tqdm(total=total, unit=" images", disable=not sys.stderr.isatty()) as bar:
-        slots = models.prior_config.image_slots
+        steps, worth_telling = models.steps
 
-        def tell(slot: int) -> None:
-            if (slot + 1) % models.prior_config.grid == 0:  # once a row: a chunk may take minutes
-                bar.set_postfix_str(f"code {slot + 1}/{slots} of a chunk")
+        def tell(step: int) -> None:
+            if (step + 1) % worth_telling == 0:  # a chunk may take minutes
+                bar.set_postfix_str(f"step {step + 1}/{steps} of a chunk")
 
         parts, viewer = _parts(config, work, models, min(processes, total), tell)
         shortlist = None if config.shortlist is None else Shortlist(work, lambda drawings: viewer().view(drawings))

@@ -19,31 +19,32 @@ from PIL import Image
 
 from dalle.config import Sampling
 from dalle.config.checks import warn
-from dalle.sampling.drawing import Drawing, fingerprint
+from dalle.sampling.drawing import Drawing
 from dalle.sampling.prompt import Prompt
 
 
 @dataclass
 class Reading:
-    """Captions as the models read them: tokens int64 [C, T − 1], and embeddings [C, E] where there is a reranker.
+    """Captions as the models read them: what draws reads tokens int64 [C, T − 1], or, of a GAN, embeddings [C, E], and a reranker,
+    where there is one, embeddings [C, E] of its own.
 
     as_codes: their candidates are not decoded, and the embeddings and scores are those of a reader of codes.
     """
 
     captions: Sequence[str]
-    text_CU: torch.Tensor
+    text: torch.Tensor
     embeddings_CE: torch.Tensor | None
     as_codes: bool = False
 
 
 @dataclass
 class Candidates:
-    """Some candidates of a few captions: images uint8 [C, N, Y, X, 3], null where they are not decoded, codes [C, N, I], seeds
-    [C, N], and scores [C, N] of the reranker, null without one. settings: how they were drawn."""
+    """Some candidates of a few captions: images uint8 [C, N, Y, X, 3], null where they are not decoded, codes [C, N, I], null of a
+    model without any, seeds [C, N], and scores [C, N] of the reranker, null without one. settings: how they were drawn."""
 
     captions: Sequence[str]
     images_CNYX3: np.ndarray | None
-    codes_CNI: np.ndarray
+    codes_CNI: np.ndarray | None
     seeds_CN: np.ndarray
     scores_CN: np.ndarray | None
     settings: dict[str, Any]
@@ -62,14 +63,14 @@ class Candidates:
             int(self.seeds_CN[caption, place]),
             rank,
             {**self.settings, "place": place},
-            self.codes_CNI[caption, place].copy(),  # not a view, which would keep the whole chunk
+            None if self.codes_CNI is None else self.codes_CNI[caption, place].copy(),  # a view would keep the whole chunk
         )
 
     def part(self, caption: int) -> Part:
         """All of a caption's."""
         places = range(self.seeds_CN.shape[1])
-        fingerprints = [fingerprint(self.codes_CNI[caption, place]) for place in places]
-        return Part(caption, fingerprints, [self.drawing(caption, place) for place in places])
+        drawings = [self.drawing(caption, place) for place in places]
+        return Part(caption, [drawing.fingerprint() for drawing in drawings], drawings)
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,8 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Part:
-    """Of what was drawn last: of which caption (its number), the fingerprints of all candidates' codes, and those of the
-    drawings that were among the best so far."""
+    """Of what was drawn last: of which caption (its number), the fingerprints of all candidates, and those of the drawings that
+    were among the best so far."""
 
     caption: int
     fingerprints: list[bytes]
@@ -130,7 +131,7 @@ class Part:
 
 class Best:
     """The best of a caption: by score, and of equal ones, or without a reranker, those of the lowest seeds. Candidates with
-    the same codes are one drawing, which is counted.
+    the same codes, or pixels where there are no codes, are one drawing, which is counted.
 
     Args:
         keep: how many that differ
@@ -156,7 +157,7 @@ class Best:
         """Take in drawings uncounted, and return those of them that are now among the best."""
         entered = {}
         for drawing in drawings:
-            key = _key(drawing)
+            key = drawing.fingerprint()
             if key in self._kept:
                 if _order(drawing) < _order(self._kept[key]):
                     continue
@@ -182,11 +183,6 @@ class Best:
 def _order(drawing: Drawing) -> tuple[float, int]:
     """Greater is better; no two have one seed."""
     return (0.0 if drawing.score is None else drawing.score, -drawing.seed)
-
-
-def _key(drawing: Drawing) -> bytes:
-    """The same for the same codes; one whose codes are not known is like no other."""
-    return b"seed %d" % drawing.seed if drawing.codes_I is None else fingerprint(drawing.codes_I)
 
 
 class Chunks:

@@ -48,6 +48,13 @@ class Drawing:
     codes_I: np.ndarray | None = field(default=None, compare=False, repr=False)
     times: int = 1
 
+    def fingerprint(self) -> bytes:
+        """16 bytes, the same for drawings of the same codes, or, where these are not known, of the same pixels, and for no
+        others."""
+        if self.codes_I is not None:
+            return fingerprint(self.codes_I)
+        return hashlib.blake2b(self.image.tobytes(), digest_size=16).digest()
+
     def _repr_png_(self) -> bytes:
         """What a notebook shows: small images enlarged by whole factors, their pixels sharp."""
         factor = max(1, _SHOWN_PX // max(self.image.size))

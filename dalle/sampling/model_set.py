@@ -3,6 +3,7 @@ are read."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from dalle.models.folder import check_link, check_links, codes_hash, read_config
 from dalle.ready.files import WEIGHTS
 from dalle.ready.names import find_clip, find_model, find_part
 from dalle.sampling.drawing import codes_of
-from dalle.text import Tokenizer
+from dalle.text import Tokenizer, caption_tokens
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,24 @@ class Models:
     hashes: dict[str, str]
     tuning: Tuning
     codes_clip: str | None = None
+
+    @property
+    def image_size_px(self) -> int:
+        """Side of what is drawn."""
+        return self.dvae_config.image_size_px
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """How many steps a chunk is drawn in, and after how many of them that is worth telling: slots, and those of a row."""
+        return self.prior_config.image_slots, self.prior_config.grid
+
+    def settle(self, sampling: Sampling) -> Sampling:
+        """The settings with the prior's own where they leave it open (`settle`)."""
+        return settle(sampling, self.prior_config, self.tuning)
+
+    def check(self, captions: Sequence[str]) -> None:
+        """Raises ValueError for captions that cannot be drawn, and warns of what is cut from them or unknown in them."""
+        caption_tokens(self.tokenizer, captions, self.prior_config.caption_tokens)
 
 
 def find_models(

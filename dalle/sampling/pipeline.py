@@ -211,7 +211,7 @@ class Pipeline:
         captions, width = len(reading.captions), sampling.chunk
         seeds_CN = (torch.as_tensor(first_seed).reshape(-1, 1) + torch.arange(width)).expand(captions, -1)
         given = None if prompt is None else prompt.given(captions)
-        codes_CNI = self._loop(sampling).codes(reading.text_CU, seeds_CN, sampling, given, progress)
+        codes_CNI = self._loop(sampling).codes(reading.text, seeds_CN, sampling, given, progress)
         codes_RI, texts_RE, images_CNYX3 = codes_CNI.flatten(0, 1), None, None
         if reading.embeddings_CE is not None:
             texts_RE = reading.embeddings_CE.repeat_interleave(width, dim=0)

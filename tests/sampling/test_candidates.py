@@ -31,7 +31,7 @@ def pipeline(models):
 
 
 def _drawing(seed, score, code=None):
-    codes_I = None if code is None else np.array([code, 0])
+    codes_I = np.array([seed if code is None else code, 0])
     return Drawing(Image.new("RGB", (1, 1)), "", score, seed, 0, {}, codes_I)
 
 
@@ -73,6 +73,13 @@ def test_the_best_are_kept_and_only_they_are_handed_on():
     unranked = Best(2)
     unranked.add(_drawing(seed, None) for seed in (7, 3, 5))
     assert [d.seed for d in unranked.ranked()] == [3, 5]
+
+
+def test_without_codes_equal_pixels_are_one_drawing():
+    drawings = [Drawing(Image.new("RGB", (2, 1), colour), "", None, 0, 0, {}) for colour in ("red", "blue", "red")]
+    best = Best(3)
+    best.take(Part(0, [d.fingerprint() for d in drawings], [replace(d, seed=i) for i, d in enumerate(drawings)]))
+    assert [(d.seed, d.times) for d in best.ranked()] == [(0, 2), (1, 1)]
 
 
 def test_equal_drawings_are_one_that_is_counted_and_the_next_best_fills_up():

@@ -30,7 +30,7 @@ from dalle.sampling.loading import load_models
 from dalle.sampling.model_set import Models
 from dalle.sampling.pipeline import Pipeline
 from dalle.sampling.workers import draw_with_workers
-from dalle.text import CaptionWarning, caption_tokens
+from dalle.text import CaptionWarning
 
 _REQUEST = "request.json"
 
@@ -113,7 +113,7 @@ def _draw(config: Evaluate, sources: Sources, folder: Path, say: Callable[[str],
     n = config.drawn
     work = Work((), n, n, config.seed, sources.sampling)
     captions = [each.prompt for each in sources.prompted]
-    caption_tokens(sources.models.tokenizer, captions, sources.models.prior_config.caption_tokens)
+    sources.models.check(captions)
     total = n * len(sources.prompted)
     say(f"{n} candidates of each of {len(sources.prompted):,} captions")
     with (

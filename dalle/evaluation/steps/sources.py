@@ -23,7 +23,7 @@ from dalle.models.clip import load_clip
 from dalle.models.folder import content_hash, read_header
 from dalle.ready.names import find_clip
 from dalle.sampling.captioning import read_prompts_file
-from dalle.sampling.model_set import Models, find_models, settle
+from dalle.sampling.model_set import Models, find_models
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def find_sources(config: Evaluate, folder: Path, captions: list[dict[str, Any]] 
     if config.model is not None:
         models = find_models(config.model, config.dvae, config.prior, config.clip, config.rerank)
     prompted = [] if config.images is None else read_layout(config.images)[: config.most]
-    size_px = _side(prompted) if models is None else models.dvae_config.image_size_px
+    size_px = _side(prompted) if models is None else models.image_size_px
     reference = None if config.reference is None else read_reference(config.reference, size_px, config.most)
     if models is not None:
         metadata = _captions(config, reference) if captions is None else captions
@@ -113,7 +113,7 @@ def find_sources(config: Evaluate, folder: Path, captions: list[dict[str, Any]] 
             notes.append(f"{len(missing):,} of {len(names):,} names of the exclusion list are of no reference image.")
         if len(reference) - len(excluded) < 2:
             raise ValueError(f"exclude {config.exclude}: leaves {len(reference) - len(excluded)} reference images")
-    sampling = config.sampling if models is None else settle(config.sampling, models.prior_config, models.tuning)
+    sampling = config.sampling if models is None else models.settle(config.sampling)
     judge = _judge(config, models, device)
     return Sources(
         prompted,
