@@ -63,7 +63,9 @@ class Candidates:
             int(self.seeds_CN[caption, place]),
             rank,
             {**self.settings, "place": place},
-            None if self.codes_CNI is None else self.codes_CNI[caption, place].copy(),  # a view would keep the whole chunk
+            None
+            if self.codes_CNI is None
+            else self.codes_CNI[caption, place].copy(),  # a view would keep the whole chunk
         )
 
     def part(self, caption: int) -> Part:
