@@ -32,6 +32,18 @@ def test_linear_schedule_with_a_start_and_warmup():
     assert [schedule(step) for step in (0, 3, 10, 15, 20)] == [0.25, 1.0, 1.0, 0.5, 0.0]
 
 
+def test_a_halving_schedule_is_halved_at_equal_intervals():
+    """Of 8e-4 to 1e-4 over 30 updates, three times."""
+    schedule = Schedule(8e-4, 1e-4, begin_step=10, end_step=40, shape="halving", warmup_steps=2)
+    expected = {0: 4e-4, 9: 8e-4, 19: 8e-4, 20: 4e-4, 29: 4e-4, 30: 2e-4, 39: 2e-4, 40: 1e-4, 1000: 1e-4}
+    assert {step: schedule(step) for step in expected} == pytest.approx(expected)
+    shares = Schedule(2e-4, 5e-5, end_step="100%", shape="halving").over(100)
+    assert [shares(step) for step in (49, 50, 99, 100)] == pytest.approx([2e-4, 1e-4, 1e-4, 5e-5])
+    for start, end in ((3e-4, 1e-4), (1e-4, 2e-4), (1e-4, 0.0)):
+        with pytest.raises(ValueError, match="halved a whole number of times"):
+            Schedule(start, end, end_step=10, shape="halving")
+
+
 def test_a_schedule_that_would_never_reach_its_end_is_refused():
     assert Schedule(1.0, 1.0)(10**6) == 1.0
     with pytest.raises(ValueError, match=r"end 6\.6"):

@@ -31,7 +31,8 @@ class Schedule:
         begin_step: update at which the change begins, or the share of the run
         end_step: update at which `end` is reached, or the share of the run, "100%" for all of it; equal to `begin_step` for a
             constant, `start` and `end` alike
-        shape: "cosine" (the paper's, appendix A.2) or "linear"
+        shape: "cosine" (the paper's, appendix A.2), "linear", or "halving": halved at equal intervals, as StackGAN is trained, so
+            often that `end` is reached at `end_step`
         warmup_steps: over these first updates, or this share of the run, the value is also multiplied by a factor that grows
             linearly to 1
     """
@@ -40,7 +41,7 @@ class Schedule:
     end: float
     begin_step: int | str = 0
     end_step: int | str = 0
-    shape: Literal["cosine", "linear"] = "cosine"
+    shape: Literal["cosine", "linear", "halving"] = "cosine"
     warmup_steps: int | str = 0
 
     def __post_init__(self) -> None:
@@ -59,6 +60,12 @@ class Schedule:
             f"{self.begin_step}, or end {self.start} for a constant",
         )
         at_least(ramp, 0, "warmup_steps")
+        if self.shape == "halving" and self.start != self.end:
+            halvings = math.log2(self.start / self.end) if self.start * self.end > 0 else 0.0
+            require(
+                halvings >= 1 and abs(halvings - round(halvings)) < 1e-6,
+                f"end {self.end} with shape halving: must be start {self.start} halved a whole number of times",
+            )
 
     def over(self, run_steps: int) -> Schedule:
         """The same, all in updates, in a run of `run_steps`."""
@@ -94,6 +101,9 @@ class Schedule:
         if self.end_step == self.begin_step:
             return self.start * warmup
         progress = min(1.0, max(0.0, (step - self.begin_step) / (self.end_step - self.begin_step)))
+        if self.shape == "halving":
+            halvings = round(math.log2(self.start / self.end))
+            return self.start * 0.5 ** math.floor(progress * halvings) * warmup
         if self.shape == "cosine":
             progress = 0.5 * (1.0 - math.cos(math.pi * progress))
         return (self.start + (self.end - self.start) * progress) * warmup

@@ -52,6 +52,30 @@ def read_captions(sample: dict) -> tuple[list[str], dict | None]:
     return captions, scene if isinstance(scene, dict) else None
 
 
+def concepts(sample: dict, captions: list[str], class_key: str | None) -> tuple[str, ...]:
+    """What a sample is about, as texts: two samples are about different things where they have none in common. Its captions, and where
+    a class is named in the json, that.
+
+    Args:
+        sample: raw
+        captions: all of its captions
+        class_key: of the json; null goes by captions alone
+
+    Raises:
+        ValueError: the json has no such key, or nothing there
+    """
+    found = {"caption " + caption.casefold() for caption in captions if caption}
+    if class_key is not None:
+        value = json_values(sample)[0].get(class_key.lower())
+        if value is None or value in ("", [], {}):
+            raise ValueError(
+                f"class_key {class_key}: {sample['__key__']} of {sample['__url__']} has no such key in its json; name one that all "
+                "have, or leave it null to tell pairs apart by their captions"
+            )
+        found.add("class " + (value if isinstance(value, str) else json.dumps(value, sort_keys=True)))
+    return tuple(sorted(found))
+
+
 def _with_first(captions: list[str], text: str | bytes | None) -> list[str]:
     """The captions, that of the txt before the others where it is among them."""
     first = " ".join(text.removeprefix("\ufeff").split()) if isinstance(text, str) else None

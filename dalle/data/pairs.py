@@ -10,7 +10,7 @@ its rows, and decodes no rows but its own.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -56,8 +56,9 @@ class PairBatches(IterableDataset):
     ranks', likewise; a rank's are its micro-batches', and each of these is cut into parts for the workers.
 
     A part is a dict: `images_BCYX` uint8 [B, 3, Y, X], `captions` (one of each pair's, chosen at random anew in each epoch),
-    `places` (shard and key of each pair, by which an image that comes twice is known), `counts` of the worker so far, and
-    `positions` of its streams after the update for resuming, {} before the update's last micro-batch.
+    `places` (shard and key of each pair, by which an image that comes twice is known), where asked for `concepts` (what each pair is
+    about, `dalle.data.captions.concepts`), `counts` of the worker so far, and `positions` of its streams after the update for
+    resuming, {} before the update's last micro-batch.
 
     Args:
         spec: the shards
@@ -65,16 +66,26 @@ class PairBatches(IterableDataset):
         size_px: side of the square images
         run: batch size, accumulation steps, seed
         rank, world_size: this process's place
+        told: of raw samples with all their captions what a batch tells as `concepts`; null tells nothing
 
     Raises:
         ValueError: a shard cannot be used, or the batch does not divide
     """
 
-    def __init__(self, spec: str, config: Images, size_px: int, run: Run, rank: int, world_size: int):
+    def __init__(
+        self,
+        spec: str,
+        config: Images,
+        size_px: int,
+        run: Run,
+        rank: int,
+        world_size: int,
+        told: Callable[[dict, list[str]], tuple[str, ...]] | None = None,
+    ):
         self.micro_batch_size = run.micro_batch_size(world_size)
         # looked at once: with many processes it would be millions of calls; the others find out when they open one
         self.shards = expand(spec, config.pipes) if rank == 0 else names(spec, config.pipes)
-        self.config, self.size_px, self.run, self.rank = config, size_px, run, rank
+        self.config, self.size_px, self.run, self.rank, self.told = config, size_px, run, rank, told
         self.num_streams = num_streams(len(self.shards), run.batch_size, config.streams)
         self.num_rows = run.batch_size // self.num_streams
         self.first_row = rank * run.accumulation_steps * self.micro_batch_size
@@ -115,6 +126,7 @@ class PairBatches(IterableDataset):
                     "images_BCYX": to_tensor([usable.pair.image for usable in taken]),
                     "captions": [self._choose(usable) for usable in taken],
                     "places": [place(usable.sample) for usable in taken],
+                    "concepts": [self.told(usable.sample, usable.captions) for usable in taken] if self.told else [],
                     "counts": tally.first_epoch + Counts(),  # as it is now: it goes on
                     "positions": {v: stream.position for v, stream in streams.items()} if number == len(parts) else {},
                 }
@@ -135,7 +147,8 @@ def to_tensor(images: list[np.ndarray]) -> torch.Tensor:
 
 
 class PairLoader:
-    """Iterates over a rank's micro-batches and knows where it stands: dicts of `images_BCYX`, `captions` and `places`.
+    """Iterates over a rank's micro-batches and knows where it stands: dicts of `images_BCYX`, `captions`, `places` and, where they are
+    told, `concepts`.
 
     Args:
         dataset: the batches of one rank
@@ -166,6 +179,7 @@ class PairLoader:
                 "images_BCYX": torch.cat(images) if len(images) > 1 else images[0],
                 "captions": [caption for part in batch for caption in part["captions"]],
                 "places": [where for part in batch for where in part["places"]],
+                "concepts": [concepts for part in batch for concepts in part["concepts"]],
             }
 
     def state_dict(self) -> dict:

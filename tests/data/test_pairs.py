@@ -379,3 +379,17 @@ def test_loader_resumes_exactly(shapes_folder, workers, taken):
     _updates([first], taken)
     resumed.load_state_dict(json.loads(json.dumps(first.state_dict())))
     _check_same(_updates([resumed], 4), whole[taken:])
+
+
+def test_a_batch_tells_what_its_pairs_are_about_where_it_is_asked(motley):
+    config = Images(augmentation="none", shuffle_buffer=0, max_bad_fraction=1.0)
+    run = Run(steps=1, batch_size=4)
+
+    def told(sample, captions):
+        return (sample["__key__"], *captions)
+
+    batches = PairLoader(PairBatches(f"{motley}/0*.tar", config, 8, run, 0, 1, told), 0)
+    for batch in _take(batches, 3):
+        assert [found[0] for found in batch["concepts"]] == [key for _, key in batch["places"]] != []
+        assert all(caption in found[1:] for caption, found in zip(batch["captions"], batch["concepts"], strict=True))
+    assert _take(_loader(f"{motley}/0*.tar", config, 4), 1)[0]["concepts"] == []
