@@ -19,12 +19,11 @@ from dalle.outputs.ownership import claimed, claimed_file
 if TYPE_CHECKING:
     import numpy as np
 
-    from dalle.sampling.candidates import Part, Work
+    from dalle.sampling.candidates import Part, Source, Work
     from dalle.sampling.drawing import Drawing
     from dalle.sampling.gallery import Gallery
-    from dalle.sampling.model_set import Models
+    from dalle.sampling.loading import Found
     from dalle.sampling.output import Output
-    from dalle.sampling.pipeline import Pipeline
     from dalle.sampling.prompt import Prompt
     from dalle.sampling.ranking.shortlist import Shortlist, Viewer
 
@@ -145,17 +144,18 @@ def _add_rest(shortlist: Shortlist, output: Output) -> None:
         pass
 
 
-def _find_models(config: Sample) -> Models:
+def _find_models(config: Sample) -> Found:
     """The models that are asked for. Raises ValueError where they cannot rank and something was asked for that needs it."""
-    from dalle.sampling.model_set import find_models
+    from dalle.sampling.loading import find
 
     ranked, shortlist = config.rerank, config.shortlist is not None
     if ranked is None and (shortlist or config.clip is not None):
         ranked = True
-    models = find_models(
+    models = find(
         *(config.model, config.dvae, config.prior, config.clip, ranked),
         shortlist=shortlist,
         codes_clip=config.codes_clip,
+        text_encoder=config.text_encoder,
     )
     if models.clip is None:
         config.check_unranked()
@@ -197,14 +197,17 @@ def _origin(config: Sample) -> Drawing | None:
         raise ValueError(f"variations_of {error}; for an image of another kind there is prompt_image") from None
 
 
-def _prompt(config: Sample, models: Models, origin: Drawing | None) -> Prompt | None:
+def _prompt(config: Sample, models: Found, origin: Drawing | None) -> Prompt | None:
     """What is given of an image. Its codes come from a CPU, so that they are the same wherever the rest is drawn."""
     from dalle.models.folder import load_dvae
+    from dalle.sampling.adversarial.gan_set import GANModels
     from dalle.sampling.drawing import codes_of
     from dalle.sampling.prompt import encode_with, known_codes, make_prompt, read_image
 
     if origin is None and config.prompt_image is None:
         return None
+    if isinstance(models, GANModels):
+        raise ValueError(f"an image prompt is made of codes, and {config.model} is a GAN, which has none: leave it out")
     image = read_image(config.prompt_image, "prompt_image") if origin is None else origin.image
     grid, size_px = models.prior_config.grid, models.dvae_config.image_size_px
     known = None
@@ -218,7 +221,7 @@ def _prompt(config: Sample, models: Models, origin: Drawing | None) -> Prompt | 
 
 
 def _parts(
-    config: Sample, work: Work, models: Models, processes: int, tell: Callable[[int], None]
+    config: Sample, work: Work, models: Found, processes: int, tell: Callable[[int], None]
 ) -> tuple[Iterator[Part], Callable[[], Viewer]]:
     """What is drawn, in this process, which tells each slot that it has come to, or in several; and what decodes a shortlist of
     it here. Models are loaded when they are first needed."""
@@ -239,7 +242,7 @@ def _parts(
     return parts(), lambda: pipeline().viewer()
 
 
-def _load_in_worker(load: Callable[..., Pipeline], device: str) -> Pipeline:
+def _load_in_worker(load: Callable[..., Source], device: str) -> Source:
     keep_freed_memory()  # of the worker; in this process it is so already
     return load(device=device)
 
@@ -261,14 +264,12 @@ def _again(config: Sample, path: Path) -> None:
     """Draw a file's image once more, write it, and say whether it is the same; exit code 1 when it is not."""
     from dalle.sampling.again import choose_device, count_differing_pixels, differences, draw_again, read_record
     from dalle.sampling.drawing import save_drawing
-    from dalle.sampling.loading import load_models
-    from dalle.sampling.model_set import find_models
+    from dalle.sampling.loading import find, load_models
 
-    models = find_models(config.model, config.dvae, config.prior, rerank=False)
+    models = find(config.model, config.dvae, config.prior, rerank=False, text_encoder=config.text_encoder)
     drawing = read_record(config.again, models.hashes)
     device = choose_device(drawing.settings)
-    head_width = models.prior_config.width // models.prior_config.heads
-    if found := differences(drawing.settings, device, head_width):
+    if found := differences(drawing.settings, device, models.kernels(device, drawing.settings["compile"])):
         warn(f"another machine may round otherwise, and draw other bits: {'; '.join(found)}")
     precision = drawing.settings["precision"]
     pipeline = load_models(models, device, precision)

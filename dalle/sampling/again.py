@@ -14,10 +14,8 @@ import numpy as np
 import torch
 
 from dalle.config import Sampling
-from dalle.decoding.kernels import kernels
-from dalle.sampling.candidates import out_of_memory
+from dalle.sampling.candidates import Source, out_of_memory
 from dalle.sampling.drawing import Drawing, read_drawing
-from dalle.sampling.pipeline import Pipeline
 from dalle.sampling.prompt import Prompt
 
 _NEEDED = (
@@ -34,12 +32,16 @@ _NEEDED = (
 )
 
 
+_BESIDE = ("codes", "clip", "codes_clip")
+"""Hashes that decide no pixel."""
+
+
 def read_record(path: str | Path, hashes: dict[str, str]) -> Drawing:
     """The drawing of a file, if these models can make it again.
 
     Args:
         path: a PNG of ours
-        hashes: of the models, by name
+        hashes: of the models that draw, by name
 
     Raises:
         ValueError: no PNG of ours, one of an earlier version, or one of other models, with both hashes
@@ -50,9 +52,9 @@ def read_record(path: str | Path, hashes: dict[str, str]) -> Drawing:
         raise ValueError(
             f"{path}: does not say its {', '.join(missing)}: it was drawn by another version of this program"
         )
-    for name in ("prior", "dvae", "tokenizer"):
-        drawn_with, found = drawing.settings["models"].get(name), hashes[name]
-        if drawn_with != found:
+    for name, found in hashes.items():
+        drawn_with = drawing.settings["models"].get(name)
+        if drawn_with != found and name not in _BESIDE:
             shown = f"{str(drawn_with)[:16]}…" if drawn_with else "an unknown one"
             raise ValueError(f"{path}: was drawn with another {name}: expected {shown}, found {found[:16]}…")
     return drawing
@@ -63,16 +65,15 @@ def choose_device(settings: dict[str, Any]) -> str:
     return "cuda" if settings["device"] == "cuda" and torch.cuda.is_available() else "cpu"
 
 
-def differences(settings: dict[str, Any], device: str, head_width: int) -> list[str]:
-    """What is not as it was and may round otherwise, in words. head_width: of the prior."""
+def differences(settings: dict[str, Any], device: str, kernels: str) -> list[str]:
+    """What is not as it was and may round otherwise, in words. kernels: what would compute here between matrix products."""
     on_cuda = device == "cuda"
     processor = torch.cuda.get_device_name() if on_cuda else torch.backends.cpu.get_cpu_capability()
-    found = kernels(torch.device(device), settings["compile"], head_width).name
-    here = {"device": device, "processor": processor, "torch": str(torch.__version__), "kernels": found}
+    here = {"device": device, "processor": processor, "torch": str(torch.__version__), "kernels": kernels}
     return [f"{name} was {settings[name]}, is {now}" for name, now in here.items() if settings[name] != now]
 
 
-def draw_again(pipeline: Pipeline, drawing: Drawing) -> Drawing:
+def draw_again(pipeline: Source, drawing: Drawing) -> Drawing:
     """The drawing of these metadata, in the very chunk that it was drawn in, at its own place.
 
     Captions that were drawn together were different ones; here the same one stands for all of them, for a row of the
@@ -89,7 +90,7 @@ def draw_again(pipeline: Pipeline, drawing: Drawing) -> Drawing:
         captions, place = [drawing.caption] * settings["captions_together"], settings["place"]
         first_seed = drawing.seed - place
         if prompt is not None:
-            prompt.check(pipeline.prior.config)
+            pipeline.check_prompt(prompt)
         if not captions or not 0 <= place < sampling.chunk:
             raise ValueError("its place in the chunk is not in the chunk")
     except (TypeError, ValueError) as error:

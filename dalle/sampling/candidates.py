@@ -95,12 +95,16 @@ class Work:
 
 
 class Source(Protocol):
-    """What draws a chunk: a `pipeline.Pipeline`, whose methods say more. It is described here, not imported, since a
-    pipeline's `generate` stands on this file."""
+    """What draws a chunk: a `pipeline.Pipeline`, whose methods say more, or an `adversarial.gan_pipeline.GANPipeline`. It is described
+    here, not imported, since their `generate` stands on this file."""
+
+    device: torch.device
 
     def read(self, captions: Sequence[str], as_codes: bool = False) -> Reading: ...
 
     def settle(self, sampling: Sampling) -> Sampling: ...
+
+    def check_prompt(self, prompt: Prompt) -> None: ...
 
     def chunk_width(self, sampling: Sampling) -> int: ...
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -67,6 +68,14 @@ class Drawing:
 def fingerprint(codes_I: np.ndarray) -> bytes:
     """Of codes, 16 bytes: the same for equal ones, and for no others."""
     return hashlib.blake2b(codes_I.astype("<i8").tobytes(), digest_size=16).digest()
+
+
+def machine_of(device: torch.device) -> dict[str, Any]:
+    """Of this machine, what decides how it rounds."""
+    found = {"device": device.type, "torch": str(torch.__version__)}
+    if device.type == "cuda":
+        return {**found, "processor": torch.cuda.get_device_name(device)}
+    return {**found, "processor": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
 
 
 def codes_of(hashes: Mapping[str, str]) -> str | None:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 import yaml
 
 from dalle.config import DVAEModel, PriorModel, Sampling
 from dalle.config.checks import warn
+from dalle.decoding.kernels import kernels
 from dalle.models.clip import open_clip_name
 from dalle.models.folder import check_link, check_links, codes_hash, read_config, read_header
 from dalle.ready.files import WEIGHTS
@@ -70,6 +72,11 @@ class Models:
         """Raises ValueError for captions that cannot be drawn, and warns of what is cut from them or unknown in them."""
         caption_tokens(self.tokenizer, captions, self.prior_config.caption_tokens)
 
+    def kernels(self, device: str, compiled: bool) -> str:
+        """What computes between the matrix products, as drawings record it."""
+        head_width = self.prior_config.width // self.prior_config.heads
+        return kernels(torch.device(device), compiled, head_width).name
+
 
 def find_models(
     folder: str | Path,
@@ -113,11 +120,11 @@ def find_models(
     source = None
     if rerank or (clip is not None and rerank is None):
         source = find_clip(clip or whole / "clip")
-        hashes["clip"] = _check_clip(source, hashes)
+        hashes["clip"] = check_clip(source, hashes)
     elif rerank is None and whole is not None and (whole / "clip" / WEIGHTS).is_file():
         source = str(whole / "clip")
         try:
-            hashes["clip"] = _check_clip(source, hashes)
+            hashes["clip"] = check_clip(source, hashes)
         except ValueError as error:
             if not replaced:
                 raise
@@ -147,14 +154,22 @@ def _tuning(prior: Path) -> Tuning:
         return Tuning()
 
 
-def _check_clip(source: str, hashes: dict[str, str]) -> str:
-    """The reranker's hash; of an open_clip model its name."""
+def check_clip(source: str, hashes: dict[str, str] | None) -> str:
+    """The reranker's hash; of an open_clip model its name.
+
+    Args:
+        source: a folder, or ARCHITECTURE:PRETRAINED of open_clip
+        hashes: of the models that draw, which it has to be trained for; null where it ranks images of others
+
+    Raises:
+        ValueError: it reads codes, or was trained for others
+    """
     if not Path(source).is_dir():
         open_clip_name(source)
         return source
     if read_config(source, "clip").reads != "pixels":
         raise ValueError(f"the reranker {source} reads codes, not pixels: it makes a shortlist, as --codes_clip")
-    return _check_trained_for(f"the reranker {source}", source, hashes)
+    return read_header(source)["hash"] if hashes is None else _check_trained_for(f"the reranker {source}", source, hashes)
 
 
 def _check_codes_clip(source: str, hashes: dict[str, str]) -> str:

@@ -26,7 +26,7 @@ from dalle.models.dvae import DVAE
 from dalle.models.likelihood import to_pixels
 from dalle.models.prior import Prior
 from dalle.sampling.candidates import Best, Candidates, Chunks, Reading, Work, draw
-from dalle.sampling.drawing import Drawing, codes_of, read_drawing
+from dalle.sampling.drawing import Drawing, codes_of, machine_of, read_drawing
 from dalle.sampling.model_set import Tuning, settle
 from dalle.sampling.prompt import Prompt, encode_with, known_codes, make_prompt
 from dalle.sampling.ranking.shortlist import Shortlist, Viewer
@@ -187,6 +187,10 @@ class Pipeline:
             self.prior = self._read_prior(precision)
         return self.prior
 
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Raises ValueError for a prompt that does not fit the prior."""
+        prompt.check(self.prior.config)
+
     def chunk_width(self, sampling: Sampling) -> int:
         """Candidates of each caption that are drawn together."""
         return choose_chunk(self._loop(sampling), sampling)
@@ -207,7 +211,7 @@ class Pipeline:
             torch.OutOfMemoryError: or, on a CPU, a RuntimeError that says so
         """
         if prompt is not None:
-            prompt.check(self.prior.config)
+            self.check_prompt(prompt)
         captions, width = len(reading.captions), sampling.chunk
         seeds_CN = (torch.as_tensor(first_seed).reshape(-1, 1) + torch.arange(width)).expand(captions, -1)
         given = None if prompt is None else prompt.given(captions)
@@ -235,15 +239,7 @@ class Pipeline:
 
     def _settings(self, sampling: Sampling, captions: int, prompt: Prompt | None) -> dict[str, Any]:
         """All but seed and place in the chunk that decides the bits of an image."""
-        machine = {
-            "device": self.device.type,
-            "torch": str(torch.__version__),
-            "kernels": self._loop(sampling).kernels.name,
-        }
-        if self.device.type == "cuda":
-            machine["processor"] = torch.cuda.get_device_name(self.device)
-        else:
-            machine |= {"processor": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
+        machine = {**machine_of(self.device), "kernels": self._loop(sampling).kernels.name}
         given = {} if prompt is None else {"given": prompt.to_json()}
         return {**asdict(sampling), "captions_together": captions, **given, "models": self.hashes, **machine}
 

@@ -19,8 +19,7 @@ import torch
 import torch.multiprocessing
 
 from dalle.config.checks import warn
-from dalle.sampling.candidates import Part, Work, draw
-from dalle.sampling.pipeline import Pipeline
+from dalle.sampling.candidates import Part, Source, Work, draw
 from dalle.text import CaptionWarning
 
 _END_S = 5.0
@@ -31,7 +30,7 @@ class WorkerDied(RuntimeError):
     """A worker ended before its work was done."""
 
 
-def draw_with_workers(load: Callable[[str], Pipeline], work: Work, processes: int) -> Iterator[Part]:
+def draw_with_workers(load: Callable[[str], Source], work: Work, processes: int) -> Iterator[Part]:
     """What `draw` yields, in the order in which it is done; the best of it are the very same.
 
     Args:

@@ -52,14 +52,8 @@ class Cuts:
         )
 
 
-def caption_tokens(tokenizer: Tokenizer, captions: Sequence[str], limit: int) -> np.ndarray:
-    """Tokens of captions to draw, int64 [C, limit], PAD after the end. One that is too long is cut, and a `CaptionWarning` shows what was
-    lost, or of several captions how many lost something; another names the words that no training caption had.
-
-    Raises:
-        ValueError: a caption is empty, or no text
-    """
-    ids = []
+def check_captions(captions: Iterable[str]) -> None:
+    """Raises ValueError for a caption to draw that is empty, or no text."""
     for caption in captions:
         if not caption.strip():
             raise ValueError("the caption is empty")
@@ -67,7 +61,17 @@ def caption_tokens(tokenizer: Tokenizer, captions: Sequence[str], limit: int) ->
             raise ValueError(
                 f"the caption {caption!r} is no text: it has bytes of another encoding than the terminal's, or half a character"
             )
-        ids.append(tokenizer.encode(" ".join(caption.split())))
+
+
+def caption_tokens(tokenizer: Tokenizer, captions: Sequence[str], limit: int) -> np.ndarray:
+    """Tokens of captions to draw, int64 [C, limit], PAD after the end. One that is too long is cut, and a `CaptionWarning` shows what was
+    lost, or of several captions how many lost something; another names the words that no training caption had.
+
+    Raises:
+        ValueError: a caption is empty, or no text
+    """
+    check_captions(captions)
+    ids = [tokenizer.encode(" ".join(caption.split())) for caption in captions]
     if cut := [tokens for tokens in ids if len(tokens) > limit]:
         lost = tokenizer.decode(cut[0][limit:])
         told = f"the caption has {len(cut[0])} tokens, {limit} are read; cut off: {lost!r}"

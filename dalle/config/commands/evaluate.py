@@ -47,6 +47,7 @@ class Evaluate:
         seed: of the first candidate of each caption, and of what is chosen at random
         dvae: dVAE folder in place of the model's
         prior: prior folder in place of the model's
+        text_encoder: of a StackGAN, where it lies now; null takes the name that it was trained with
         priors: folders of other priors of the same dVAE, with spaces between them, whose held-out loss stands beside
         clip: reranker in place of the model's, a folder or `ARCHITECTURE:PRETRAINED` of open_clip
         manifest: do what this `manifest.json` tells once more, and compare the digits; takes no other options than those of
@@ -74,6 +75,7 @@ class Evaluate:
     seed: int = 0
     dvae: str | None = None
     prior: str | None = None
+    text_encoder: str | None = None
     priors: str | None = None
     clip: str | None = None
     manifest: str | None = None

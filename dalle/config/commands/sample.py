@@ -18,7 +18,7 @@ class Sample:
         captions: a file with one caption a line, or a .jsonl file of objects with a "caption" or a "prompt". Each is drawn by itself, and a
             run that was stopped goes on where it was when it is given the same output folder
         model: what draws: a ready model by its name, such as shapes; a folder with `prior/`, `dvae/` and, for reranking, `clip/`
-            in it; or `owner/name[@revision]` of the Hugging Face Hub
+            in it; `owner/name[@revision]` of the Hugging Face Hub; or the folder of dalle-train-stackgan
         list: tell the ready models, and leave it at that
         output: folder of the gallery
         layout: of the images in it; "geneval" writes those of each of the `captions` as 00000/samples/0000.png and so on, best
@@ -33,6 +33,7 @@ class Sample:
         codes_clip: reader of codes in place of the model's `codes-clip/`: a folder of dalle-train-clip --model.reads codes
         dvae: dVAE in place of the model's: its folder, or a model by name, whose dVAE is meant
         prior: prior in place of the model's, likewise
+        text_encoder: of a StackGAN, where it lies now; null takes the name that it was trained with
         prompt_image: an image of which some is kept; it takes `rows` or `region`
         variations_of: a PNG that dalle-sample drew, in place of `prompt_image`; its caption is drawn where none is given
         rows: token rows that are kept of the image, from the top
@@ -60,6 +61,7 @@ class Sample:
     codes_clip: str | None = None
     dvae: str | None = None
     prior: str | None = None
+    text_encoder: str | None = None
     prompt_image: str | None = None
     variations_of: str | None = None
     rows: int = 0
@@ -124,7 +126,7 @@ class Sample:
 
     def _check_again(self) -> None:
         for option in fields(self):
-            if option.name not in ("again", "model", "dvae", "prior", "output", "overwrite"):
+            if option.name not in ("again", "model", "dvae", "prior", "text_encoder", "output", "overwrite"):
                 default = option.default_factory() if option.default is MISSING else option.default
                 require(
                     getattr(self, option.name) == default,

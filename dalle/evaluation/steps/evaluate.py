@@ -41,6 +41,7 @@ from dalle.evaluation.steps.shown import samples_section
 from dalle.evaluation.steps.sources import Sources, device_here
 from dalle.models.folder import load_dvae
 from dalle.ready.names import find_part
+from dalle.sampling.model_set import Models
 
 
 class Evaluation:
@@ -167,7 +168,7 @@ class Evaluation:
     def _stages(self) -> Iterator[Section]:
         """The two stages by themselves, on the reference's images."""
         sources = self.sources
-        if sources.models is None or sources.reference is None:
+        if not isinstance(sources.models, Models) or sources.reference is None:
             return
         network = sources.networks[0]
         self.say("stage one: reconstructions")

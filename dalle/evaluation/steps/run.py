@@ -26,9 +26,8 @@ from dalle.evaluation.steps.sources import Sources, device_here, find_sources
 from dalle.outputs.page_head import replace_text
 from dalle.sampling.candidates import Part, Work, draw
 from dalle.sampling.drawing import read_drawing
-from dalle.sampling.loading import load_models
-from dalle.sampling.model_set import Models
-from dalle.sampling.pipeline import Pipeline
+from dalle.sampling.candidates import Source
+from dalle.sampling.loading import Found, load_models
 from dalle.sampling.workers import draw_with_workers
 from dalle.text import CaptionWarning
 
@@ -126,7 +125,7 @@ def _draw(config: Evaluate, sources: Sources, folder: Path, say: Callable[[str],
         draw_all(drawing_with(config, sources.models), sources.prompted, work, min(config.keep, n), samples, bar.update)
 
 
-def drawing_with(config: Evaluate, models: Models) -> Callable[[Work], Iterator[Part]]:
+def drawing_with(config: Evaluate, models: Found) -> Callable[[Work], Iterator[Part]]:
     """What draws, in this process or, with several GPUs, in as many."""
     import torch
 
@@ -137,7 +136,7 @@ def drawing_with(config: Evaluate, models: Models) -> Callable[[Work], Iterator[
     return lambda work: draw(load_these(), work)
 
 
-def _load_in_worker(load_these: Callable[..., Pipeline], device: str) -> Pipeline:
+def _load_in_worker(load_these: Callable[..., Source], device: str) -> Source:
     return load_these(device=device)
 
 

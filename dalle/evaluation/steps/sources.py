@@ -23,7 +23,7 @@ from dalle.models.clip import load_clip
 from dalle.models.folder import content_hash, read_header
 from dalle.ready.names import find_clip
 from dalle.sampling.captioning import read_prompts_file
-from dalle.sampling.model_set import Models, find_models
+from dalle.sampling.loading import Found, find
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Sources:
     """
 
     prompted: list[Prompted]
-    models: Models | None
+    models: Found | None
     sampling: Sampling
     networks: list[Features]
     judge: Judge | None
@@ -92,7 +92,8 @@ def find_sources(config: Evaluate, folder: Path, captions: list[dict[str, Any]] 
     train = [] if config.train is None else expand(config.train)
     models = None
     if config.model is not None:
-        models = find_models(config.model, config.dvae, config.prior, config.clip, config.rerank)
+        names = (config.model, config.dvae, config.prior, config.clip, config.rerank)
+        models = find(*names, text_encoder=config.text_encoder)
     prompted = [] if config.images is None else read_layout(config.images)[: config.most]
     size_px = _side(prompted) if models is None else models.image_size_px
     reference = None if config.reference is None else read_reference(config.reference, size_px, config.most)
@@ -180,7 +181,7 @@ def _side(prompted: list[Prompted]) -> int:
     return first[1]
 
 
-def _judge(config: Evaluate, models: Models | None, device: str) -> Judge | None:
+def _judge(config: Evaluate, models: Found | None, device: str) -> Judge | None:
     source = find_clip(config.judge) if config.judge else (models.clip if models is not None else None)
     if source is None:
         return None

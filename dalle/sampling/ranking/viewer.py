@@ -68,16 +68,18 @@ def view(
     def see(codes_BI: torch.Tensor) -> torch.Tensor:
         images_BCYX = to_uint8(decode(dvae, codes_BI, precision))
         pixels.append(images_BCYX)
-        if clip is None:
-            return images_BCYX
-        # of what is saved, so that a last bit of the decoder seldom shows in a score; in fp32 whatever else is not, for
-        # the best of some that are close is another one in bf16
-        with torch.autocast(images_BCYX.device.type, enabled=False):
-            return clip.embed_images(images_BCYX)
+        return images_BCYX if clip is None else _look(clip, images_BCYX)
 
     seen = _in_batches(see, codes_RI, min(together or len(codes_RI), most))
     scores_R = None if clip is None else _scores(seen, texts_RE)
     return torch.cat(pixels)[: len(codes_RI)].permute(0, 2, 3, 1).cpu().numpy(), scores_R
+
+
+@torch.inference_mode()
+def score_images(clip: CLIP, images_RCYX: torch.Tensor, texts_RE: torch.Tensor) -> np.ndarray:
+    """Scores [R] of images uint8 [R, 3, Y, X]. texts_RE: the caption of each row, embedded by the reranker."""
+    width = min(len(images_RCYX), max(1, _PIXELS_TOGETHER // images_RCYX.shape[-1] ** 2))
+    return _scores(_in_batches(lambda images_BCYX: _look(clip, images_BCYX), images_RCYX, width), texts_RE)
 
 
 @torch.inference_mode()
@@ -89,11 +91,18 @@ def score_codes(clip: CLIP, codes_RI: torch.Tensor, texts_RE: torch.Tensor) -> n
         return _scores(_in_batches(clip.embed_codes, codes_RI, width), texts_RE)
 
 
-def _in_batches(call: Callable[[torch.Tensor], torch.Tensor], codes_RI: torch.Tensor, width: int) -> torch.Tensor:
+def _look(clip: CLIP, images_BCYX: torch.Tensor) -> torch.Tensor:
+    """Embeddings [B, E] of images uint8 [B, 3, Y, X]: of what is saved, so that a last bit of a decoder seldom shows in a score; in fp32
+    whatever else is not, for the best of some that are close is another one in bf16."""
+    with torch.autocast(images_BCYX.device.type, enabled=False):
+        return clip.embed_images(images_BCYX)
+
+
+def _in_batches(call: Callable[[torch.Tensor], torch.Tensor], given: torch.Tensor, width: int) -> torch.Tensor:
     """What it makes of all rows, batch by batch, the last filled up."""
-    rows = len(codes_RI)
-    codes_RI = torch.cat([codes_RI, codes_RI[-1:].expand(-rows % width, -1)])
-    return torch.cat([call(codes_BI) for codes_BI in codes_RI.split(width)])[:rows]
+    rows = len(given)
+    given = torch.cat([given, given[-1:].expand(-rows % width, *given.shape[1:])])
+    return torch.cat([call(batch) for batch in given.split(width)])[:rows]
 
 
 def _scores(images_RE: torch.Tensor, texts_RE: torch.Tensor) -> np.ndarray:
