@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,12 @@ class Checkpoint:
     def __del__(self) -> None:
         for file in self._open.values():
             file.close()
+
+    def under(self, prefix: str) -> Checkpoint:
+        """The same with only those tensors whose names begin so, known by what follows."""
+        size = len(prefix)
+        shapes = {name[size:]: shape for name, shape in self.shapes.items() if name.startswith(prefix)}
+        return replace(self, shapes=shapes, tensors={name: self.tensors[prefix + name] for name in shapes})
 
     def dtype(self, name: str) -> torch.dtype:
         """Of a tensor. Raises ValueError when there is none of that name."""

@@ -21,6 +21,14 @@ def synchronised(norm: nn.BatchNorm2d, world: World) -> nn.BatchNorm2d:
     return synchronised_norm
 
 
+def synchronise_all(model: nn.Module, world: World) -> None:
+    """Every batch normalisation of a model over the batches of all processes."""
+    for part in list(model.modules()):
+        for name, norm in list(part.named_children()):
+            if type(norm) is nn.BatchNorm2d:
+                part.register_module(name, synchronised(norm, world))
+
+
 class SynchronisedBatchNorm(nn.BatchNorm2d):
     """`nn.BatchNorm2d` over the batches of all processes, each of which brings as many samples."""
 

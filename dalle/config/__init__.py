@@ -14,6 +14,7 @@ from dalle.config.commands.filter import Filter, Filters
 from dalle.config.commands.own import TrainFolder
 from dalle.config.commands.publish import Publish
 from dalle.config.commands.sample import Sample
+from dalle.config.commands.stackgan import TrainStackGAN
 from dalle.config.commands.stages import (
     Demo,
     Describe,
@@ -30,6 +31,7 @@ from dalle.config.commands.study import Study, WorkerChecks
 from dalle.config.models import CLIPModel, DVAEModel, PriorModel
 from dalle.config.run import Compression, Run, Wandb
 from dalle.config.sampling import Sampling
+from dalle.config.stackgan import StackGANModel, StackGANObjective
 from dalle.config.training import DVAEObjective, Images, Optimizer, Plateau, Precision, PriorObjective, Schedule
 
 __all__ = [
@@ -60,12 +62,15 @@ __all__ = [
     "Sample",
     "Sampling",
     "Schedule",
+    "StackGANModel",
+    "StackGANObjective",
     "Study",
     "Tokenize",
     "TrainCLIP",
     "TrainDVAE",
     "TrainFolder",
     "TrainPrior",
+    "TrainStackGAN",
     "TrainTokenizer",
     "Wandb",
     "WorkerChecks",

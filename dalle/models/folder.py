@@ -17,9 +17,10 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
-from dalle.config import CLIPModel, DVAEModel, Precision, PriorModel
+from dalle.config import CLIPModel, DVAEModel, Precision, PriorModel, StackGANModel
 from dalle.models.dvae import DVAE
 from dalle.models.prior import Prior
+from dalle.models.stackgan.generators import Generator, generator
 from dalle.models.weights import WeightsFile, load_weights, write_weights
 from dalle.models.weights import content_hash as content_hash
 from dalle.text import Tokenizer
@@ -27,7 +28,7 @@ from dalle.text import Tokenizer
 _WEIGHTS = "model.safetensors"
 _Model = TypeVar("_Model", bound=nn.Module)
 _DRAWS = (torch.Tensor.normal_, torch.Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
-_CONFIGS = {"dvae": DVAEModel, "prior": PriorModel, "clip": CLIPModel}
+_CONFIGS = {"dvae": DVAEModel, "prior": PriorModel, "clip": CLIPModel, "stackgan": StackGANModel}
 
 
 def save_weights(
@@ -42,7 +43,7 @@ def save_weights(
 
     Args:
         folder: the model's folder
-        kind: "dvae", "prior" or "clip"
+        kind: "dvae", "prior", "clip" or "stackgan"
         tensors: the weights by name
         model_config: the sizes, a dataclass
         links: hashes of what it was trained with, such as {"dvae_hash": …}
@@ -129,6 +130,14 @@ def load_prior(folder: str | Path, device: str | torch.device = "cpu", precision
     if precision == "bf16":
         prior.hold_matrices(torch.bfloat16)
     return load_into(prior, folder, device)
+
+
+def load_generator(folder: str | Path, device: str | torch.device = "cpu") -> Generator:
+    """A StackGAN's generator, of either stage, in evaluation mode. Raises ValueError when it is damaged or its weights are not finite."""
+    config = read_config(folder, "stackgan")
+    with Weightless():
+        model = generator(config)
+    return load_into(model, folder, device)
 
 
 def load_into(model: _Model, folder: str | Path, device: str | torch.device) -> _Model:

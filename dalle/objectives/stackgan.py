@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dalle.config.stackgan import StackGANObjective
+from dalle.config import StackGANObjective
 from dalle.models.stackgan.discriminator import Discriminator
 from dalle.models.stackgan.generators import Generator
 

@@ -29,6 +29,7 @@ from dalle.reporting.machine_limit import matrix_flops_per_s
 from dalle.reporting.samples import SamplesLog
 from dalle.reporting.telemetry import Telemetry
 from dalle.training.engine import Engine
+from dalle.training.players import Players
 from dalle.training.saving import Saver
 from dalle.training.stage import Stage
 from dalle.training.stopping import stop_requests
@@ -71,7 +72,10 @@ class _Training:
         self.step_size, self.watch = optimizer.step_size.over(run.steps), watch
         self.step = 0
         watch.mark(0, "building the engine")
-        self.engine = Engine(stage.objective, optimizer, run, world)
+        if stage.opponents:
+            self.engine = Players(stage.opponents, stage.objective, optimizer, run, world)
+        else:
+            self.engine = Engine(stage.objective, optimizer, run, world)
         if stage.start is not None and stage.start.reads:  # before the averages, which begin with these weights
             self.engine.start_from(stage.start, lambda: watch.mark(0, "reading the weights it starts from"))
         self.ema = None
@@ -233,6 +237,10 @@ class _Training:
             self._explain(totals["finite"], counted, skipped, in_a_row, hopeless)
         if self.engine.scales is not None:
             self.engine.scales.failures.zero_()
+        if (why := self.stage.give_up()) is not None:
+            self._save_checkpoint()
+            self._show()  # what it has come to
+            raise Hopeless(why)
 
     def _explain(self, finite: torch.Tensor, counted: int, skipped: int, in_a_row: int, hopeless: int) -> None:
         """Say why updates were skipped; give up when that cannot change."""

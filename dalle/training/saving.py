@@ -18,6 +18,7 @@ from dalle.models.folder import save_weights
 from dalle.optim.ema import EMA
 from dalle.optim.plateau import PlateauRule
 from dalle.training.engine import Engine
+from dalle.training.players import Players
 from dalle.training.stage import Stage
 
 
@@ -36,7 +37,7 @@ class Saver:
         optimizer: Optimizer,
         run: Run,
         folder: Path,
-        engine: Engine,
+        engine: Engine | Players,
         ema: EMA | None,
         plateau: PlateauRule | None,
     ):

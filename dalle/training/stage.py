@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from dalle.cluster.topology import World
+from dalle.config import Optimizer
 from dalle.data.counts import Counts
 
 
@@ -31,13 +32,27 @@ class Start:
     takes: Callable[[str], bool] = lambda name: True
 
 
+@dataclass(frozen=True)
+class Opponent:
+    """A player that the model is trained against, and that learns as the model does.
+
+    Args:
+        objective: module with a `model`; called with a batch it returns (loss, metrics)
+        optimizer: its own
+    """
+
+    objective: nn.Module
+    optimizer: Optimizer
+
+
 @dataclass
 class Stage:
     """What is trained, and on what.
 
     Args:
-        kind: "dvae", "prior" or "clip"
+        kind: "dvae", "prior", "clip" or "stackgan"
         objective: module with a `model`; called with a batch it returns (loss, metrics)
+        opponents: who else learns, by name, each moving before the model in every update; {} where it learns alone
         loader: endless batches of this rank, with `state_dict`, and `load_state_dict` that takes the union of all ranks'
         unit: what is counted, "images" or "tokens"
         units_per_sample: how many of them a sample has
@@ -48,6 +63,8 @@ class Stage:
             where there is none. A stage whose weights are never sharded may do with the first rank alone
         draw: pictures of what the (averaged) model does, called on the first rank
         check: from the logged figures to plain warnings
+        give_up: asked after each log line, on every rank: why the run should end although its numbers are finite, on all ranks alike;
+            null goes on
         conclude: lines that are said at the end, called on every rank
         samples: what happened to the samples so far, those of this rank, by the setting that names the data; {} where another
             rank tells, or where nothing can be left out
@@ -71,11 +88,13 @@ class Stage:
     unit: str
     units_per_sample: int
     model_config: Any
+    opponents: dict[str, Opponent] = field(default_factory=dict)
     flops_per_sample: int | None = None
     prepare: Callable[[list[dict], int, World], None] = lambda micro_batches, step, world: None
     validate: Callable[[], dict[str, float]] | None = None
     draw: Callable[[], dict[str, Image.Image]] | None = None
     check: Callable[[int, dict[str, float]], list[str]] = lambda step, values: []
+    give_up: Callable[[], str | None] = lambda: None
     conclude: Callable[[], list[str]] = list
     samples: Callable[[], dict[str, Counts]] = dict
     derive: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = lambda vectors: {}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dalle.config.stackgan import StackGANModel
+from dalle.config import StackGANModel
 from dalle.models.stackgan.discriminator import Discriminator
 from dalle.models.stackgan.generators import generator
 

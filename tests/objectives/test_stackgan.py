@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributions import Normal
 from torch.distributions import kl_divergence as reference_kl
 
-from dalle.config.stackgan import StackGANModel, StackGANObjective
+from dalle.config import StackGANModel, StackGANObjective
 from dalle.models.stackgan.discriminator import Discriminator
 from dalle.models.stackgan.generators import generator
 from dalle.objectives.stackgan import (

@@ -8,6 +8,7 @@ from typing import Literal
 
 from dalle.config.best_of import BestOf
 from dalle.config.checks import at_least, require
+from dalle.config.commands.stackgan import TrainStackGAN
 from dalle.config.models import CLIPModel, DVAEModel, PriorModel
 from dalle.config.run import Run
 from dalle.config.sampling import Sampling
@@ -248,9 +249,11 @@ class TrainCLIP:
         )
 
 
-def unreached_schedules(config: TrainDVAE | TrainPrior | TrainCLIP) -> list[str]:
+def unreached_schedules(config: TrainDVAE | TrainPrior | TrainCLIP | TrainStackGAN) -> list[str]:
     """For each schedule whose end lies beyond the run, a sentence that names it."""
     schedules = {"optimizer.step_size": config.optimizer.step_size}
+    if isinstance(config, TrainStackGAN):
+        schedules["discriminator_optimizer.step_size"] = config.discriminator_optimizer.step_size
     if isinstance(config, TrainDVAE) and config.freeze is None:
         schedules |= {f"objective.{f.name}": getattr(config.objective, f.name) for f in fields(config.objective)}
     steps = config.run.steps
@@ -264,7 +267,7 @@ class Describe:
     """Tell the parts of a configured model: shapes, parameter counts, and for a prior the mask of every layer.
 
     Args:
-        config_file: a training configuration of a dVAE, prior or CLIP
+        config_file: a training configuration of a dVAE, prior, CLIP or StackGAN
         json: print JSON in place of tables
         tokenizer: for a CLIP on our own tokenizer, the tokenizer file; null assumes the paper's number of tokens
     """

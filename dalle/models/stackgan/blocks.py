@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dalle.config.stackgan import StackGANModel
+from dalle.config import StackGANModel
 
 SLOPE = 0.2
 """Of LeakyReLU below 0, in the family."""

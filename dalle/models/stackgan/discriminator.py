@@ -16,7 +16,7 @@ import math
 import torch
 from torch import nn
 
-from dalle.config.stackgan import StackGANModel
+from dalle.config import StackGANModel
 from dalle.models.stackgan.blocks import SLOPE, Downsample, init_family, with_text
 
 _END_PX = 4

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dalle.config.stackgan import StackGANModel
+from dalle.config import StackGANModel
 from dalle.models.stackgan.blocks import (
     SLOPE,
     ConditioningAugmentation,
