@@ -32,6 +32,7 @@ from dalle.config.models import CLIPModel, DVAEModel, PriorModel
 from dalle.config.run import Compression, Run, Wandb
 from dalle.config.sampling import Sampling
 from dalle.config.stackgan import StackGANModel, StackGANObjective
+from dalle.config.text_encoder import CharCNNRNNModel
 from dalle.config.training import DVAEObjective, Images, Optimizer, Plateau, Precision, PriorObjective, Schedule
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "BestOf",
     "CLIPModel",
     "Caption",
+    "CharCNNRNNModel",
     "Compression",
     "DVAEModel",
     "DVAEObjective",

@@ -153,9 +153,12 @@ class CLIP(nn.Module):
 
     def embed_texts(self, tokens_BU: torch.Tensor) -> torch.Tensor:
         """Unit vectors [B, E], fp32, of token ids."""
+        return F.normalize(self.text_features(tokens_BU), dim=-1)
+
+    def text_features(self, tokens_BU: torch.Tensor) -> torch.Tensor:
+        """The same vectors, fp32, of whatever length they come out."""
         with _attention_kernel(tokens_BU):
-            features = self.net.encode_text(tokens_BU)
-        return F.normalize(features.float(), dim=-1)
+            return self.net.encode_text(tokens_BU).float()
 
 
 class CodePatches(nn.Module):
@@ -203,6 +206,11 @@ def _small(config: CLIPModel, tokenizer: Tokenizer) -> dict:
             "heads": config.text_width // 64,
         },
     }
+
+
+def architectures() -> list[str]:
+    """The names that open_clip knows."""
+    return _open_clip().list_models()
 
 
 def open_clip_name(source: str | Path) -> tuple[str, str]:

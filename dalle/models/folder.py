@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
-from dalle.config import CLIPModel, DVAEModel, Precision, PriorModel, StackGANModel
+from dalle.config import CharCNNRNNModel, CLIPModel, DVAEModel, Precision, PriorModel, StackGANModel
 from dalle.models.dvae import DVAE
 from dalle.models.prior import Prior
 from dalle.models.stackgan.generators import Generator, generator
@@ -28,7 +28,13 @@ from dalle.text import Tokenizer
 _WEIGHTS = "model.safetensors"
 _Model = TypeVar("_Model", bound=nn.Module)
 _DRAWS = (torch.Tensor.normal_, torch.Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
-_CONFIGS = {"dvae": DVAEModel, "prior": PriorModel, "clip": CLIPModel, "stackgan": StackGANModel}
+_CONFIGS = {
+    "dvae": DVAEModel,
+    "prior": PriorModel,
+    "clip": CLIPModel,
+    "stackgan": StackGANModel,
+    "text-encoder": CharCNNRNNModel,
+}
 
 
 def save_weights(
@@ -43,7 +49,7 @@ def save_weights(
 
     Args:
         folder: the model's folder
-        kind: "dvae", "prior", "clip" or "stackgan"
+        kind: "dvae", "prior", "clip", "stackgan" or "text-encoder"
         tensors: the weights by name
         model_config: the sizes, a dataclass
         links: hashes of what it was trained with, such as {"dvae_hash": …}

@@ -128,13 +128,13 @@ class WeightsFile:
     def __init__(self, path: Path):
         self.path = path
         try:
-            self._file = os.open(path, os.O_RDONLY)
+            self.descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror}") from None
         try:
             self.metadata, self.tensors = self._read_header()
         except Exception as error:  # of many kinds: the header may be anything
-            os.close(self._file)
+            os.close(self.descriptor)
             raise ValueError(f"{path} cannot be read: {error or type(error).__name__}") from error
 
     def __enter__(self) -> WeightsFile:
@@ -144,14 +144,14 @@ class WeightsFile:
         self.close()
 
     def close(self) -> None:
-        os.close(self._file)
+        os.close(self.descriptor)
 
     def _read_header(self) -> tuple[dict[str, str], dict[str, _Stored]]:
-        size = os.fstat(self._file).st_size
-        length = int.from_bytes(os.pread(self._file, 8, 0), "little")
+        size = os.fstat(self.descriptor).st_size
+        length = int.from_bytes(os.pread(self.descriptor, 8, 0), "little")
         if length > size - 8:
             raise ValueError("it is cut off, or no safetensors file")
-        layout = json.loads(os.pread(self._file, length, 8))
+        layout = json.loads(os.pread(self.descriptor, length, 8))
         metadata = layout.pop("__metadata__", {})
         if metadata.get("seal", _seal(metadata)) != _seal(metadata):
             raise ValueError("it is damaged: its header is not the one that was written")
@@ -204,7 +204,7 @@ class WeightsFile:
     def _fill(self, piece: memoryview, start: int) -> None:
         """Read so many bytes from there."""
         while len(piece):
-            num_bytes = os.preadv(self._file, [piece], start)
+            num_bytes = os.preadv(self.descriptor, [piece], start)
             if not num_bytes:
                 raise ValueError(f"{self.path} was cut off while it was read")
             piece, start = piece[num_bytes:], start + num_bytes

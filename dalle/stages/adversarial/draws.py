@@ -7,24 +7,10 @@ from collections.abc import Iterable
 
 import torch
 
-from dalle.config import StackGANModel, StackGANObjective
+from dalle.config import StackGANObjective
 from dalle.training.seeds import derived_seed
 
 _KINDS = ("real", "wrong", "fake")
-
-
-def noise(model: StackGANModel, seeds: Iterable[int]) -> dict[str, torch.Tensor]:
-    """`noise_BZ` and `epsilon_BC`, standard normal, on the CPU: the same on every device.
-
-    Args:
-        model: widths
-        seeds: one for each row
-    """
-    generator = torch.Generator()
-    width = model.noise_width + model.condition_width
-    both = torch.stack([torch.randn(width, generator=generator.manual_seed(seed)) for seed in seeds])
-    noise_BZ, epsilon_BC = both.split([model.noise_width, model.condition_width], dim=1)
-    return {"noise_BZ": noise_BZ, "epsilon_BC": epsilon_BC}
 
 
 def labels(config: StackGANObjective, seeds: Iterable[int]) -> dict[str, torch.Tensor]:

