@@ -169,7 +169,9 @@ def check_clip(source: str, hashes: dict[str, str] | None) -> str:
         return source
     if read_config(source, "clip").reads != "pixels":
         raise ValueError(f"the reranker {source} reads codes, not pixels: it makes a shortlist, as --codes_clip")
-    return read_header(source)["hash"] if hashes is None else _check_trained_for(f"the reranker {source}", source, hashes)
+    return (
+        read_header(source)["hash"] if hashes is None else _check_trained_for(f"the reranker {source}", source, hashes)
+    )
 
 
 def _check_codes_clip(source: str, hashes: dict[str, str]) -> str:

@@ -18,9 +18,10 @@ from dalle.data.pairs import PairBatches, PairLoader
 from dalle.models.folder import check_link, load_generator, read_config, read_header
 from dalle.models.stackgan.discriminator import Discriminator
 from dalle.models.stackgan.generators import Generator, generator
+from dalle.models.stackgan.noise import noise
 from dalle.objectives.stackgan import DiscriminatorObjective, GeneratorObjective
 from dalle.stages.adversarial.collapse import Collapse
-from dalle.stages.adversarial.draws import labels, noise, row_seeds
+from dalle.stages.adversarial.draws import labels, row_seeds
 from dalle.stages.adversarial.validation import Validation
 from dalle.stages.adversarial.wrong import check_concepts, wrong_row_seeds, wrong_rows
 from dalle.training.stage import Opponent, Stage

@@ -265,7 +265,9 @@ def test_drawings_that_cannot_be_made_again(pipeline, tmp_path):
         with pytest.raises(ValueError, match="metadata are damaged"):
             draw_again(pipeline, record(**damage))
     assert differences(drawing.settings, "cpu", drawing.settings["kernels"]) == []
-    assert differences({**drawing.settings, "torch": "1.0"}, "cpu", drawing.settings["kernels"]) == [f"torch was 1.0, is {torch.__version__}"]
+    assert differences({**drawing.settings, "torch": "1.0"}, "cpu", drawing.settings["kernels"]) == [
+        f"torch was 1.0, is {torch.__version__}"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,9 @@ def find_gan(folder: Path, text_encoder: str | None = None) -> GANModels:
         try:
             kind = read_config(first, "stackgan")
         except ValueError as error:
-            raise ValueError(f"model {folder}: is a stage II, which begins with stage I's images, but {error}") from None
+            raise ValueError(
+                f"model {folder}: is a stage II, which begins with stage I's images, but {error}"
+            ) from None
         require(kind.stage == 1, f"model {folder}: its {STAGE_ONE}/ holds a stage {kind.stage}, not a stage 1")
         hashes |= {"stage_one": read_header(first)["hash"], "stage_two": header["hash"]}
         check_link(f"model {folder}: was trained with another stage I", header["stage_one_hash"], hashes["stage_one"])

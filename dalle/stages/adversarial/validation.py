@@ -15,7 +15,7 @@ from dalle.data.pairs import to_tensor
 from dalle.data.samples import Pair, read_pairs
 from dalle.models.stackgan.generators import Generator
 from dalle.objectives.stackgan import signed, spread
-from dalle.stages.adversarial.draws import noise
+from dalle.models.stackgan.noise import noise
 
 _MOST_CAPTIONS = 64
 _PICTURES, _NOISES, _VARIED = 8, 8, 8
