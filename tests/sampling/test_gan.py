@@ -1,5 +1,6 @@
 """A GAN draws through the same stream of candidates as the transformer: seeds, chunks, ranking, records."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -208,3 +209,14 @@ def test_the_command_draws_ranks_and_draws_again(folder, tmp_path, capsys):
                 "1",
             ]
         )
+
+
+def test_it_is_evaluated_as_every_model_is(folder, shapes_folder, tmp_path):
+    from dalle.cli.evaluation.evaluate import evaluate
+
+    reference = ["--reference", f"{shapes_folder}/valid-000.tar", "--most", "4", "--blur_radii", "[0]"]
+    evaluate(["--model", str(folder), *reference, "--n", "2", "--keep", "1", "--output", str(tmp_path / "out")])
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert set(manifest["identities"]["models"]) == {"stage_one", "stage_two", "text_encoder", "clip"}
+    assert {"distances_efficientnet-lite0", "judged", "ranking"} <= set(manifest["figures"])
+    assert not {"stage_one", "stage_two"} & set(manifest["figures"])

@@ -1,4 +1,4 @@
-"""`dalle-evaluate`: a model, or a folder of images, beside real images."""
+"""`dalle-evaluate`: a model, or a folder of images, beside real images; or finished evaluations beside each other."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ def main() -> None:
 def evaluate(argv: list[str] | None = None) -> None:
     """Parse, check, measure, write; with a manifest, say whether the digits are the same: exit code 1 where they are not."""
     config = arguments.parse(Evaluate, _COMMAND, argv)
+    if config.compare is not None:
+        _compare(config)
+        return
     with claimed(config.output, _COMMAND, overwrite=config.overwrite) as folder:
         from dalle.evaluation.steps import manifest as manifests
         from dalle.evaluation.steps.run import run
@@ -44,3 +47,12 @@ def evaluate(argv: list[str] | None = None) -> None:
         print(f"{len(differing)} figures are not those of the manifest: {'; '.join(differing[:_SHOWN])}{more}")
         sys.exit(1)
     print("all figures are those of the manifest, to the last digit")
+
+
+def _compare(config: Evaluate) -> None:
+    from dalle.evaluation.steps.compared import compare_evaluations, read_compared
+
+    evaluations = read_compared(config.compare)
+    with claimed(config.output, _COMMAND, overwrite=config.overwrite) as folder:
+        compare_evaluations(evaluations, folder)
+    print(f"{folder / 'report.html'} and {folder / 'metrics.json'}")

@@ -52,6 +52,8 @@ class Evaluate:
         clip: reranker in place of the model's, a folder or `ARCHITECTURE:PRETRAINED` of open_clip
         manifest: do what this `manifest.json` tells once more, and compare the digits; takes no other options than those of
             where things lie
+        compare: in place of all this, the folders of two finished evaluations or more of the same captions, as NAME=FOLDER with
+            spaces between them: their figures, curves and pictures beside each other in one report
         overwrite: write over another evaluation that the folder holds
         processes: that draw; null means one for each GPU, or one where there is none
         sampling: how candidates are drawn
@@ -79,6 +81,7 @@ class Evaluate:
     priors: str | None = None
     clip: str | None = None
     manifest: str | None = None
+    compare: str | None = None
     overwrite: bool = False
     processes: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
@@ -96,10 +99,12 @@ class Evaluate:
             f"blur_radii {list(radii)}: must ascend from 0, which is no blur",
         )
         require(bool(self.features.split()), "features: name at least one, such as efficientnet-lite0")
-        if self.manifest is None:
-            self._check_sources()
+        if self.compare is not None:
+            self._check_alone("compare", ("compare", "output", "overwrite"), "the evaluations tell all that is shown")
+        elif self.manifest is not None:
+            self._check_alone("manifest", PLACES, "the manifest tells all that decides the figures")
         else:
-            self._check_manifest()
+            self._check_sources()
 
     @property
     def drawn(self) -> int:
@@ -128,12 +133,12 @@ class Evaluate:
         ):
             require(self.reference is not None or getattr(self, name) is None, f"{name}: {why}; name --reference")
 
-    def _check_manifest(self) -> None:
+    def _check_alone(self, setting: str, beside: tuple[str, ...], why: str) -> None:
         for option in fields(self):
-            if option.name in PLACES:
+            if option.name in beside:
                 continue
             default = option.default_factory() if option.default is MISSING else option.default
             require(
                 getattr(self, option.name) == default,
-                f"manifest and {option.name}: the manifest tells all that decides the figures; leave {option.name} out",
+                f"{setting} and {option.name}: {why}; leave {option.name} out",
             )

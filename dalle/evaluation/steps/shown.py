@@ -13,7 +13,7 @@ from dalle.evaluation.steps.reference import Reference
 
 _SHOWN, _MORE = 24, 200
 _ENDS = 12
-_REAL = "real"
+REAL = "real"
 _PX = 96
 
 
@@ -64,9 +64,9 @@ def samples_section(
 def _write_reals(reference: Reference | None, numbers: set[int], folder: Path) -> dict[int | None, Path]:
     if reference is None or not numbers:
         return {}
-    (folder / _REAL).mkdir(exist_ok=True)
+    (folder / REAL).mkdir(exist_ok=True)
     paths: dict[int | None, Path] = {}
     for number, image_YX3 in reference.images(numbers):
-        paths[number] = folder / _REAL / f"{number:05}.png"
+        paths[number] = folder / REAL / f"{number:05}.png"
         Image.fromarray(image_YX3).save(paths[number])
     return paths
