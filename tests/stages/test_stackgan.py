@@ -1,7 +1,6 @@
 """A StackGAN through its command: resumed is uninterrupted, two processes are one, stage two on stage one."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from dalle.checkpoints.checkpoint import latest, open_checkpoint
 from dalle.cli.train import train
 from dalle.config import TrainStackGAN
 from dalle.models.folder import load_generator, read_header
-from tests.conftest import ROOT
 from tests.processes import ON_CPU, run_processes
 from tests.stages.adversarial.text import embeddings_of
 

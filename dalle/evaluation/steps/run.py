@@ -24,9 +24,8 @@ from dalle.evaluation.steps.drawn import SAMPLES, draw_all
 from dalle.evaluation.steps.evaluate import Evaluation
 from dalle.evaluation.steps.sources import Sources, device_here, find_sources
 from dalle.outputs.page_head import replace_text
-from dalle.sampling.candidates import Part, Work, draw
+from dalle.sampling.candidates import Part, Source, Work, draw
 from dalle.sampling.drawing import read_drawing
-from dalle.sampling.candidates import Source
 from dalle.sampling.loading import Found, load_models
 from dalle.sampling.workers import draw_with_workers
 from dalle.text import CaptionWarning

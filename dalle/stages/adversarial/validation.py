@@ -14,8 +14,8 @@ from dalle.data.counts import Counts
 from dalle.data.pairs import to_tensor
 from dalle.data.samples import Pair, read_pairs
 from dalle.models.stackgan.generators import Generator
-from dalle.objectives.stackgan import signed, spread
 from dalle.models.stackgan.noise import noise
+from dalle.objectives.stackgan import signed, spread
 
 _MOST_CAPTIONS = 64
 _PICTURES, _NOISES, _VARIED = 8, 8, 8
