@@ -1,7 +1,6 @@
 """A StackGAN through its command: resumed is uninterrupted, two processes are one, stage two on stage one."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from dalle.checkpoints.checkpoint import latest, open_checkpoint
 from dalle.cli.train import train
 from dalle.config import TrainStackGAN
 from dalle.models.folder import load_generator, read_header
-from tests.conftest import ROOT
 from tests.processes import ON_CPU, run_processes
 from tests.stages.adversarial.text import embeddings_of
 
@@ -22,7 +20,14 @@ TINY = [
     *("--optimizer.step_size.start", "1e-3", "--optimizer.step_size.end", "1e-3", "--optimizer.weight_decay", "0"),
     *("--discriminator_optimizer.step_size.start", "2e-3", "--discriminator_optimizer.step_size.end", "5e-4"),
     *("--discriminator_optimizer.step_size.end_step", "6", "--discriminator_optimizer.step_size.shape", "halving"),
-    *("--discriminator_optimizer.weight_decay", "0", "--optimizer.beta1", "0.5", "--discriminator_optimizer.beta1", "0.5"),
+    *(
+        "--discriminator_optimizer.weight_decay",
+        "0",
+        "--optimizer.beta1",
+        "0.5",
+        "--discriminator_optimizer.beta1",
+        "0.5",
+    ),
     *("--objective.real_labels", "[0.9,0.95]", "--objective.fake_labels", "[0.1,0.15]", "--objective.flipped", "0.1"),
     *("--run.batch_size", "8", "--run.precision", "fp32", "--run.loader_workers", "0", "--run.log_every_steps", "1"),
     *("--run.checkpoint_every_minutes", "0", "--images.augmentation", "none", "--run.ema_decay", "0.9"),
@@ -94,7 +99,11 @@ def test_both_players_learn(whole, shapes_folder):
     """Each by its own step size."""
     checkpoint = open_checkpoint(latest(whole))
     assert checkpoint.read("steps").item() == checkpoint.read("discriminator/steps").item() == 6
-    for name in ("exp_avg/output.weight", "discriminator/exp_avg/conditional.weight", "discriminator/exp_avg/text.weight"):
+    for name in (
+        "exp_avg/output.weight",
+        "discriminator/exp_avg/conditional.weight",
+        "discriminator/exp_avg/text.weight",
+    ):
         assert checkpoint.read(name).abs().sum() > 0
 
 
@@ -171,7 +180,9 @@ def test_stage_two_begins_with_stage_ones_images(shapes_folder, whole, tmp_path)
         train(
             "stackgan",
             TrainStackGAN,
-            _arguments(shapes_folder, tmp_path / "two", *sizes, "--run.steps", "3", "--stage_one", str(other), "--resume"),
+            _arguments(
+                shapes_folder, tmp_path / "two", *sizes, "--run.steps", "3", "--stage_one", str(other), "--resume"
+            ),
         )
 
 
