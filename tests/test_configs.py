@@ -22,13 +22,16 @@ from tests.conftest import ROOT
 COMMANDS = {name: program.config for name, program in PROGRAMS.items()}
 ALL = sorted((ROOT / "configs").rglob("*.yaml"))
 OVERLAYS = [path for path in ALL if path.parent.name == "ablations" and path.stem != "base"]
-FILES = [path for path in ALL if path not in OVERLAYS]
+STAGE_TWO = ROOT / "configs/stackgan/stage-two.yaml"
+"""Sizes that are laid over any experiment of stage one."""
+FILES = [path for path in ALL if path not in (*OVERLAYS, STAGE_TWO)]
 
 
 def _stage(path) -> str:
     keys = set(yaml.safe_load(path.read_text())["model"])
     dvaes = ("dvae", "encoder_width"), ("dvae", "decoder_width")
-    return next(s for s, key in (*dvaes, ("prior", "depth"), ("clip", "patch_px")) if key in keys)
+    others = ("prior", "depth"), ("clip", "patch_px"), ("stackgan", "discriminator_channels")
+    return next(s for s, key in (*dvaes, *others) if key in keys)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT / "configs")))
@@ -36,16 +39,22 @@ def test_configuration_is_sound(path):
     assert path.read_text().startswith("# What: "), "a configuration opens with what it is and how it is run"
     stage = _stage(path)
     cls = COMMANDS[f"dalle-train-{stage}"]
-    extra = {"prior": ["--dvae", "x", "--tokenizer", "x"], "clip": ["--dvae", "x"]}.get(stage, [])
+    extra = {"prior": ["--dvae", "x", "--tokenizer", "x"], "clip": ["--dvae", "x"], "stackgan": ["--text_encoder", "x"]}
+    extra = extra.get(stage, [])
+    if yaml.safe_load(path.read_text())["model"].get("stage") == 2:
+        extra = [*extra, "--stage_one", "x"]
     if "freeze" in yaml.safe_load(path.read_text()):
         extra = ["--from", "x"]
     parsed = arguments.parse(cls, "test", ["--config", str(path), "--data", "x", "--output", "x", *extra])
     if stage != "clip":
         from dalle.models.dvae import DVAE
         from dalle.models.prior import Prior
+        from dalle.models.stackgan.discriminator import Discriminator
+        from dalle.models.stackgan.generators import generator
 
         with torch.device("meta"):
-            {"dvae": DVAE, "prior": Prior}[stage](parsed.model)
+            for make in {"dvae": [DVAE], "prior": [Prior], "stackgan": [generator, Discriminator]}[stage]:
+                make(parsed.model)
 
 
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda p: p.stem)
@@ -57,6 +66,43 @@ def test_an_ablation_changes_one_setting(path):
     base = path.with_name("base.yaml")
     before, after = (dict(_flat(settings(*files))) for files in ((base,), (base, path)))
     assert len(set(before.items()) ^ set(after.items())) == 2
+
+
+def _experiment(name, *more):
+    """The settings of an experiment of the StackGAN document, by dotted name."""
+    inputs = ["--data", "x", "--output", "x", "--text_encoder", "x"]
+    options = ["--config", f"stackgan/{name}", *more, *inputs]
+    return dict(_flat(asdict(arguments.parse(configs.TrainStackGAN, "dalle-train-stackgan", options))))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "changes"),
+    [
+        ("a", "b", {"model.unconditional": True}),
+        ("a", "c", {"model.text": "compressed"}),
+        ("c", "d", {"model.biases": False}),
+        ("d", "e", {"optimizer.clip_norm": 1.0, "discriminator_optimizer.clip_norm": 1.0}),
+        (
+            "d",
+            "f",
+            {"model.joint_kernel": 1, "objective.real_labels": (0.9, 0.95), "objective.fake_labels": (0.1, 0.15)},
+        ),
+        ("f", "g", {"model.upsample": "transposed", "model.dropout": 0.5}),
+        ("f", "h", {"objective.flipped": 0.075, "model.text_width": 1024}),
+    ],
+)
+def test_an_experiment_of_the_stackgan_document_changes_what_it_says(before, after, changes):
+    first, second = _experiment(before), _experiment(after)
+    assert {name: second[name] for name in second if second[name] != first[name]} == changes
+
+
+@pytest.mark.parametrize("name", [*"abcdefgh", "dfgan"])
+def test_an_experiments_stage_two_keeps_its_switches(name):
+    assert STAGE_TWO.read_text().startswith("# What: ")
+    first = _experiment(name)
+    second = _experiment(name, "--config", str(STAGE_TWO), "--stage_one", "x")
+    changed = {key.removeprefix("model.") for key in second if second[key] != first[key] and not key.startswith("run.")}
+    assert changed == {"stage_one", "stage", "image_size_px", "channels", "discriminator_channels", "resblocks"}
 
 
 def _prior(path):

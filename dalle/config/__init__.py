@@ -14,6 +14,7 @@ from dalle.config.commands.filter import Filter, Filters
 from dalle.config.commands.own import TrainFolder
 from dalle.config.commands.publish import Publish
 from dalle.config.commands.sample import Sample
+from dalle.config.commands.schedules import unreached_schedules
 from dalle.config.commands.stackgan import TrainStackGAN
 from dalle.config.commands.stages import (
     Demo,
@@ -25,7 +26,6 @@ from dalle.config.commands.stages import (
     TrainDVAE,
     TrainPrior,
     TrainTokenizer,
-    unreached_schedules,
 )
 from dalle.config.commands.study import Study, WorkerChecks
 from dalle.config.models import CLIPModel, DVAEModel, PriorModel

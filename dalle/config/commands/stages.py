@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
 from dalle.config.best_of import BestOf
 from dalle.config.checks import at_least, require
-from dalle.config.commands.stackgan import TrainStackGAN
 from dalle.config.models import CLIPModel, DVAEModel, PriorModel
 from dalle.config.run import Run
 from dalle.config.sampling import Sampling
@@ -247,19 +246,6 @@ class TrainCLIP:
             f"run.batch_size {self.run.batch_size}: a pair is learned by telling it from the others of its micro-batch, so "
             f"it takes two pairs or more for each of {self.run.accumulation_steps} accumulation_steps",
         )
-
-
-def unreached_schedules(config: TrainDVAE | TrainPrior | TrainCLIP | TrainStackGAN) -> list[str]:
-    """For each schedule whose end lies beyond the run, a sentence that names it."""
-    schedules = {"optimizer.step_size": config.optimizer.step_size}
-    if isinstance(config, TrainStackGAN):
-        schedules["discriminator_optimizer.step_size"] = config.discriminator_optimizer.step_size
-    if isinstance(config, TrainDVAE) and config.freeze is None:
-        schedules |= {f"objective.{f.name}": getattr(config.objective, f.name) for f in fields(config.objective)}
-    steps = config.run.steps
-    said = {name: schedule.unreached(steps) for name, schedule in schedules.items()}
-    advice = "set run.steps higher, or say it as a share of the run, such as end_step 100%"
-    return [f"{name}: {what}: {advice}" for name, what in said.items() if what]
 
 
 @dataclass(frozen=True)
