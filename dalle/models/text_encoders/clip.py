@@ -7,7 +7,6 @@ a vector of length 1 has numbers so small that the layer behind it begins as a c
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import torch
 
