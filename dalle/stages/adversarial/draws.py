@@ -1,5 +1,7 @@
-"""What is drawn at random in an update of a GAN beside its noise: seeds and labels, each row's a function of (seed, update, row of the global batch), so
-that neither processes nor a resumed run change them."""
+"""What is drawn at random in an update of a GAN beside its noise: seeds and labels.
+
+Each row's is a function of (seed, update, row of the global batch), so that neither processes nor a resumed run change them.
+"""
 
 from __future__ import annotations
 
