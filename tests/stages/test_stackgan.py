@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from dalle.checkpoints.checkpoint import latest, open_checkpoint
 from dalle.cli.train import train
 from dalle.config import TrainStackGAN
+from dalle.config.checks import Hopeless
 from dalle.models.folder import load_generator, read_header
 from tests.processes import ON_CPU, run_processes
 from tests.stages.adversarial.text import embeddings_of
@@ -184,6 +185,17 @@ def test_stage_two_begins_with_stage_ones_images(shapes_folder, whole, tmp_path)
                 shapes_folder, tmp_path / "two", *sizes, "--run.steps", "3", "--stage_one", str(other), "--resume"
             ),
         )
+
+
+def test_a_collapsed_run_ends_if_it_was_asked_to(shapes_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("dalle.stages.adversarial.collapse._FIRST_STEPS", 1)
+    monkeypatch.setattr("dalle.stages.adversarial.collapse._ALIKE", 1e9)
+    arguments = _arguments(shapes_folder, tmp_path / "run", "--run.steps", "20", "--stop_on_collapse")
+    with pytest.raises(Hopeless, match="stop_on_collapse: all images are alike since update 2"):
+        train("stackgan", TrainStackGAN, arguments)
+    assert len(_metrics(tmp_path / "run")) == 4
+    assert latest(tmp_path / "run").name.endswith("4")
+    assert list((tmp_path / "run" / "pictures").glob("samples-*4.png"))
 
 
 @pytest.mark.parametrize(
