@@ -7,8 +7,8 @@ Trains `configs/stackgan/NAME.yaml` and measures what it draws for held-out capt
 EfficientNet and by a CLIP of ours, and how many captions are right (where a checker reads the drawings) or found (by that CLIP).
 Several run at a time, each on one CPU thread. What is finished is not repeated, and what left a checkpoint goes on.
 
-A run is called stable when it ended, its losses stayed finite, the discriminator's loss never lay near 0 for a tenth of the run, and
-the images of other captions, or of other noise, differ at its end: what the training itself warns of.
+A run is called stable when nothing that the training warns of (a discriminator that has won, a generator that is lost, images that are
+all alike) lasted for a tenth of it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without an installation
 sys.path.insert(0, str(Path(__file__).parent))
 
 from ablations import how_to_start, run_all
+
+from dalle.cli import arguments
+from dalle.config import TrainStackGAN
+from dalle.stages.adversarial.collapse import Collapse
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["a", "b", "c", "d", "e", "f", "g", "h", "dfgan"]
@@ -41,10 +46,6 @@ COLUMNS = {
     "discriminator_loss": ("discriminator's last loss", "{:.2f}"),
     "minutes": ("minutes", "{:.0f}"),
 }
-_ALIKE = 0.05
-"""Spread, as a share of real images', below which images count as alike."""
-_WON = 0.05
-"""Loss of the discriminator below which it has won."""
 
 
 def train(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -90,12 +91,15 @@ def figures(folder: Path) -> dict[str, Any]:
     """What the table says of a training that is finished and measured."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     logged, shown = ([line for line in lines if name in line] for name in ("loss", "valid/caption_spread"))
+    config = arguments.parse_model(
+        TrainStackGAN, arguments.read_yaml(str(folder / "config.yaml")), f"{folder}/config.yaml: "
+    )
     metrics = json.loads((folder / "evaluation/metrics.json").read_text())
     by_network = {key: each["by_radius"][0] for key, each in metrics.items() if key.startswith("distances_")}
     clip = next(key for key in by_network if key.startswith("distances_clip"))
     judged = metrics["judged"]["samples"]
     return {
-        "stable": "yes" if stable(logged, shown) else "no",
+        "stable": "yes" if stable(lines, config) else "no",
         "frechet": by_network["distances_efficientnet-lite0"]["frechet_distance"],
         "frechet_clip": by_network[clip]["frechet_distance"],
         "right": metrics["compositional"]["captions"]["whole"] if "compositional" in metrics else None,
@@ -109,16 +113,29 @@ def figures(folder: Path) -> dict[str, Any]:
     }
 
 
-def stable(logged: list[dict[str, Any]], shown: list[dict[str, Any]]) -> bool:
-    """Whether a run was, by its log lines and its validations."""
-    most, in_a_row = max(1, len(logged) // 10), 0
-    for line in logged:
-        if not all(abs(line[name]) < float("inf") for name in ("loss", "discriminator_loss")):
+def stable(lines: list[dict[str, Any]], config: TrainStackGAN) -> bool:
+    """Whether nothing that the training warns of lasted for a tenth of it.
+
+    Args:
+        lines: of metrics.jsonl, log lines and validations
+        config: of the training
+    """
+    watching = Collapse(config.objective, config.model.unconditional, config.run.steps, stops=True, world=_Alone())
+    for line in lines:
+        if "loss" not in line:
+            watching.validated.update({name.removeprefix("valid/"): value for name, value in line.items()})
+            continue
+        watching.check(line["step"], line)
+        if watching.give_up() is not None:
             return False
-        in_a_row = in_a_row + 1 if line["discriminator_loss"] < _WON else 0
-        if in_a_row >= most:
-            return False
-    return min(shown[-1]["valid/caption_spread"], shown[-1]["valid/noise_spread"]) >= _ALIKE
+    return True
+
+
+class _Alone:
+    """The processes of a training that is over."""
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
 
 
 def _run(module: str, function: str, settings: dict[str, Any], more: list[str]) -> None:
