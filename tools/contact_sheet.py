@@ -13,45 +13,49 @@ import math
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without an installation
+
 from PIL import Image
+
+from dalle.evaluation.steps.reference import read_reference
 
 _GAP_PX = 4
 
 
-def pairs(evaluation: Path) -> list[tuple[str, Path, Path]]:
-    """(caption, real image, drawn image) of every caption that has both. Raises ValueError where one has not.
+def pairs(evaluation: Path, reference: str | None = None) -> list[tuple[str, Image.Image, Image.Image]]:
+    """(caption, real image, drawn image) of every caption.
 
     Args:
         evaluation: a finished folder of `dalle-evaluate --model … --reference …`
+        reference: where its real images lie now; null means where they were
+
+    Raises:
+        ValueError: a caption has no real image, or it is not among those that lie there
+        OSError: a drawing is missing
     """
     manifest = json.loads((evaluation / "manifest.json").read_text(encoding="utf-8"))
-    captions = manifest["captions"]
-    numbers = {
-        each["real"]: number for number, each in enumerate(captions) if "real" in each
-    }  # of equal images the last
-    found = []
-    for number, each in enumerate(captions):
-        if "real" not in each:
-            raise ValueError(f"{evaluation}: caption {number} has no real image: evaluate the captions of a reference")
-        real = evaluation / f"real/{numbers[each['real']]:05}.png"
-        drawn = evaluation / f"samples/{number:05}/samples/0000.png"
-        for path in (real, drawn):
-            if not path.is_file():
-                raise ValueError(f"{path}: is missing")
-        found.append((each["prompt"], real, drawn))
-    return found
+    request, captions = manifest["request"], manifest["captions"]
+    drawn = []
+    for number in range(len(captions)):
+        with Image.open(evaluation / f"samples/{number:05}/samples/0000.png") as image:
+            drawn.append(image.convert("RGB"))
+    found = read_reference(reference or request["reference"], drawn[0].width, request["most"])
+    numbers = {digest: number for number, digest in enumerate(found.digests)}
+    if missing := [each["prompt"] for each in captions if each.get("real") not in numbers]:
+        raise ValueError(f"{evaluation}: {len(missing)} captions have no real image in {found.spec}: {missing[0]!r}")
+    reals = {number: Image.fromarray(image_YX3) for number, image_YX3 in found.images(numbers.values())}
+    return [(each["prompt"], reals[numbers[each["real"]]], image) for each, image in zip(captions, drawn, strict=True)]
 
 
-def sheet(found: list[tuple[str, Path, Path]], side_px: int, columns: int) -> Image.Image:
+def sheet(found: list[tuple[str, Image.Image, Image.Image]], side_px: int, columns: int) -> Image.Image:
     """The picture: real and drawn side by side, each `side_px` wide, so many pairs in a row."""
     width = 2 * side_px + _GAP_PX
     rows = math.ceil(len(found) / columns)
     whole = Image.new("RGB", (columns * width - _GAP_PX, rows * (side_px + _GAP_PX) - _GAP_PX), "white")
     for place, (_, *both) in enumerate(found):
         row, column = divmod(place, columns)
-        for number, path in enumerate(both):
-            with Image.open(path) as image:
-                shown = image.convert("RGB").resize((side_px, side_px), Image.Resampling.LANCZOS)
+        for number, image in enumerate(both):
+            shown = image.resize((side_px, side_px), Image.Resampling.LANCZOS)
             whole.paste(shown, (column * width + number * side_px, row * (side_px + _GAP_PX)))
     return whole
 
@@ -61,13 +65,14 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("evaluation", type=Path)
     parser.add_argument("output", type=Path, help="a picture; WebP is the smallest")
+    parser.add_argument("--reference", help="shards of the real images, if they do not lie where they lay")
     parser.add_argument("--side_px", type=int, default=64)
     parser.add_argument("--columns", type=int, default=12)
     parser.add_argument("--quality", type=int, default=80)
     parser.add_argument("--captions", type=Path, help="also a text file of the captions, in the same order")
     options = parser.parse_args(argv)
     try:
-        found = pairs(options.evaluation)
+        found = pairs(options.evaluation, options.reference)
     except (ValueError, OSError) as error:
         sys.exit(f"contact_sheet: {error}")
     sheet(found, options.side_px, options.columns).save(options.output, quality=options.quality)
