@@ -88,6 +88,7 @@ def find_models(
     tokenizer = Tokenizer.load(prior / "tokenizer.json")
     dvae_config = read_config(dvae, "dvae")
     check_links(prior, dvae, tokenizer)
+    _check_sizes(prior, prior_config, dvae_config, tokenizer)
     hashes = {"prior": read_header(prior)["hash"], "dvae": read_header(dvae)["hash"], "tokenizer": tokenizer.hash}
     if (codes := codes_hash(dvae)) != hashes["dvae"]:
         hashes["codes"] = codes
@@ -109,6 +110,17 @@ def find_models(
         reader = str(find_part(codes_clip, "codes-clip") if codes_clip else whole / "codes-clip")
         hashes["codes_clip"] = _check_codes_clip(reader, hashes)
     return Models(prior, dvae, source, tokenizer, prior_config, dvae_config, hashes, _tuning(prior), reader)
+
+
+def _check_sizes(prior: Path, config: PriorModel, dvae: DVAEModel, tokenizer: Tokenizer) -> None:
+    """Raises ValueError unless each can read what the other says, whatever hashes their headers claim."""
+    for said, ours, theirs in (
+        ("codes", config.codebook_size, dvae.codebook_size),
+        ("codes a side", config.grid, dvae.grid),
+        ("tokens of captions at most", config.text_vocabulary, max(config.text_vocabulary, tokenizer.vocabulary)),
+    ):
+        if ours != theirs:
+            raise ValueError(f"the prior {prior} has {ours:,} {said}, and what it was trained with {theirs:,}")
 
 
 def _tuning(prior: Path) -> Tuning:
