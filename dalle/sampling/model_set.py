@@ -6,13 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-
 from dalle.config import DVAEModel, PriorModel, Sampling
 from dalle.config.checks import warn
 from dalle.models.clip import open_clip_name
 from dalle.models.folder import check_link, check_links, codes_hash, read_config, read_header
-from dalle.ready.files import WEIGHTS
+from dalle.ready.files import WEIGHTS, read_settings
 from dalle.ready.names import find_clip, find_model, find_part
 from dalle.sampling.drawing import codes_of
 from dalle.text import Tokenizer
@@ -134,9 +132,8 @@ def _tuning(prior: Path) -> Tuning:
             raise ValueError(f"the header of the weights in {prior} is damaged: {error}") from None
         return tuning
     try:
-        dropout = yaml.safe_load((prior / "config.yaml").read_text(encoding="utf-8"))["caption_dropout"]
-        return Tuning(float(dropout))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        return Tuning(float(read_settings(prior / "config.yaml")["caption_dropout"]))
+    except (OSError, KeyError, TypeError, ValueError):
         return Tuning()
 
 
