@@ -8,6 +8,7 @@ know their dVAE by it, and who writes a file for others may write any hash into 
 from __future__ import annotations
 
 import errno
+import json
 from pathlib import Path
 
 from dalle.models.folder import check_hash, read_header
@@ -87,6 +88,8 @@ def hub_error(error: Exception, repository: str, writing: bool = False) -> str:
             f"the cache cannot take {repository}: {error.filename or 'it'} may not be written; name another with HF_HOME, or set "
             "HF_HUB_OFFLINE=1 to take what is there"
         )
+    if isinstance(error, json.JSONDecodeError):
+        return f"the Hub's {repository} is not answered for as the Hub does: is a page to log in to this network in the way?"
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"the Hub's {repository} did not come through: {type(error).__name__}: {first[:200]}"
 
