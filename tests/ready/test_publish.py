@@ -11,7 +11,7 @@ import dalle
 from dalle.cli.publish import publish
 from dalle.config import Publish, Sampling
 from dalle.ready.card import is_ours
-from dalle.ready.facts import drawing_line, read_card
+from dalle.ready.facts import drawing_line, in_millions, read_card
 from dalle.ready.files import public_config, without_places
 
 QUICK = {"n": 2, "keep": 2, "sampling": Sampling(chunk=2, precision="fp32")}
@@ -98,6 +98,36 @@ def test_our_card_is_written_anew_and_a_persons_stays(whole, capsys):
         publish([str(whole), "--licence", "mit"])
     publish([str(whole), "--card", "overwrite", "--licence", "mit"])
     assert is_ours(whole / "README.md") and "Circles: all of them." in (whole / "README.md").read_text()
+
+
+def test_headings_of_the_attribution_are_below_the_cards_own(whole):
+    (whole / "ATTRIBUTION.md").write_text("# Images\n\n## Emoji\n\n- one\n\n### Parts\n\n# Others\n")
+    publish([str(whole)])
+    text = (whole / "README.md").read_text()
+    assert "## Training data and licences\n\n### Emoji\n\n- one\n\n#### Parts\n\n## Others\n" in text
+
+
+@pytest.mark.parametrize("before", ["# Title", "<p>logo</p>", "![logo](logo.png)", "| a | b |", "\n\n"])
+def test_what_a_model_draws_is_the_first_line_of_text(tmp_path, before):
+    path = tmp_path / "README.md"
+    path.write_text(f"---\nlicense: mit\n---\n{before}\n\nCircles,\nmostly.\n\nMore.\n")
+    assert read_card(path).about == "Circles, mostly."
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(99_999, "99,999"), (100_000, "0.1 M"), (3_800_000, "3.8 M"), (12_290_000_000, "12290.0 M")],
+)
+def test_counts_as_one_says_them(count, said):
+    assert in_millions(count) == said
+
+
+def test_a_training_that_was_stopped_is_told(whole):
+    (whole / "prior/run.json").write_text('{"status": "stopped"}')
+    (whole / "clip/run.json").unlink()
+    publish([str(whole)])
+    text = (whole / "README.md").read_text()
+    assert "| `prior` | 600 (stopped) | 1.00 |" in text and "| `clip` | 600 | 1.00 |" in text
 
 
 def test_what_is_not_said_again_stays_on_the_card(whole, made, hub):
