@@ -13,6 +13,7 @@ from dalle.config import Publish, Sampling
 from dalle.ready.card import is_ours
 from dalle.ready.facts import drawing_line, in_millions, read_card
 from dalle.ready.files import public_config, without_places
+from tests.models.test_strange_weights import _claim
 
 QUICK = {"n": 2, "keep": 2, "sampling": Sampling(chunk=2, precision="fp32")}
 NOBODY = "http://127.0.0.1:9"
@@ -98,6 +99,16 @@ def test_our_card_is_written_anew_and_a_persons_stays(whole, capsys):
         publish([str(whole), "--licence", "mit"])
     publish([str(whole), "--card", "overwrite", "--licence", "mit"])
     assert is_ours(whole / "README.md") and "Circles: all of them." in (whole / "README.md").read_text()
+
+
+def test_weights_that_only_claim_a_hash_are_not_published(hub, whole):
+    """They load, for their checksums are right; others would know them by a hash that is another's."""
+    _claim(whole / "prior", hash="0" * 64)
+    with pytest.raises(
+        ValueError, match=r"prior/model.safetensors: its weights are not those that its hash stands for"
+    ):
+        publish([str(whole), "--repo", "someone/tiny"])
+    assert hub.asked == []
 
 
 def test_headings_of_the_attribution_are_below_the_cards_own(whole):
