@@ -138,6 +138,20 @@ def test_parquet_with_images_in_it_and_files_beside_it(tmp_path):
         prepared(tmp_path / "cut.parquet", tmp_path / "c")
 
 
+def test_parquet_files_of_one_form_are_read_together_by_columns_that_are_chosen(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "in").mkdir()
+    for number in range(2):
+        rows = pa.table({"pixels": [{"bytes": png(number), "path": None}], "words": [f"number {number}"]})
+        pq.write_table(rows, tmp_path / f"in/part-{number}.parquet")
+    with pytest.raises(ValueError, match="--image_column"):
+        prepared(tmp_path / "in", tmp_path / "out")
+    found = prepared(tmp_path / "in", tmp_path / "out", image_column="pixels", caption_column="words")
+    assert found.num_train == 2
+
+
 def test_parquet_without_pyarrow_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
