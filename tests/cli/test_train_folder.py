@@ -328,6 +328,22 @@ def test_a_call_that_says_less_goes_on_as_before(copied, tmp_path, trained, caps
     assert not trained and "nothing was to be done" in capsys.readouterr().out
 
 
+def test_where_captions_are_is_said_as_to_dalle_filter_and_once(copied, tmp_path, trained, capsys):
+    """What is said of a folder names settings of both commands, so both have them."""
+    images = sorted(path.name for path in copied.glob("*.png"))
+    (copied / "t.csv").write_text("image,caption,other\n" + "".join(f"{name},,a {name[:-4]}\n" for name in images))
+    call, first = [str(copied), "--output", str(tmp_path / "out"), *QUICK], (copied / images[0]).with_suffix(".txt")
+    with pytest.raises(ValueError, match="no image can be used"):
+        train_folder(call)
+    train_folder([*call, "--caption_column", "other", "--image_column", "image", "--captions", "table"])
+    assert images[0][:-4] in (tmp_path / "out/gallery/rows.json").read_text()
+    del trained[:]
+    train_folder(call)
+    assert not trained and "nothing was to be done" in capsys.readouterr().out
+    train_folder([*call, "--captions", "files"])
+    assert trained and first.read_text().strip() in (tmp_path / "out/gallery/rows.json").read_text()
+
+
 def test_where_all_is_anew_the_time_is_shared_among_all(copied, tmp_path, trained, monkeypatch):
     """What was trained for other pictures is no reason to give the first stage all of the time."""
     output = tmp_path / "out"

@@ -26,7 +26,9 @@ BESIDE = 1.06
 
 
 _DEFAULTS = {field.name: field.default for field in fields(TrainFolder)}
-_NOT_PLANNED = ("changes", "candidates", "filters", "valid_share")
+_CHOICE = ("captions", "image_column", "caption_column")
+"""Of a request, how the pictures are read."""
+_NOT_PLANNED = ("changes", "candidates", "filters", "valid_share", *_CHOICE)
 """Of a request, what plans nothing anew by itself: the pictures, which are what they are, and what only the gallery asks for."""
 
 
@@ -35,7 +37,8 @@ def settle(config: TrainFolder, files: PlanFiles) -> TrainFolder:
     before = files.request
     if before is None:
         return config
-    kept = {name: before[name] for name in ("minutes", "start_from", "freeze") if getattr(config, name) is None}
+    unsaid = [name for name in ("minutes", "start_from", "freeze", *_CHOICE) if getattr(config, name) is None]
+    kept = {name: before.get(name) for name in unsaid}
     if config.start_from not in (None, before["start_from"]):  # other weights, and all of them unless the line says so
         kept.pop("freeze", None)
     changes = {name: getattr(config, name) or before["changes"].get(name, {}) for name in STAGES}
@@ -93,6 +96,7 @@ def _request(stages: Stages) -> dict[str, Any]:
         "seed": config.seed,
         "valid_share": config.valid_share,
         "candidates": config.candidates,
+        **{name: getattr(config, name) for name in _CHOICE},
         "filters": json.loads(json.dumps(asdict(config.filters))),  # as it is read back
         "changes": {name: getattr(config, name) for name in STAGES if getattr(config, name)},
     }
