@@ -27,6 +27,9 @@ _FIGURES = {
     "prior": {"valid/image_nats": "nats a code, held out", "image_nats": "nats a code"},
     "clip": {},
 }
+_ORDER = (
+    "the real picture first, framed, then the best that was drawn; what was drawn several times alike is shown once"
+)
 _CARD_PX = 280
 _CURVE = {"dvae": "loss", "prior": "image_nats", "clip": "loss"}
 STYLE = """
@@ -83,9 +86,9 @@ def _drawn(rows: list[Row]) -> Iterator[str]:
         (
             True,
             "Held-out captions",
-            "no training has seen these: the real picture first, framed, then the best that was drawn",
+            f"no training has seen these: {_ORDER}",
         ),
-        (False, "Captions of the training", "the real picture first, framed, then the best that was drawn"),
+        (False, "Captions of the training", _ORDER),
     ):
         shown = [row for row in rows if row.held_out == held_out]
         if shown:

@@ -247,10 +247,15 @@ def tell_time(stages: Stages, stage: str) -> None:
 
 
 def _describe(sizes: Sizes, start: Any, pictures: Pictures, machine: Machine) -> list[str]:
-    where = f"{machine.gpus} GPU{'s' * (machine.gpus > 1)}" if machine.gpus else f"{machine.cores} CPU cores"
+    where = (
+        f"{machine.gpus} GPU{'s' * (machine.gpus > 1)}"
+        if machine.gpus
+        else f"{machine.cores} CPU core{'s' * (machine.cores > 1)}"
+    )
     dvae, prior = sizes.dvae, sizes.prior
     lines = [
-        f"{pictures.pairs:,} pictures to train on and {pictures.valid:,} held out, on {where} ({machine.flops_per_s / 1e9:,.0f} GFLOP/s)",
+        f"{pictures.pairs:,} picture{'s' * (pictures.pairs != 1)} to train on and {pictures.valid:,} held out, on {where} "
+        f"({machine.flops_per_s / 1e9:,.0f} GFLOP/s)",
         f"images of {dvae.image_size_px} px as {dvae.grid}×{dvae.grid} codes out of {dvae.codebook_size:,}"
         + (f", from pictures of {pictures.side_px} px" if pictures.side_px else ""),
         f"a prior of {prior.depth} layers of width {prior.width}, {needs.prior_weights(sizes) / 1e6:.1f} M weights; captions of up "

@@ -363,6 +363,7 @@ def test_the_command(tmp_path, capsys):
     filter_pictures([str(source), str(tmp_path / "out"), "--valid_share", "0.2", "--filters.min_caption_chars", "null"])
     printed = capsys.readouterr().out
     assert "Taken for a folder of images with .txt files" in printed and "12 of 12 images are kept." in printed
+    assert "shorter sides are 40 px at the median and 40 at least; their captions, 12 in all, have " in printed
     assert f"{tmp_path}/out/report.html" in printed.splitlines()[-1]
     values = json.loads((tmp_path / "out/prepared.json").read_text())
     assert values["num_train"] + values["num_valid"] == 12

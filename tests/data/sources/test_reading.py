@@ -269,6 +269,19 @@ def test_folders_without_pairs_are_refused_in_one_line(tmp_path, files, said):
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
+def test_a_json_that_cannot_be_read_is_told_from_another_encoding(tmp_path):
+    for name in ("json", "txt"):
+        for number in range(2):
+            captioned(tmp_path / name, number, None)
+        (tmp_path / name / "0000.json").write_text('{"caption": "one"}')
+    (tmp_path / "json/0001.json").write_text('{"caption": "two",}')
+    (tmp_path / "txt/0001.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    for name, detail in (("json", "its .json is no JSON"), ("txt", "")):
+        found = prepared(tmp_path / name, tmp_path / f"out-{name}")
+        assert found.counts.broken["caption is not text"].first[0][1:] == ("0001.png", detail)
+        assert any("save it as UTF-8" in note for note in found.notes) == (name == "txt")
+
+
 def test_links_loops_and_what_is_no_file(tmp_path):
     source = tmp_path / "in"
     captioned(source / "real", 1, "one")

@@ -221,6 +221,12 @@ def test_archives_beside_and_alone(tmp_path):
         prepared(tmp_path / "alone/pics.zip", tmp_path / "c")
 
 
+def test_no_command_is_run_that_a_source_names(tmp_path):
+    with pytest.raises(ValueError, match="source pipe:.*: is a command, and none is run here"):
+        prepared(f"pipe:touch {tmp_path}/ran", tmp_path / "out")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_links_that_lead_round_and_files_that_cannot_be_read(tmp_path):
     source = tmp_path / "in"
     captioned(source / "a/b", 1, "one")

@@ -80,6 +80,8 @@ def detect(source: str, output: Path | None = None, choice: Choice = Choice()) -
     """
     path = Path(source)
     is_file = os.path.isfile(source)
+    if source.startswith("pipe:"):
+        raise ValueError(f"source {source}: is a command, and none is run here: save what it writes as .tar files")
     if os.path.isdir(source):
         try:
             os.listdir(path)
