@@ -414,6 +414,18 @@ def test_what_comes_next_is_timed_just_before(copied, tmp_path, trained, monkeyp
     assert 0.95 < steps["prior"] / (0.58 / 0.72 * 1700 / (3 * 0.106)) < 1.05
 
 
+def test_an_earlier_plan_is_timed_anew_before_its_first_stage(copied, tmp_path, trained, monkeypatch):
+    """It was made while other programs kept the machine busy."""
+    call = [str(copied), "--output", str(tmp_path / "out"), "--minutes", "30", "--candidates", "2"]
+    monkeypatch.setattr("dalle.own.budget.most_updates", lambda *_: {"dvae": 10**6, "prior": 10**6, "clip": 10**6})
+    monkeypatch.setattr(planning, "_time_updates", lambda *_: 1.0)
+    train_folder([*call, "--plan_only"])
+    before = _plan(tmp_path / "out", "dvae")["run"]["steps"]
+    monkeypatch.setattr(planning, "_time_updates", lambda *_: 0.1)
+    train_folder(call)
+    assert 9 < _plan(tmp_path / "out", "dvae")["run"]["steps"] / before < 11
+
+
 def test_a_disk_that_fills_is_said(copied, tmp_path, trained, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

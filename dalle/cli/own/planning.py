@@ -163,6 +163,7 @@ def _write_new(stages: Stages, request: dict[str, Any]) -> None:
     ]
     facts = {"minutes": minutes, "gpus": machine.gpus, "update_s": update_s, "most": most, "said": said}
     stages.files.write(settings, request, facts | {"made": time.strftime("%Y-%m-%d %H:%M")})
+    stages.is_planned_now = True
 
 
 def _settings(stages: Stages, sizes: Sizes, updates: dict[str, int], machine: Machine) -> dict[str, dict[str, Any]]:
@@ -209,12 +210,13 @@ def _time_updates(stages: Stages, kind: str, settings: dict[str, Any], devices: 
 
 
 def fit(stages: Stages, stage: str) -> None:
-    """The updates of the trainings that are left, from the time that is left. What is not the first training is timed now: the
-    machine may have got slower since it was planned, and the reranker had no dVAE to be timed with."""
+    """The updates of the trainings that are left, from the time that is left. Unless it was just timed for the plan, as the first
+    training is, the stage is timed now: the machine may have got slower or faster since then, and the reranker had no dVAE to be
+    timed with."""
     files, facts = stages.files, stages.files.facts
     update_s, left = dict(facts["update_s"]), stages.left()
     settings = {each: files.settings(each) for each in files.stages}
-    if stage != stages.trainings[0]:
+    if stage != stages.trainings[0] or not stages.is_planned_now:
         values = settings[stage]
         if stages.start is not None and stages.start.goes_on(stage):
             values = merged({"model": plain(getattr(stages.start, stage))}, values)
