@@ -5,6 +5,7 @@ import typing
 from itertools import pairwise, product
 
 import pytest
+import yaml
 
 from dalle.cli import arguments
 from dalle.config import Tokenize, TrainCLIP, TrainDVAE, TrainPrior, TrainTokenizer, unreached_schedules
@@ -25,6 +26,7 @@ from dalle.own.plan import (
     fit_clip_batch,
 )
 from dalle.own.settings import choose_crops, stage_settings, with_updates
+from tests.conftest import ROOT
 
 _PATHS = {"data": "d", "output": "o"}
 _CLASSES = {"tokenizer": TrainTokenizer, "dvae": TrainDVAE, "tokens": Tokenize, "prior": TrainPrior, "clip": TrainCLIP}
@@ -174,6 +176,24 @@ def test_a_reranker_that_is_slow_sees_fewer_pairs_at_once():
 
 def test_crops_come_where_pictures_are_known_by_heart():
     assert [choose_crops(passes) for passes in (0.1, 199, 200, 399, 400, 1e9)] == [1, 1, 1, 1, 2, 8]
+
+
+def test_what_is_no_size_is_that_of_the_emoji():
+    """`configs/emoji` are trainings of as many minutes that were seen to work, and what is planned says it comes from there."""
+    _, settings = _settings(pictures(), TWO_CORES, 30)
+    for stage in ("dvae", "prior", "clip"):
+        planned = settings[stage]
+        emoji = yaml.safe_load((ROOT / f"configs/emoji/{stage}.yaml").read_text())
+        for name in planned.keys() & emoji.keys() - {"run", "optimizer", "model"}:
+            assert planned[name] == emoji[name], (stage, name)
+        # the warm-up is a share of runs of any length here, and a wider prior has smaller steps
+        steps, steps_there = planned["optimizer"].pop("step_size"), emoji["optimizer"].pop("step_size")
+        assert planned["optimizer"] == emoji["optimizer"]
+        assert (steps["end"], steps["end_step"]) == (steps_there["end"], steps_there["end_step"])
+        assert steps["start"] == pytest.approx(steps_there["start"], rel=0.1)
+    for stage in ("dvae", "clip"):  # the prior's vocabulary follows the number of words
+        emoji = yaml.safe_load((ROOT / f"configs/emoji/{stage}.yaml").read_text())["model"]
+        assert {name: settings[stage]["model"][name] for name in emoji} == emoji
 
 
 def test_lengths_follow_the_updates():

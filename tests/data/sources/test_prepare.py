@@ -54,6 +54,13 @@ def test_figures_are_those_of_what_is_kept(tmp_path):
     assert found.inspection["captions_of_several_images"] == 1
     assert found.inspection["sides_px"] == [0, 2, 1, 0, 0, 0, 0, 0, 0]  # 32 to 63, 64 to 127
     assert found.inspection["words"] == [1, 3, 0, 0, 0, 0, 0]
+    page = (tmp_path / "out/report.html").read_text()
+    for bar in (
+        '32 – 63</span><i style="width:100.0%"></i><span>2<',
+        '64 – 127</span><i style="width:50.0%"></i><span>1<',
+    ):
+        assert bar in page
+    assert ">128 – 255<" not in page  # of what there is none, between what there is alone
     assert found.inspection["captions_an_image"] == {"1": 2, "2": 1}
 
 

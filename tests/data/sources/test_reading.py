@@ -214,6 +214,22 @@ def test_names_and_folders_as_captions(tmp_path):
     assert prepared(names, tmp_path / "c", captions="folders").counts.num_broken == 3  # the word of the user counts
 
 
+def test_four_names_in_five_and_two_folders_are_enough_and_fewer_are_not(tmp_path):
+    names, folders = tmp_path / "names", tmp_path / "folders"
+    for number, name in enumerate(("red", "green", "yellow", "orange", "IMG_1")):
+        captioned(names, number, None, name=name)
+    assert prepared(names, tmp_path / "a").kind == "images whose names are the captions"
+    captioned(names, 9, None, name="IMG_2")
+    with pytest.raises(ValueError, match="6 images, and no captions"):
+        prepared(names, tmp_path / "b")
+    for number in range(2):
+        captioned(folders, number, None, name=f"cat/IMG_{number}")
+    with pytest.raises(ValueError, match="2 images, and no captions"):  # all would have the same
+        prepared(folders, tmp_path / "c")
+    captioned(folders, 2, None, name="dog/IMG_2")
+    assert prepared(folders, tmp_path / "d").kind == "images whose folders are the captions"
+
+
 @pytest.mark.parametrize(
     ("name", "caption"),
     [

@@ -222,7 +222,7 @@ def test_archives_beside_and_alone(tmp_path):
 
 
 def test_no_command_is_run_that_a_source_names(tmp_path):
-    with pytest.raises(ValueError, match="source pipe:.*: is a command, and none is run here"):
+    with pytest.raises(ValueError, match=r"source pipe:.*: is a command, and none is run here"):
         prepared(f"pipe:touch {tmp_path}/ran", tmp_path / "out")
     assert not (tmp_path / "ran").exists()
 
