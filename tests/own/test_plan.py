@@ -153,6 +153,8 @@ def test_words_decide_the_vocabulary_and_the_slots():
     assert choose_text_slots(pictures(words=6, chars=20)) == 16
     assert choose_text_slots(pictures(words=6, chars=5000)) == 32  # one long caption does not slow all others
     assert choose_text_slots(pictures(words=200, chars=5000)) == 256
+    # 16 tokens, and two more
+    assert choose_text_slots(pictures(words=4, chars=300)) == choose_text_slots(pictures(words=9, chars=48)) == 32
     clip = choose_clip(choose_sizes(pictures(), TWO_CORES, 30).dvae, 32)
     assert clip.text_slots == 34 and clip.image_size_px == 64 and clip.patch_px == 8
 
