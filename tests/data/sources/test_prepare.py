@@ -217,6 +217,16 @@ def test_another_language_is_left_out_and_short_english_is_not():
         prepared("nowhere", "out", Filters(language="xx"))
 
 
+def test_where_the_limits_of_the_language_filter_lie(monkeypatch):
+    """By a detector that is as sure as it is told to be."""
+    from dalle.data.sources import judge
+
+    filters = Filters(language="en", language_confidence=0.75, language_min_chars=4)
+    for sure, caption, is_kept in ((0.75, "ente", False), (0.74, "ente", True), (1.0, "eis", True)):
+        monkeypatch.setattr(judge, "in_another_language", lambda text, language, sure=sure: sure)
+        assert (judge.caption_reason(caption, filters) is None) == is_kept
+
+
 def test_the_detector_is_asked_for_in_one_line(tmp_path, monkeypatch):
     from dalle.data.sources import judge
 
