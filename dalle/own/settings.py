@@ -65,7 +65,7 @@ def stage_settings(
         "clip": {
             "model": plain(sizes.clip),
             "optimizer": {
-                "step_size": _annealed(1e-3, "10%"),
+                "step_size": _annealed(sizes.clip_step_size, "10%"),
                 "beta1": 0.9,
                 "beta2": 0.98,
                 "weight_decay": 0.1,
