@@ -8,6 +8,7 @@ import re
 import tarfile
 
 import pytest
+from PIL import Image
 
 from dalle.cli.data.filter import filter_pictures
 from dalle.config import Filters, Images
@@ -62,6 +63,13 @@ def test_figures_are_those_of_what_is_kept(tmp_path):
         assert bar in page
     assert ">128 – 255<" not in page  # of what there is none, between what there is alone
     assert found.inspection["captions_an_image"] == {"1": 2, "2": 1}
+
+
+def test_images_of_equal_pixels_and_other_sides_are_two(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, size in (("lying", (60, 40)), ("standing", (40, 60))):
+        Image.new("RGB", size, "red").save(tmp_path / f"in/{name} red.png")
+    assert prepared(tmp_path / "in", tmp_path / "out").num_train == 2
 
 
 def test_equal_images_are_one_with_the_captions_of_all(tmp_path):
