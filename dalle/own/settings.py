@@ -107,7 +107,7 @@ def _lengths(updates: int, validations: int, in_between: bool) -> dict[str, Any]
     return {
         "steps": updates,
         "ema_decay": float(f"{decay:.4f}"),
-        "log_every_steps": max(1, min(100, updates // 40)),
+        "log_every_steps": min(100, math.ceil(updates / 40)),
         "validate_every_steps": math.ceil(updates / validations) if in_between else 0,
     }
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,10 +17,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from dalle.cli import road
+from dalle.cli import arguments, road
 from dalle.cli.own import planning, running, stages
 from dalle.cli.own.train_folder import train_folder
-from dalle.config import TrainFolder
+from dalle.config import TrainDVAE, TrainFolder
 from dalle.data.tokens import TokenShards
 from dalle.own import gallery
 from dalle.own.facts import Machine, Pictures
@@ -457,6 +458,22 @@ def test_a_machine_that_is_slower_than_expected_has_smaller_models(tmp_path, tra
         sides.append((times, _plan(output, "dvae")["model"]["image_size_px"]))
     assert [side for times, side in sides if times == 1] == [64, None, 64]
     assert [side for times, side in sides if times == 10] == [64, None, 32, None, 32]  # chosen and timed anew
+
+
+def test_a_gpu_is_timed_with_its_part_of_the_batch(monkeypatch):
+    words = ["--config", "emoji/dvae", "--data", "d", "--output", "o", "--run.batch_size", "64"]
+    seen, config = [], arguments.parse(TrainDVAE, "dalle-train-dvae", words)
+
+    def update_s(kind, config, world, seconds):
+        seen.append((kind, config.run.batch_size, seconds))
+        return 0.5
+
+    monkeypatch.setattr("dalle.own.measure.update_s", update_s)
+    monkeypatch.setattr("dalle.cluster.topology.joined", nullcontext)
+    stages = SimpleNamespace(parse=lambda *_: config)
+    for devices, minutes in ((1, 30), (4, 1)):
+        assert planning._time_updates(stages, "dvae", {}, devices, minutes) == 0.5
+    assert seen == [("dvae", 64, 6.0), ("dvae", 16, pytest.approx(1.2))]  # a fiftieth of the time, six seconds at most
 
 
 def test_a_limit_that_is_switched_off_leaves_nothing_out_later(tmp_path, trained):

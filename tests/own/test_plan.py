@@ -207,6 +207,7 @@ def test_lengths_follow_the_updates():
         assert {n: v for n, v in longer.items() if n != "run"} == {
             n: v for n, v in settings[stage].items() if n != "run"
         }
+        assert [with_updates(longer, n)["run"]["log_every_steps"] for n in (40, 79, 80, 10**6)] == [1, 2, 2, 100]
         shorter = with_updates(longer, 21)
         assert 0 < shorter["run"]["log_every_steps"] <= 21 and shorter["run"]["ema_decay"] == 0.9
     assert with_updates(settings["prior"], 2000)["run"]["validate_every_steps"] == 500
