@@ -238,6 +238,7 @@ def test_four_names_in_five_and_two_folders_are_enough_and_fewer_are_not(tmp_pat
         ("photo_of_a_dog", "photo of a dog"),
         ("well-known place", "well-known place"),
         ("赤いりんご_3", "赤いりんご"),
+        ("red 3d", "red 3d"),
         ("IMG_20140503_123456", None),
         ("DSC00012", None),
         ("DSCF-1(1)", None),

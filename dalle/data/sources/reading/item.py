@@ -70,9 +70,7 @@ class Item:
         for name, held in self.files.items():
             sample[name] = _bytes(held, name) if isinstance(held, Path) else held
         if self.captions is not None:
-            extra = json_values(sample)[0]
-            sample["json"] = json.dumps(extra | {"captions": list(self.captions)}).encode()
-            sample.pop("txt", None)
+            sample["json"] = json.dumps({"captions": list(self.captions)}).encode()
         elif isinstance(path := self.files.get("txt"), Path):
             _split_lines(sample, path)
         return sample
