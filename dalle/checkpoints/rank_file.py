@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from dalle.models.weights import DTYPES, WeightsFile
+from dalle.models.weights import WeightsFile
+from dalle.models.weights_header import DTYPES
 
 BLOCK_BYTES = 1 << 20
 """Of a fragment behind one checksum. Who reads a part of a block reads all of it; and an index of 200 GB has 2 MB of them."""

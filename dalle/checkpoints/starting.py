@@ -7,7 +7,6 @@ processes hear of damage before anything is used.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -37,11 +36,12 @@ def fill_from_model(
     Raises:
         ValueError: on all processes: the file is damaged or of another model, or its weights are not finite
     """
-    file, order, complaint = None, [], None
+    file, order, told, complaint = None, [], None, None
     if world.is_main:
         try:
             file = WeightsFile(path)
-            order = _order(file, pieces)
+            told = file.told_checksums()
+            order = _order(file, pieces, told)
         except ValueError as error:
             complaint = str(error)
     order, complaint = world.gather((order, complaint))[0]
@@ -51,7 +51,7 @@ def fill_from_model(
             shape, start, into = pieces[name]
             values = torch.empty(shape, dtype=dtype, device=world.device)
             if file is not None and complaint is None:
-                complaint = _read(file, name, values)
+                complaint = _read(file, name, values, told)
             if world.size > 1:  # bytes: no library sends every dtype
                 dist.broadcast(values.view(-1).view(torch.uint8), src=0)
             into.copy_(values.view(-1)[start : start + into.numel()].view_as(into))
@@ -62,25 +62,27 @@ def fill_from_model(
         raise SaidByAll(complaint)
 
 
-def _order(file: WeightsFile, pieces: Mapping[str, tuple[tuple[int, ...], int, torch.Tensor]]) -> list:
+def _order(
+    file: WeightsFile, pieces: Mapping[str, tuple[tuple[int, ...], int, torch.Tensor]], told: dict[str, str] | None
+) -> list:
     """Names and dtypes in the order in which they lie in the file. Raises ValueError when they are not those that are asked
     for, or, of a file without checksums, damaged."""
     found = {name: stored for name, stored in file.tensors.items() if name in pieces}
     expected = {name: torch.empty(shape, dtype=into.dtype, device="meta") for name, (shape, _, into) in pieces.items()}
     if complaint := next(misfits(expected, found), None):
         raise ValueError(f"{file.path} is of another model: {complaint}")
-    if "checksums" not in file.metadata and file.content_hash() != file.metadata.get("hash"):
+    if told is None and file.content_hash() != file.metadata.get("hash"):
         raise damaged(file.path, "its weights")
     return [(name, found[name].dtype) for name in sorted(found, key=lambda name: found[name].start)]
 
 
-def _read(file: WeightsFile, name: str, values: torch.Tensor) -> str | None:
-    """Fill it; what is wrong with what was read, or null."""
+def _read(file: WeightsFile, name: str, values: torch.Tensor, told: dict[str, str] | None) -> str | None:
+    """Fill it; what is wrong with what was read, or null. told: checksums of all tensors; null where the file has none."""
     try:
         checksum = file.read(name, values)
     except ValueError as error:
         return str(error)
-    if json.loads(file.metadata.get("checksums", "{}")).get(name, checksum) != checksum:
+    if told is not None and told.get(name) != checksum:
         return str(damaged(file.path, f"the values of {name}"))
     if not is_finite(values):
         return f"{file.path}: the weights {name} are not finite: the model is broken; start from another"

@@ -17,6 +17,7 @@ from dalle.cli import arguments
 from dalle.config import CLIPModel, DVAEModel, Export, PriorModel, StackGANModel
 from dalle.config.checks import warn
 from dalle.outputs.ownership import claimed, read_mark, remove_mark, unfinished
+from dalle.ready.files import ATTRIBUTION, CARD, PART_FILES, PARTS
 
 if TYPE_CHECKING:
     import torch
@@ -74,13 +75,26 @@ def _export(config: Export, output: Path) -> None:
         )
 
 
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _in_place(output: Path, write: Callable[[Path], str]) -> str:
     """What is written into a folder for partial work goes into the output, all of it or nothing. Returns what `write` says."""
     partial = unfinished(output)
     try:
         said = write(partial)
+        for name in (
+            *PARTS,
+            *PART_FILES,
+            CARD,
+            ATTRIBUTION,
+        ):  # of an export of ours that was cut off, perhaps of another model
+            _remove(output / name)
         for path in sorted(partial.iterdir()):  # config.yaml, model.safetensors, tokenizer.json; or folders of such
-            shutil.rmtree(output / path.name, ignore_errors=True)  # of an export of ours that was cut off
             os.replace(path, output / path.name)
     except BaseException as error:
         if isinstance(error, OSError):  # a full disk

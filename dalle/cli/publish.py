@@ -27,12 +27,12 @@ def publish(argv: list[str] | None = None) -> None:
         raise ValueError(f"folder {folder}: no such folder; name that of a model, with prior/ and dvae/ in it")
     _check(folder)
 
-    from dalle.ready.files import CARD
+    from dalle.ready.files import CARD, read_text
     from dalle.ready.publishing import staged, upload
 
     card = _card(config, folder)
     kept = card is None
-    card = (folder / CARD).read_text(encoding="utf-8") if card is None else card
+    card = read_text(folder / CARD) if card is None else card
     with staged(folder, card) as stage:
         _list(stage, folder, config.repo)
         if config.dry_run:
@@ -40,7 +40,9 @@ def publish(argv: list[str] | None = None) -> None:
             return
         if kept:
             print(f"{folder / CARD} is as a person wrote it, and stays; --card overwrite writes it anew")
-        else:
+        elif (
+            not (folder / CARD).is_file() or read_text(folder / CARD) != card
+        ):  # the folder may be one that is only read
             with claimed_file(folder / CARD, _COMMAND, overwrite=True) as path:
                 replace_text(path, card)
         if config.repo is None:
@@ -52,11 +54,23 @@ def publish(argv: list[str] | None = None) -> None:
 
 
 def _check(folder: Path) -> None:
-    """Raises ValueError unless the model loads, and all hashes are those of its weights."""
+    """Raises ValueError unless the model loads, all hashes are those of its weights, and what leaves is what lies in the folder."""
     from dalle.models.folder import check_hash
-    from dalle.ready.files import parts_of
+    from dalle.ready.files import WEIGHTS, model_files, parts_of
     from dalle.sampling.loading import load
+    from dalle.text import Tokenizer
 
+    for name in model_files(folder):
+        path = folder / name
+        # a folder that somebody else made may call any file of this machine its card; weights have to be weights
+        if path.is_symlink() and path.name != WEIGHTS:
+            raise ValueError(
+                f"{path}: is a link to {path.resolve()}, and what leaves is what lies in the folder: put a copy in its place, or "
+                "publish a folder that dalle-export made"
+            )
+    for name in model_files(folder):
+        if Path(name).name == "tokenizer.json":
+            Tokenizer.load(folder / name)
     load(folder, device="cpu", shortlist="codes-clip" in parts_of(folder))
     for part in parts_of(folder):
         check_hash(folder / part)
@@ -68,9 +82,8 @@ def _card(config: Publish, folder: Path) -> str | None:
     from dalle.ready.facts import read_card
     from dalle.ready.files import CARD
 
-    said = {
-        name: getattr(config, name) for name in ("licence", "about", "example") if getattr(config, name) is not None
-    }
+    names = ("licence", "about", "example", "hardware")
+    said = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     if config.card == "keep" and not is_ours(folder / CARD):
         if said:
             name, value = next(iter(said.items()))
@@ -84,7 +97,6 @@ def _card(config: Publish, folder: Path) -> str | None:
         name.rpartition("/")[2],
         replace(read_card(folder / CARD), **said),
         Path(config.runs or folder),
-        config.hardware or "",
     )
     return make_card(folder, told)
 

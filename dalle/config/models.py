@@ -7,6 +7,9 @@ from typing import Literal
 
 from dalle.config.checks import at_least, require
 
+_MOST_SLOTS = 2**16
+"""Of a sequence: 255 × 255 codes with 511 slots of text. A layer's mask is a table of slots × slots, so this is 4 GB."""
+
 
 @dataclass(frozen=True)
 class DVAEModel:
@@ -121,6 +124,11 @@ class PriorModel:
             self.conv_kernel >= 1 and self.conv_kernel % 2 == 1,
             f"conv_kernel {self.conv_kernel}: must be odd and positive",
         )
+        require(
+            self.slots <= _MOST_SLOTS,
+            f"grid {self.grid} with text_slots {self.text_slots}: makes {self.slots:,} slots, of which a sequence has at most "
+            f"{_MOST_SLOTS:,}",
+        )
 
     @property
     def image_slots(self) -> int:
@@ -174,6 +182,10 @@ class CLIPModel:
         at_least(self, 1, "embedding_width")
         at_least(self, 2, "codebook_size")
         at_least(self, 3, "text_slots")
+        require(
+            self.architecture is None or ":" not in self.architecture,
+            f"architecture {self.architecture}: is the name of one that open_clip has, not a place to fetch one from",
+        )
         require(
             self.image_size_px % self.patch_px == 0,
             f"image_size_px {self.image_size_px}: must be a multiple of patch_px {self.patch_px}",

@@ -31,8 +31,8 @@ def read_captions(sample: dict) -> tuple[list[str], dict | None]:
         raise OtherFile("a link in the tar" if sample["__other__"] == "link" else "another kind of file")
     if "__twice__" in sample:
         raise Broken("a file is there twice", f".{sample['__twice__']}")
-    extra, is_text = json_values(sample)
-    captions: list[str] = []
+    extra, is_json = json_values(sample)
+    is_text, captions = is_json, []
     for found in (extra.get("captions"), _text(sample), *map(extra.get, _NAMES)):
         if captions:
             break
@@ -44,7 +44,7 @@ def read_captions(sample: dict) -> tuple[list[str], dict | None]:
         captions = [c for c in captions if c]
     if not captions:
         if not is_text:
-            raise Broken(NOT_TEXT)
+            raise Broken(NOT_TEXT, "" if is_json else "its .json is no JSON")
         if "__beside__" in sample:
             raise Filtered("a second image, without a caption of its own", f"beside {sample['__beside__']}")
     captions = _with_first(captions, _text(sample))

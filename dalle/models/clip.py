@@ -237,13 +237,11 @@ def load_clip(source: str | Path, device: str | torch.device = "cpu") -> CLIP:
         config = folder.read_config(source, "clip")
         tokenizer = Tokenizer.load(Path(source) / "tokenizer.json") if config.architecture is None else None
         if tokenizer is not None:
-            expected = folder.read_header(source)["tokenizer_hash"]
+            expected = folder.read_header(source).get("tokenizer_hash", "none")
             folder.check_link(
                 f"the tokenizer.json in {source} is not the one it was trained with", expected, tokenizer.hash
             )
-        with folder.Weightless():
-            clip = CLIP(config, tokenizer)
-        return folder.load_into(clip, source, device)
+        return folder.load_into(folder.weightless(lambda: CLIP(config, tokenizer), source), source, device)
     architecture, pretrained = open_clip_name(source)
     model = CLIP(CLIPModel(architecture=architecture), pretrained=pretrained)
     check_finite(model, f"the reranker {source}")

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
-from dataclasses import asdict, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
+from types import UnionType
+from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ from dalle.config import CharCNNRNNModel, CLIPModel, DVAEModel, Precision, Prior
 from dalle.models.dvae import DVAE
 from dalle.models.prior import Prior
 from dalle.models.stackgan.generators import Generator, generator
-from dalle.models.weights import WeightsFile, load_weights, write_weights
+from dalle.models.weights import WeightsFile, load_weights, misfits, write_weights
 from dalle.models.weights import content_hash as content_hash
 from dalle.text import Tokenizer
 
@@ -35,6 +36,10 @@ _CONFIGS = {
     "stackgan": StackGANModel,
     "text-encoder": CharCNNRNNModel,
 }
+_LAYERS = ("depth", "blocks_per_group", "decoder_blocks_per_group", "vision_layers", "text_layers", "resblocks")
+"""Sizes that count what has tensors of its own."""
+_MOST_GROUPS = 16
+"""Of a dVAE, each but the last of which halves the image: the largest would have 32,768 pixels for a code."""
 
 
 def save_weights(
@@ -69,6 +74,8 @@ def read_header(folder: str | Path) -> dict[str, str]:
         header = file.metadata
     if header.get("kind") not in _CONFIGS:
         raise ValueError(f"{path} was not written by this program: its header names no kind of model")
+    if missing := {"config", "hash"} - header.keys():
+        raise ValueError(f"{path} was not written by this program: its header has no {min(missing)}")
     return header
 
 
@@ -91,11 +98,37 @@ def read_config(folder: str | Path, kind: str):
     header = read_header(folder)
     if header["kind"] != kind:
         raise ValueError(f"{folder} holds a {header['kind']}, not a {kind}")
-    values = json.loads(header["config"])
-    known = {f.name for f in fields(_CONFIGS[kind])}
-    if unknown := set(values) - known:
+    try:
+        values = json.loads(header["config"])
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise ValueError(f"{folder}: the header of its weights tells no sizes; it is damaged, or not what it says")
+    kinds = get_type_hints(_CONFIGS[kind])
+    if unknown := values.keys() - kinds.keys():
         raise ValueError(f"{folder} was written by another version: unknown sizes {sorted(unknown)}")
-    return _CONFIGS[kind](**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    with WeightsFile(weights_file(folder)) as file:
+        tensors = len(file.tensors)
+    for name, value in values.items():
+        # a layer has tensors of its own: what has fewer is not made, which would take for ever
+        if not _is_a(value, kinds[name]) or (name in _LAYERS and value is not None and value > tensors):
+            raise ValueError(f"{folder}: the header of its weights has {name} {str(value)[:40]}, which they are not of")
+    try:
+        return _CONFIGS[kind](**values)
+    except ValueError as error:
+        raise ValueError(f"{folder}: the header of its weights has {error}") from None
+
+
+def _is_a(value, kind) -> bool:
+    """Whether what JSON held is of a field's type."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is UnionType:
+        return any(_is_a(value, each) for each in get_args(kind))
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and len(value) <= _MOST_GROUPS and all(_is_a(each, int) for each in value)
+    return (isinstance(value, kind) or (kind is float and isinstance(value, int))) and not isinstance(value, bool)
 
 
 def read_start(folder: str | Path, kind: str):
@@ -117,9 +150,7 @@ def weights_file(folder: str | Path) -> Path:
 def load_dvae(folder: str | Path, device: str | torch.device = "cpu") -> DVAE:
     """The dVAE of a folder, in evaluation mode. Raises ValueError when it is damaged or its weights are not finite."""
     config = read_config(folder, "dvae")
-    with Weightless():
-        dvae = DVAE(config)
-    return load_into(dvae, folder, device)
+    return load_into(weightless(lambda: DVAE(config), folder), folder, device)
 
 
 def load_prior(folder: str | Path, device: str | torch.device = "cpu", precision: Precision = "fp32") -> Prior:
@@ -131,8 +162,7 @@ def load_prior(folder: str | Path, device: str | torch.device = "cpu", precision
         precision: of the products it is for; with "bf16" it holds their matrices in 16 bits (`Prior.hold_matrices`)
     """
     config = read_config(folder, "prior")
-    with Weightless():
-        prior = Prior(config)
+    prior = weightless(lambda: Prior(config), folder)
     if precision == "bf16":
         prior.hold_matrices(torch.bfloat16)
     return load_into(prior, folder, device)
@@ -141,9 +171,27 @@ def load_prior(folder: str | Path, device: str | torch.device = "cpu", precision
 def load_generator(folder: str | Path, device: str | torch.device = "cpu") -> Generator:
     """A StackGAN's generator, of either stage, in evaluation mode. Raises ValueError when it is damaged or its weights are not finite."""
     config = read_config(folder, "stackgan")
+    return load_into(weightless(lambda: generator(config), folder), folder, device)
+
+
+def weightless(make: Callable[[], _Model], folder: str | Path) -> _Model:
+    """What `make` makes, without values, to be filled with a folder's weights. Sizes are somebody's word until the file is known
+    to hold weights of them: before that no memory is asked for.
+
+    Raises:
+        ValueError: it holds others
+    """
+    path = weights_file(folder)
+    try:
+        with Weightless(), torch.device("meta"):
+            expected = make().state_dict()
+    except (RuntimeError, OverflowError, MemoryError):
+        raise ValueError(f"{path} is of another model: there is none of the sizes that its header tells") from None
+    with WeightsFile(path) as file:
+        if complaint := next(misfits(expected, file.tensors), None):
+            raise ValueError(f"{path} is of another model: {complaint}")
     with Weightless():
-        model = generator(config)
-    return load_into(model, folder, device)
+        return make()
 
 
 def load_into(model: _Model, folder: str | Path, device: str | torch.device) -> _Model:
@@ -201,8 +249,10 @@ def check_links(prior: str | Path, dvae: str | Path, tokenizer: Tokenizer) -> No
     header = read_header(prior)
     if header["kind"] != "prior":
         raise ValueError(f"{prior} holds a {header['kind']}, not a prior")
-    check_link(f"the prior {prior} was trained with another dVAE", header["dvae_hash"], codes_hash(dvae))
-    check_link(f"the prior {prior} was trained with another tokenizer", header["tokenizer_hash"], tokenizer.hash)
+    check_link(f"the prior {prior} was trained with another dVAE", header.get("dvae_hash", "none"), codes_hash(dvae))
+    check_link(
+        f"the prior {prior} was trained with another tokenizer", header.get("tokenizer_hash", "none"), tokenizer.hash
+    )
 
 
 def check_link(complaint: str, expected: str, found: str) -> None:

@@ -13,37 +13,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import mmap
 import os
 import secrets
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-"""The names that safetensors gives them."""
+from dalle.models.weights_header import DTYPES, NO_CHECKSUM, Stored, make_header, read_header
+
 _PIECE_BYTES = 1 << 17
 """Read at a time: it stays in a core's cache until it is checked and converted, and is too little for PyTorch to wake other
 threads for."""
 _THREADS = min(8, os.cpu_count() or 1)
-_ALIGNMENT_BYTES = 64
 _MAPPED_BYTES = 1 << 18
 """What a page that is not full takes is little beside it."""
 
@@ -81,8 +67,8 @@ def write_weights(
         layout[name] = {"dtype": dtype, "shape": list(like[name].shape), "data_offsets": [end, end + num_bytes]}
         end += num_bytes
     digest = hashlib.sha256()
-    checksums = dict.fromkeys(sorted(like), _hex(0))
-    start = len(_header(metadata, digest.hexdigest(), checksums, layout))  # which is as long with other digits
+    checksums = dict.fromkeys(sorted(like), NO_CHECKSUM)
+    start = len(make_header(metadata, digest.hexdigest(), checksums, layout))  # which is as long with other digits
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")  # nobody else's
     try:
         with open(partial, "wb") as file:
@@ -96,23 +82,13 @@ def write_weights(
                 file.seek(start + layout[name]["data_offsets"][0])
                 file.write(values)
             file.seek(0)
-            file.write(_header(metadata, digest.hexdigest(), checksums, layout))
+            file.write(make_header(metadata, digest.hexdigest(), checksums, layout))
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
     return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """Where a tensor lies in a file."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    start: int
-    num_bytes: int
 
 
 class WeightsFile:
@@ -132,7 +108,7 @@ class WeightsFile:
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror}") from None
         try:
-            self.metadata, self.tensors = self._read_header()
+            self.metadata, self.tensors = read_header(self.descriptor)
         except Exception as error:  # of many kinds: the header may be anything
             os.close(self.descriptor)
             raise ValueError(f"{path} cannot be read: {error or type(error).__name__}") from error
@@ -146,24 +122,17 @@ class WeightsFile:
     def close(self) -> None:
         os.close(self.descriptor)
 
-    def _read_header(self) -> tuple[dict[str, str], dict[str, _Stored]]:
-        size = os.fstat(self.descriptor).st_size
-        length = int.from_bytes(os.pread(self.descriptor, 8, 0), "little")
-        if length > size - 8:
-            raise ValueError("it is cut off, or no safetensors file")
-        layout = json.loads(os.pread(self.descriptor, length, 8))
-        metadata = layout.pop("__metadata__", {})
-        if metadata.get("seal", _seal(metadata)) != _seal(metadata):
-            raise ValueError("it is damaged: its header is not the one that was written")
-        tensors = {}
-        for name, told in layout.items():
-            dtype, shape, (start, stop) = DTYPES[told["dtype"]], tuple(told["shape"]), told["data_offsets"]
-            if not 0 <= start <= stop or stop - start != math.prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
-                raise ValueError(f"its header tells nonsense of {name}")
-            if 8 + length + stop > size:
-                raise ValueError("it is cut off")
-            tensors[name] = _Stored(dtype, shape, 8 + length + start, stop - start)
-        return metadata, tensors
+    def told_checksums(self) -> dict[str, str] | None:
+        """Of each tensor, as the header has them; null of a file of an older version. Raises ValueError where it has nonsense."""
+        if "checksums" not in self.metadata:
+            return None
+        try:
+            told = json.loads(self.metadata["checksums"])
+        except (ValueError, RecursionError):
+            told = None
+        if not isinstance(told, dict):
+            raise damaged(self.path, "the checksums in its header")
+        return told
 
     def read(self, name: str, values: torch.Tensor) -> str:
         """Fill a contiguous tensor, whose dtype values are converted to as they are read; the checksum of what was read.
@@ -227,7 +196,7 @@ def load_weights(model: nn.Module, path: Path, device: str | torch.device) -> No
         if complaint := next(misfits(expected, file.tensors), None):
             raise ValueError(f"{path} is of another model: {complaint}")
         names = sorted(expected, key=lambda name: file.tensors[name].start)
-        told = json.loads(file.metadata["checksums"]) if "checksums" in file.metadata else None
+        told = file.told_checksums()
         values = {name: room_for(tensor, torch.device(device)) for name, tensor in expected.items()}
         broken = None
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -269,21 +238,7 @@ def check_finite(model: nn.Module, source: str) -> None:
             raise ValueError(f"{source}: the weights {name} are not finite: the model is broken")
 
 
-def _header(metadata: Mapping[str, str], digest: str, checksums: dict[str, str], layout: dict[str, dict]) -> bytes:
-    """The first bytes of a file, up to the weights."""
-    told = {**metadata, "hash": digest, "checksums": json.dumps(checksums)}
-    told["seal"] = _seal(told)
-    text = json.dumps({"__metadata__": dict(sorted(told.items())), **layout}).encode()
-    text += b" " * (-(8 + len(text)) % _ALIGNMENT_BYTES)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _seal(metadata: Mapping[str, str]) -> str:
-    others = {name: value for name, value in sorted(metadata.items()) if name != "seal"}
-    return hashlib.sha256(json.dumps(others).encode()).hexdigest()
-
-
-def misfits(expected: dict[str, torch.Tensor], found: dict[str, _Stored]) -> Iterator[str]:
+def misfits(expected: dict[str, torch.Tensor], found: dict[str, Stored]) -> Iterator[str]:
     """What of the tensors of a file is not as it is expected."""
     for name in expected:
         if name not in found:

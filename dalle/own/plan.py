@@ -86,6 +86,7 @@ class Sizes:
         prior_step_size: at the beginning
         batch, clip_batch: samples of an update, over all devices
         vocabulary: of the tokenizer, at most
+        clip_step_size: at the beginning
     """
 
     dvae: DVAEModel
@@ -96,6 +97,7 @@ class Sizes:
     batch: int
     clip_batch: int
     vocabulary: int
+    clip_step_size: float = 1e-3
 
 
 def deserved_minutes(pictures: Pictures, machine: Machine, sizes: Sizes | None = None) -> int:

@@ -27,6 +27,9 @@ _FIGURES = {
     "prior": {"valid/image_nats": "nats a code, held out", "image_nats": "nats a code"},
     "clip": {},
 }
+_ORDER = (
+    "the real picture first, framed, then the best that was drawn; what was drawn several times alike is shown once"
+)
 _CARD_PX = 280
 _CURVE = {"dvae": "loss", "prior": "image_nats", "clip": "loss"}
 STYLE = """
@@ -83,9 +86,9 @@ def _drawn(rows: list[Row]) -> Iterator[str]:
         (
             True,
             "Held-out captions",
-            "no training has seen these: the real picture first, framed, then the best that was drawn",
+            f"no training has seen these: {_ORDER}",
         ),
-        (False, "Captions of the training", "the real picture first, framed, then the best that was drawn"),
+        (False, "Captions of the training", _ORDER),
     ):
         shown = [row for row in rows if row.held_out == held_out]
         if shown:
@@ -140,9 +143,9 @@ def _stage(folder: Path, stage: str, progress: Progress) -> str:
     if done is None:
         return ""
     records = read_lines(run / "metrics.jsonl")
-    facts = [f"took {in_words(done.seconds)}"]
-    if records:
-        facts.append(f"{max(record['step'] for record in records):,} updates")
+    facts = []
+    if records:  # of what is taken as it is there are none
+        facts += [f"took {in_words(done.seconds)}", f"{max(record['step'] for record in records):,} updates"]
     said = set()
     for name, meaning in _FIGURES[stage].items():
         values = [record[name] for record in records if isinstance(record.get(name), float)]
@@ -150,10 +153,11 @@ def _stage(folder: Path, stage: str, progress: Progress) -> str:
             said.add(name.removeprefix("valid/"))
             facts.append(f"{values[-1]:.4g} {meaning}")
     link = _link(f"{stage}/report.html", "its page") if (run / "report.html").is_file() else "taken as it is"
+    told = "; ".join(filter(None, (", ".join(facts), link)))
     pictures = [found[-1][1] for found in list_pictures(run).values() if found]
     shown = "".join(_picture(path, folder, stage) for path in pictures[:1])
     return (
-        f'<div class="card"><h3>{_NAMES[stage]}</h3><div class="soft">{", ".join(facts)}; {link}</div>'
+        f'<div class="card"><h3>{_NAMES[stage]}</h3><div class="soft">{told}</div>'
         f"{_curve(records, _CURVE[stage])}{shown}</div>"
     )
 

@@ -65,7 +65,7 @@ def stage_settings(
         "clip": {
             "model": plain(sizes.clip),
             "optimizer": {
-                "step_size": _annealed(1e-3, "10%"),
+                "step_size": _annealed(sizes.clip_step_size, "10%"),
                 "beta1": 0.9,
                 "beta2": 0.98,
                 "weight_decay": 0.1,
@@ -107,7 +107,7 @@ def _lengths(updates: int, validations: int, in_between: bool) -> dict[str, Any]
     return {
         "steps": updates,
         "ema_decay": float(f"{decay:.4f}"),
-        "log_every_steps": max(1, min(100, updates // 40)),
+        "log_every_steps": min(100, math.ceil(updates / 40)),
         "validate_every_steps": math.ceil(updates / validations) if in_between else 0,
     }
 

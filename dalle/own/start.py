@@ -14,7 +14,7 @@ from dalle.own.plan import Sizes, choose_batch, choose_clip, choose_clip_batch
 _GENTLER = 0.3
 """Of the step size that a training from nothing has: what is known should not be forgotten in the first updates."""
 _COPIED = ("model.safetensors", "config.yaml", "tokenizer.json", "tokenizer.words.json")
-_FRESH_STEP_SIZE = {"dvae": 2e-3, "prior": 1.5e-3}
+_FRESH_STEP_SIZE = {"dvae": 2e-3, "prior": 1.5e-3, "clip": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ def sizes_of(start: Start, pictures: Pictures, machine: Machine) -> Sizes:
         choose_batch(pictures, machine),
         choose_clip_batch(pictures, machine),
         start.prior.text_vocabulary,
+        (_GENTLER if start.clip else 1.0) * _FRESH_STEP_SIZE["clip"],
     )
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import yaml
 
 from dalle.models.folder import read_config
-from dalle.ready.facts import Card, in_millions, num_weights
-from dalle.ready.files import ATTRIBUTION, parts_of, without_places
+from dalle.ready.facts import FIGURES, Card, drawing_line, in_millions, num_weights
+from dalle.ready.files import ATTRIBUTION, parts_of, read_settings, read_text, without_places
 
 _MARK = "<!-- dalle-publish {} -->"
 _RECIPE = (
@@ -49,16 +49,14 @@ class Told:
     Args:
         name: of the model: what `--model` takes
         title: of the card
-        card: what it draws, its licence, and a caption to try
+        card: what it draws, its licence, a caption to try, the hardware; figures, where `runs` has none
         runs: folder of the trainings, whose figures it tells
-        hardware: that they ran on; empty where nobody says it
     """
 
     name: str
     title: str
     card: Card
     runs: Path
-    hardware: str = ""
 
 
 def is_ours(path: Path) -> bool:
@@ -97,7 +95,7 @@ def _heading(told: Told) -> str:
     }
     front = yaml.safe_dump({**told.card.front, **ours}, sort_keys=False, allow_unicode=True)
     about = told.card.about or "Pictures for captions in the manner of those that it was trained on."
-    return f"---\n{front}---\n# {told.title}\n\n{about}\n"
+    return f"---\n{front}---\n# {_cell(told.title)}\n\n{about}\n"
 
 
 def _drawing(told: Told) -> str:
@@ -105,7 +103,7 @@ def _drawing(told: Told) -> str:
     return f"""## Drawing
 
 ```bash
-dalle-sample --model {told.name} {json.dumps(caption, ensure_ascii=False)}
+{drawing_line(told.name, caption)}
 ```
 
 ```python
@@ -131,15 +129,16 @@ def _data(folder: Path) -> str:
     path = folder / ATTRIBUTION
     if not path.is_file():
         return ""
-    body = re.sub(r"^# .*\n+", "", path.read_text(encoding="utf-8"))  # its heading is this section's
+    body = re.sub(r"^# .*\n+", "", read_text(path))  # its heading is this section's
     return f"## Training data and licences\n\n{re.sub(r'(?m)^#', '##', body).strip()}\n"
 
 
 def _recipe(folder: Path) -> str:
     rows = []
     for part in parts_of(folder):
-        settings = _flat(without_places(_read(folder / part / "config.yaml", yaml.safe_load, {})))
-        said = [f"{name} {settings[name]}" for name in _RECIPE if settings.get(name) is not None]
+        path = folder / part / "config.yaml"
+        settings = _flat(without_places(read_settings(path))) if path.is_file() else {}
+        said = [f"{name} {_cell(settings[name])}" for name in _RECIPE if settings.get(name) is not None]
         rows += [f"| `{part}` | {'; '.join(said)} |"] if said else []
     if not rows:
         return ""
@@ -165,20 +164,25 @@ def _figures(told: Told) -> str:
         hours = max(float(record.get("time_s", 0)) for record in records) / 3600
         last = {name: value for record in records for name, value in record.items() if name.startswith("valid/")}
         said = ", ".join(
-            f"{name.removeprefix('valid/')} {value:.4g}" for name, value in last.items() if _is_figure(value)
+            f"{_cell(name.removeprefix('valid/'))} {value:.4g}" for name, value in last.items() if _is_figure(value)
         )
         steps = max(int(record.get("step", 0)) for record in records)
         unfinished = "" if run.get("status", "finished") == "finished" else f" ({run['status']})"
         rows.append(f"| `{part}` | {steps:,}{unfinished} | {hours:.2f} | {said} |")
-    lines = []
-    if rows:
-        lines += ["| part | updates | hours | held out |", "|---|---|---|---|", *rows, ""]
-    if told.hardware:
-        lines += [f"Trained on {told.hardware}.", ""]
+    lines = ["| part | updates | hours | held out |", "|---|---|---|---|", *rows, ""] if rows else []
     measured = _read(told.runs / "metrics.json", json.loads, {})
     if figures := [(name, value) for name, value in _flat(measured).items() if _is_figure(value)]:
-        lines += ["| evaluation | |", "|---|---|", *(f"| {name} | {value:.4g} |" for name, value in figures), ""]
-    return "\n".join(["## Figures", "", *lines]) if lines else ""
+        lines += ["| evaluation | |", "|---|---|", *(f"| {_cell(name)} | {value:.4g} |" for name, value in figures), ""]
+    if not lines and told.card.figures:
+        lines = [told.card.figures, ""]
+    if told.card.hardware:
+        lines += [f"Trained on {told.card.hardware}.", ""]
+    return "\n".join([FIGURES, *lines]) if lines else ""
+
+
+def _cell(value: Any) -> str:
+    """A value as text in one line, no character of which Markdown or HTML takes for its own."""
+    return re.sub(r"([|*\\`])", r"\\\1", " ".join(str(value).split())).replace("<", "&lt;")
 
 
 def _is_figure(value: Any) -> bool:
@@ -196,7 +200,7 @@ def _read(path: Path, parse, otherwise):
         return otherwise
     try:
         found = parse(path.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
     return found if isinstance(found, type(otherwise)) else otherwise
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dalle.models.folder import read_config
 from dalle.models.weights import WeightsFile
-from dalle.ready.files import CARD, WEIGHTS, model_files, parts_of
+from dalle.ready.files import CARD, WEIGHTS, load_yaml, model_files, parts_of
 from dalle.ready.names import ready_names, weights_folder
 
 NO_LICENCE = "unknown"
 """As the Hub has it."""
+FIGURES = "## Figures\n"
+"""Heading of a card's section."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,16 @@ class Card:
         about: what it draws, in a line; empty where nobody says it
         licence: by the Hub's name for it, such as mit
         example: a caption to try
+        hardware: that it was trained on
+        figures: of its trainings and evaluation, as tables
         front: all of its front matter
     """
 
     about: str = ""
     licence: str = NO_LICENCE
     example: str = ""
+    hardware: str = ""
+    figures: str = ""
     front: dict[str, Any] = field(default_factory=dict)
 
 
@@ -63,7 +69,7 @@ class Facts:
             f"  size     {self.image_size_px}×{self.image_size_px} px, {total} weights ({weights}), {self.num_bytes / 1e6:.1f} MB",
             f"  licence  {self.card.licence}",
             f"  folder   {self.folder}",
-            f'  example  dalle-sample --model {self.name} "{self.card.example or "a caption"}"',
+            f"  example  {drawing_line(self.name, self.card.example)}",
         ]
 
 
@@ -101,19 +107,34 @@ def read_card(path: Path) -> Card:
     if text.startswith("---\n") and "\n---\n" in text[3:]:
         told, _, body = text[4:].partition("\n---\n")
         try:
-            front = yaml.safe_load(told)
-        except yaml.YAMLError:
+            front = load_yaml(told, str(path))
+        except ValueError:
             front = {}
     front = front if isinstance(front, dict) else {}
     widget = front.get("widget")
     first = widget[0] if isinstance(widget, list) and widget and isinstance(widget[0], dict) else {}
-    return Card(_first_line(body), str(front.get("license") or NO_LICENCE), str(first.get("text") or ""), front)
+    licence, example = (" ".join(str(each or "").split()) for each in (front.get("license"), first.get("text")))
+    figures = body.partition(FIGURES)[2].partition("\n## ")[0]
+    tables = re.sub(
+        r"\n{3,}", "\n\n", "\n".join(line for line in figures.split("\n") if line.startswith("|") or not line)
+    )
+    hardware = re.search(r"(?m)^Trained on (.*)\.$", figures)
+    return Card(
+        _first_line(body), licence or NO_LICENCE, example, hardware[1] if hardware else "", tables.strip("\n"), front
+    )
 
 
 def _first_line(body: str) -> str:
     """The first paragraph, which says what is drawn, in one line."""
     paragraphs = [" ".join(each.split()) for each in body.split("\n\n")]
     return next((each for each in paragraphs if each and not each.startswith(("#", "<", "!", "|"))), "")
+
+
+def drawing_line(name: str, caption: str) -> str:
+    """The command that draws a caption with a model, as a shell takes it, whatever is in the two."""
+    caption = caption or "a caption"
+    quoted = f'"{caption}"' if not re.search(r'["\\$`!]', caption) else shlex.quote(caption)
+    return f"dalle-sample --model {shlex.quote(name)} {quoted}"
 
 
 def in_millions(count: int) -> str:

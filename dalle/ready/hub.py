@@ -8,6 +8,7 @@ know their dVAE by it, and who writes a file for others may write any hash into 
 from __future__ import annotations
 
 import errno
+import json
 from pathlib import Path
 
 from dalle.models.folder import check_hash, read_header
@@ -43,7 +44,8 @@ def fetch(name: str) -> Path:
             read_header(part)
             check_hash(part)
         except ValueError as error:
-            raise ValueError(f"model {name}: {error}") from None
+            # what was damaged on its way lies in the cache, and would be taken from there for ever
+            raise ValueError(f"model {name}: {error}; to fetch it anew delete {folder.parents[1]}") from None
     return folder
 
 
@@ -81,6 +83,13 @@ def hub_error(error: Exception, repository: str, writing: bool = False) -> str:
         return f"{repository} is no name that the Hub knows: it is owner/name, of letters, digits, -, _ and ."
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"{repository} does not fit the disk of the cache, {error.filename or 'which is full'}"
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return (
+            f"the cache cannot take {repository}: {error.filename or 'it'} may not be written; name another with HF_HOME, or set "
+            "HF_HUB_OFFLINE=1 to take what is there"
+        )
+    if isinstance(error, json.JSONDecodeError):
+        return f"the Hub's {repository} is not answered for as the Hub does: is a page to log in to this network in the way?"
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"the Hub's {repository} did not come through: {type(error).__name__}: {first[:200]}"
 

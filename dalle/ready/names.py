@@ -1,6 +1,7 @@
 """From a name to a folder: the only place where a model's name is understood.
 
-A name is, in this order, a folder; a model that comes with the package, such as `shapes`; or a repository of the Hugging Face
+A name is, in this order, a folder, unless it has the name of a ready model and holds no model itself; a model that comes with
+the package, such as `shapes`; or a repository of the Hugging Face
 Hub, `owner/name` or `owner/name@revision`. What comes with the package is what lies in `weights/`: it is told from the folders
 that are there.
 """
@@ -68,13 +69,18 @@ def find_clip(name: str | Path) -> str:
 def _find(name: str | Path, setting: str, more: str) -> Path:
     text, path = str(name), Path(name).expanduser()
     require(bool(text.strip()), f"{setting}: is empty; give a folder, a ready model or owner/name of the Hub")
+    ready = _ready(text)
     if path.is_dir():
-        if text in ready_names():
+        if ready is None:
+            return path
+        if any((path / held).exists() for held in (WEIGHTS, *PARTS, "checkpoints")):
             warn(
-                f"{setting} {text}: is the folder {path.absolute()}, not the ready model of this name; that one is {weights_folder() / text}"
+                f"{setting} {text}: is the folder {path.absolute()}, not the ready model of this name; that one is {ready}"
             )
-        return path
-    if (ready := _ready(text)) is not None:
+            return path
+        # as anybody may have a folder icons
+        warn(f"{setting} {text}: is the ready model; the folder {path.absolute()} holds none")
+    if ready is not None:
         return ready
     require(
         not path.exists(), f"{setting} {text}: is a file; a model is a folder with {WEIGHTS} in it, or in its parts"

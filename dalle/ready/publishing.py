@@ -46,7 +46,8 @@ def upload(stage: Path, repository: str, private: bool, overwrite: bool) -> str:
         stage: of `staged`
         repository: `owner/name`
         private: make it so; one that is there and public is refused
-        overwrite: write over the model of a repository that is there; files of it that this model lacks go
+        overwrite: write over the model of a repository that is there; files of it that this model lacks go. An empty one is
+            taken without
 
     Raises:
         ValueError: one line: no network, no right to write, the name is taken
@@ -56,8 +57,9 @@ def upload(stage: Path, repository: str, private: bool, overwrite: bool) -> str:
     api = HfApi()
     try:
         taken = _create(api, repository, private)
-        public = taken and overwrite and private and not api.model_info(repository).private
-        if not taken or (overwrite and not public):
+        held = taken and not overwrite and _holds_something(api, repository)
+        public = taken and private and not held and not api.model_info(repository).private
+        if not (held or public):
             commit = api.upload_folder(
                 repo_id=repository,
                 folder_path=stage,
@@ -77,6 +79,12 @@ def upload(stage: Path, repository: str, private: bool, overwrite: bool) -> str:
     raise ValueError(
         f"repo {repository}: is there already; write over its model with --overwrite, or take another name"
     )
+
+
+def _holds_something(api: HfApi, repository: str) -> bool:
+    """Whether there is more in it than the Hub puts there: an upload that was cut off has left nothing, and a person may have made
+    it on the Hub's pages."""
+    return any(name != ".gitattributes" for name in api.list_repo_files(repository))
 
 
 def _create(api: HfApi, repository: str, private: bool) -> bool:

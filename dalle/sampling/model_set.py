@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import yaml
 
 from dalle.config import DVAEModel, PriorModel, Sampling
 from dalle.config.checks import warn
 from dalle.decoding.kernels import kernels
 from dalle.models.clip import open_clip_name
 from dalle.models.folder import check_link, check_links, codes_hash, read_config, read_header
-from dalle.ready.files import WEIGHTS
+from dalle.ready.files import WEIGHTS, read_settings
 from dalle.ready.names import find_clip, find_model, find_part
 from dalle.sampling.drawing import codes_of
 from dalle.text import Tokenizer, caption_tokens
@@ -114,6 +113,7 @@ def find_models(
     tokenizer = Tokenizer.load(prior / "tokenizer.json")
     dvae_config = read_config(dvae, "dvae")
     check_links(prior, dvae, tokenizer)
+    _check_sizes(prior, prior_config, dvae_config, tokenizer)
     hashes = {"prior": read_header(prior)["hash"], "dvae": read_header(dvae)["hash"], "tokenizer": tokenizer.hash}
     if (codes := codes_hash(dvae)) != hashes["dvae"]:
         hashes["codes"] = codes
@@ -137,6 +137,17 @@ def find_models(
     return Models(prior, dvae, source, tokenizer, prior_config, dvae_config, hashes, _tuning(prior), reader)
 
 
+def _check_sizes(prior: Path, config: PriorModel, dvae: DVAEModel, tokenizer: Tokenizer) -> None:
+    """Raises ValueError unless each can read what the other says, whatever hashes their headers claim."""
+    for said, ours, theirs in (
+        ("codes", config.codebook_size, dvae.codebook_size),
+        ("codes a side", config.grid, dvae.grid),
+        ("tokens of captions at most", config.text_vocabulary, max(config.text_vocabulary, tokenizer.vocabulary)),
+    ):
+        if ours != theirs:
+            raise ValueError(f"the prior {prior} has {ours:,} {said}, and what it was trained with {theirs:,}")
+
+
 def _tuning(prior: Path) -> Tuning:
     """From the weights' header, or, where an earlier version wrote that, from the configuration beside it."""
     header = read_header(prior)
@@ -148,9 +159,8 @@ def _tuning(prior: Path) -> Tuning:
             raise ValueError(f"the header of the weights in {prior} is damaged: {error}") from None
         return tuning
     try:
-        dropout = yaml.safe_load((prior / "config.yaml").read_text(encoding="utf-8"))["caption_dropout"]
-        return Tuning(float(dropout))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        return Tuning(float(read_settings(prior / "config.yaml")["caption_dropout"]))
+    except (OSError, KeyError, TypeError, ValueError):
         return Tuning()
 
 

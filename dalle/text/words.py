@@ -57,7 +57,7 @@ class WordCounts:
             values = json.loads(path.read_text(encoding="utf-8"))
             counts, fewer_than = dict(values["counts"]), int(values["fewer_than"])
             return cls(counts, fewer_than) if values["tokenizer_hash"] == tokenizer_hash else None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(f"{path} does not hold counts of words ({error!r}): remove it") from None
 
     def to_json(self, tokenizer_hash: str) -> str:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
 import torch
 
-from dalle.models.weights import write_weights
+from dalle.checkpoints.starting import fill_from_model
+from dalle.cluster.topology import World
+from dalle.models.weights import WeightsFile, write_weights
+from dalle.models.weights_header import _seal
 from tests.processes import ON_CPU, run_processes
 
 SCRIPT = """
@@ -74,3 +80,38 @@ def test_each_process_gets_its_piece_and_all_hear_of_damage(tmp_path):
     assert "it is cut off" in cut
     assert "is of another model: shared is (2, 3), its sizes want (2, 3, 4)" in other
     assert "cannot be read: No such file" in gone
+
+
+def _rewritten(path, **changes):
+    """The header of a file changed, and sealed anew where it still has a seal; null takes something away."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    told = {name: value for name, value in (header["__metadata__"] | changes).items() if value is not None}
+    if "seal" in told:
+        told["seal"] = _seal(told)
+    text = json.dumps(header | {"__metadata__": told}).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+
+
+def test_weights_that_nothing_vouches_for_are_damage(tmp_path):
+    """One tensor without a checksum among others; and a file of an earlier version, which has the hash of all alone."""
+    path, alone = tmp_path / "whole.safetensors", World(0, 1, torch.device("cpu"))
+    whole = {"a": torch.arange(3.0), "b": torch.arange(4.0)}
+    pieces = {name: (tuple(tensor.shape), 0, torch.empty_like(tensor)) for name, tensor in whole.items()}
+    write_weights(path, whole, {"kind": "prior"})
+    with WeightsFile(path) as file:
+        told = file.told_checksums()
+    fill_from_model(path, pieces, alone)
+    _rewritten(path, checksums=json.dumps({"a": told["a"]}))
+    with pytest.raises(ValueError, match="is damaged: the values of b"):
+        fill_from_model(path, pieces, alone)
+    _rewritten(path, checksums=None, seal=None)
+    fill_from_model(path, pieces, alone)
+    assert torch.equal(pieces["b"][2], whole["b"])
+    _rewritten(path, hash="0" * 64)
+    with pytest.raises(ValueError, match="is damaged: its weights"):
+        fill_from_model(path, pieces, alone)
+    _rewritten(path, checksums="[]")
+    with pytest.raises(ValueError, match="is damaged: the checksums in its header"):
+        fill_from_model(path, pieces, alone)

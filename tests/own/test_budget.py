@@ -22,6 +22,14 @@ def test_drawing_takes_a_twentieth_within_limits(left_s, gallery_s):
     assert share(left_s, STAGES, UPDATE_S, MANY).seconds["gallery"] == pytest.approx(gallery_s)
 
 
+def test_each_stage_takes_its_start_as_well():
+    """By hand: of 100 s ten are the gallery's, and six go by before and after the updates of each stage."""
+    shared = share(100, ("dvae", "gallery"), {"dvae": 0.5}, MANY)
+    assert shared.updates == {"dvae": 168} and shared.seconds == {"dvae": 90.0, "gallery": 10.0}
+    both = share(100, ("dvae", "clip", "gallery"), {"dvae": 0.5, "clip": 1.0}, MANY, fixed={"clip": 22})
+    assert both.updates == {"dvae": 112, "clip": 22} and both.seconds == {"dvae": 62.0, "clip": 28.0, "gallery": 10.0}
+
+
 def test_what_one_cannot_use_goes_to_the_others():
     shared = share(1800, STAGES, UPDATE_S, MANY | {"dvae": 100})
     assert shared.updates["dvae"] == 100
@@ -69,6 +77,8 @@ def test_more_than_helps_is_not_planned():
         most = budget.most_updates(choose_sizes(found, TWO_CORES, 30), found)
         assert most["prior"] == updates
         assert most["dvae"] == 12_000
+    found = pictures(500)  # 1,500 passes in batches of 128
+    assert budget.most_updates(choose_sizes(found, TWO_CORES, 30), found)["clip"] == 500 * 1500 // 128
 
 
 @pytest.mark.parametrize(

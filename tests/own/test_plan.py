@@ -5,6 +5,7 @@ import typing
 from itertools import pairwise, product
 
 import pytest
+import yaml
 
 from dalle.cli import arguments
 from dalle.config import Tokenize, TrainCLIP, TrainDVAE, TrainPrior, TrainTokenizer, unreached_schedules
@@ -25,6 +26,7 @@ from dalle.own.plan import (
     fit_clip_batch,
 )
 from dalle.own.settings import choose_crops, stage_settings, with_updates
+from tests.conftest import ROOT
 
 _PATHS = {"data": "d", "output": "o"}
 _CLASSES = {"tokenizer": TrainTokenizer, "dvae": TrainDVAE, "tokens": Tokenize, "prior": TrainPrior, "clip": TrainCLIP}
@@ -151,6 +153,8 @@ def test_words_decide_the_vocabulary_and_the_slots():
     assert choose_text_slots(pictures(words=6, chars=20)) == 16
     assert choose_text_slots(pictures(words=6, chars=5000)) == 32  # one long caption does not slow all others
     assert choose_text_slots(pictures(words=200, chars=5000)) == 256
+    # 16 tokens, and two more
+    assert choose_text_slots(pictures(words=4, chars=300)) == choose_text_slots(pictures(words=9, chars=48)) == 32
     clip = choose_clip(choose_sizes(pictures(), TWO_CORES, 30).dvae, 32)
     assert clip.text_slots == 34 and clip.image_size_px == 64 and clip.patch_px == 8
 
@@ -176,6 +180,24 @@ def test_crops_come_where_pictures_are_known_by_heart():
     assert [choose_crops(passes) for passes in (0.1, 199, 200, 399, 400, 1e9)] == [1, 1, 1, 1, 2, 8]
 
 
+def test_what_is_no_size_is_that_of_the_emoji():
+    """`configs/emoji` are trainings of as many minutes that were seen to work, and what is planned says it comes from there."""
+    _, settings = _settings(pictures(), TWO_CORES, 30)
+    for stage in ("dvae", "prior", "clip"):
+        planned = settings[stage]
+        emoji = yaml.safe_load((ROOT / f"configs/emoji/{stage}.yaml").read_text())
+        for name in planned.keys() & emoji.keys() - {"run", "optimizer", "model"}:
+            assert planned[name] == emoji[name], (stage, name)
+        # the warm-up is a share of runs of any length here, and a wider prior has smaller steps
+        steps, steps_there = planned["optimizer"].pop("step_size"), emoji["optimizer"].pop("step_size")
+        assert planned["optimizer"] == emoji["optimizer"]
+        assert (steps["end"], steps["end_step"]) == (steps_there["end"], steps_there["end_step"])
+        assert steps["start"] == pytest.approx(steps_there["start"], rel=0.1)
+    for stage in ("dvae", "clip"):  # the prior's vocabulary follows the number of words
+        emoji = yaml.safe_load((ROOT / f"configs/emoji/{stage}.yaml").read_text())["model"]
+        assert {name: settings[stage]["model"][name] for name in emoji} == emoji
+
+
 def test_lengths_follow_the_updates():
     _, settings = _settings(pictures(), TWO_CORES, 30)
     for stage in ("dvae", "prior", "clip"):
@@ -185,6 +207,7 @@ def test_lengths_follow_the_updates():
         assert {n: v for n, v in longer.items() if n != "run"} == {
             n: v for n, v in settings[stage].items() if n != "run"
         }
+        assert [with_updates(longer, n)["run"]["log_every_steps"] for n in (40, 79, 80, 10**6)] == [1, 2, 2, 100]
         shorter = with_updates(longer, 21)
         assert 0 < shorter["run"]["log_every_steps"] <= 21 and shorter["run"]["ema_decay"] == 0.9
     assert with_updates(settings["prior"], 2000)["run"]["validate_every_steps"] == 500

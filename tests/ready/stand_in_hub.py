@@ -41,7 +41,9 @@ class Hub:
         self.objects: dict[str, bytes] = {}
         self.asked: list[tuple[str, str]] = []
         self.broken: set[str] = set()
-        """Of "busy" (all is answered 503), "truncated" (large files end early), "other bytes" (they are changed on the way)."""
+        """Of "busy" (all is answered 503), "truncated" (large files end early), "other bytes" (they are changed on the way), "round and
+        round" (every answer leads to itself), "nonsense" (all is answered with a page, as by a network whose user has to log
+        in)."""
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -85,6 +87,10 @@ class _Handler(BaseHTTPRequestHandler):
         parts = path.strip("/").split("/")
         if "busy" in self.hub.broken:
             return self._answer(503, {"error": "busy"})
+        if "round and round" in self.hub.broken:
+            return self._send(302, b"", {"Location": self.hub.url + self.path})
+        if "nonsense" in self.hub.broken:
+            return self._send(200, b"<html>Log in</html>", {"Content-Type": "text/html"})
         if path.startswith("/objects/"):
             assert "Authorization" not in self.headers
             content = self.hub.objects[parts[1]]

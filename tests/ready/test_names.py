@@ -33,7 +33,7 @@ def test_ready_models_are_those_that_lie_there(ready):
 
 def test_a_folder_wins_and_says_so(ready, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny/prior").mkdir(parents=True)
     with pytest.warns(
         UserWarning, match=rf"model tiny: is the folder {tmp_path}/tiny, not the ready model.*{ready}/tiny"
     ):
@@ -42,6 +42,23 @@ def test_a_folder_wins_and_says_so(ready, tmp_path, monkeypatch):
         warnings.simplefilter("error")
         assert find_model("./tiny") == Path("tiny")  # which can mean nothing else
         assert find_model(tmp_path / "tiny") == tmp_path / "tiny"
+    (tmp_path / "tiny/prior/model.safetensors").touch()
+    with pytest.warns(UserWarning, match=rf"prior tiny/prior: is the folder .*that one is {ready}/tiny/prior"):
+        assert find_part("tiny/prior", "prior") == Path("tiny/prior")
+
+
+@pytest.mark.parametrize("held", [None, "picture.png", "train/picture.png"])
+def test_a_folder_of_something_else_is_no_model(ready, tmp_path, monkeypatch, held):
+    """Many have a folder `icons`, and the default is a ready model that nobody has named."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny/train").mkdir(parents=True)
+    if held:
+        (tmp_path / "tiny" / held).touch()
+    with pytest.warns(UserWarning, match=rf"model tiny: is the ready model; the folder {tmp_path}/tiny holds none"):
+        assert find_model("tiny") == ready / "tiny"
+    (tmp_path / "tiny/checkpoints").mkdir()  # of a training, which is a model that is not finished
+    with pytest.warns(UserWarning, match="is the folder"):
+        assert find_model("tiny") == Path("tiny")
 
 
 @pytest.mark.parametrize(

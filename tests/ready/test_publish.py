@@ -1,6 +1,7 @@
 """What is given away: checked, with a card, listed, and nothing else; and what comes back draws the very same."""
 
 import re
+import subprocess
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ import dalle
 from dalle.cli.publish import publish
 from dalle.config import Publish, Sampling
 from dalle.ready.card import is_ours
-from dalle.ready.facts import read_card
-from dalle.ready.files import without_places
+from dalle.ready.facts import drawing_line, in_millions, read_card
+from dalle.ready.files import public_config, without_places
+from tests.models.test_strange_weights import _claim
 
 QUICK = {"n": 2, "keep": 2, "sampling": Sampling(chunk=2, precision="fp32")}
 NOBODY = "http://127.0.0.1:9"
@@ -97,6 +99,183 @@ def test_our_card_is_written_anew_and_a_persons_stays(whole, capsys):
         publish([str(whole), "--licence", "mit"])
     publish([str(whole), "--card", "overwrite", "--licence", "mit"])
     assert is_ours(whole / "README.md") and "Circles: all of them." in (whole / "README.md").read_text()
+
+
+def test_weights_that_only_claim_a_hash_are_not_published(hub, whole):
+    """They load, for their checksums are right; others would know them by a hash that is another's."""
+    _claim(whole / "prior", hash="0" * 64)
+    with pytest.raises(
+        ValueError, match=r"prior/model.safetensors: its weights are not those that its hash stands for"
+    ):
+        publish([str(whole), "--repo", "someone/tiny"])
+    assert hub.asked == []
+
+
+def test_headings_of_the_attribution_are_below_the_cards_own(whole):
+    (whole / "ATTRIBUTION.md").write_text("# Images\n\n## Emoji\n\n- one\n\n### Parts\n\n# Others\n")
+    publish([str(whole)])
+    text = (whole / "README.md").read_text()
+    assert "## Training data and licences\n\n### Emoji\n\n- one\n\n#### Parts\n\n## Others\n" in text
+
+
+@pytest.mark.parametrize("before", ["# Title", "<p>logo</p>", "![logo](logo.png)", "| a | b |", "\n\n"])
+def test_what_a_model_draws_is_the_first_line_of_text(tmp_path, before):
+    path = tmp_path / "README.md"
+    path.write_text(f"---\nlicense: mit\n---\n{before}\n\nCircles,\nmostly.\n\nMore.\n")
+    assert read_card(path).about == "Circles, mostly."
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(99_999, "99,999"), (100_000, "0.1 M"), (3_800_000, "3.8 M"), (12_290_000_000, "12290.0 M")],
+)
+def test_counts_as_one_says_them(count, said):
+    assert in_millions(count) == said
+
+
+def test_a_training_that_was_stopped_is_told(whole):
+    (whole / "prior/run.json").write_text('{"status": "stopped"}')
+    (whole / "clip/run.json").unlink()
+    publish([str(whole)])
+    text = (whole / "README.md").read_text()
+    assert "| `prior` | 600 (stopped) | 1.00 |" in text and "| `clip` | 600 | 1.00 |" in text
+
+
+def test_what_is_not_said_again_stays_on_the_card(whole, made, hub):
+    """As in the docs: figures and hardware are said once, and the upload comes later."""
+    for part in ("prior", "dvae", "clip"):
+        (whole / part / "metrics.jsonl").unlink()
+    publish([str(whole), "--runs", str(made), *SAID])
+    first = (whole / "README.md").read_text()
+    figures = first[first.index("## Figures") : first.index("<!--")]
+    assert "| `clip` | 600 | 1.00 | loss 1.125 |" in figures and "Trained on two CPU cores." in figures
+    publish([str(whole)])
+    assert (whole / "README.md").read_text() == first
+    publish([str(whole), "--repo", "someone/tiny"])
+    assert figures in (whole / "README.md").read_text()
+    publish([str(whole), "--hardware", "a watch"])
+    text = (whole / "README.md").read_text()
+    assert text.partition("<!--")[0] == first.replace("two CPU cores", "a watch").partition("<!--")[0]
+    (whole / "metrics.json").write_text('{"clip_score": 83.5}')  # what is found now takes the place of what was
+    publish([str(whole)])
+    text = (whole / "README.md").read_text()
+    assert "| clip_score | 83.5 |" in text and "| `clip` | 600 |" not in text and "Trained on a watch." in text
+    (whole / "README.md").write_text(text.replace("watch", "clock"))
+    with pytest.raises(ValueError, match=r"hardware a boat: .*README.md is as a person wrote it"):
+        publish([str(whole), "--hardware", "a boat"])
+
+
+@pytest.mark.parametrize("caption", ["a cat", 'the "cat"', "$(touch ran) `touch ran` a cat!", "it's\\", "a 🐈 in 4 °C"])
+def test_the_command_on_a_card_draws_the_caption_in_a_shell(whole, tmp_path, caption):
+    """And runs nothing that the caption of somebody else's model asks for."""
+    line = drawing_line("mine of me;ls", caption)
+    said = f'dalle-sample() {{ printf "%s\\0" "$@"; }}; {line}'
+    done = subprocess.run(["bash", "-c", said], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split("\0") == ["--model", "mine of me;ls", caption, ""]
+    assert not list(tmp_path.glob("ran"))
+    publish([str(whole), "--example", caption])
+    assert f"\n{drawing_line('mine', caption)}\n```" in (whole / "README.md").read_text()
+    assert read_card(whole / "README.md").example == caption
+
+
+def test_what_a_card_of_somebody_else_says_is_in_one_line(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("---\nlicense: [mit]\nwidget:\n- text: |\n    a cat\n    ```\n    rm\n---\nAbout\nit.\n")
+    card = read_card(path)
+    assert (card.about, card.licence, card.example) == ("About it.", "['mit']", "a cat ``` rm")
+    lines = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10) if i else 'x'}]" for i in range(20))
+    path.write_text(f"---\n{lines}\nlicense: *a19\n---\nAbout it.\n")
+    assert read_card(path).licence == "unknown" and read_card(path).about == "About it."
+
+
+BOMB = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10) if i else 'x'}]" for i in range(20))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (BOMB, "it refers to parts of itself"), ("&a [*a]", "it refers to parts of itself"), ("[" * 5000, "recursion"),
+        ("{", "expected the node content"), ("[1]", "it holds no settings"), ("just text", "it holds no settings"),
+        ("a: 2001-99-99", "month"), ("a: b\n" * 50_000, "larger than the settings"), (b"\xff\xfe", "it is not UTF-8"),
+    ],
+)  # fmt: skip
+def test_settings_that_are_none_do_not_leave(whole, tmp_path, text, said):
+    path = whole / "prior/config.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    for does in (lambda: publish([str(whole), "--dry_run"]), lambda: public_config(path)):
+        with pytest.raises(ValueError, match=rf"prior/config.yaml cannot be read: .*{said}") as raised:
+            does()
+        assert "\n" not in str(raised.value) and len(str(raised.value)) < 400
+
+
+def test_links_to_other_files_of_the_machine_do_not_leave(hub, whole, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("a key")
+    for name in (
+        "README.md",
+        "ATTRIBUTION.md",
+        "prior/config.yaml",
+        "prior/tokenizer.words.json",
+        "dvae/tokenizer.json",
+    ):
+        before = (whole / name).read_bytes() if (whole / name).exists() else None
+        (whole / name).unlink(missing_ok=True)
+        (whole / name).symlink_to(secret)
+        with pytest.raises(ValueError, match=rf"{name}: is a link to {secret}, and what leaves"):
+            publish([str(whole), "--repo", "someone/tiny"])
+        (whole / name).unlink()
+        if before is not None:
+            (whole / name).write_bytes(before)
+    (whole / "dvae/tokenizer.json").write_text("a key")
+    with pytest.raises(ValueError, match=r"dvae/tokenizer.json is not a tokenizer file"):
+        publish([str(whole), "--repo", "someone/tiny"])
+    (whole / "dvae/tokenizer.json").unlink()
+    assert hub.asked == []
+    # a part that lies elsewhere, and weights that do, are known by what they are
+    for name in ("clip", "prior/model.safetensors"):
+        (whole / name).rename(tmp_path / "elsewhere")
+        (whole / name).symlink_to(tmp_path / "elsewhere")
+        publish([str(whole), "--dry_run"])
+        (whole / name).unlink()
+        (tmp_path / "elsewhere").rename(whole / name)
+
+
+def test_text_in_another_encoding_is_named(whole):
+    (whole / "ATTRIBUTION.md").write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match=r"ATTRIBUTION.md cannot be read: it is not UTF-8"):
+        publish([str(whole)])
+    (whole / "ATTRIBUTION.md").unlink()
+    (whole / "README.md").write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match=r"README.md cannot be read: it is not UTF-8"):
+        publish([str(whole)])
+
+
+def test_tables_of_the_card_hold_what_stands_in_settings(whole):
+    (whole / "prior/config.yaml").write_text("data: 'a|b <script>x</script>\n  train-*.tar'\n")
+    publish([str(whole)])
+    assert r"| `prior` | data a\|b &lt;script>x&lt;/script> train-\*.tar |" in (whole / "README.md").read_text()
+
+
+def test_a_card_that_says_it_already_is_not_written(whole, monkeypatch):
+    """So that a folder that one may only read is published."""
+    publish([str(whole), *SAID])
+    before = (whole / "README.md").stat().st_mtime_ns
+    monkeypatch.setattr("dalle.cli.publish.claimed_file", None)
+    publish([str(whole)])
+    assert (whole / "README.md").stat().st_mtime_ns == before
+
+
+def test_an_empty_repository_is_filled(hub, whole):
+    """One that a person made on the Hub's pages, or that an upload which was cut off has left."""
+    hub.put("someone/tiny", {".gitattributes": b"x"})
+    with pytest.raises(ValueError, match=r"^repo someone/tiny: is there already and public"):
+        publish([str(whole), "--repo", "someone/tiny", "--private"])
+    publish([str(whole), "--repo", "someone/tiny"])
+    assert "prior/model.safetensors" in list(hub.repositories["someone/tiny"].commits.values())[-1]
+    hub.put("someone/notes", {"notes.txt": b"x"})
+    with pytest.raises(ValueError, match=r"^repo someone/notes: is there already; write over"):
+        publish([str(whole), "--repo", "someone/notes"])
+    assert len(hub.repositories["someone/notes"].commits) == 1
 
 
 def test_a_dry_run_changes_and_sends_nothing(hub, whole, capsys):

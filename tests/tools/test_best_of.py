@@ -56,6 +56,13 @@ def test_the_difference_is_over_paired_captions(tmp_path):
     assert mean == pytest.approx(0.3) and high - mean == mean - low == pytest.approx(0.98 * (0.2 / 3) ** 0.5)
 
 
+def test_the_spread_over_seeds_is_told_from_two_on():
+    figures = [{name: [value] for name in tool.COLUMNS if name != "seconds"} | {"seconds": 1.0} for value in (0.5, 0.7)]
+    one, two = (tool.table({tool.CONTROL: runs}).splitlines()[-1] for runs in (figures[:1], figures))
+    assert "±" not in one and "| 50.0% |" in one
+    assert "| 60.0% ± 14.1% |" in two  # of 50 and 70, with one degree of freedom
+
+
 def test_a_finished_cell_is_not_repeated_and_the_table_has_all(tmp_path, monkeypatch, capsys):
     values = {name: [0.5, 0.7] for name in tool.COLUMNS if name != "seconds"}
     for arm, seed, gain in (("before", 0, 0), ("control", 0, 0), ("clip", 0, 0.1)):

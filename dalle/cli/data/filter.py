@@ -39,7 +39,8 @@ def filter_pictures(argv: list[str] | None = None) -> None:
     for note in prepared.notes:
         print(note)
     valid = f", {prepared.num_valid:,} held out in {prepared.valid}" if prepared.valid else ""
-    print(f"{prepared.num_train:,} images to train on in {prepared.train}{valid}; {Path(config.output) / PAGE}")
+    images = f"image{'s' * (prepared.num_train != 1)}"
+    print(f"{prepared.num_train:,} {images} to train on in {prepared.train}{valid}; {Path(config.output) / PAGE}")
 
 
 @contextmanager

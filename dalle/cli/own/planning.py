@@ -26,7 +26,9 @@ BESIDE = 1.06
 
 
 _DEFAULTS = {field.name: field.default for field in fields(TrainFolder)}
-_NOT_PLANNED = ("changes", "candidates", "filters", "valid_share")
+_CHOICE = ("captions", "image_column", "caption_column")
+"""Of a request, how the pictures are read."""
+_NOT_PLANNED = ("changes", "candidates", "filters", "valid_share", *_CHOICE)
 """Of a request, what plans nothing anew by itself: the pictures, which are what they are, and what only the gallery asks for."""
 
 
@@ -35,7 +37,8 @@ def settle(config: TrainFolder, files: PlanFiles) -> TrainFolder:
     before = files.request
     if before is None:
         return config
-    kept = {name: before[name] for name in ("minutes", "start_from", "freeze") if getattr(config, name) is None}
+    unsaid = [name for name in ("minutes", "start_from", "freeze", *_CHOICE) if getattr(config, name) is None]
+    kept = {name: before.get(name) for name in unsaid}
     if config.start_from not in (None, before["start_from"]):  # other weights, and all of them unless the line says so
         kept.pop("freeze", None)
     changes = {name: getattr(config, name) or before["changes"].get(name, {}) for name in STAGES}
@@ -93,6 +96,7 @@ def _request(stages: Stages) -> dict[str, Any]:
         "seed": config.seed,
         "valid_share": config.valid_share,
         "candidates": config.candidates,
+        **{name: getattr(config, name) for name in _CHOICE},
         "filters": json.loads(json.dumps(asdict(config.filters))),  # as it is read back
         "changes": {name: getattr(config, name) for name in STAGES if getattr(config, name)},
     }
@@ -159,6 +163,7 @@ def _write_new(stages: Stages, request: dict[str, Any]) -> None:
     ]
     facts = {"minutes": minutes, "gpus": machine.gpus, "update_s": update_s, "most": most, "said": said}
     stages.files.write(settings, request, facts | {"made": time.strftime("%Y-%m-%d %H:%M")})
+    stages.is_planned_now = True
 
 
 def _settings(stages: Stages, sizes: Sizes, updates: dict[str, int], machine: Machine) -> dict[str, dict[str, Any]]:
@@ -205,12 +210,13 @@ def _time_updates(stages: Stages, kind: str, settings: dict[str, Any], devices: 
 
 
 def fit(stages: Stages, stage: str) -> None:
-    """The updates of the trainings that are left, from the time that is left. What is not the first training is timed now: the
-    machine may have got slower since it was planned, and the reranker had no dVAE to be timed with."""
+    """The updates of the trainings that are left, from the time that is left. Unless it was just timed for the plan, as the first
+    training is, the stage is timed now: the machine may have got slower or faster since then, and the reranker had no dVAE to be
+    timed with."""
     files, facts = stages.files, stages.files.facts
     update_s, left = dict(facts["update_s"]), stages.left()
     settings = {each: files.settings(each) for each in files.stages}
-    if stage != stages.trainings[0]:
+    if stage != stages.trainings[0] or not stages.is_planned_now:
         values = settings[stage]
         if stages.start is not None and stages.start.goes_on(stage):
             values = merged({"model": plain(getattr(stages.start, stage))}, values)
@@ -243,10 +249,15 @@ def tell_time(stages: Stages, stage: str) -> None:
 
 
 def _describe(sizes: Sizes, start: Any, pictures: Pictures, machine: Machine) -> list[str]:
-    where = f"{machine.gpus} GPU{'s' * (machine.gpus > 1)}" if machine.gpus else f"{machine.cores} CPU cores"
+    where = (
+        f"{machine.gpus} GPU{'s' * (machine.gpus > 1)}"
+        if machine.gpus
+        else f"{machine.cores} CPU core{'s' * (machine.cores > 1)}"
+    )
     dvae, prior = sizes.dvae, sizes.prior
     lines = [
-        f"{pictures.pairs:,} pictures to train on and {pictures.valid:,} held out, on {where} ({machine.flops_per_s / 1e9:,.0f} GFLOP/s)",
+        f"{pictures.pairs:,} picture{'s' * (pictures.pairs != 1)} to train on and {pictures.valid:,} held out, on {where} "
+        f"({machine.flops_per_s / 1e9:,.0f} GFLOP/s)",
         f"images of {dvae.image_size_px} px as {dvae.grid}×{dvae.grid} codes out of {dvae.codebook_size:,}"
         + (f", from pictures of {pictures.side_px} px" if pictures.side_px else ""),
         f"a prior of {prior.depth} layers of width {prior.width}, {needs.prior_weights(sizes) / 1e6:.1f} M weights; captions of up "

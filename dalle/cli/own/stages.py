@@ -64,7 +64,7 @@ class Stages:
 
         self.config, self.folder, self.prepared, self.start, self.files = config, folder, prepared, start, files
         self.progress, self.began_s = Progress(folder), began_s
-        self.spent_before_s = self.progress.spent_s()
+        self.spent_before_s, self.is_planned_now = self.progress.spent_s(), False
         shards = [path for spec in (prepared.train, prepared.valid) if spec for path in expand(spec)]
         self.data_hash, self.data_bytes = prepared.inspection["hash"], sum(os.path.getsize(path) for path in shards)
 

@@ -50,7 +50,7 @@ def train_folder(argv: list[str] | None = None) -> None:
 def _train(config: TrainFolder, output: Path, began_s: float) -> None:
     from dalle.cli.own.planning import make_plan, settle
     from dalle.cli.own.running import Running
-    from dalle.data.sources.prepare import prepare
+    from dalle.data.sources.prepare import Choice, prepare
     from dalle.own.facts import num_cores
     from dalle.own.plan_files import PlanFiles
     from dalle.own.start import read_start
@@ -70,6 +70,7 @@ def _train(config: TrainFolder, output: Path, began_s: float) -> None:
             config.filters,
             config.valid_share,
             config.seed,
+            choice=Choice(config.captions, config.image_column, config.caption_column),
             workers=num_cores(),
             most_valid=_MOST_VALID,
             renew=True,

@@ -23,6 +23,10 @@ class TrainFolder:
         freeze: what stays as it is in `start_from`: "prior" trains the dVAE's decoder alone, "decoder" trains the prior alone;
             null trains both
         filters: what is left out of the pictures, as of dalle-filter
+        captions: where captions are, as of dalle-filter: "files" beside the images, a "table", the images' "names" or their
+            "folders"; null looks
+        image_column: column of a table that names the image files; null looks for the usual names
+        caption_column: column of a table that holds the captions; null looks for the usual names
         valid_share: share of the pairs that is held out; none where there are too few
         candidates: drawn for each caption of the gallery, at most; the best are shown
         seed: of the split, all trainings, and drawing
@@ -40,6 +44,9 @@ class TrainFolder:
     start_from: str | None = None
     freeze: Literal["decoder", "prior"] | None = None
     filters: Filters = field(default_factory=Filters)
+    captions: Literal["files", "table", "names", "folders"] | None = None
+    image_column: str | None = None
+    caption_column: str | None = None
     valid_share: float = 0.05
     candidates: int = 32
     seed: int = 0

@@ -25,8 +25,9 @@ class Publish:
         licence: of the weights, by the Hub's name for it, such as mit, apache-2.0 or cc-by-4.0; null leaves what the card says
         about: what it draws, in a line; null leaves what the card says
         example: a caption to try; null leaves what the card says
-        runs: folder of the trainings, whose hours and figures the card tells; null means `folder`
-        hardware: that they ran on, for the card
+        runs: folder of the trainings, whose hours and figures the card tells; null means `folder`, and where it has none, what
+            the card says
+        hardware: that they ran on, for the card; null leaves what the card says
     """
 
     folder: str

@@ -172,11 +172,16 @@ class Maker:
         counts, found = prepared.counts, prepared.inspection
         kept = prepared.num_train + prepared.num_valid
         yield f"{kept:,} of {counts.read:,} images are kept."
-        for told, reasons in (("cannot be used", counts.broken), ("are filtered out", counts.filtered)):
+        yield (
+            f"Their shorter sides are {prepared.side_px_median:,} px at the median and {found['side_px_least']:,} at least; "
+            f"their captions, {found['captions']:,} in all, have {prepared.caption_words_median:g} words at the median and "
+            f"{prepared.caption_tokens_max_chars:,} characters at most."
+        )
+        for told, reasons in (("Cannot be used", counts.broken), ("Filtered out", counts.filtered)):
             if reasons:
                 number = sum(about.count for about in reasons.values())
-                yield f"{number:,} {told}: {'; '.join(by_reason(reasons))}."
-        if NOT_TEXT in counts.broken:
+                yield f"{told}: {number:,} ({'; '.join(by_reason(reasons))})."
+        if NOT_TEXT in counts.broken and not all(detail for *_, detail in counts.broken[NOT_TEXT].first):
             yield "What is not text is often a table in the encoding of an old system: save it as UTF-8."
         if self._outside:
             first = self._first_outside

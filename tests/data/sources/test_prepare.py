@@ -8,6 +8,7 @@ import re
 import tarfile
 
 import pytest
+from PIL import Image
 
 from dalle.cli.data.filter import filter_pictures
 from dalle.config import Filters, Images
@@ -54,7 +55,21 @@ def test_figures_are_those_of_what_is_kept(tmp_path):
     assert found.inspection["captions_of_several_images"] == 1
     assert found.inspection["sides_px"] == [0, 2, 1, 0, 0, 0, 0, 0, 0]  # 32 to 63, 64 to 127
     assert found.inspection["words"] == [1, 3, 0, 0, 0, 0, 0]
+    page = (tmp_path / "out/report.html").read_text()
+    for bar in (
+        '32 – 63</span><i style="width:100.0%"></i><span>2<',
+        '64 – 127</span><i style="width:50.0%"></i><span>1<',
+    ):
+        assert bar in page
+    assert ">128 – 255<" not in page  # of what there is none, between what there is alone
     assert found.inspection["captions_an_image"] == {"1": 2, "2": 1}
+
+
+def test_images_of_equal_pixels_and_other_sides_are_two(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, size in (("lying", (60, 40)), ("standing", (40, 60))):
+        Image.new("RGB", size, "red").save(tmp_path / f"in/{name} red.png")
+    assert prepared(tmp_path / "in", tmp_path / "out").num_train == 2
 
 
 def test_equal_images_are_one_with_the_captions_of_all(tmp_path):
@@ -210,6 +225,16 @@ def test_another_language_is_left_out_and_short_english_is_not():
         prepared("nowhere", "out", Filters(language="xx"))
 
 
+def test_where_the_limits_of_the_language_filter_lie(monkeypatch):
+    """By a detector that is as sure as it is told to be."""
+    from dalle.data.sources import judge
+
+    filters = Filters(language="en", language_confidence=0.75, language_min_chars=4)
+    for sure, caption, is_kept in ((0.75, "ente", False), (0.74, "ente", True), (1.0, "eis", True)):
+        monkeypatch.setattr(judge, "in_another_language", lambda text, language, sure=sure: sure)
+        assert (judge.caption_reason(caption, filters) is None) == is_kept
+
+
 def test_the_detector_is_asked_for_in_one_line(tmp_path, monkeypatch):
     from dalle.data.sources import judge
 
@@ -363,6 +388,7 @@ def test_the_command(tmp_path, capsys):
     filter_pictures([str(source), str(tmp_path / "out"), "--valid_share", "0.2", "--filters.min_caption_chars", "null"])
     printed = capsys.readouterr().out
     assert "Taken for a folder of images with .txt files" in printed and "12 of 12 images are kept." in printed
+    assert "shorter sides are 40 px at the median and 40 at least; their captions, 12 in all, have " in printed
     assert f"{tmp_path}/out/report.html" in printed.splitlines()[-1]
     values = json.loads((tmp_path / "out/prepared.json").read_text())
     assert values["num_train"] + values["num_valid"] == 12

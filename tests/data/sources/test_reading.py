@@ -138,6 +138,20 @@ def test_parquet_with_images_in_it_and_files_beside_it(tmp_path):
         prepared(tmp_path / "cut.parquet", tmp_path / "c")
 
 
+def test_parquet_files_of_one_form_are_read_together_by_columns_that_are_chosen(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "in").mkdir()
+    for number in range(2):
+        rows = pa.table({"pixels": [{"bytes": png(number), "path": None}], "words": [f"number {number}"]})
+        pq.write_table(rows, tmp_path / f"in/part-{number}.parquet")
+    with pytest.raises(ValueError, match="--image_column"):
+        prepared(tmp_path / "in", tmp_path / "out")
+    found = prepared(tmp_path / "in", tmp_path / "out", image_column="pixels", caption_column="words")
+    assert found.num_train == 2
+
+
 def test_parquet_without_pyarrow_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
@@ -200,6 +214,22 @@ def test_names_and_folders_as_captions(tmp_path):
     assert prepared(names, tmp_path / "c", captions="folders").counts.num_broken == 3  # the word of the user counts
 
 
+def test_four_names_in_five_and_two_folders_are_enough_and_fewer_are_not(tmp_path):
+    names, folders = tmp_path / "names", tmp_path / "folders"
+    for number, name in enumerate(("red", "green", "yellow", "orange", "IMG_1")):
+        captioned(names, number, None, name=name)
+    assert prepared(names, tmp_path / "a").kind == "images whose names are the captions"
+    captioned(names, 9, None, name="IMG_2")
+    with pytest.raises(ValueError, match="6 images, and no captions"):
+        prepared(names, tmp_path / "b")
+    for number in range(2):
+        captioned(folders, number, None, name=f"cat/IMG_{number}")
+    with pytest.raises(ValueError, match="2 images, and no captions"):  # all would have the same
+        prepared(folders, tmp_path / "c")
+    captioned(folders, 2, None, name="dog/IMG_2")
+    assert prepared(folders, tmp_path / "d").kind == "images whose folders are the captions"
+
+
 @pytest.mark.parametrize(
     ("name", "caption"),
     [
@@ -208,6 +238,7 @@ def test_names_and_folders_as_captions(tmp_path):
         ("photo_of_a_dog", "photo of a dog"),
         ("well-known place", "well-known place"),
         ("赤いりんご_3", "赤いりんご"),
+        ("red 3d", "red 3d"),
         ("IMG_20140503_123456", None),
         ("DSC00012", None),
         ("DSCF-1(1)", None),
@@ -253,6 +284,19 @@ def test_folders_without_pairs_are_refused_in_one_line(tmp_path, files, said):
     with pytest.raises(ValueError, match=said) as error:
         prepared(tmp_path / "in", tmp_path / "out")
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_a_json_that_cannot_be_read_is_told_from_another_encoding(tmp_path):
+    for name in ("json", "txt"):
+        for number in range(2):
+            captioned(tmp_path / name, number, None)
+        (tmp_path / name / "0000.json").write_text('{"caption": "one"}')
+    (tmp_path / "json/0001.json").write_text('{"caption": "two",}')
+    (tmp_path / "txt/0001.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    for name, detail in (("json", "its .json is no JSON"), ("txt", "")):
+        found = prepared(tmp_path / name, tmp_path / f"out-{name}")
+        assert found.counts.broken["caption is not text"].first[0][1:] == ("0001.png", detail)
+        assert any("save it as UTF-8" in note for note in found.notes) == (name == "txt")
 
 
 def test_links_loops_and_what_is_no_file(tmp_path):

@@ -3,6 +3,7 @@
 import html.parser
 import io
 import json
+import os
 import struct
 import time
 import zipfile
@@ -16,6 +17,7 @@ from dalle.cli.data.filter import filter_pictures
 from dalle.config import Filters, Images
 from dalle.data.samples import read_pairs
 from dalle.data.sources.judge import caption_reason, image_filtered
+from dalle.data.sources.reading import delimited
 from dalle.data.sources.reading.walk import walk
 from tests.data.sources.pictures import captioned, picture, png, prepared, written
 
@@ -157,6 +159,55 @@ def test_images_that_would_fill_the_memory_or_are_damaged(tmp_path):
     assert found.counts.broken["image does not decode"].count == len(damaged) - 2
 
 
+def _sparse(path, text, num_bytes=1 << 40):
+    """A file that takes no place on the disk, and more memory than there is where somebody reads it whole."""
+    path.write_bytes(text)
+    os.truncate(path, num_bytes)
+    return path
+
+
+def test_files_larger_than_the_memory(tmp_path):
+    source = tmp_path / "in"
+    for number in range(3):
+        captioned(source, number, f"number {number}")
+    _sparse(source / "0001.txt", b"a caption")
+    _sparse(source / "0002.png", b"\x89PNG")
+    found = prepared(source, tmp_path / "out")
+    assert written(tmp_path / "out") == {"0000.png": ["number 0"]}
+    assert {reason: about.count for reason, about in found.counts.broken.items()} == {
+        "a file of over 64 MiB": 1,
+        "a file of over 1,024 MiB": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("t.csv", b"file,caption\n0000.png,one\n", "is no table of text: a line of over"),
+        ("t.csv", b"", "is no table of text: a line of over"),
+        ("t.jsonl", b'{"file": "0000.png", "caption": "one"}\n', "is no table of text: a line of over"),
+        ("t.json", b'[{"file": "0000.png", "caption": "one"}]', r"has 1,099,\d+,\d+,\d+ bytes.* save it as \.jsonl"),
+    ],
+)
+def test_tables_larger_than_the_memory(tmp_path, monkeypatch, name, text, said):
+    monkeypatch.setattr(delimited, "_LINE_CHARS", 1 << 20)  # as many characters take a second
+    captioned(tmp_path, 0, None)
+    table = _sparse(tmp_path / name, text)
+    with pytest.raises(ValueError, match=said) as error:
+        prepared(table, tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+def test_a_line_as_long_as_any_may_be_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(delimited, "_LINE_CHARS", 64)
+    for number in range(2):
+        captioned(tmp_path, number, None)
+    row = "0000.png," + "a" * (63 - len("0000.png,"))
+    (tmp_path / "t.csv").write_text(f"file,caption\n{row}\n0001.png,two\n")
+    prepared(tmp_path, tmp_path / "out")
+    assert written(tmp_path / "out")["0000.png"] == [row.split(",")[1]]
+
+
 def test_archives_beside_and_alone(tmp_path):
     for name in ("beside", "alone"):
         (tmp_path / name).mkdir()
@@ -168,6 +219,12 @@ def test_archives_beside_and_alone(tmp_path):
         prepared(tmp_path / "alone", tmp_path / "b")
     with pytest.raises(ValueError, match=r"pics\.zip: is an archive: unpack it"):
         prepared(tmp_path / "alone/pics.zip", tmp_path / "c")
+
+
+def test_no_command_is_run_that_a_source_names(tmp_path):
+    with pytest.raises(ValueError, match=r"source pipe:.*: is a command, and none is run here"):
+        prepared(f"pipe:touch {tmp_path}/ran", tmp_path / "out")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_links_that_lead_round_and_files_that_cannot_be_read(tmp_path):

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from dalle.data.captions import encoding
 from dalle.data.images import EXTENSIONS
@@ -18,6 +18,8 @@ ERRORS = "surrogateescape"
 _DELIMITERS = (",", ";", "|", "\t")
 _MOST_LINES = 100
 """Of one row: in more, a quote at the beginning of a field took the rows behind it for its own."""
+_LINE_CHARS = 1 << 26
+"""Of one line, and of one field: more could fill the memory, and are no caption."""
 _HEADER_CHARS = 1 << 16
 """Of a text file that is looked into, to see whether it is a table."""
 _IMAGE_NAME = re.compile(rf"\.({'|'.join(EXTENSIONS)})(#\d+)?\s*$", re.IGNORECASE)
@@ -42,6 +44,14 @@ def text_encoding(path: Path) -> str:
     """Of a file, by its byte order mark."""
     with open(path, "rb") as file:
         return encoding(file.read(4))
+
+
+def bounded_lines(file: TextIO, path: Path) -> Iterator[str]:
+    """The lines from where a file stands on. Raises ValueError for one that is longer than any of a table."""
+    while line := file.readline(_LINE_CHARS):
+        if len(line) == _LINE_CHARS and not line.endswith(("\n", "\r")):
+            raise ValueError(f"{path} is no table of text: a line of over {_LINE_CHARS:,} characters")
+        yield line
 
 
 def first_row(path: Path, usual: frozenset[str]) -> list[str]:
@@ -90,17 +100,17 @@ def delimited_pairs(
 @contextmanager
 def _opened(path: Path, usual: frozenset[str]) -> Iterator[tuple[Iterator[list[str]], str]]:
     """The rows, and what separates their fields."""
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(_LINE_CHARS)
     try:
         with open(path, encoding=text_encoding(path), errors=ERRORS, newline="") as file:
-            line = file.readline()
+            line = next(bounded_lines(file, path), "")
             if (said := _EXCEL.fullmatch(line)) is not None:
                 delimiter = said[1]
             else:
                 delimiter = _delimiter(line, path, usual)
                 file.seek(0)
             quoting = csv.QUOTE_NONE if _UNQUOTED.search(path.name) else csv.QUOTE_MINIMAL
-            yield _rows(csv.reader(file, delimiter=delimiter, quoting=quoting), path), delimiter
+            yield _rows(csv.reader(bounded_lines(file, path), delimiter=delimiter, quoting=quoting), path), delimiter
     except (csv.Error, UnicodeError) as error:
         raise ValueError(f"{path} is no table of text: {error}") from None
     except OSError as error:

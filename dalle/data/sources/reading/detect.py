@@ -80,6 +80,8 @@ def detect(source: str, output: Path | None = None, choice: Choice = Choice()) -
     """
     path = Path(source)
     is_file = os.path.isfile(source)
+    if source.startswith("pipe:"):
+        raise ValueError(f"source {source}: is a command, and none is run here: save what it writes as .tar files")
     if os.path.isdir(source):
         try:
             os.listdir(path)
@@ -152,14 +154,14 @@ def _folder(root: Path, output: Path | None, choice: Choice) -> Source:
     if wanted == "table" or (wanted is None and tables):
         if not tables:
             raise ValueError(wrong or f"source {root}: holds no table (.csv, .tsv, .json, .jsonl, .parquet)")
-        source = _tables(root, _one_table(root, tables, found), choice, f"it holds {_files(tables)}")
+        source = _tables(root, _one_table(root, tables, choice), choice, f"it holds {_files(tables)}")
         if found.with_txt or found.json_captions:
             source.notes.append(
                 "There are also .txt or .json files beside images, which are not read: --captions files takes them instead."
             )
         return Source(source.kind, source.notes, source.items, paths, root, found.images)
     if not found.images:
-        raise ValueError(_without_images(root, found))
+        raise ValueError(wrong or _without_images(root, found))
     kind, why, items = _of_images(root, output, found, wanted, wrong)
     notes = [f"Taken for {kind}, since {why}."]
     if found.lone:
@@ -222,7 +224,7 @@ def _usable_tables(root: Path, found: Survey, choice: Choice) -> tuple[list[str]
     return usable, wrong
 
 
-def _one_table(root: Path, tables: list[str], found: Survey) -> list[Path]:
+def _one_table(root: Path, tables: list[str], choice: Choice) -> list[Path]:
     """One table, or several that belong together: `metadata.csv` of several folders, or Parquet files of one form."""
     paths = [root / name for name in tables]
     metadata = [path for path in paths if path.stem.lower() == "metadata"]
@@ -230,7 +232,8 @@ def _one_table(root: Path, tables: list[str], found: Survey) -> list[Path]:
         return metadata
     if len(paths) == 1:
         return paths
-    if all(path.suffix.lower() == ".parquet" for path in paths) and len({find_columns(p) for p in paths}) == 1:
+    chosen = choice.image_column, choice.caption_column
+    if all(path.suffix.lower() == ".parquet" for path in paths) and len({find_columns(p, *chosen) for p in paths}) == 1:
         return paths
     raise ValueError(
         f"source {root}: {tables[0]} and {tables[1]} both name images and captions: give the one that is meant as the "

@@ -14,6 +14,8 @@ from dalle.data.counts import Broken, Filtered, LeftOut, OtherFile
 IMAGE = "png"
 """The extension under which an item has its image, whatever the format: that is told by the bytes."""
 _KINDS = (Broken, Filtered, OtherFile)
+_MOST_IMAGE_BYTES, _MOST_TEXT_BYTES = 1 << 30, 1 << 26
+"""Of a file that is read whole: a larger one could fill the memory, and is no picture that is used and no caption."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +68,19 @@ class Item:
             raise self.fate.error()
         sample: dict[str, Any] = {"__key__": self.key, "__url__": self.url}
         for name, held in self.files.items():
-            sample[name] = _bytes(held) if isinstance(held, Path) else held
+            sample[name] = _bytes(held, name) if isinstance(held, Path) else held
         if self.captions is not None:
-            extra = json_values(sample)[0]
-            sample["json"] = json.dumps(extra | {"captions": list(self.captions)}).encode()
-            sample.pop("txt", None)
+            sample["json"] = json.dumps({"captions": list(self.captions)}).encode()
         elif isinstance(path := self.files.get("txt"), Path):
             _split_lines(sample, path)
         return sample
 
 
-def _bytes(path: Path) -> bytes:
+def _bytes(path: Path, name: str) -> bytes:
+    most = _MOST_IMAGE_BYTES if name == IMAGE else _MOST_TEXT_BYTES
     try:
+        if (size := path.stat().st_size) > most:
+            raise Broken(f"a file of over {most >> 20:,} MiB", f"{size:,} bytes")
         return path.read_bytes()
     except OSError as error:
         raise Broken("a file cannot be read", f"{error.strerror}") from None

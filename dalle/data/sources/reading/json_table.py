@@ -12,20 +12,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dalle.data.sources.reading.delimited import ERRORS, is_image_name, plain, text_encoding
+from dalle.data.sources.reading.delimited import ERRORS, bounded_lines, is_image_name, plain, text_encoding
 
 Row = dict[str, Any] | None
 """Null for what is no object."""
 _PEEK_BYTES = 1 << 16
 """At the beginning and the end of a .json, where captions have to be for it to be read."""
+_MOST_BYTES = 1 << 31
+"""Of a .json, which takes four times as many when it is read."""
 _FILE_KEY = re.compile(rb'"[^"\n]+\.(png|jpe?g|webp|bmp|gif|tiff?|ppm)"\s*:', re.IGNORECASE)
 
 
 def line_rows(path: Path) -> Iterator[Row]:
     """An object for each line. Raises ValueError where the file cannot be read."""
     try:
-        with open(path, encoding=text_encoding(path), errors=ERRORS) as lines:
-            for line in filter(None, map(str.strip, lines)):
+        with open(path, encoding=text_encoding(path), errors=ERRORS) as file:
+            for line in filter(None, map(str.strip, bounded_lines(file, path))):
                 try:
                     values = json.loads(line)
                 except (ValueError, RecursionError):
@@ -55,11 +57,14 @@ def looks_like_rows(path: Path, usual_caption: frozenset[str]) -> bool:
 def file_rows(path: Path) -> Iterator[Row]:
     """The rows of a .json. Raises ValueError where it cannot be read, or is none of these forms."""
     try:
-        values = json.loads(path.read_bytes())
+        size = path.stat().st_size
+        values = json.loads(path.read_bytes()) if size <= _MOST_BYTES else None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    if size > _MOST_BYTES:
+        raise ValueError(f"{path}: has {size:,} bytes, and would be read whole: save it as .jsonl, an object a line")
     if isinstance(values, dict) and _objects(values.get("images")):
         return _of_images(values["images"], values.get("annotations"))
     if isinstance(values, dict) and (rows := list(_of_files(values))):
