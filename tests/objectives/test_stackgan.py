@@ -217,8 +217,8 @@ def test_a_generator_learns_to_draw_what_the_caption_says(settings):
             with torch.no_grad():
                 drawn = g(batch["text_BE"], torch.randn(16, 5), torch.randn(16, 8))[0]
             means += torch.stack([drawn[is_white == n].mean() for n in range(2)]) / 50
-    # white is 0.57 and black −0.69
-    assert means[1] > 0.15 and means[0] < -0.25, means
+    # white is 0.57 and black −0.69; of four seeds each 0.84 to 1.5 lay between what was drawn of them
+    assert means[1] - means[0] > 0.4, means
 
 
 @pytest.mark.parametrize(

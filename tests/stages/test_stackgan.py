@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from dalle.checkpoints.checkpoint import latest, open_checkpoint
+from dalle.cli.export import export
 from dalle.cli.train import train
 from dalle.config import TrainStackGAN
 from dalle.config.checks import Hopeless
@@ -96,6 +97,11 @@ def test_what_comes_out_is_the_averaged_generator(whole):
     assert validated
 
 
+def test_a_checkpoint_exports_as_the_model_that_the_run_wrote(whole, tmp_path):
+    export([str(whole), "--output", str(tmp_path / "exported")])
+    assert (tmp_path / "exported" / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
 def test_both_players_learn(whole, shapes_folder):
     """Each by its own step size."""
     checkpoint = open_checkpoint(latest(whole))
@@ -123,11 +129,14 @@ def test_two_processes_are_one(shapes_folder, whole, tmp_path):
     """The same rows, noise, labels and wrong captions; batch normalisation over both."""
     folder = tmp_path / "two"
     run_processes(_TWO, 2, 2, arguments=_arguments(shapes_folder, folder), environment=ON_CPU)
-    # the same sums in another order, then Adam, whose first steps are of one size however small the gradient; six updates
-    for name in ("loss", "discriminator_loss", "kl", "discriminator_wrong"):
-        assert _metrics(folder, name) == pytest.approx(_metrics(whole, name), abs=2e-3), name
-    first = (_metrics(run, "discriminator_loss")[0] for run in (folder, whole))
-    assert next(first) == pytest.approx(next(first), abs=1e-6)
+    # the same sums in another order, then six updates
+    for name in ("loss", "discriminator_loss", "kl", "discriminator_wrong", "gradient_norm"):
+        assert _metrics(folder, name) == pytest.approx(_metrics(whole, name), rel=1e-5), name
+    one, other = (load_file(run / "model.safetensors") for run in (whole, folder))
+    for name, value in one.items():
+        # a bias that batch normalisation takes away again has rounding errors for a gradient, which Adam makes as large as any
+        if not name.startswith("upsample.") or not name.endswith((".1.bias", "running_mean")):
+            torch.testing.assert_close(other[name], value, atol=1e-5, rtol=0, msg=name)
 
 
 def test_accumulation_takes_micro_batches_for_both(shapes_folder, tmp_path):
