@@ -182,6 +182,17 @@ def test_each_player_learns_from_its_own_loss():
         assert held == {id(p) for p in own.parameters()}
 
 
+def test_a_shared_mean_moves_the_conditioning_through_the_image_alone():
+    players, batch = _players(replace(SIZES, text="shared-mean")), _batch()
+    weight = players[0].conditioning.fc.weight
+    fake, mean, _ = players[0](batch["text_BE"], batch["noise_BZ"], batch["epsilon_BC"])
+    fixed, free = (nn.functional.softplus(-players[1](fake, text)).mean() for text in (mean.detach(), mean))
+    expected, other = (torch.autograd.grad(each, weight, retain_graph=True)[0] for each in (fixed, free))
+    loss, _ = GeneratorObjective(*players, StackGANObjective(kl_weight=0.0))(batch)
+    torch.testing.assert_close(torch.autograd.grad(loss, weight)[0], expected)
+    assert not torch.allclose(expected, other)
+
+
 def test_spread_is_a_variance_over_the_batch():
     images = torch.rand(6, 3, 16, 16)
     small = images.numpy().reshape(6, 3, 8, 2, 8, 2).mean(axis=(3, 5))
