@@ -60,7 +60,7 @@ class DiscriminatorObjective(nn.Module):
         wrong = self._loss(wrong_B, batch["wrong_labels_B"], batch["has_wrong_B"])
         fake = self._loss(fake_B, fake_labels_B)
         loss = right + 0.5 * (wrong + fake)
-        metrics = {"right": right, "wrong": wrong, "fake": fake}
+        metrics = {"right": right, "wrong": wrong, "fake": fake, "has_wrong": batch["has_wrong_B"].mean()}
         if model.unconditional is not None:
             alone = self._loss(model.judge_image(features_BCYX), real_labels_B)
             alone = alone + self._loss(model.judge_image(fake_features_BCYX), fake_labels_B)

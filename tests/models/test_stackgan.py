@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from dalle.config import StackGANModel
+from dalle.models.stackgan.blocks import ResBlock
 from dalle.models.stackgan.discriminator import Discriminator
 from dalle.models.stackgan.generators import generator
 
@@ -100,6 +102,15 @@ def test_stage_two_sees_stage_ones_image_and_the_caption():
     assert before.shape == (2, 3, 32, 32)
     assert not torch.equal(model(text, None, epsilon, -low)[0], before)
     assert not torch.equal(model(text + 1, None, epsilon, low)[0], before)
+
+
+def test_a_resblock_adds_to_what_it_is_given():
+    torch.manual_seed(0)
+    block, x = ResBlock(4, biases=True).eval(), torch.randn(2, 4, 5, 5)
+    inner = F.relu(F.conv2d(x, block.conv_1.weight, block.conv_1.bias, padding=1) / (1 + 1e-5) ** 0.5)
+    added = F.conv2d(inner, block.conv_2.weight, block.conv_2.bias, padding=1) / (1 + 1e-5) ** 0.5
+    # of running statistics that are yet 0 and 1
+    torch.testing.assert_close(block(x), (x + added).clamp(min=0))
 
 
 def test_every_switch_changes_the_networks():

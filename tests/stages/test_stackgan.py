@@ -8,12 +8,16 @@ import torch
 from safetensors.torch import load_file
 
 from dalle.checkpoints.checkpoint import latest, open_checkpoint
+from dalle.cli import arguments
+from dalle.cli.export import export
 from dalle.cli.train import train
+from dalle.cluster.topology import World
 from dalle.config import TrainStackGAN
 from dalle.config.checks import Hopeless
 from dalle.models.folder import load_generator, read_header
+from dalle.stages import stackgan
 from tests.processes import ON_CPU, run_processes
-from tests.stages.adversarial.text import embeddings_of
+from tests.stages.adversarial.text import HashCache, HashEncoder, embeddings_of
 
 TINY = [
     *("--model.image_size_px", "16", "--model.text_width", "6", "--model.channels", "4", "--text_encoder", "a6"),
@@ -96,6 +100,11 @@ def test_what_comes_out_is_the_averaged_generator(whole):
     assert validated
 
 
+def test_a_checkpoint_exports_as_the_model_that_the_run_wrote(whole, tmp_path):
+    export([str(whole), "--output", str(tmp_path / "exported")])
+    assert (tmp_path / "exported" / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
 def test_both_players_learn(whole, shapes_folder):
     """Each by its own step size."""
     checkpoint = open_checkpoint(latest(whole))
@@ -106,6 +115,49 @@ def test_both_players_learn(whole, shapes_folder):
         "discriminator/exp_avg/text.weight",
     ):
         assert checkpoint.read(name).abs().sum() > 0
+
+
+def _prepared(parts: list[range], step=5, first_row=0):
+    """What an update's micro-batches are made ready to, of eight pairs of three classes: 0 0 0 0 0 0 1 2."""
+    config = arguments.parse(TrainStackGAN, "test", [*TINY, "--data", "x", "--output", "x", "--run.steps", "9"])
+    captions = [f"caption {n}" for n in range(8)]
+    about = [(f"class {max(0, n - 5)}", f"caption {n}") for n in range(8)]
+    batches = [{"captions": [captions[n] for n in part], "concepts": [about[n] for n in part]} for part in parts]
+    prepare = stackgan._prepare(
+        config, HashCache(Path("x"), HashEncoder()), lambda text_BE, seeds: {"seeds": seeds}, first_row
+    )
+    prepare(batches, step, World(0, 1, torch.device("cpu")))
+    return batches
+
+
+def test_an_update_is_made_ready_row_by_row():
+    (whole,) = _prepared([range(8)])
+    encoded = HashEncoder().encode([f"caption {n}" for n in range(8)])
+    assert torch.equal(whole["text_BE"], encoded)
+    wrong = [encoded.eq(row).all(dim=1).nonzero().item() for row in whole["wrong_text_BE"]]
+    assert all(max(0, a - 5) != max(0, b - 5) for a, b in enumerate(wrong))
+    assert whole["has_wrong_B"].tolist() == 8 * [1.0]
+    assert len(set(whole["seeds"])) == 8 and len(whole["noise_BZ"].unique(dim=0)) == 8
+    halves = _prepared([range(4), range(4, 8)])
+    assert [half["seeds"] for half in halves] == [whole["seeds"][:4], whole["seeds"][4:]]
+    for name in (
+        "text_BE",
+        "wrong_text_BE",
+        "noise_BZ",
+        "epsilon_BC",
+        "real_labels_B",
+        "wrong_labels_B",
+        "fake_labels_B",
+    ):
+        assert torch.equal(torch.cat([half[name] for half in halves]), whole[name]), name
+        if name != "text_BE":
+            assert not torch.equal(_prepared([range(8)], step=6)[0][name], whole[name]), name
+
+
+def test_a_row_without_a_wrong_caption_counts_for_nothing():
+    (batch,) = _prepared([range(4)])  # all of one class
+    assert batch["has_wrong_B"].tolist() == 4 * [0.0]
+    assert torch.equal(batch["wrong_text_BE"], batch["text_BE"])
 
 
 _TWO = """
@@ -123,11 +175,14 @@ def test_two_processes_are_one(shapes_folder, whole, tmp_path):
     """The same rows, noise, labels and wrong captions; batch normalisation over both."""
     folder = tmp_path / "two"
     run_processes(_TWO, 2, 2, arguments=_arguments(shapes_folder, folder), environment=ON_CPU)
-    # the same sums in another order, then Adam, whose first steps are of one size however small the gradient; six updates
-    for name in ("loss", "discriminator_loss", "kl", "discriminator_wrong"):
-        assert _metrics(folder, name) == pytest.approx(_metrics(whole, name), abs=2e-3), name
-    first = (_metrics(run, "discriminator_loss")[0] for run in (folder, whole))
-    assert next(first) == pytest.approx(next(first), abs=1e-6)
+    # the same sums in another order, then six updates
+    for name in ("loss", "discriminator_loss", "kl", "discriminator_wrong", "gradient_norm"):
+        assert _metrics(folder, name) == pytest.approx(_metrics(whole, name), rel=1e-5), name
+    one, other = (load_file(run / "model.safetensors") for run in (whole, folder))
+    for name, value in one.items():
+        # a bias that batch normalisation takes away again has rounding errors for a gradient, which Adam makes as large as any
+        if not name.startswith("upsample.") or not name.endswith((".1.bias", "running_mean")):
+            torch.testing.assert_close(other[name], value, atol=1e-5, rtol=0, msg=name)
 
 
 def test_accumulation_takes_micro_batches_for_both(shapes_folder, tmp_path):
