@@ -28,7 +28,8 @@ FILES = [path for path in ALL if path not in OVERLAYS]
 def _stage(path) -> str:
     keys = set(yaml.safe_load(path.read_text())["model"])
     dvaes = ("dvae", "encoder_width"), ("dvae", "decoder_width")
-    return next(s for s, key in (*dvaes, ("prior", "depth"), ("clip", "patch_px")) if key in keys)
+    others = ("prior", "depth"), ("clip", "patch_px"), ("text-encoder", "recurrent")
+    return next(s for s, key in (*dvaes, *others) if key in keys)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT / "configs")))
@@ -43,9 +44,10 @@ def test_configuration_is_sound(path):
     if stage != "clip":
         from dalle.models.dvae import DVAE
         from dalle.models.prior import Prior
+        from dalle.models.text_encoders.char_cnn_rnn import LetterEncoder
 
         with torch.device("meta"):
-            {"dvae": DVAE, "prior": Prior}[stage](parsed.model)
+            {"dvae": DVAE, "prior": Prior, "text-encoder": LetterEncoder}[stage](parsed.model)
 
 
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda p: p.stem)
@@ -84,6 +86,21 @@ def test_practical_priors_have_the_sizes_of_their_names(name, millions):
     model = _prior(ROOT / f"configs/prior/{name}.yaml")
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.1)
     assert model.config.width // model.config.heads == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("cvpr2016", 1_814_144), ("flowers", 2_994_560), ("birds", 4_045_184)]
+)
+def test_the_published_text_encoders_have_their_sizes(name, parameters):
+    from dalle.models.text_encoders.char_cnn_rnn import CharCNNRNN
+
+    inputs = ["--config", f"text-encoder/{name}", "--data", "x", "--output", "x"]
+    settings = arguments.parse(configs.TrainTextEncoder, "test", inputs)
+    with torch.device("meta"):
+        assert sum(p.numel() for p in CharCNNRNN(settings.model).parameters()) == parameters
+    step_size = settings.optimizer.step_size.over(settings.run.steps)
+    assert step_size(150) == pytest.approx(7e-4 * 0.98, rel=1e-4)  # an epoch of 150 classes, a batch each
+    assert (settings.run.batch_size, settings.optimizer.name) == (40, "RMSprop")
 
 
 def _flat(values, prefix=""):

@@ -6,7 +6,7 @@ import json
 from types import SimpleNamespace
 
 from dalle.cli import arguments
-from dalle.config import CLIPModel, Describe, DVAEModel, PriorModel, TrainTokenizer
+from dalle.config import CharCNNRNNModel, CLIPModel, Describe, DVAEModel, PriorModel, TrainTokenizer
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def describe_file(path: str, tokenizer: str | None = None) -> dict:
     model = arguments.read_yaml(path).get("model")
     if not isinstance(model, dict):
         raise ValueError(f"{path} has no section `model`")
-    classes = {"dvae": DVAEModel, "prior": PriorModel, "clip": CLIPModel}
+    classes = {"dvae": DVAEModel, "prior": PriorModel, "clip": CLIPModel, "text-encoder": CharCNNRNNModel}
     # the kind whose keys these are, or most of them, so that a misspelt one is answered with its nearest
     kind = max(classes, key=lambda k: len(set(model) & set(classes[k].__dataclass_fields__)))
     return _describe(kind, arguments.parse_model(classes[kind], model, "model."), tokenizer)
@@ -45,13 +45,15 @@ def _describe(kind: str, config, tokenizer_file: str | None) -> dict:
     from dalle.models.clip import CLIP
     from dalle.models.dvae import DVAE
     from dalle.models.prior import Prior
+    from dalle.models.text_encoders.char_cnn_rnn import LetterEncoder
     from dalle.text import Tokenizer
 
     tokenizer = Tokenizer.load(tokenizer_file) if tokenizer_file else None
     if kind == "clip" and config.architecture is None and tokenizer is None:
         tokenizer = SimpleNamespace(vocabulary=TrainTokenizer.vocabulary)
     with torch.device("meta"):
-        model = CLIP(config, tokenizer) if kind == "clip" else {"dvae": DVAE, "prior": Prior}[kind](config)
+        others = {"dvae": DVAE, "prior": Prior, "text-encoder": LetterEncoder}
+        model = CLIP(config, tokenizer) if kind == "clip" else others[kind](config)
     parameters = {name: list(p.shape) for name, p in model.named_parameters()}
     counts = {name: p.numel() for name, p in model.named_parameters()}
     parts: dict[str, int] = {}

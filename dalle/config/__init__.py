@@ -27,6 +27,7 @@ from dalle.config.commands.stages import (
     unreached_schedules,
 )
 from dalle.config.commands.study import Study, WorkerChecks
+from dalle.config.commands.text_encoder import TrainTextEncoder
 from dalle.config.models import CLIPModel, DVAEModel, PriorModel
 from dalle.config.run import Compression, Run, Wandb
 from dalle.config.sampling import Sampling
@@ -68,6 +69,7 @@ __all__ = [
     "TrainDVAE",
     "TrainFolder",
     "TrainPrior",
+    "TrainTextEncoder",
     "TrainTokenizer",
     "Wandb",
     "WorkerChecks",

@@ -23,6 +23,7 @@ from dalle.config.commands.stages import (
     TrainTokenizer,
 )
 from dalle.config.commands.study import Study
+from dalle.config.commands.text_encoder import TrainTextEncoder
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,11 @@ PROGRAMS = {
         TrainCLIP,
         "dalle-train-clip --config emoji/clip --data 'shards/{000..006}.tar' --dvae model/dvae "
         "--tokenizer model/tokenizer.json --output model/clip",
+    ),
+    "dalle-train-text-encoder": Program(
+        TrainTextEncoder,
+        "dalle-train-text-encoder --config text-encoder/small --data 'shards/{000..006}.tar' --class_key name "
+        "--output model/text-encoder",
     ),
     "dalle-dedup": Program(
         Dedup, "dalle-dedup --data 'shards/{000..006}.tar' --evaluation shards/valid.tar --output overlap"
