@@ -32,7 +32,7 @@ _READ_TOGETHER = 256
 
 def stage(config: TrainTextEncoder, world: World) -> Stage:
     """The text encoder's training, ready for the loop."""
-    network = _network(config, world)
+    network = features(config.features, world.device)
     counts = {"data": Counts()}
     shards = expand(config.data, config.images.pipes)
     found = read_classes(config, config.data, network, counts["data"])
@@ -66,13 +66,6 @@ def stage(config: TrainTextEncoder, world: World) -> Stage:
         facts={"image_features": network.name, "class_key": config.class_key},
         samples=lambda: counts if world.is_main else {},  # all read the same
     )
-
-
-def _network(config: TrainTextEncoder, world: World) -> Features:
-    try:
-        return features(config.features, world.device)
-    except ValueError as error:
-        raise ValueError(f"features {config.features}: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ from dalle.cli import arguments
 from dalle.cli.export import export
 from dalle.cli.train import train
 from dalle.cluster.topology import World
-from dalle.config import CLIPModel, TrainTextEncoder
+from dalle.config import CharCNNRNNModel, CLIPModel, TrainTextEncoder
 from dalle.data.counts import Counts
 from dalle.models.clip import CLIP
 from dalle.models.folder import read_header, save_weights
 from dalle.models.text_encoders import open_text_encoder
 from dalle.models.text_encoders.char_cnn_rnn import ALPHABET
 from dalle.stages import text_encoder as stages
-from dalle.stages.text_encoder import ClassBatches, read_classes, stage
+from dalle.stages.text_encoder import ClassBatches, Classes, held_out_retrieval, read_classes, stage
 from dalle.text import Tokenizer
 from tests.data.pictures import encoded, flat, write_shard
 from tests.evaluation.tiny_features import TinyFeatures
@@ -230,6 +230,31 @@ def test_the_features_of_a_clip_of_as_many_numbers_are_taken_as_they_are(shards,
     assert made.links["image_features_hash"] == read_header(tmp_path / "clip")["hash"]
 
 
+class _Known:
+    """Whose vectors are told by the class of a picture, and the number in a caption."""
+
+    config = CharCNNRNNModel(caption_chars=100)
+
+    def embed_images(self, features_BE):
+        return features_BE
+
+    def embed_texts(self, letters_BU):
+        return torch.eye(3)[letters_BU[:, 0]]
+
+
+def test_an_image_of_the_same_class_is_right_as_well(monkeypatch):
+    monkeypatch.setattr(stages, "_READ_TOGETHER", 4)
+    classes = np.array([0, 1, 2, 0, 1, 0, 2])
+    data = Classes(
+        np.eye(3, dtype=np.float32)[classes], [["abc"[n], "unread"] for n in classes], classes, ["x", "y", "z"]
+    )
+    found = held_out_retrieval(_Known(), data, _world())
+    assert found["image_to_caption_r1"] == found["caption_to_image_r1"] == 1 and found["candidates"] == 7
+    # a caption that tells another class finds no image of its own
+    wrong = Classes(data.features_NE, [["b"], *data.captions[1:]], classes, data.names)
+    assert held_out_retrieval(_Known(), wrong, _world())["caption_to_image_r1"] == pytest.approx(6 / 7)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -245,7 +270,7 @@ def test_data_that_make_no_batch_are_refused(shards, tiny, options, message):
 
 
 def test_features_that_are_not_there_are_refused(shards):
-    with pytest.raises(ValueError, match=r"^features vgg: .*no such network"):
+    with pytest.raises(ValueError, match=r"^features 'vgg': no such network"):
         stage(_config(shards, "--features", "vgg"), _world())
 
 
