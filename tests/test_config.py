@@ -27,6 +27,17 @@ def test_cosine_schedule_of_the_paper():
     assert kl_weight(5000) == kl_weight(10**9) == pytest.approx(6.6)
 
 
+def test_exponential_schedule():
+    """× 0.98 an epoch of 150 updates, for 300 epochs."""
+    schedule = Schedule(7e-4, 7e-4 * 0.98**300, end_step=45_000, shape="exponential", warmup_steps=2)
+    for epoch in (1, 2, 150, 300):
+        assert schedule(150 * epoch) == pytest.approx(7e-4 * 0.98**epoch)
+    assert schedule(0) == 3.5e-4 and schedule(10**6) == schedule(45_000)
+    for start, end in ((1.0, 0.0), (-1.0, 1.0)):
+        with pytest.raises(ValueError, match="an exponential shape needs both to be positive"):
+            Schedule(start, end, end_step=5, shape="exponential")
+
+
 def test_linear_schedule_with_a_start_and_warmup():
     schedule = Schedule(1.0, 0.0, begin_step=10, end_step=20, shape="linear", warmup_steps=4)
     assert [schedule(step) for step in (0, 3, 10, 15, 20)] == [0.25, 1.0, 1.0, 0.5, 0.0]

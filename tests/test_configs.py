@@ -30,7 +30,12 @@ FILES = [path for path in ALL if path not in (*OVERLAYS, STAGE_TWO)]
 def _stage(path) -> str:
     keys = set(yaml.safe_load(path.read_text())["model"])
     dvaes = ("dvae", "encoder_width"), ("dvae", "decoder_width")
-    others = ("prior", "depth"), ("clip", "patch_px"), ("stackgan", "discriminator_channels")
+    others = (
+        ("prior", "depth"),
+        ("clip", "patch_px"),
+        ("stackgan", "discriminator_channels"),
+        ("text-encoder", "recurrent"),
+    )
     return next(s for s, key in (*dvaes, *others) if key in keys)
 
 
@@ -51,9 +56,16 @@ def test_configuration_is_sound(path):
         from dalle.models.prior import Prior
         from dalle.models.stackgan.discriminator import Discriminator
         from dalle.models.stackgan.generators import generator
+        from dalle.models.text_encoders.char_cnn_rnn import LetterEncoder
 
+        made = {
+            "dvae": [DVAE],
+            "prior": [Prior],
+            "stackgan": [generator, Discriminator],
+            "text-encoder": [LetterEncoder],
+        }
         with torch.device("meta"):
-            for make in {"dvae": [DVAE], "prior": [Prior], "stackgan": [generator, Discriminator]}[stage]:
+            for make in made[stage]:
                 make(parsed.model)
 
 
@@ -130,6 +142,21 @@ def test_practical_priors_have_the_sizes_of_their_names(name, millions):
     model = _prior(ROOT / f"configs/prior/{name}.yaml")
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.1)
     assert model.config.width // model.config.heads == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("cvpr2016", 1_814_144), ("flowers", 2_994_560), ("birds", 4_045_184)]
+)
+def test_the_published_text_encoders_have_their_sizes(name, parameters):
+    from dalle.models.text_encoders.char_cnn_rnn import CharCNNRNN
+
+    inputs = ["--config", f"text-encoder/{name}", "--data", "x", "--output", "x"]
+    settings = arguments.parse(configs.TrainTextEncoder, "test", inputs)
+    with torch.device("meta"):
+        assert sum(p.numel() for p in CharCNNRNN(settings.model).parameters()) == parameters
+    step_size = settings.optimizer.step_size.over(settings.run.steps)
+    assert step_size(150) == pytest.approx(7e-4 * 0.98, rel=1e-4)  # an epoch of 150 classes, a batch each
+    assert (settings.run.batch_size, settings.optimizer.name) == (40, "RMSprop")
 
 
 def _flat(values, prefix=""):

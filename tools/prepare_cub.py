@@ -161,7 +161,8 @@ def cropped(path: Path, box: tuple[float, float, float, float], size_px: int) ->
 
 
 def crop_window(size: tuple[int, int], box: tuple[float, float, float, float]) -> tuple[area.Box, float]:
-    """The part of an image that is kept, and the share of its longer side that the box's longer side takes, more than `RATIO`.
+    """The part of an image that is kept, and the share of its longer side that the box's longer side takes, more than `RATIO` for
+    boxes of three pixels or more.
 
     It is a square around the box's centre, as large as that share allows, moved to lie within the image, and no larger than the
     image's shorter side. Only where the box itself is longer than that it is no square, and is squeezed to one, as in the
@@ -172,8 +173,7 @@ def crop_window(size: tuple[int, int], box: tuple[float, float, float, float]) -
         box: left, top, right, bottom within it
     """
     longer = max(box[2] - box[0], box[3] - box[1])
-    side = min(math.ceil(longer / RATIO) - 1, max(math.ceil(longer), min(size)))
-    side = max(side, math.ceil(longer))
+    side = max(math.ceil(longer), min(math.ceil(longer / RATIO) - 1, *size))
     edges = []
     for axis in (0, 1):
         length = min(side, size[axis])

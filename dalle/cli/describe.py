@@ -6,7 +6,7 @@ import json
 from types import SimpleNamespace
 
 from dalle.cli import arguments
-from dalle.config import CLIPModel, Describe, DVAEModel, PriorModel, StackGANModel, TrainTokenizer
+from dalle.config import CharCNNRNNModel, CLIPModel, Describe, DVAEModel, PriorModel, StackGANModel, TrainTokenizer
 
 
 def main() -> None:
@@ -33,7 +33,13 @@ def describe_file(path: str, tokenizer: str | None = None) -> dict:
     model = arguments.read_yaml(path).get("model")
     if not isinstance(model, dict):
         raise ValueError(f"{path} has no section `model`")
-    classes = {"dvae": DVAEModel, "prior": PriorModel, "clip": CLIPModel, "stackgan": StackGANModel}
+    classes = {
+        "dvae": DVAEModel,
+        "prior": PriorModel,
+        "clip": CLIPModel,
+        "stackgan": StackGANModel,
+        "text-encoder": CharCNNRNNModel,
+    }
     # the kind whose keys these are, or most of them, so that a misspelt one is answered with its nearest
     kind = max(classes, key=lambda k: len(set(model) & set(classes[k].__dataclass_fields__)))
     return _describe(kind, arguments.parse_model(classes[kind], model, "model."), tokenizer)
@@ -48,6 +54,7 @@ def _describe(kind: str, config, tokenizer_file: str | None) -> dict:
     from dalle.models.prior import Prior
     from dalle.models.stackgan.discriminator import Discriminator
     from dalle.models.stackgan.generators import generator
+    from dalle.models.text_encoders.char_cnn_rnn import LetterEncoder
     from dalle.text import Tokenizer
 
     tokenizer = Tokenizer.load(tokenizer_file) if tokenizer_file else None
@@ -57,7 +64,8 @@ def _describe(kind: str, config, tokenizer_file: str | None) -> dict:
         if kind == "stackgan":
             model = nn.ModuleDict({"generator": generator(config), "discriminator": Discriminator(config)})
         else:
-            model = CLIP(config, tokenizer) if kind == "clip" else {"dvae": DVAE, "prior": Prior}[kind](config)
+            others = {"dvae": DVAE, "prior": Prior, "text-encoder": LetterEncoder}
+            model = CLIP(config, tokenizer) if kind == "clip" else others[kind](config)
     parameters = {name: list(p.shape) for name, p in model.named_parameters()}
     counts = {name: p.numel() for name, p in model.named_parameters()}
     parts: dict[str, int] = {}

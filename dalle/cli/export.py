@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dalle.cli import arguments
-from dalle.config import CLIPModel, DVAEModel, Export, PriorModel, StackGANModel
+from dalle.config import CharCNNRNNModel, CLIPModel, DVAEModel, Export, PriorModel, StackGANModel
 from dalle.config.checks import warn
 from dalle.outputs.ownership import claimed, read_mark, remove_mark, unfinished
 from dalle.ready.files import ATTRIBUTION, CARD, PART_FILES, PARTS
@@ -26,7 +26,13 @@ if TYPE_CHECKING:
     from dalle.models.weights import WeightsFile
 
 _COMMAND = "dalle-export"
-_MODELS = {"dvae": DVAEModel, "prior": PriorModel, "clip": CLIPModel, "stackgan": StackGANModel}
+_MODELS = {
+    "dvae": DVAEModel,
+    "prior": PriorModel,
+    "clip": CLIPModel,
+    "stackgan": StackGANModel,
+    "text-encoder": CharCNNRNNModel,
+}
 _FILES = ("config.yaml", "tokenizer.json", "tokenizer.words.json")
 """What a run's folder holds, beside its weights, that its model needs."""
 _NO_LINKS = ("kind", "config", "hash", "checksums", "seal")
@@ -180,7 +186,9 @@ def _say_links(path: Path, dtype: str, renamed: dict[str, str]) -> None:
         )
 
 
-def _identity(checkpoint: Checkpoint) -> tuple[str, DVAEModel | PriorModel | CLIPModel | StackGANModel, dict[str, str]]:
+def _identity(
+    checkpoint: Checkpoint,
+) -> tuple[str, DVAEModel | PriorModel | CLIPModel | StackGANModel | CharCNNRNNModel, dict[str, str]]:
     """Kind, sizes and links of the model that the checkpoint is of."""
     identity = checkpoint.values.get("export")
     if identity is None:

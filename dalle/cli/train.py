@@ -1,4 +1,4 @@
-"""The four training commands: `dalle-train-dvae`, `dalle-train-prior`, `dalle-train-clip`, `dalle-train-stackgan`.
+"""The training commands: `dalle-train-` with `dvae`, `prior`, `clip`, `stackgan`, `text-encoder`.
 
 All follow one road: read the settings, refuse what cannot work, join the other processes, build the stage, train.
 """
@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dalle.cli import arguments
-from dalle.config import TrainCLIP, TrainDVAE, TrainPrior, TrainStackGAN, unreached_schedules
+from dalle.config import (
+    TrainCLIP,
+    TrainDVAE,
+    TrainPrior,
+    TrainStackGAN,
+    TrainTextEncoder,
+    unreached_schedules,
+)
 from dalle.config.checks import SaidByAll
 from dalle.outputs.ownership import check, claimed, read_mark
 from dalle.outputs.run_files import WRITES
@@ -25,8 +32,14 @@ if TYPE_CHECKING:
     from dalle.cluster.topology import World
     from dalle.cluster.watch import Watch
 
-_COMMANDS = ("dalle-train-dvae", "dalle-train-prior", "dalle-train-clip", "dalle-train-stackgan")
-_Settings = TrainDVAE | TrainPrior | TrainCLIP | TrainStackGAN
+_COMMANDS = (
+    "dalle-train-dvae",
+    "dalle-train-prior",
+    "dalle-train-clip",
+    "dalle-train-stackgan",
+    "dalle-train-text-encoder",
+)
+Training = TrainDVAE | TrainPrior | TrainCLIP | TrainStackGAN | TrainTextEncoder
 
 
 def train_dvae() -> None:
@@ -47,6 +60,11 @@ def train_clip() -> None:
 def train_stackgan() -> None:
     """Console script `dalle-train-stackgan`."""
     arguments.run(lambda: _finish(train("stackgan", TrainStackGAN)), "dalle-train-stackgan")
+
+
+def train_text_encoder() -> None:
+    """Console script `dalle-train-text-encoder`."""
+    arguments.run(lambda: _finish(train("text-encoder", TrainTextEncoder)), "dalle-train-text-encoder")
 
 
 def _finish(finished: bool) -> None:
@@ -93,7 +111,7 @@ def train(kind: str, cls: type, argv: list[str] | None = None, alone: bool = Tru
                 from dalle.stages.best_of.drawing import draw_best
 
                 draw_best(found, world, lambda phase: watch.mark(0, phase))
-            stage = importlib.import_module(f"dalle.stages.{kind}").stage(found, world)
+            stage = importlib.import_module(f"dalle.stages.{kind.replace('-', '_')}").stage(found, world)
             stage.warnings += unreached_schedules(config)
             stage.is_alone = alone
             # a resumed run is described as the whole run, which another one may repeat; models as they were named
@@ -186,10 +204,10 @@ def _settings_of_start(argv: list[str], kind: str) -> list[str]:
     return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in found.items()]
 
 
-def _with_folders(config: _Settings, kind: str) -> _Settings:
+def _with_folders(config: Training, kind: str) -> Training:
     """The settings with folders where they name finished models: ready ones, or those of the Hub (`dalle.ready`). A tokenizer may be
     named by the prior that has it. Of a run that has a checkpoint, what it began with may be gone."""
-    if isinstance(config, TrainStackGAN):
+    if isinstance(config, TrainStackGAN | TrainTextEncoder):
         return config
     found = {}
     if config.start_from is not None and not (config.resume and _holds_checkpoint(Path(config.output))):
@@ -212,7 +230,7 @@ def _find_part(name: str, part: str, setting: str) -> Path:
         raise ValueError(str(error).replace(f"{part} {name}: ", f"{setting} {name}: ", 1)) from None
 
 
-def _check_same_start(folder: Path, config: _Settings) -> None:
+def _check_same_start(folder: Path, config: Training) -> None:
     """Raises ValueError where a run that is resumed is said to have begun with something else than it has."""
     own = folder / "config.yaml"
     before = arguments.read_yaml(str(own)) if own.is_file() else asdict(config)

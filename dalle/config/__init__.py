@@ -28,6 +28,7 @@ from dalle.config.commands.stages import (
     TrainTokenizer,
 )
 from dalle.config.commands.study import Study, WorkerChecks
+from dalle.config.commands.text_encoder import TrainTextEncoder
 from dalle.config.models import CLIPModel, DVAEModel, PriorModel
 from dalle.config.run import Compression, Run, Wandb
 from dalle.config.sampling import Sampling
@@ -73,6 +74,7 @@ __all__ = [
     "TrainFolder",
     "TrainPrior",
     "TrainStackGAN",
+    "TrainTextEncoder",
     "TrainTokenizer",
     "Wandb",
     "WorkerChecks",

@@ -24,6 +24,7 @@ from dalle.config.commands.stages import (
     TrainTokenizer,
 )
 from dalle.config.commands.study import Study
+from dalle.config.commands.text_encoder import TrainTextEncoder
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,11 @@ PROGRAMS = {
     "dalle-train-stackgan": Program(
         TrainStackGAN,
         "dalle-train-stackgan --config stackgan/f --data 'shards/{000..006}.tar' --text_encoder bert:all-minilm-l6-v2 --output gan",
+    ),
+    "dalle-train-text-encoder": Program(
+        TrainTextEncoder,
+        "dalle-train-text-encoder --config text-encoder/small --data 'shards/{000..006}.tar' --class_key name "
+        "--output model/text-encoder",
     ),
     "dalle-dedup": Program(
         Dedup, "dalle-dedup --data 'shards/{000..006}.tar' --evaluation shards/valid.tar --output overlap"

@@ -31,8 +31,8 @@ class Schedule:
         begin_step: update at which the change begins, or the share of the run
         end_step: update at which `end` is reached, or the share of the run, "100%" for all of it; equal to `begin_step` for a
             constant, `start` and `end` alike
-        shape: "cosine" (the paper's, appendix A.2), "linear", or "halving": halved at equal intervals, as StackGAN is trained, so
-            often that `end` is reached at `end_step`
+        shape: "cosine" (the paper's, appendix A.2), "linear", "exponential", the same factor in each update, or "halving": halved at
+            equal intervals, as StackGAN is trained, so often that `end` is reached at `end_step`
         warmup_steps: over these first updates, or this share of the run, the value is also multiplied by a factor that grows
             linearly to 1
     """
@@ -41,7 +41,7 @@ class Schedule:
     end: float
     begin_step: int | str = 0
     end_step: int | str = 0
-    shape: Literal["cosine", "linear", "halving"] = "cosine"
+    shape: Literal["cosine", "linear", "exponential", "halving"] = "cosine"
     warmup_steps: int | str = 0
 
     def __post_init__(self) -> None:
@@ -66,6 +66,10 @@ class Schedule:
                 halvings >= 1 and abs(halvings - round(halvings)) < 1e-6,
                 f"end {self.end} with shape halving: must be start {self.start} halved a whole number of times",
             )
+        require(
+            self.shape != "exponential" or min(self.start, self.end) > 0,
+            f"start {self.start} and end {self.end}: an exponential shape needs both to be positive",
+        )
 
     def over(self, run_steps: int) -> Schedule:
         """The same, all in updates, in a run of `run_steps`."""
@@ -106,6 +110,8 @@ class Schedule:
             return self.start * 0.5 ** math.floor(progress * halvings) * warmup
         if self.shape == "cosine":
             progress = 0.5 * (1.0 - math.cos(math.pi * progress))
+        elif self.shape == "exponential":
+            return self.start * (self.end / self.start) ** progress * warmup
         return (self.start + (self.end - self.start) * progress) * warmup
 
 
@@ -181,6 +187,8 @@ class Optimizer:
 
     Args:
         step_size: the learning rate
+        method: "adamw", or "rmsprop" (the char-CNN-RNN's): no running mean, so beta1 is 0, no correction of the variance's
+            beginning, and no weight decay
         beta1: decay of the running mean
         beta2: decay of the running variance
         epsilon: added to the root of the variance
@@ -196,6 +204,7 @@ class Optimizer:
     """
 
     step_size: Schedule
+    method: Literal["adamw", "rmsprop"] = "adamw"
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
@@ -229,6 +238,25 @@ class Optimizer:
             f"moments {self.moments} with beta1 {self.beta1} and beta2 {self.beta2}: 16 bits cannot hold a decay as slow as "
             "0.999; the paper's beta2 is 0.96",
         )
+        for name, plain in (
+            ("beta1", 0),
+            ("weight_decay", 0),
+            ("muon_step_size_factor", None),
+            ("moments", "fp32"),
+            ("variance_limit", None),
+        ):
+            found = getattr(self, name)
+            require(
+                self.method != "rmsprop" or found == plain,
+                f"{name} {found} with method rmsprop, which has none: set it to {'null' if plain is None else plain}",
+            )
+
+    @property
+    def name(self) -> str:
+        """What updates the weights, as a checkpoint calls it."""
+        if self.method == "rmsprop":
+            return "RMSprop"
+        return "AdamW" if self.muon_step_size_factor is None else "Muon"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""AdamW as the paper uses it (appendices A.2 and B.2), and Muon beside it for trainings of minutes.
+"""AdamW as the paper uses it (appendices A.2 and B.2), Muon beside it for trainings of minutes, and RMSprop for text encoders.
 
 For the prior the paper clips the running variance and keeps the moments of the resblocks' matrices in 16 bits, as codes
 of `lowbit`. Where neither is asked for, PyTorch's fused AdamW does it all.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
@@ -25,13 +25,15 @@ _PIECE = {"cpu": 2**16, "cuda": 2**24}
 start the next piece."""
 
 
-def build(model: nn.Module, config: Optimizer) -> torch.optim.AdamW:
+def build(model: nn.Module, config: Optimizer) -> torch.optim.Optimizer:
     """Fused AdamW; or with 16-bit moments or a limit of the variance, `PaperAdamW`; or `MuonAdamW` where the configuration
-    asks for Muon. Weight decay is for matrices and kernels, not for gains and biases (our choice: the paper is silent).
+    asks for Muon; or `RMSprop`. Weight decay is for matrices and kernels, not for gains and biases (our choice: the paper is silent).
 
     What is kept in different formats is in different groups, for ZeRO lays the parameters of a group end to end.
     """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if config.method == "rmsprop":
+        return RMSprop(parameters.values(), config.step_size.start, config.beta2, config.epsilon)
     matrices = {name: p for name, p in parameters.items() if _is_resblock_matrix(name, p)}
     input_major = {id(module.weight) for module in model.modules() if isinstance(module, InputMajorLinear)}
     muon = list(matrices.values()) if config.muon_step_size_factor else []
@@ -200,6 +202,39 @@ class MuonAdamW(PaperAdamW):
             for (weight, _), direction in zip(pairs, directions, strict=True):
                 weight.mul_(1 - step * group["weight_decay"])
                 weight.add_(direction, alpha=-step * max(1, rows / columns) ** 0.5)
+
+
+class RMSprop(torch.optim.Optimizer):
+    """θ ← θ − lr · g / (√v + ε), v ← β v + (1 − β) g² from 0 on: PyTorch's RMSprop without momentum, but that its state has
+    AdamW's names, by which checkpoints know it, and that a one in `found_inf` skips the update, as in PyTorch's fused AdamW.
+
+    Args:
+        parameters: to be updated
+        lr: the step size, which the engine sets before each update
+        beta: decay of the running variance
+        eps: added to its root
+    """
+
+    found_inf: torch.Tensor | None = None
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, beta: float, eps: float):
+        super().__init__(list(parameters), {"lr": lr, "beta": beta, "eps": eps})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state.update(step=torch.zeros((), device=p.device), exp_avg_sq=torch.zeros_like(p))
+                skip = None if self.found_inf is None else self.found_inf.to(p.device) > 0
+                variance = torch.lerp(p.grad.square(), state["exp_avg_sq"], group["beta"])
+                new = p - group["lr"] * p.grad / (variance.sqrt() + group["eps"])
+                for old, value in ((p, new), (state["exp_avg_sq"], variance), (state["step"], state["step"] + 1)):
+                    old.copy_(value if skip is None else torch.where(skip, old, value))
 
 
 def orthogonalized(matrices_NRC: torch.Tensor) -> torch.Tensor:

@@ -150,8 +150,7 @@ class Saver:
         if self.stage.kind != "prior":  # whose loss alone is a mean over the whole batch, however it is taken apart
             names.append("accumulation_steps")
         run = {f"run.{name}": getattr(self.run, name) for name in names}
-        muon = self.optimizer.muon_step_size_factor is not None
-        optimizer = {"optimizer": "Muon" if muon else "AdamW", "optimizer.moments": self.optimizer.moments}
+        optimizer = {"optimizer": self.optimizer.name, "optimizer.moments": self.optimizer.moments}
         if self.optimizer.plateau:
             optimizer["optimizer.plateau"] = asdict(self.optimizer.plateau)
         return json.loads(json.dumps({"kind": self.stage.kind, **model, **run, **optimizer, **self.stage.links}))

@@ -383,3 +383,31 @@ def test_orthogonalized_keeps_the_singular_vectors():
     u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
     aligned = torch.diagonal(u.mT @ orthogonalized(matrix) @ vh.mT, dim1=1, dim2=2)
     assert aligned.min() > 0.5
+
+
+def test_rmsprop_is_pytorchs_without_momentum_and_skips_where_it_is_told_to():
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3)).to(DEVICE)
+    theirs = copy.deepcopy(ours)
+    settings = Optimizer(Schedule(7e-3, 7e-3), method="rmsprop", beta1=0, beta2=0.9, epsilon=1e-3, weight_decay=0)
+    mine = build(ours, settings)
+    other = torch.optim.RMSprop(theirs.parameters(), lr=7e-3, alpha=0.9, eps=1e-3)
+    for seed in range(5):
+        for model, optimizer in ((ours, mine), (theirs, other)):
+            torch.manual_seed(seed)
+            for p in model.parameters():
+                p.grad = torch.randn_like(p)
+            optimizer.step()
+        for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+            # the same sums, in another order of operations
+            torch.testing.assert_close(p, q, rtol=0, atol=1e-6)
+    assert {name for state in mine.state.values() for name in state} == {"step", "exp_avg_sq"}
+    before = copy.deepcopy((ours.state_dict(), mine.state_dict()["state"]))
+    mine.found_inf = torch.tensor(1.0)
+    next(ours.parameters()).grad[:] = torch.inf
+    mine.step()
+    torch.testing.assert_close((ours.state_dict(), mine.state_dict()["state"]), before, rtol=0, atol=0)
+    mine.found_inf = torch.tensor(0.0)
+    next(ours.parameters()).grad[:] = 1
+    mine.step()
+    assert mine.state[next(ours.parameters())]["step"] == 6

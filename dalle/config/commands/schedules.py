@@ -6,9 +6,10 @@ from dataclasses import fields
 
 from dalle.config.commands.stackgan import TrainStackGAN
 from dalle.config.commands.stages import TrainCLIP, TrainDVAE, TrainPrior
+from dalle.config.commands.text_encoder import TrainTextEncoder
 
 
-def unreached_schedules(config: TrainDVAE | TrainPrior | TrainCLIP | TrainStackGAN) -> list[str]:
+def unreached_schedules(config: TrainDVAE | TrainPrior | TrainCLIP | TrainStackGAN | TrainTextEncoder) -> list[str]:
     """For each schedule whose end lies beyond the run, a sentence that names it."""
     schedules = {"optimizer.step_size": config.optimizer.step_size}
     if isinstance(config, TrainStackGAN):

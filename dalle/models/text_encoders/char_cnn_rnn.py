@@ -147,8 +147,7 @@ def load_letter_encoder(folder: str, device: torch.device | str = "cpu") -> Lett
     """The encoder of a folder of `dalle-train-text-encoder`, in evaluation mode. Raises ValueError when it holds none, is
     damaged or not finite."""
     config = model_folder.read_config(folder, "text-encoder")
-    with model_folder.Weightless():
-        model = LetterEncoder(config)
+    model = model_folder.weightless(lambda: LetterEncoder(config), folder)
     return model_folder.load_into(model, folder, device)
 
 
