@@ -37,7 +37,10 @@ class CharCNNRNNModel:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "channels", "embedding_width", "caption_chars")
-        require(min(self.first_widths) >= 1, f"first_widths {self.first_widths}: must be positive")
+        require(
+            len(self.first_widths) == 2 and min(self.first_widths) >= 1,
+            f"first_widths {list(self.first_widths)}: must be two positive numbers",
+        )
         require(self.image_width is None or self.image_width >= 1, f"image_width {self.image_width}: must be positive")
         require(self.steps >= 1, f"caption_chars {self.caption_chars}: too few for three convolutions and their pools")
 

@@ -128,7 +128,9 @@ def _is_a(value, kind) -> bool:
         return any(_is_a(value, each) for each in get_args(kind))
     if get_origin(kind) is tuple:
         return isinstance(value, tuple) and len(value) <= _MOST_GROUPS and all(_is_a(each, int) for each in value)
-    return (isinstance(value, kind) or (kind is float and isinstance(value, int))) and not isinstance(value, bool)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, kind) or (kind is float and isinstance(value, int))
 
 
 def read_start(folder: str | Path, kind: str):

@@ -197,8 +197,8 @@ def test_bad_input(run, prior, tmp_path):
     refused(run, "--dtype", "int8", match="dtype int8: must be one of fp32, bf16, fp16")
 
     (other := tmp_path / "other").mkdir()
-    _save(other, 1, "stackgan", PRIOR, {}, _tensors(prior))
-    refused(other, match="kind stackgan: known are dvae, prior, clip")
+    _save(other, 1, "diffusion", PRIOR, {}, _tensors(prior))
+    refused(other, match="kind diffusion: known are dvae, prior, clip")
     checkpoint.save(other, 2, [], {}, keep=5, world=ALONE)
     refused(other, match="does not say what model it is of")
     _save(other, 3, "prior", PRIOR, {}, _tensors(prior, averages=False))

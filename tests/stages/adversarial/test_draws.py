@@ -3,7 +3,8 @@
 import torch
 
 from dalle.config import StackGANModel, StackGANObjective
-from dalle.stages.adversarial.draws import labels, noise, row_seeds
+from dalle.models.stackgan.noise import noise
+from dalle.stages.adversarial.draws import labels, row_seeds
 
 SIZES = StackGANModel(image_size_px=8, noise_width=5, condition_width=8)
 SOFT = StackGANObjective(real_labels=(0.9, 0.95), fake_labels=(0.1, 0.15), flipped=0.2)
