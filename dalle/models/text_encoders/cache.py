@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -182,10 +182,12 @@ class _Chunks(Mapping):
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Within the block no other process of this machine saves a cache in the folder. It is the folder that is locked: a lock
-    file would stay behind."""
+    file would stay behind. Some network file systems lock no folders: of two that save at once there, one may write over what
+    the other has added, and that is computed anew."""
     held = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX)
+        with suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_EX)
         yield
     finally:
         os.close(held)
