@@ -94,6 +94,7 @@ def stage(config: TrainStackGAN, world: World) -> Stage:
         highlights=("discriminator_loss", "spread"),
         links=links,
         facts={"text_encoder": encoder.name},
+        next_command=f'dalle-sample --model {config.output} "CAPTION"',
         trained_on=f"{len(batches.shards)} shards of pairs",
     )
 
