@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs without an installation
 
-from benchmarks import compress, dvae, link, measures, prior, ready, rerank, sample
+from benchmarks import compress, dvae, link, measures, prior, ready, rerank, sample, stackgan
 
 BENCHMARKS = {
     "dvae": dvae,
@@ -32,8 +32,9 @@ BENCHMARKS = {
     "rerank": rerank,
     "measures": measures,
     "ready": ready,
+    "stackgan": stackgan,
 }
-_STEPS = ("dvae", "prior")
+_STEPS = ("dvae", "prior", "stackgan")
 """Of one process, timed in turns with peers'; the others have options of their own."""
 
 
