@@ -21,8 +21,14 @@ _SPREAD_PX = 8
 """Side of the pictures in which spread is measured."""
 
 
+def draw(model: Generator, batch: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images fp32 [B, 3, Y, X] in [−1, 1] of a batch's captions and noise, and mean and log variance of their condition. What is put into
+    the batch as `drawn` before the players move is drawn once for both, with the gradients that the generator's move needs."""
+    return model(batch["text_BE"], batch["noise_BZ"], batch["epsilon_BC"], batch.get("low_BCYX"))
+
+
 class DiscriminatorObjective(nn.Module):
-    """The discriminator's loss, on fakes that are made without gradients.
+    """The discriminator's loss, on fakes through which no gradients go.
 
     Args:
         model: the discriminator
@@ -41,13 +47,13 @@ class DiscriminatorObjective(nn.Module):
         Args:
             batch: `images_BCYX` uint8; `text_BE` of its captions and `wrong_text_BE` of others, `has_wrong_B`, 1 where there is one;
                 `noise_BZ` and `epsilon_BC`, standard normal; `real_labels_B`, `wrong_labels_B` and `fake_labels_B`; in stage two
-                `low_BCYX`, stage one's images
+                `low_BCYX`, stage one's images. `drawn`, where it is there, is what `draw` makes of it
         """
         (against,), config, model = self._against, self.config, self.model
         real_BCYX = signed(batch["images_BCYX"])
         text_BE, wrong_BE = batch["text_BE"], batch["wrong_text_BE"]
         with torch.no_grad():
-            fake_BCYX = against(text_BE, batch["noise_BZ"], batch["epsilon_BC"], batch.get("low_BCYX"))[0]
+            fake_BCYX = (batch.get("drawn") or draw(against, batch))[0].detach()
             if model.text is None:
                 text_BE, wrong_BE = (against.conditioning(each_BE)[0] for each_BE in (text_BE, wrong_BE))
         features_BCYX = model.features(real_BCYX)
@@ -106,9 +112,7 @@ class GeneratorObjective(nn.Module):
             batch: as the discriminator's
         """
         (against,), config = self._against, self.config
-        fake_BCYX, mean_BC, log_variance_BC = self.model(
-            batch["text_BE"], batch["noise_BZ"], batch["epsilon_BC"], batch.get("low_BCYX")
-        )
+        fake_BCYX, mean_BC, log_variance_BC = batch.get("drawn") or draw(self.model, batch)
         # as the family has it: the condition is not moved by what the discriminator makes of it
         text_BE = mean_BC.detach() if against.text is None else batch["text_BE"]
         features_BCYX = against.features(fake_BCYX)

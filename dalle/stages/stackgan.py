@@ -19,11 +19,12 @@ from dalle.models.folder import check_link, load_generator, read_config, read_he
 from dalle.models.stackgan.discriminator import Discriminator
 from dalle.models.stackgan.generators import Generator, generator
 from dalle.models.stackgan.noise import noise
-from dalle.objectives.stackgan import DiscriminatorObjective, GeneratorObjective
+from dalle.objectives.stackgan import DiscriminatorObjective, GeneratorObjective, draw
 from dalle.stages.adversarial.collapse import Collapse
 from dalle.stages.adversarial.draws import labels, row_seeds
 from dalle.stages.adversarial.validation import Validation
 from dalle.stages.adversarial.wrong import check_concepts, wrong_row_seeds, wrong_rows
+from dalle.training.seeds import derived_seed
 from dalle.training.stage import Opponent, Stage
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def stage(config: TrainStackGAN, world: World) -> Stage:
         units_per_sample=1,
         data=batches.shards,
         model_config=config.model,
-        prepare=_prepare(config, embeddings, low, batches.first_row),
+        prepare=_prepare(config, model, embeddings, low, batches.first_row),
         validate=validation.figures if validation else None,
         draw=validation.pictures if validation else None,
         check=collapse.check,
@@ -109,7 +110,7 @@ def embeddings_of(config: TrainStackGAN, world: World) -> EmbeddingCache:
 
 
 def _prepare(
-    config: TrainStackGAN, embeddings: EmbeddingCache, low: Callable, first_row: int
+    config: TrainStackGAN, model: Generator, embeddings: EmbeddingCache, low: Callable, first_row: int
 ) -> Callable[[list[dict], int, World], None]:
     def prepare(micro_batches: list[dict], step: int, world: World) -> None:
         captions = [caption for batch in micro_batches for caption in batch["captions"]]
@@ -136,8 +137,17 @@ def _prepare(
             mine = slice(number * size, (number + 1) * size)
             batch |= {name: value[mine].to(world.device, non_blocking=True) for name, value in made.items()}
             batch |= low(batch["text_BE"], seeds[mine])
+        # once for both players' moves, between which the generator stays as it is; dropout is the one thing that is drawn there
+        torch.manual_seed(derived_seed(config.run.seed, step, world.rank))
+        with _products(config, world.device):
+            for batch in micro_batches:
+                batch["drawn"] = draw(model, batch)
 
     return prepare
+
+
+def _products(config: TrainStackGAN, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.run.precision == "bf16")
 
 
 @torch.no_grad()
@@ -148,7 +158,7 @@ def _low(
     if first is None:
         return {}
     given = {name: value.to(device) for name, value in noise(first.config, seeds).items()}
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.run.precision == "bf16"):
+    with _products(config, device):
         return {"low_BCYX": first(text_BE, given["noise_BZ"], given["epsilon_BC"])[0]}
 
 

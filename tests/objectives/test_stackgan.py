@@ -15,6 +15,7 @@ from dalle.models.stackgan.generators import generator
 from dalle.objectives.stackgan import (
     DiscriminatorObjective,
     GeneratorObjective,
+    draw,
     gradient_penalty,
     kl_divergence,
     spread,
@@ -36,14 +37,14 @@ def _players(config=SIZES):
 
 
 def _batch(rows=4):
-    draw = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
     return {
-        "images_BCYX": torch.randint(0, 256, (rows, 3, 8, 8), dtype=torch.uint8, generator=draw),
-        "text_BE": torch.randn(rows, 6, generator=draw),
-        "wrong_text_BE": torch.randn(rows, 6, generator=draw),
+        "images_BCYX": torch.randint(0, 256, (rows, 3, 8, 8), dtype=torch.uint8, generator=generator),
+        "text_BE": torch.randn(rows, 6, generator=generator),
+        "wrong_text_BE": torch.randn(rows, 6, generator=generator),
         "has_wrong_B": torch.tensor([1.0, 1.0, 0.0, 1.0]),
-        "noise_BZ": torch.randn(rows, 5, generator=draw),
-        "epsilon_BC": torch.randn(rows, 8, generator=draw),
+        "noise_BZ": torch.randn(rows, 5, generator=generator),
+        "epsilon_BC": torch.randn(rows, 8, generator=generator),
         "real_labels_B": torch.tensor([1.0, 0.9, 0.95, 0.1]),
         "wrong_labels_B": torch.tensor([0.0, 0.1, 0.15, 0.1]),
         "fake_labels_B": torch.tensor([0.0, 0.15, 0.1, 0.9]),
@@ -96,6 +97,30 @@ def test_cross_entropies_are_those_of_equations_3_and_4(shared, unconditional):
     loss, metrics = GeneratorObjective(players[0], players[1], settings)(batch)
     assert loss.item() == pytest.approx(of_generator, rel=1e-5)
     assert metrics["kl"].item() > 0 and metrics["spread"].item() > 0
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_is_drawn_once_for_both_moves_is_what_each_would_draw(shared):
+    config = replace(SIZES, text="shared-mean" if shared else "compressed")
+    (g, d), batch = _players(config), _batch()
+    found = {}
+    for once in (False, True):
+        given = batch | ({"drawn": draw(g, batch)} if once else {})
+        gradients = []
+        for objective, other in (
+            (DiscriminatorObjective(d, g, StackGANObjective()), g),
+            (GeneratorObjective(g, d, StackGANObjective()), d),
+        ):
+            other.requires_grad_(False)
+            objective(given)[0].backward()
+            other.requires_grad_(True)
+            held = [p.grad.clone() for p in objective.parameters()]
+            assert all(p.grad is None for p in other.parameters())
+            objective.zero_grad()
+            gradients += held
+        found[once] = gradients
+    torch.testing.assert_close(found[True], found[False], rtol=0, atol=0)
+    assert sum(gradient.abs().sum() for gradient in found[True]) > 0
 
 
 def test_hinge_and_penalty_are_df_gans():

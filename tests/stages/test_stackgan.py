@@ -15,6 +15,7 @@ from dalle.cluster.topology import World
 from dalle.config import TrainStackGAN
 from dalle.config.checks import Hopeless
 from dalle.models.folder import load_generator, read_header
+from dalle.models.stackgan.generators import generator
 from dalle.stages import stackgan
 from tests.processes import ON_CPU, run_processes
 from tests.stages.adversarial.text import HashCache, HashEncoder, embeddings_of
@@ -123,9 +124,10 @@ def _prepared(parts: list[range], step=5, first_row=0):
     captions = [f"caption {n}" for n in range(8)]
     about = [(f"class {max(0, n - 5)}", f"caption {n}") for n in range(8)]
     batches = [{"captions": [captions[n] for n in part], "concepts": [about[n] for n in part]} for part in parts]
-    prepare = stackgan._prepare(
-        config, HashCache(Path("x"), HashEncoder()), lambda text_BE, seeds: {"seeds": seeds}, first_row
-    )
+    torch.manual_seed(0)
+    embeddings = HashCache(Path("x"), HashEncoder())
+    model = generator(config.model)
+    prepare = stackgan._prepare(config, model, embeddings, lambda text_BE, seeds: {"seeds": seeds}, first_row)
     prepare(batches, step, World(0, 1, torch.device("cpu")))
     return batches
 
@@ -138,6 +140,8 @@ def test_an_update_is_made_ready_row_by_row():
     assert all(max(0, a - 5) != max(0, b - 5) for a, b in enumerate(wrong))
     assert whole["has_wrong_B"].tolist() == 8 * [1.0]
     assert len(set(whole["seeds"])) == 8 and len(whole["noise_BZ"].unique(dim=0)) == 8
+    images_BCYX, mean_BC, _ = whole["drawn"]
+    assert images_BCYX.shape == (8, 3, 16, 16) and images_BCYX.requires_grad and mean_BC.requires_grad
     halves = _prepared([range(4), range(4, 8)])
     assert [half["seeds"] for half in halves] == [whole["seeds"][:4], whole["seeds"][4:]]
     for name in (

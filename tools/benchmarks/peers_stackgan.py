@@ -1,7 +1,7 @@
 """The straightforward StackGAN, as the family's public code has it: what `bench.py stackgan` compares ours with.
 
-Networks of the document's tables, PyTorch's Adam, one update of the discriminator and one of the generator, each with the images drawn
-anew for it or once for both as that code does: the generator draws once, and the discriminator sees them detached.
+Networks of the document's tables, PyTorch's Adam, one update of the discriminator and one of the generator, for which the generator
+draws once.
 """
 
 from __future__ import annotations

@@ -108,6 +108,7 @@ def _ours(config, size: int) -> dict[str, Callable]:
     from dalle.models.stackgan.discriminator import Discriminator
     from dalle.models.stackgan.generators import generator
     from dalle.objectives.stackgan import DiscriminatorObjective, GeneratorObjective
+    from dalle.objectives.stackgan import draw as draw_once
     from dalle.optim import optimizer as optimizers
 
     drawing, judging = (
@@ -127,10 +128,12 @@ def _ours(config, size: int) -> dict[str, Callable]:
     batch |= {name: value.to(memory_format=torch.channels_last) for name, value in batch.items() if value.ndim == 4}
 
     def train() -> None:
+        with torch.autocast(DEVICE, torch.bfloat16):
+            drawn = {"drawn": draw_once(drawing, batch)}
         for name, (objective, other) in moves.items():
             other.requires_grad_(False)
             with torch.autocast(DEVICE, torch.bfloat16):
-                found, _ = objective(batch)
+                found, _ = objective(batch | drawn)
             found.backward()
             other.requires_grad_(True)
             made[name].step()
