@@ -14,6 +14,7 @@ from dalle.config.commands.filter import Filter, Filters
 from dalle.config.commands.own import TrainFolder
 from dalle.config.commands.publish import Publish
 from dalle.config.commands.sample import Sample
+from dalle.config.commands.serve import Serve
 from dalle.config.commands.stages import (
     Demo,
     Describe,
@@ -60,6 +61,7 @@ __all__ = [
     "Sample",
     "Sampling",
     "Schedule",
+    "Serve",
     "Study",
     "Tokenize",
     "TrainCLIP",
