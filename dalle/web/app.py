@@ -154,7 +154,7 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _full(request: Request, error: Exception) -> JSONResponse:
-    return refusal(str(error), 503, {"retry-after": "5"})
+    return refusal(str(error), 503, {"retry-after": "3"})
 
 
 async def _gone(request: Request, error: Exception) -> Response:

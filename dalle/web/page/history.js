@@ -12,6 +12,7 @@ export async function open(show) {
       onupgradeneeded: event => event.target.result.createObjectStore("draws", { keyPath: "id", autoIncrement: true }),
     }));
   } catch { return; } // of a browser that keeps nothing
+  shelf.onversionchange = () => shelf.close();
   others.onmessage = list;
   await list();
 }

@@ -71,57 +71,66 @@ at("ask").addEventListener("submit", async event => {
   if (running) return;
   alarm("");
   if (!at("caption").value.trim()) { alarm("Say what to draw: the caption is empty."); at("caption").focus(); return; }
-  let ask;
-  try { ask = await asked(); } catch (error) { alarm(error.message); return; }
-  draw(ask);
+  start();
+  try { draw(await asked()); } catch (error) { alarm(error.message); stop(); }
 });
-at("cancel").addEventListener("click", () => running?.abort());
+for (const id of ["cancel", "stop"]) at(id).addEventListener("click", () => running?.abort());
 
 // ---- drawing
 
-async function draw(ask) {
+function start() {
   running = new AbortController();
+  busy(true);
+  say("Sent");
+  at("cancel").focus({ preventScroll: true });
+}
+
+function stop() {
+  const lost = [document.body, at("cancel"), at("stop")].includes(document.activeElement);
+  running = null;
+  remember(null);
+  busy(false);
+  if (lost) at("draw").focus({ preventScroll: true });
+  buttons(shown?.drawings.length > 0);
+}
+
+async function draw(ask) {
   const { signal } = running;
   remember(ask);
   const size = known.find(one => one.name === ask.model) ?? known[0];
-  at("draw").hidden = true;
-  at("cancel").hidden = false;
-  at("title").textContent = ask.caption;
-  at("notes").replaceChildren();
-  buttons(false);
-  bar(0);
-  shown = { ask: { ...ask, image: undefined }, size_px: size.size_px, grid: size.grid, when: Date.now(), drawings: [] };
-  tiles.lay(Array.from({ length: ask.n }, (_, place) => ask.seed + place), size);
-  say("Sent");
+  const mine = { ask: { ...ask, image: undefined }, size_px: size.size_px, grid: size.grid, when: Date.now(), drawings: [] };
+  // all that takes room is laid out at once, when the server has taken it, and nothing moves after that but candidates
+  const lay = notes => {
+    shown = mine;
+    at("title").textContent = ask.caption;
+    at("notes").replaceChildren();
+    note(notes);
+    bar(0);
+    tiles.lay(Array.from({ length: ask.n }, (_, place) => ask.seed + place), size);
+  };
   if (innerWidth <= 860) at("results").scrollIntoView({ behavior: "smooth" });
-  at("cancel").focus({ preventScroll: true });
   let ended = "";
   try {
-    while (!(ended = await attempt(ask, signal)));
+    while (!(ended = await attempt(ask, signal, lay)));
   } catch (error) {
     if (signal.aborted) ended = "Cancelled";
     else { ended = "Stopped"; alarm(error instanceof Refusal ? error.message : "The server is not there. What was finished stays."); }
   }
-  shown.drawings = tiles.settle();
-  const count = shown.drawings.reduce((sum, one) => sum + one.times, 0);
+  mine.drawings = shown === mine ? tiles.settle() : [];
+  const count = mine.drawings.reduce((sum, one) => sum + one.times, 0);
   say(count ? `${ended}: ${told_of(count)}` : ended);
-  bar(count ? 1 : 0);
-  running = null;
-  remember(null);
-  at("cancel").hidden = true;
-  at("draw").hidden = false;
-  if (document.activeElement === document.body || document.activeElement === at("cancel")) at("draw").focus({ preventScroll: true });
-  buttons(count > 0);
+  if (shown === mine) bar(count ? 1 : 0);
+  stop();
   if (at("new-seed").checked) anotherSeed();
-  await history.keep(shown);
+  await history.keep(mine);
 }
 
 // The whole of a request, told in a word; nothing where the queue is full and it is to be sent again.
-async function attempt(ask, signal) {
+async function attempt(ask, signal, lay) {
   let finished = 0, rows = 0, began = performance.now();
   try {
     for await (const [event, values] of drawn(ask, signal)) {
-      if (event === "accepted") note(values.notes);
+      if (event === "accepted") lay(values.notes);
       if (event === "queue") { if (values.ahead) say(values.ahead === 1 ? "Waiting: one turn of others comes before yours" : `Waiting: ${values.ahead} turns of others come before yours`); else say(progress(finished, ask.n)); }
       if (event === "chunk") { tiles.begin(values.seeds, values.given); rows = values.seeds.length; say(progress(finished, ask.n)); }
       if (event === "row") { tiles.fill(values.row, values.colours); bar((finished + rows * (values.row + 1) / values.of) / ask.n); }
@@ -160,6 +169,10 @@ function bar(share) {
 function note(notes) {
   at("notes").append(...notes.map(text => Object.assign(document.createElement("li"), { textContent: text })));
 }
+function busy(on) {
+  at("draw").hidden = at("as-grid").hidden = at("as-zip").hidden = on;
+  at("cancel").hidden = at("stop").hidden = !on;
+}
 function buttons(on) { for (const id of ["as-grid", "as-zip"]) at(id).disabled = !on; }
 
 // A reload ends what the server draws; the same request is then sent once more, and draws the same.
@@ -179,6 +192,7 @@ async function resume() {
   at("seed").value = ask.seed;
   settle();
   toast("The page was reloaded: the same is drawn again");
+  start();
   draw(ask);
 }
 
@@ -284,7 +298,7 @@ try {
   image.prepare(limits.most_bytes, alarm);
   anotherSeed();
   defaults();
-  await history.open(reopen);
+  history.open(reopen);
   document.body.dataset.ready = "yes";
   await resume();
 } catch (error) {

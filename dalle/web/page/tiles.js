@@ -35,7 +35,7 @@ function make(seed) {
   const rank = span("tag"), times = span("tag times"), meta = document.createElement("div");
   const score = document.createElement("b"), told = document.createElement("span");
   element.className = "tile";
-  element.dataset.seed = seed;
+  if (seed !== null) element.dataset.seed = seed;
   element.style.setProperty("--grid", grid);
   button.type = "button";
   button.disabled = true;
