@@ -99,7 +99,9 @@ class Artist:
         if progress.drawn < ask.n and progress.seconds < self.seconds:
             return True
         over = progress.drawn < ask.n
-        self._finish(job, f"stopped after {self.seconds:g} s, which this server draws for a request at most" if over else None)
+        self._finish(
+            job, f"stopped after {self.seconds:g} s, which this server draws for a request at most" if over else None
+        )
         return False
 
     def _finish(self, job: Job, stopped: str | None) -> None:

@@ -97,7 +97,7 @@ def read_ask(values: Any, schema: dict[str, Any]) -> Ask:
         ValueError: one line that names the setting, its value and what is allowed
     """
     if not isinstance(values, dict):
-        raise ValueError("the request: must be a JSON object, such as {\"caption\": \"a red circle\"}")
+        raise ValueError('the request: must be a JSON object, such as {"caption": "a red circle"}')
     rules = schema["properties"]
     for name in values:
         if name not in rules:
@@ -116,7 +116,9 @@ def read_ask(values: Any, schema: dict[str, Any]) -> Ask:
     assert {field.name for field in fields(Ask)} == set(taken)
     ask = Ask(**taken)
     if (ask.image is None) == (ask.rows > 0 or ask.region is not None):
-        raise ValueError("image: an image needs either rows, which are kept, or a region, which is drawn, and they need an image")
+        raise ValueError(
+            "image: an image needs either rows, which are kept, or a region, which is drawn, and they need an image"
+        )
     if ask.rows and ask.region is not None:
         raise ValueError("rows and region: give one of them, the rows to keep or the region to draw")
     return ask
@@ -139,9 +141,9 @@ def _checked(name: str, value: Any, rule: dict[str, Any]) -> Any:
         return value
     if kinds[0] == "array" and sound and rule["minItems"] <= len(value) <= rule["maxItems"]:
         return [_checked(f"{name}[{place}]", item, rule["items"]) for place, item in enumerate(value)]
-    if kinds[0] != "array" and sound and rule.get("minimum", value) <= value <= rule.get("maximum", value):
-        if value > rule.get("exclusiveMinimum", -math.inf):
-            return value
+    within = kinds[0] != "array" and sound and rule.get("minimum", value) <= value <= rule.get("maximum", value)
+    if within and value > rule.get("exclusiveMinimum", -math.inf):
+        return value
     raise ValueError(f"{name} {_shown(value)}: must be {_allowed(rule)}")
 
 

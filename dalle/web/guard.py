@@ -82,10 +82,10 @@ class Guard:
             return refusal("this server is not called by that name; dalle-serve --names lists others", 421)
         origin = request.headers.get("origin")
         foreign = origin is not None and _name(origin) not in {host, *(self.hosts or ())}
-        if foreign or request.headers.get("sec-fetch-site") == "cross-site":
-            # a page of another site may link here, and no more
-            if request.method != "GET" or request.headers.get("sec-fetch-mode") != "navigate":
-                return refusal("asked for by a page of another site", 403)
+        foreign = foreign or request.headers.get("sec-fetch-site") == "cross-site"
+        link = request.method == "GET" and request.headers.get("sec-fetch-mode") == "navigate"  # which it may have
+        if foreign and not link:
+            return refusal("asked for by a page of another site", 403)
         return None
 
 
@@ -129,5 +129,3 @@ async def read_body(request: Request, most_bytes: int) -> bytes:
     if limit.cancelled_caught:
         raise Refused(f"the request did not arrive within {_BODY_S} s", 408)
     return b"".join(parts)
-
-

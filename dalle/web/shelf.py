@@ -57,7 +57,9 @@ def load_shelf(config: Serve) -> dict[str, Shelved]:
         path = Path(given).expanduser()
         name = path.name if path.is_absolute() or ".." in path.parts else given
         if name in shelf:
-            raise ValueError(f"model {given}: is called {name} on the page, as is another one; name it from its own folder")
+            raise ValueError(
+                f"model {given}: is called {name} on the page, as is another one; name it from its own folder"
+            )
         # what was found is loaded, so that a name of the Hub is looked up once
         found = find_models(folder, rerank=config.rerank)
         pipeline = load_models(found, precision=config.precision)
@@ -71,8 +73,7 @@ def code_colours(pipeline: Pipeline) -> np.ndarray:
     in a picture. One alone would be mostly border."""
     codes_K4 = torch.arange(pipeline.prior.config.codebook_size, device=pipeline.device)[:, None].expand(-1, 4)
     means = [
-        pipeline.decode(codes_B4, "fp32").mean(dim=(2, 3), keepdim=True)
-        for codes_B4 in codes_K4.split(_CODES_TOGETHER)
+        pipeline.decode(codes_B4, "fp32").mean(dim=(2, 3), keepdim=True) for codes_B4 in codes_K4.split(_CODES_TOGETHER)
     ]
     return to_pixels(torch.cat(means))[:, 0, 0]
 

@@ -123,7 +123,9 @@ def test_what_is_no_json_or_too_large_is_refused(server):
 def test_html_in_a_caption_comes_back_as_text(server):
     caption = "<script>alert(1)</script> & <b>"
     answer = server.draw(caption, n=1)
-    assert answer.headers["content-type"] == "application/json" and answer.headers["x-content-type-options"] == "nosniff"
+    assert (
+        answer.headers["content-type"] == "application/json" and answer.headers["x-content-type-options"] == "nosniff"
+    )
     told = answer.json()
     assert told["caption"] == caption and told["drawings"][0]["file"] == "script-alert-1-script-b-0.png"
 
@@ -182,17 +184,26 @@ def test_every_answer_has_strict_headers(server):
         answer = server.http.get(path, headers={"origin": server.address})
         assert answer.headers["content-type"] == kind
         policy = answer.headers["content-security-policy"]
-        assert policy.startswith("default-src 'none'; script-src 'self'; ") and "unsafe" not in policy and "http" not in policy
+        assert (
+            policy.startswith("default-src 'none'; script-src 'self'; ")
+            and "unsafe" not in policy
+            and "http" not in policy
+        )
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["cross-origin-resource-policy"] == "same-origin"
-        assert not [name for name in answer.headers if name.startswith("access-control")] and "server" not in answer.headers
+        assert (
+            not [name for name in answer.headers if name.startswith("access-control")]
+            and "server" not in answer.headers
+        )
     assert answer.status_code == 405 and answer.json() == {"error": "GET is not answered here"}
     assert server.http.get("/healthz").json() == {"status": "ok", "waiting": 0, "drawing": False}
 
 
 def test_pages_of_other_sites_are_refused(server, shelf, limits):
     def status(where=server, path="/healthz", method="GET", **headers):
-        return where.http.request(method, path, headers={n.replace("_", "-"): v for n, v in headers.items()}).status_code
+        return where.http.request(
+            method, path, headers={n.replace("_", "-"): v for n, v in headers.items()}
+        ).status_code
 
     assert status() == status(host="LOCALHOST:8000") == status(host="[::1]:9") == status(origin=server.address) == 200
     for host in ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "127.0.0.1@evil.example", "[::1", ""):
@@ -211,7 +222,9 @@ def test_pages_of_other_sites_are_refused(server, shelf, limits):
 
 def test_a_client_that_goes_away_in_the_middle_leaves_nothing_behind(server, shelved):
     host, port = server.address.removeprefix("http://").split(":")
-    head = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n"
+    head = (
+        b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n"
+    )
     with slowed(shelved, 0.005):
         for sent in (b"", b"GET", head, head + b'{"caption": ', head.replace(b"500", b"17") + b'{"caption": "ab"}'):
             with socket.create_connection((host, int(port)), timeout=10) as connection:

@@ -170,7 +170,9 @@ def test_a_grid_and_a_zip_of_files_with_their_records(server):
 
 def test_twenty_at_once_are_all_answered_or_told_to_wait(server, shelf, limits):
     def ask(place, http=server.http):
-        return http.post("/generate", json={"caption": CAPTION, "n": 2, "seed": place}, headers={"x-client": f"{place}"})
+        return http.post(
+            "/generate", json={"caption": CAPTION, "n": 2, "seed": place}, headers={"x-client": f"{place}"}
+        )
 
     with ThreadPoolExecutor(20) as threads:
         answers = list(threads.map(ask, range(20)))
@@ -249,14 +251,13 @@ def test_what_takes_too_long_is_answered_with_what_is_there(shelf, shelved, limi
 
 def test_shut_down_it_ends_what_is_drawn(shelf, shelved, limits):
     answers = []
-    with slowed(shelved, 0.02), ThreadPoolExecutor(2) as threads:
-        with running(shelf, limits) as server:
-            asked = [threads.submit(server.draw, CAPTION, n=16) for _ in range(2)]
-            while not (server.turns.drawing and server.turns.waiting):
-                time.sleep(0.01)
-            server.artist.close()
-            answers = [each.result() for each in asked]
-            assert server.draw().status_code == 503
+    with slowed(shelved, 0.02), ThreadPoolExecutor(2) as threads, running(shelf, limits) as server:
+        asked = [threads.submit(server.draw, CAPTION, n=16) for _ in range(2)]
+        while not (server.turns.drawing and server.turns.waiting):
+            time.sleep(0.01)
+        server.artist.close()
+        answers = [each.result() for each in asked]
+        assert server.draw().status_code == 503
     assert [a.status_code for a in answers] == [503, 503] and "shut down" in answers[0].json()["error"]
 
 

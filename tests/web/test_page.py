@@ -52,7 +52,9 @@ def _open(browser, server):
 
 def _fill(browser, caption, n=8, seed=5):
     browser.run(f"at('caption').value = {json.dumps(caption)}; at('n').value = {n}; at('seed').value = {seed}")
-    browser.run("at('temperature').value = 1.5; at('temperature').dispatchEvent(new Event('input'))")  # few are the same
+    browser.run(
+        "at('temperature').value = 1.5; at('temperature').dispatchEvent(new Event('input'))"
+    )  # few are the same
 
 
 def _draw(browser, caption=CAPTION, **options):
@@ -94,7 +96,9 @@ def test_a_caption_is_drawn_row_by_row_and_the_best_moves_to_the_front(page, ser
         page.press("Enter")
         page.wait("document.querySelectorAll('.tile[data-seed=\"5\"]').length === 1")
         before = page.run(tops)
-        page.wait("[...document.querySelectorAll('.tile.drawing')].some(tile => tile.style.getPropertyValue('--row') === '2')")
+        page.wait(
+            "[...document.querySelectorAll('.tile.drawing')].some(tile => tile.style.getPropertyValue('--row') === '2')"
+        )
         filled = "[...document.querySelectorAll('.tile.drawing canvas')].map(c => { const d = c.getContext('2d').getImageData(0, 0, 4, 4).data;"
         filled += " return [0, 1, 2, 3].map(row => d[16 * row + 3]).join() })"
         rows = page.run(filled)
@@ -123,7 +127,9 @@ def test_a_caption_is_drawn_row_by_row_and_the_best_moves_to_the_front(page, ser
     file = _downloaded(page, page.run("at('save').download"))
     drawing = read_drawing(file)
     assert (drawing.seed, drawing.caption) == (wanted[1], CAPTION)
-    told = next(o for o in server.draw(CAPTION, n=8, seed=5, temperature=1.5).json()["drawings"] if o["seed"] == wanted[1])
+    told = next(
+        o for o in server.draw(CAPTION, n=8, seed=5, temperature=1.5).json()["drawings"] if o["seed"] == wanted[1]
+    )
     assert count_differing_pixels(drawing, drawing_of(base64.b64decode(told["png"]), "it")) == 0
     page.press("Escape")
     page.wait("!at('one').open")
@@ -138,7 +144,9 @@ def test_a_caption_is_drawn_row_by_row_and_the_best_moves_to_the_front(page, ser
 def test_cancel_stops_the_server_and_keeps_what_was_finished(page, server, shelved):
     with slowed(shelved, 0.02):
         _draw(page, n=16)
-        page.wait("document.querySelectorAll('.tile.done').length >= 1 && document.querySelectorAll('.tile.drawing').length")
+        page.wait(
+            "document.querySelectorAll('.tile.done').length >= 1 && document.querySelectorAll('.tile.drawing').length"
+        )
         page.run("at('cancel').click()")
         page.wait(DONE)
         slots = server.artist.slots
@@ -266,7 +274,7 @@ def test_when_many_wait_it_says_so_and_tries_again(started, shelf, shelved, limi
         started.wait(DONE)
         assert started.run("at('status').innerText").startswith("Done in ") and started.run("at('alert').hidden")
         _draw(started, n=16, seed=50)
-        started.wait("document.querySelector('.tile[data-seed=\"50\"]')")
+        started.wait("document.querySelector('.tile[data-seed=\"50\"]') !== null")
         started.wait("document.querySelectorAll('.tile.done').length >= 1")
         server.artist.close()
         started.wait(DONE)
@@ -284,7 +292,9 @@ def test_it_fits_a_phone(page, server, shelved, width, dark):
     with slowed(shelved, 0.01):
         _draw(page, "a very long caption " * 12 + "without_any_space_" * 8, n=8)
         page.wait("document.querySelectorAll('.tile.done').length >= 1")
-        page.wait("at('stop').getBoundingClientRect().bottom <= innerHeight && at('stop').getBoundingClientRect().top >= 0")
+        page.wait(
+            "at('stop').getBoundingClientRect().bottom <= innerHeight && at('stop').getBoundingClientRect().top >= 0"
+        )
         assert page.run(fits)
         page.wait(DONE)
     assert page.run("new Set([...document.querySelectorAll('.tile')].map(tile => tile.offsetLeft)).size") in (2, 3)
