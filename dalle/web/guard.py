@@ -82,7 +82,8 @@ class Guard:
             return refusal("this server is not called by that name; dalle-serve --names lists others", 421)
         origin = request.headers.get("origin")
         foreign = origin is not None and _name(origin) not in {host, *(self.hosts or ())}
-        foreign = foreign or request.headers.get("sec-fetch-site") == "cross-site"
+        # where a browser says it, by the port too: another server of this machine is another site
+        foreign = foreign or request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
         link = request.method == "GET" and request.headers.get("sec-fetch-mode") == "navigate"  # which it may have
         if foreign and not link:
             return refusal("asked for by a page of another site", 403)

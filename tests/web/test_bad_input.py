@@ -209,6 +209,9 @@ def test_pages_of_other_sites_are_refused(server, shelf, limits):
     for host in ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "127.0.0.1@evil.example", "[::1", ""):
         assert status(host=host) == 421  # a name that was made to lead here
     assert status(origin="https://evil.example") == status(origin="null") == status(sec_fetch_site="cross-site") == 403
+    assert status(sec_fetch_site="same-site") == 403  # of another port of this machine
+    assert status(sec_fetch_site="same-origin") == status(sec_fetch_site="none") == 200
+    assert status(path="/generate", method="POST", sec_fetch_site="cross-site", sec_fetch_mode="navigate") == 403
     assert status(path="/generate", method="POST", origin="http://evil.example:8000") == 403
     assert status(path="/", sec_fetch_site="cross-site", sec_fetch_mode="navigate") == 200  # a link
     with running(shelf, replace(limits, host="0.0.0.0", names="")) as everywhere:

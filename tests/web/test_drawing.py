@@ -71,8 +71,9 @@ def test_the_command_draws_it_again(server, shelved):
         assert config.model == shelved.name == shelved.folder.name  # of an absolute path no more than the end
 
 
-def test_a_stream_tells_rows_as_they_are_drawn_then_candidates_and_their_order(server, shelved):
-    with server.events(CAPTION, n=6, seed=2) as events:
+@pytest.mark.parametrize("guidance", [1, 2])  # with it there are twice as many rows in the batch
+def test_a_stream_tells_rows_as_they_are_drawn_then_candidates_and_their_order(server, shelved, guidance):
+    with server.events(CAPTION, n=6, seed=2, guidance=guidance) as events:
         told = list(events)
     names = [name for name, _ in told]
     rows = ["row"] * 4

@@ -52,6 +52,7 @@ async function asked() {
 function alarm(message) {
   at("alert").textContent = message;
   at("alert").hidden = !message;
+  if (message) at("alert").scrollIntoView({ block: "nearest" });
 }
 
 at("model").addEventListener("change", settle);
@@ -107,8 +108,8 @@ async function draw(ask) {
     note(notes);
     bar(0);
     tiles.lay(Array.from({ length: ask.n }, (_, place) => ask.seed + place), size);
+    if (innerWidth <= 860) at("results").scrollIntoView({ behavior: "smooth" });
   };
-  if (innerWidth <= 860) at("results").scrollIntoView({ behavior: "smooth" });
   let ended = "";
   try {
     while (!(ended = await attempt(ask, signal, lay)));
