@@ -83,10 +83,11 @@ class Artist:
             job.progress = _begin(shelved, job.order)
         progress = job.progress
         first = progress.drawn
-        numbers = range(first, min(ask.n, first + job.order.sampling.chunk))
+        width = progress.chunks.width  # which is halved for good when memory runs out
+        numbers = range(first, min(ask.n, first + width))
         seeds = [ask.seed + number for number in numbers]
         job.tell("chunk", seeds=seeds, **_given(progress.prompt, shelved))
-        progress.chunks.progress = self._watch(job, shelved, len(seeds), began_s)
+        progress.chunks.progress = self._watch(job, shelved, len(seeds), width, began_s)
         try:
             for chunk in progress.chunks.draw(progress.reading, numbers, ask.seed, progress.prompt):
                 progress.drawn += len(chunk.seeds_CN[0])
@@ -115,7 +116,7 @@ class Artist:
         order = [{"seed": d.seed, "rank": d.rank, "times": d.times} for d in ranked]
         job.tell("done", order=order, drawn=progress.drawn, seconds=round(progress.seconds, 3), stopped=stopped)
 
-    def _watch(self, job: Job, shelved: Shelved, count: int, began_s: float) -> Callable[[int], None]:
+    def _watch(self, job: Job, shelved: Shelved, count: int, width: int, began_s: float) -> Callable[[int], None]:
         """What is told each slot of a chunk: it stops where nobody waits, and tells of each row."""
         grid, pipeline, sampling = shelved.found.prior_config.grid, shelved.pipeline, job.order.sampling
 
@@ -128,6 +129,8 @@ class Artist:
             spent_s = job.progress.seconds + time.monotonic() - began_s
             if spent_s > self.seconds:
                 raise _TimeOver
+            if job.progress.chunks.width != width:
+                return  # it ran out just now, and these are some of those that were told
             row = slot // grid
             codes_NX = pipeline.so_far(sampling)[0, :count, row * grid : (row + 1) * grid]
             job.tell("row", row=row, of=grid, colours=_text(shelved.colours_K3[codes_NX]))

@@ -2,9 +2,6 @@
 
 import pytest
 
-pytest.importorskip("starlette", reason="no dalle[web]: pip install 'dalle[web]'")
-pytest.importorskip("uvicorn", reason="no dalle[web]: pip install 'dalle[web]'")
-
 from dalle.config import Serve
 from dalle.web.shelf import load_shelf
 from tests.web.running import running

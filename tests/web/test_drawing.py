@@ -273,3 +273,25 @@ def test_a_drawing_that_fails_is_told_and_the_next_is_drawn(server, shelved, mon
     assert "/secret/place" in caplog.text
     with server.events(n=1) as events:
         assert [name for name, _ in events][-1] == "done"
+
+
+def test_when_memory_runs_out_fewer_are_drawn_together(server, shelved, monkeypatch):
+    import torch
+
+    chunk, widths = shelved.pipeline.chunk, []
+
+    def small(reading, first_seed, sampling, prompt=None, progress=lambda slot: None):
+        widths.append(sampling.chunk)
+        if sampling.chunk > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return chunk(reading, first_seed, sampling, prompt, progress)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shelved.pipeline, "chunk", small)
+        with server.events(CAPTION, n=6, seed=2) as events:
+            told = list(events)
+    assert widths == [4, 2, 2, 2]  # once, and then no more
+    assert [len(v["drawings"]) for name, v in told if name == "candidates"] == [2, 2, 2]
+    rows = [len(base64.b64decode(v["colours"])) for name, v in told if name == "row"]
+    assert rows == [2 * 4 * 3] * 4  # of the last turn, whose width was known
+    assert told[-1][0] == "done" and sum(one["times"] for one in told[-1][1]["order"]) == 6

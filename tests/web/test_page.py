@@ -46,6 +46,7 @@ def page(started, server):
 
 
 def _open(browser, server):
+    browser.call("Page.bringToFront")  # the clocks of a page behind others are slow
     browser.open(server.address)
     browser.wait("document.body.dataset.ready === 'yes'")
 
@@ -158,6 +159,12 @@ def test_cancel_stops_the_server_and_keeps_what_was_finished(page, server, shelv
     assert page.run("document.querySelectorAll('.entry').length") == 1  # kept in the history
     page.run("at('caption').value = '  '; at('ask').requestSubmit()")
     assert page.run("at('alert').innerText") == "Say what to draw: the caption is empty."
+    before = page.run("at('status').innerText")
+    _draw(page, n=99)  # of a page that is older than its server
+    page.wait("!at('draw').hidden && !at('alert').hidden")
+    assert page.run("at('alert').innerText") == "n 99: must be a whole number of at least 1 and at most 16"
+    assert page.run("at('status').innerText") == before and len(_seeds(page)) == finished
+    page.events.clear()  # the browser's log has the 422
     _draw(page, "a blue cross", n=2)
     page.wait(DONE)
     assert page.run("at('alert').hidden") and page.run("at('title').innerText") == "a blue cross"

@@ -5,7 +5,7 @@ import * as history from "./history.js";
 
 const at = id => document.getElementById(id);
 const OWN = "the model's own", PENDING = "pending";
-let known = [], limits = {}, running = null, shown = null, changed = { temperature: false };
+let known = [], limits = {}, running = null, shown = null, said = "", changed = { temperature: false };
 
 // ---- the form
 
@@ -59,6 +59,7 @@ at("model").addEventListener("change", settle);
 at("example").addEventListener("click", () => { at("caption").value = model().example; at("caption").focus(); });
 at("n-range").addEventListener("input", () => { at("n").value = at("n-range").value; });
 at("n").addEventListener("input", () => { at("n-range").value = at("n").value; });
+at("n").addEventListener("change", () => { at("n").value = at("n-range").value; });  // which keeps to the limits
 at("dice").addEventListener("click", anotherSeed);
 at("seed").addEventListener("input", () => { at("new-seed").checked = false; });
 at("temperature").addEventListener("input", () => { changed.temperature = true; told(); });
@@ -73,7 +74,9 @@ at("ask").addEventListener("submit", async event => {
   alarm("");
   if (!at("caption").value.trim()) { alarm("Say what to draw: the caption is empty."); at("caption").focus(); return; }
   start();
-  try { draw(await asked()); } catch (error) { alarm(error.message); stop(); }
+  let ask;
+  try { ask = await asked(); } catch (error) { alarm(error.message); say(said); stop(); return; }
+  draw(ask);
 });
 for (const id of ["cancel", "stop"]) at(id).addEventListener("click", () => running?.abort());
 
@@ -82,6 +85,7 @@ for (const id of ["cancel", "stop"]) at(id).addEventListener("click", () => runn
 function start() {
   running = new AbortController();
   busy(true);
+  said = at("status").textContent;
   say("Sent");
   at("cancel").focus({ preventScroll: true });
 }
@@ -119,8 +123,10 @@ async function draw(ask) {
   }
   mine.drawings = shown === mine ? tiles.settle() : [];
   const count = mine.drawings.reduce((sum, one) => sum + one.times, 0);
-  say(count ? `${ended}: ${told_of(count)}` : ended);
-  if (shown === mine) bar(count ? 1 : 0);
+  if (shown === mine) {
+    say(count ? `${ended}: ${told_of(count)}` : ended);
+    bar(count ? 1 : 0);
+  } else say(said);
   stop();
   if (at("new-seed").checked) anotherSeed();
   await history.keep(mine);
