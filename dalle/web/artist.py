@@ -88,21 +88,17 @@ class Artist:
         seeds = [ask.seed + number for number in numbers]
         job.tell("chunk", seeds=seeds, **_given(progress.prompt, shelved))
         progress.chunks.progress = self._watch(job, shelved, len(seeds), width, began_s)
+        stopped = None
         try:
             for chunk in progress.chunks.draw(progress.reading, numbers, ask.seed, progress.prompt):
                 progress.drawn += len(chunk.seeds_CN[0])
                 job.tell("candidates", drawings=_taken_in(progress, chunk), drawn=progress.drawn, of=ask.n)
         except _TimeOver:
-            progress.seconds += time.monotonic() - began_s
-            self._finish(job, f"stopped after {self.seconds:g} s, which this server draws for a request at most")
-            return False
+            stopped = f"stopped after {self.seconds:g} s, which this server draws for a request at most"
         progress.seconds += time.monotonic() - began_s
-        if progress.drawn < ask.n and progress.seconds < self.seconds:
+        if stopped is None and progress.drawn < ask.n:
             return True
-        over = progress.drawn < ask.n
-        self._finish(
-            job, f"stopped after {self.seconds:g} s, which this server draws for a request at most" if over else None
-        )
+        self._finish(job, stopped)
         return False
 
     def _finish(self, job: Job, stopped: str | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -45,10 +45,7 @@ class Running:
 
     def settle(self) -> None:
         """Wait until nothing is drawn and nobody waits."""
-        until = time.monotonic() + 20
-        while self.turns.drawing or self.turns.waiting:
-            assert time.monotonic() < until, "it does not come to rest"
-            time.sleep(0.005)
+        wait_for(lambda: not self.turns.drawing and not self.turns.waiting)
 
 
 def parsed(lines: Iterator[str]) -> Iterator[tuple[str, dict]]:
@@ -70,10 +67,7 @@ def running(shelf: dict[str, Shelved], limits: Serve) -> Iterator[Running]:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            until = time.monotonic() + 20
-            while not server.started:
-                assert thread.is_alive() and time.monotonic() < until
-                time.sleep(0.005)
+            wait_for(lambda: server.started)
             yield Running(app, f"http://127.0.0.1:{listener.getsockname()[1]}")
         finally:
             server.should_exit = True
@@ -84,17 +78,62 @@ def running(shelf: dict[str, Shelved], limits: Serve) -> Iterator[Running]:
 @contextmanager
 def slowed(shelved: Shelved, seconds: float) -> Iterator[None]:
     """Within the block each slot takes so much longer."""
+    with _before_each_slot(shelved, lambda: time.sleep(seconds)):
+        yield
+
+
+class Gate:
+    """Holds drawing back until it is let on."""
+
+    def __init__(self) -> None:
+        self._slots, self._is_open = threading.Semaphore(0), threading.Event()
+
+    def let(self, slots: int) -> None:
+        """So many more slots may be drawn."""
+        self._slots.release(slots)
+
+    def open(self) -> None:
+        """All may be."""
+        self._is_open.set()
+
+    def pass_one(self) -> None:
+        """Wait for a slot that may be drawn."""
+        while not self._is_open.is_set() and not self._slots.acquire(timeout=0.005):
+            pass
+
+
+@contextmanager
+def gated(shelved: Shelved) -> Iterator[Gate]:
+    """Within the block slots are drawn as the gate lets them."""
+    gate = Gate()
+    try:
+        with _before_each_slot(shelved, gate.pass_one):
+            yield gate
+    finally:
+        gate.open()
+
+
+@contextmanager
+def _before_each_slot(shelved: Shelved, call: Callable[[], None]) -> Iterator[None]:
     chunk = shelved.pipeline.chunk
 
-    def slow_chunk(reading, first_seed, sampling, prompt=None, progress=lambda slot: None):
-        def slow(slot: int) -> None:
-            time.sleep(seconds)
+    def calling_chunk(reading, first_seed, sampling, prompt=None, progress=lambda slot: None):
+        def calling(slot: int) -> None:
+            call()
             progress(slot)
 
-        return chunk(reading, first_seed, sampling, prompt, slow)
+        return chunk(reading, first_seed, sampling, prompt, calling)
 
-    shelved.pipeline.chunk = slow_chunk
+    shelved.pipeline.chunk = calling_chunk
     try:
         yield
     finally:
         del shelved.pipeline.chunk
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Until it holds."""
+    until = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < until, "it does not come"
+        time.sleep(0.005)

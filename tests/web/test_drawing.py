@@ -3,12 +3,14 @@
 import base64
 import gc
 import io
+import json
 import shlex
-import threading
+import socket
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from dalle.sampling.again import count_differing_pixels, draw_again
 from dalle.sampling.drawing import drawing_of
 from dalle.sampling.prompt import encode_with
 from dalle.web.job import Job
-from tests.web.running import running, slowed
+from tests.web.running import gated, running, slowed, wait_for
 
 CAPTION = "a red circle above a blue square"
 
@@ -169,7 +171,7 @@ def test_a_grid_and_a_zip_of_files_with_their_records(server):
         assert answer.status_code == 422 and told in answer.json()["error"]
 
 
-def test_twenty_at_once_are_all_answered_or_told_to_wait(server, shelf, limits):
+def test_twenty_at_once_are_all_answered_or_told_to_wait(server, shelf, shelved, limits):
     def ask(place, http=server.http):
         return http.post(
             "/generate", json={"caption": CAPTION, "n": 2, "seed": place}, headers={"x-client": f"{place}"}
@@ -181,78 +183,95 @@ def test_twenty_at_once_are_all_answered_or_told_to_wait(server, shelf, limits):
         seeds = [{d["seed"] for d in a.json()["drawings"]} for a in answers]
         assert all(found <= {place, place + 1} and place in found for place, found in enumerate(seeds))
         server.settle()
-        with running(shelf, replace(limits, most_waiting=4)) as small, slowed(next(iter(shelf.values())), 0.005):
-            answers = list(threads.map(lambda place: ask(place, small.http), range(20)))
-            told = [a for a in answers if a.status_code != 200]
-            assert 4 <= 20 - len(told) < 20
-            assert {a.status_code for a in told} == {503} and {a.headers["retry-after"] for a in told} == {"3"}
-            assert all("come again" in a.json()["error"] for a in told)
+        with running(shelf, replace(limits, most_waiting=4)) as small, gated(shelved) as gate:
+            asked = [threads.submit(ask, place, small.http) for place in range(20)]
+            wait_for(lambda: sum(each.done() for each in asked) == 15)  # one is drawn, four wait
+            gate.open()
+            answers = [each.result() for each in asked]
+        told = [a for a in answers if a.status_code != 200]
+        assert len(told) == 15 and {a.status_code for a in told} == {503}
+        assert {a.headers["retry-after"] for a in told} == {"3"}
+        assert all("come again" in a.json()["error"] for a in told)
     gc.collect()
     assert not [each for each in gc.get_objects() if type(each) is Job]  # nor what was drawn for them
 
 
 def test_who_hangs_up_is_not_drawn_for_within_a_row(server, shelved):
-    with slowed(shelved, 0.02):
+    def held():  # after a row and one
+        wait_for(lambda: server.artist.slots == before + 5)
+
+    def hang_up_on_a_stream():
         with server.events(CAPTION, n=16) as events:
             assert next(values for name, values in events if name == "row")["row"] == 0
-        hung_up = server.artist.slots
-        server.settle()
-        assert server.artist.slots - hung_up <= 4  # a row of codes
-        # nor for who waits for one JSON
-        done = threading.Event()
+            held()
 
-        def hang_up():
-            with pytest.raises(Exception, match="timed out"):
-                server.http.post("/generate", json={"caption": CAPTION, "n": 16}, timeout=0.3)
-            done.set()
+    def hang_up_on_json():
+        host, port = server.address.removeprefix("http://").split(":")
+        body = json.dumps({"caption": CAPTION, "n": 16})
+        head = f"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            connection.sendall(f"{head}\r\n\r\n{body}".encode())
+            held()
 
-        threading.Thread(target=hang_up).start()
-        done.wait()
-        hung_up = server.artist.slots
+    for hang_up in (hang_up_on_a_stream, hang_up_on_json):
         server.settle()
-        assert server.artist.slots - hung_up <= 8
+        before = server.artist.slots
+        with gated(shelved) as gate:
+            gate.let(5)
+            hang_up()
+            wait_for(lambda: server.turns._drawn.gone)  # it is noticed, though nothing more is drawn or sent
+            gate.open()
+            server.settle()
+            assert server.artist.slots - before <= 5 + 1
     assert server.draw(n=1).status_code == 200
 
 
 def test_clients_take_turns_and_who_leaves_the_queue_is_not_drawn(server, shelved):
-    with slowed(shelved, 0.005), server.events(CAPTION, client="a", n=16) as first:
-        next(e for e in first if e[0] == "row")
+    server.settle()
+    before = server.artist.slots
+    with gated(shelved) as gate, server.events(CAPTION, client="a", n=16) as first:
+        gate.let(4)
+        next(event for event in first if event[0] == "row")
         with server.events("b", client="b", n=8) as second, server.events("c", client="c", n=4) as third:
             assert next(second)[0] == next(third)[0] == "accepted"
-            assert next(second) == ("queue", {"ahead": 1}) and next(third) == ("queue", {"ahead": 2})
-            assert [v["ahead"] for n, v in third if n == "queue"][-1] == 0  # it was drawn, and ended
-            parts = [name for name, _ in _until(first, "row")]
-            assert "done" not in parts  # though the first asked for more, and before
+            assert {next(second)[1]["ahead"], next(third)[1]["ahead"]} == {1, 2}
             with server.events("d", client="d", n=4) as gone:
-                assert next(gone)[0] == "accepted"
-            slots = server.artist.slots
-            assert [name for name, _ in second][-1] == "done"
-        assert [name for name, _ in first][-1] == "done"
+                assert next(gone)[0] == "accepted" and next(gone) == ("queue", {"ahead": 3})
+            wait_for(lambda: server.turns.waiting == 2)
+            gate.open()
+            names = [[name for name, _ in events] for events in (third, second, first)]
+    assert all(each[-1] == "done" for each in names)
     server.settle()
-    assert server.artist.slots - slots <= 16 * (3 + 2)  # three chunks were left of the first, and two of the second
+    assert server.artist.slots - before == 16 * (4 + 2 + 1)  # the chunks of those who stayed, and no more
 
 
-def _until(events, name):
-    for event in events:
-        yield event
-        if event[0] == name:
-            return
+def test_what_takes_too_long_is_answered_with_what_is_there(shelf, shelved, limits, monkeypatch):
+    chunk, clock = shelved.pipeline.chunk, SimpleNamespace(now_s=0.0, slot_s=0.02)
 
+    def timed(reading, first_seed, sampling, prompt=None, progress=lambda slot: None):
+        def tick(slot):
+            clock.now_s += clock.slot_s
+            progress(slot)
 
-def test_what_takes_too_long_is_answered_with_what_is_there(shelf, shelved, limits):
+        return chunk(reading, first_seed, sampling, prompt, tick)
+
+    monkeypatch.setattr(shelved.pipeline, "chunk", timed)
+    monkeypatch.setattr("dalle.web.artist.time", SimpleNamespace(monotonic=lambda: clock.now_s))
     with running(shelf, replace(limits, seconds=0.5)) as server:
-        server.draw(n=1)
-        with slowed(shelved, 0.02):  # a third of a second for a chunk
-            told = server.draw(CAPTION, n=16).json()
-        assert 0 < len(told["drawings"]) <= told["drawn"] == 4 and told["stopped"].startswith("stopped after 0.5 s")
-        with slowed(shelved, 0.2):
-            answer = server.draw(CAPTION, n=16)
+        told = server.draw(CAPTION, n=16).json()
+        # four of sixteen slots took 0.32 s; of the next four the third row ended after the time
+        assert 0 < len(told["drawings"]) <= told["drawn"] == 4 and told["seconds"] == 0.56
+        assert told["stopped"].startswith("stopped after 0.5 s")
+        clock.slot_s = 0.2
+        answer = server.draw(CAPTION, n=16)
         assert answer.status_code == 503 and "before the first candidates" in answer.json()["error"]
+        clock.slot_s = 0.0311  # the last slot of the first chunk is drawn in time
+        assert server.draw(CAPTION, n=4).json()["stopped"] is None
 
 
 def test_shut_down_it_ends_what_is_drawn(shelf, shelved, limits):
     answers = []
-    with slowed(shelved, 0.02), ThreadPoolExecutor(2) as threads, running(shelf, limits) as server:
+    with slowed(shelved, 0.05), ThreadPoolExecutor(2) as threads, running(shelf, limits) as server:
         asked = [threads.submit(server.draw, CAPTION, n=16) for _ in range(2)]
         while not (server.turns.drawing and server.turns.waiting):
             time.sleep(0.01)
