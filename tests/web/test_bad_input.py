@@ -4,9 +4,12 @@ import base64
 import gc
 import io
 import json
+import shlex
 import socket
 import struct
+import threading
 import time
+import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,6 +22,8 @@ from dalle.cli.arguments import parse
 from dalle.cli.serve import serve
 from dalle.config import Serve
 from dalle.web.asking import request_schema
+from dalle.web.reading import _noted
+from dalle.web.shelf import load_shelf
 from tests.web.running import running, slowed
 
 
@@ -289,3 +294,31 @@ def test_a_port_that_is_taken_and_a_library_that_is_missing_are_told(models, mon
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(ValueError, match=r"pip install 'dalle\[web\]'"):
         serve([])
+
+
+def test_models_are_called_as_they_were_named_but_for_where_they_lie(models, limits, tmp_path, monkeypatch):
+    for name in ("a/mine", "b/mine"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).symlink_to(models)
+    monkeypatch.chdir(tmp_path / "a")
+
+    def names(*given):
+        return list(load_shelf(replace(limits, model=shlex.join(given))))
+
+    assert names("../b/mine") == ["mine"]
+    (tmp_path / "a/runs").mkdir()
+    (tmp_path / "a/runs/mine").symlink_to(models)
+    assert names("runs/mine", str(tmp_path / "b/mine")) == ["runs/mine", "mine"]
+    with pytest.raises(ValueError, match="is called mine on the page, as is another one"):
+        names("mine", "../b/mine")
+
+
+def test_what_another_thread_warns_of_is_no_note():
+    with warnings.catch_warnings(record=True) as elsewhere:
+        warnings.simplefilter("always")
+        with _noted() as notes:
+            warnings.warn("mine", stacklevel=1)
+            thread = threading.Thread(target=warnings.warn, args=("theirs",))
+            thread.start()
+            thread.join()
+    assert notes == ["mine"] and [str(each.message) for each in elsewhere] == ["theirs"]
