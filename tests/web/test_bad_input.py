@@ -135,6 +135,11 @@ def test_html_in_a_caption_comes_back_as_text(server):
     assert told["caption"] == caption and told["drawings"][0]["file"] == "script-alert-1-script-b-0.png"
 
 
+def test_lines_and_blanks_of_a_caption_are_one_blank(server):
+    told = server.draw(" a red\n\n circle ", n=1).json()
+    assert told["caption"] == "a red circle" and told["drawings"] == server.draw("a red circle", n=1).json()["drawings"]
+
+
 def test_words_that_were_never_seen_and_cut_captions_are_noted(server):
     told = server.draw("a mauve " + "red circle " * 20, n=1).json()
     assert any("'mauve' was in no training caption" in note for note in told["notes"])

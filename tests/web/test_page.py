@@ -209,6 +209,10 @@ def test_an_image_is_kept_by_rows_by_a_drawn_rectangle_and_as_a_variation(page, 
     def middle(column, row):
         return left + side * (column + 0.5) / 4, top + side * (row + 0.5) / 4
 
+    page.drag(middle(0, 0), middle(1, 2))
+    assert page.run("at('kept').innerText").startswith("Drawn: columns 1 to 2 of rows 1 to 3.")
+    page.drag(middle(0, 0), middle(3, 3))  # all of it: the last that leaves something stays
+    assert "columns 1 to 1 of rows 1 to 1" in page.run("at('kept').innerText")
     page.drag(middle(2, 3), middle(1, 1))  # against the reading direction
     assert page.run("at('kept').innerText").startswith("Drawn: columns 2 to 3 of rows 2 to 4.")
     page.press("ArrowRight")
