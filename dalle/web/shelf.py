@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from dalle.config import Serve
+from dalle.config import Sampling, Serve
 from dalle.models.likelihood import to_pixels
 from dalle.ready.facts import read_card
 from dalle.ready.files import CARD
 from dalle.ready.names import find_model
+from dalle.sampling.candidates import out_of_memory
 from dalle.sampling.loading import load_models
 from dalle.sampling.model_set import Models, find_models
 from dalle.sampling.pipeline import Pipeline
@@ -63,8 +65,31 @@ def load_shelf(config: Serve) -> dict[str, Shelved]:
         # what was found is loaded, so that a name of the Hub is looked up once
         found = find_models(folder, rerank=config.rerank)
         pipeline = load_models(found, precision=config.precision)
+        _warm(pipeline, Sampling(chunk=config.chunk, precision=config.precision))
         shelf[name] = Shelved(name, folder, found, pipeline, code_colours(pipeline))
     return shelf
+
+
+class _Warm(Exception):
+    """A slot was drawn."""
+
+
+def _warm(pipeline: Pipeline, sampling: Sampling) -> None:
+    """Draw one slot, so that kernels are compiled and caches made before anybody waits for them."""
+
+    def enough(slot: int) -> None:
+        raise _Warm
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is said of the caption
+            pipeline.chunk(pipeline.read(["a"]), 0, pipeline.settle(sampling), None, enough)
+    except _Warm:
+        pass
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        pipeline.release()  # fewer will be drawn together
 
 
 @torch.inference_mode()

@@ -22,6 +22,7 @@ from PIL import Image
 from dalle.cli.arguments import parse
 from dalle.cli.serve import serve
 from dalle.config import Serve
+from dalle.decoding.token_loop import TokenLoop
 from dalle.web.asking import request_schema
 from dalle.web.reading import _noted
 from dalle.web.shelf import load_shelf
@@ -304,6 +305,9 @@ def test_models_are_called_as_they_were_named_but_for_where_they_lie(models, lim
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).symlink_to(models)
     monkeypatch.chdir(tmp_path / "a")
+    drawn = []
+    codes = TokenLoop.codes
+    monkeypatch.setattr(TokenLoop, "codes", lambda *given: drawn.append(given[3].chunk) or codes(*given))
 
     def names(*given):
         return list(load_shelf(replace(limits, model=shlex.join(given))))
@@ -312,6 +316,7 @@ def test_models_are_called_as_they_were_named_but_for_where_they_lie(models, lim
     (tmp_path / "a/runs").mkdir()
     (tmp_path / "a/runs/mine").symlink_to(models)
     assert names("runs/mine", str(tmp_path / "b/mine")) == ["runs/mine", "mine"]
+    assert drawn == [limits.chunk] * 3  # each was begun with, as it will draw
     with pytest.raises(ValueError, match="is called mine on the page, as is another one"):
         names("mine", "../b/mine")
 

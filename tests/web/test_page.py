@@ -294,6 +294,20 @@ def test_when_many_wait_it_says_so_and_tries_again(started, shelf, shelved, limi
     started.events.clear()  # that the queue was full is in the browser's log too
 
 
+def test_of_several_models_one_is_chosen(started, shelved, limits):
+    with running({name: replace(shelved, name=name) for name in ("one", "two")}, limits) as server:
+        started.show(1280, 860)
+        _open(started, server)
+        assert started.run("[...at('model').options].map(option => option.value)") == ["one", "two"]
+        assert not started.run("at('model-field').hidden")
+        started.run("at('model').value = 'two'; at('model').dispatchEvent(new Event('change'))")
+        _draw(started, n=1)
+        started.wait(DONE)
+        started.run("document.querySelector('.tile button').click()")
+        assert started.run("at('command').innerText").startswith("dalle-sample --model two --n 1 ")
+        _nothing_wrong(started, server)
+
+
 @pytest.mark.parametrize(("width", "dark"), [(390, True), (320, False)])
 def test_it_fits_a_phone(page, server, shelved, width, dark):
     page.show(width, 844, dark=dark, phone=True)
