@@ -14,7 +14,7 @@ import pytest
 from dalle.config import shipped
 from tests.conftest import ROOT, clean_environment
 
-SOURCES = (".py", ".cpp", ".css", ".js")
+SOURCES = (".py", ".cpp", ".css", ".js", ".html")
 
 
 @pytest.fixture(scope="module")

@@ -43,8 +43,8 @@ def parse(cls: type, prog: str, argv: list[str] | None = None, positional: str |
     argv = list(sys.argv[1:] if argv is None else argv)
     _check_text(argv)
     places = (positional,) if isinstance(positional, str) else positional or ()
-    argv = _normalise(cls, renamed(cls, argv), places)
     program = PROGRAMS.get(prog, Program(cls, ""))
+    argv = _normalise(cls, _gathered(renamed(cls, argv), program.several), places)
     if program.example and {"-h", "--help"} & set(argv):
         print(f"Example:\n  {program.example}\n")
     if "--version" in argv:
@@ -160,6 +160,16 @@ def renamed(cls: type, argv: list[str]) -> list[str]:
         name = _ALSO.get(option[2:]) if option.startswith("--") else None
         result.append(f"--{name}{equals}{value}" if name in known else token)
     return result
+
+
+def _gathered(argv: list[str], several: str | None) -> list[str]:
+    """The arguments with all words behind the option that takes several as one."""
+    if f"--{several}" not in argv:
+        return argv
+    first = argv.index(f"--{several}") + 1
+    end = next((i for i in range(first, len(argv)) if argv[i].startswith("--")), len(argv))
+    words = [shlex.quote(word) for word in argv[first:end]] if end > first + 1 else argv[first:end]
+    return [*argv[: first - 1], *([f"--{several}={' '.join(words)}"] if words else [f"--{several}"]), *argv[end:]]
 
 
 def _normalise(cls: type, argv: list[str], places: tuple[str, ...]) -> list[str]:

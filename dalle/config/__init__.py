@@ -15,6 +15,7 @@ from dalle.config.commands.own import TrainFolder
 from dalle.config.commands.publish import Publish
 from dalle.config.commands.sample import Sample
 from dalle.config.commands.schedules import unreached_schedules
+from dalle.config.commands.serve import Serve
 from dalle.config.commands.stackgan import TrainStackGAN
 from dalle.config.commands.stages import (
     Demo,
@@ -65,6 +66,7 @@ __all__ = [
     "Sample",
     "Sampling",
     "Schedule",
+    "Serve",
     "StackGANModel",
     "StackGANObjective",
     "Study",

@@ -11,6 +11,7 @@ from dalle.config.commands.filter import Filter
 from dalle.config.commands.own import TrainFolder
 from dalle.config.commands.publish import Publish
 from dalle.config.commands.sample import Sample
+from dalle.config.commands.serve import Serve
 from dalle.config.commands.stackgan import TrainStackGAN
 from dalle.config.commands.stages import (
     Demo,
@@ -35,11 +36,13 @@ class Program:
         config: the dataclass of its settings, whose docstring says what it does
         example: a command line that works, but for its paths
         positional: name of the setting that may be given without its `--name`, or names of several, in their order
+        several: name of a setting that takes all the words behind its `--name`
     """
 
     config: type
     example: str
     positional: str | tuple[str, ...] | None = None
+    several: str | None = None
 
     @property
     def summary(self) -> str:
@@ -51,6 +54,7 @@ PROGRAMS = {
     "dalle-demo": Program(Demo, "dalle-demo --output demo"),
     "dalle-train": Program(TrainFolder, "dalle-train pictures --output runs/mine", "source"),
     "dalle-sample": Program(Sample, 'dalle-sample "a 3d emoji of a chicken"', "caption"),
+    "dalle-serve": Program(Serve, "dalle-serve --model shapes runs/mine", several="model"),
     "dalle-caption": Program(Caption, "dalle-caption cat.png --model demo --captions captions.txt", "image"),
     "dalle-evaluate": Program(
         Evaluate,

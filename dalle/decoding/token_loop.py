@@ -129,6 +129,13 @@ class TokenLoop:
             yield self._model.logits(batch.held_R, batch.slot_1, batch.caches).view(captions, candidates, -1)
             batch.hold(codes_CNI[:, :, slot].flatten())
 
+    def so_far(self) -> torch.Tensor:
+        """The codes that are being drawn, int64 [C, N, I] on the CPU, to be asked for from within `progress`: of the slots to come
+        they mean nothing. On a GPU it waits for the steps that were issued."""
+        assert self._batch is not None, "nothing is being drawn"
+        captions, candidates, _ = self._batch.shape
+        return self._batch.codes_IX.T.reshape(captions, candidates, -1).cpu()
+
     def cache_bytes(self, captions: int, candidates: int, guided: bool = False) -> int:
         """What the key-value caches of a batch take."""
         config = self.prior.config

@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from dalle.config import Images
 from dalle.data.images import opened
 
 _SHOWN_PX = 256
@@ -115,13 +116,20 @@ def save_drawing(drawing: Drawing, path: Path) -> None:
     times, settings, and the codes where they are known)."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial.write_bytes(png_of(drawing))
+    os.replace(partial, path)
+
+
+def png_of(drawing: Drawing) -> bytes:
+    """The file that `save_drawing` writes."""
     codes = {} if drawing.codes_I is None else {"codes": pack_codes(drawing.codes_I)}
     text = PngInfo()
     text.add_itxt("caption", drawing.caption)
     text.add_itxt("dalle", to_json({**facts(drawing), **codes}))
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    drawing.image.save(partial, format="PNG", pnginfo=text)
-    os.replace(partial, path)
+    buffer = io.BytesIO()
+    drawing.image.save(buffer, format="PNG", pnginfo=text)
+    return buffer.getvalue()
 
 
 def read_drawing(path: str | Path) -> Drawing:
@@ -131,12 +139,20 @@ def read_drawing(path: str | Path) -> Drawing:
         ValueError: the file is missing, no PNG, not one of ours, damaged, or a grid of several drawings
     """
     try:
-        with opened(Path(path).expanduser().read_bytes(), formats=("PNG",)) as file:
+        data = Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    return drawing_of(data, path)
+
+
+def drawing_of(data: bytes, path: str | Path, max_pixels: int = Images.max_pixels) -> Drawing:
+    """The drawing of a PNG's bytes. path: what it is called in what is said. Raises ValueError as `read_drawing`, and for an image of
+    more pixels."""
+    try:
+        with opened(data, max_pixels, formats=("PNG",)) as file:
             file.load()
             text = dict(file.text)
             image = file.convert("RGB")
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if "captions" in text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import Any
@@ -80,13 +81,25 @@ def write_sheet(drawings: list[Drawing], path: Path, columns: int) -> None:
     _write_picture(make_sheet(drawings, columns), drawings, path, None)
 
 
+def grid_png(drawings: list[Drawing], title: str | None = None) -> bytes:
+    """The file that `write_grid` writes."""
+    buffer = io.BytesIO()
+    make_grid(drawings, title=title).save(buffer, format="PNG", pnginfo=_record(drawings, title))
+    return buffer.getvalue()
+
+
 def _write_picture(canvas: Image.Image, drawings: list[Drawing], path: Path, title: str | None) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    canvas.save(path, format="PNG", pnginfo=_record(drawings, title))
+
+
+def _record(drawings: list[Drawing], title: str | None) -> PngInfo:
+    """What the PNG of a picture of these tells in its text chunks."""
     text = PngInfo()
     text.add_itxt("captions", to_json(list(dict.fromkeys(drawing.caption for drawing in drawings))))
     records = [{"caption": drawing.caption, **facts(drawing)} for drawing in drawings]
     text.add_itxt("dalle", to_json({"title": title, "drawings": records}))
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    canvas.save(path, format="PNG", pnginfo=text)
+    return text
 
 
 class _Cells:

@@ -237,6 +237,11 @@ class Pipeline:
             self._settings(sampling, captions, prompt),
         )
 
+    def so_far(self, sampling: Sampling) -> np.ndarray:
+        """Of a chunk that is being drawn with these settings, the codes int64 [C, N, I], for who is told its slots: those of the slots
+        to come mean nothing."""
+        return self._loop(sampling).so_far().numpy()
+
     def _settings(self, sampling: Sampling, captions: int, prompt: Prompt | None) -> dict[str, Any]:
         """All but seed and place in the chunk that decides the bits of an image."""
         machine = {**machine_of(self.device), "kernels": self._loop(sampling).kernels.name}

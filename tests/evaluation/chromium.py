@@ -98,9 +98,37 @@ class Browser:
             assert time.monotonic() < until, f"still not: {condition}"
             time.sleep(0.02)
 
+    def tab(self) -> str:
+        """A new tab beside those that are there, in the same profile: what `at` goes to it by."""
+        before, self._session = self._session, None
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._session = session
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self.call(f"{domain}.enable")
+        self._session = before
+        return session
+
+    def at(self, tab: str) -> str:
+        """Go to a tab; returns the one that it was at."""
+        before, self._session = self._session, tab
+        return before
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """The mouse, pressed at one place of the screen and let go at another."""
+        for kind, (x, y) in (("mousePressed", start), ("mouseMoved", end), ("mouseReleased", end)):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+
+    def choose_file(self, selector: str, path: Path) -> None:
+        """Give a file to an input of files."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", files=[str(path)], nodeId=node)
+
     def press(self, key: str) -> None:
         """A key, down and up."""
-        code = {"Enter": 13, "Escape": 27, "Tab": 9, "ArrowRight": 39}.get(key) or ord(key)
+        arrows = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+        code = ({"Enter": 13, "Escape": 27, "Tab": 9} | arrows).get(key) or ord(key)
         text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
         for kind in ("keyDown", "keyUp"):
             typed = {"text": text} if text and kind == "keyDown" else {}
