@@ -8,8 +8,9 @@ for each stage the default says whose it is. A field that the paper does not hav
 
 from dalle.config.best_of import BestOf
 from dalle.config.commands.caption import Caption, RankBy
-from dalle.config.commands.dedup import EVERY_IMAGE, Dedup
-from dalle.config.commands.evaluate import Evaluate
+from dalle.config.commands.evaluation.dedup import EVERY_IMAGE, Dedup
+from dalle.config.commands.evaluation.evaluate import Evaluate
+from dalle.config.commands.evaluation.study import Study, WorkerChecks
 from dalle.config.commands.filter import Filter, Filters
 from dalle.config.commands.own import TrainFolder
 from dalle.config.commands.publish import Publish
@@ -28,7 +29,6 @@ from dalle.config.commands.stages import (
     TrainPrior,
     TrainTokenizer,
 )
-from dalle.config.commands.study import Study, WorkerChecks
 from dalle.config.commands.text_encoder import TrainTextEncoder
 from dalle.config.models import CLIPModel, DVAEModel, PriorModel
 from dalle.config.run import Compression, Run, Wandb

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dalle.config.commands.caption import Caption
-from dalle.config.commands.dedup import Dedup
-from dalle.config.commands.evaluate import Evaluate
+from dalle.config.commands.evaluation.dedup import Dedup
+from dalle.config.commands.evaluation.evaluate import Evaluate
+from dalle.config.commands.evaluation.study import Study
 from dalle.config.commands.filter import Filter
 from dalle.config.commands.own import TrainFolder
 from dalle.config.commands.publish import Publish
@@ -24,7 +25,6 @@ from dalle.config.commands.stages import (
     TrainPrior,
     TrainTokenizer,
 )
-from dalle.config.commands.study import Study
 from dalle.config.commands.text_encoder import TrainTextEncoder
 
 

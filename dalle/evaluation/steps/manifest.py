@@ -14,7 +14,7 @@ import torch
 
 import dalle
 from dalle.config import Evaluate
-from dalle.config.commands.evaluate import PLACES
+from dalle.config.commands.evaluation.evaluate import PLACES
 from dalle.evaluation.layout import Prompted
 
 _PROGRAM = "dalle-evaluate"
