@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dalle.data.images import opened
+from dalle.outputs.whole import save_picture
 
 _SHOWN_PX = 256
 _MAX_UNPACKED_BYTES = 2**24
@@ -110,9 +110,7 @@ def save_drawing(drawing: Drawing, path: Path) -> None:
     text = PngInfo()
     text.add_itxt("caption", drawing.caption)
     text.add_itxt("dalle", to_json({**facts(drawing), **codes}))
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    drawing.image.save(partial, format="PNG", pnginfo=text)
-    os.replace(partial, path)
+    save_picture(drawing.image, path, pnginfo=text)
 
 
 def read_drawing(path: str | Path) -> Drawing:

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from dalle.outputs.whole import save_picture
 from dalle.sampling.drawing import Drawing, facts, finite_score, to_json
 
 MIN_CELL_PX = 128
@@ -86,7 +87,7 @@ def _write_picture(canvas: Image.Image, drawings: list[Drawing], path: Path, tit
     records = [{"caption": drawing.caption, **facts(drawing)} for drawing in drawings]
     text.add_itxt("dalle", to_json({"title": title, "drawings": records}))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    canvas.save(path, format="PNG", pnginfo=text)
+    save_picture(canvas, path, pnginfo=text)
 
 
 class _Cells:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dalle.outputs.page_head import replace_text
+from dalle.outputs.whole import replace_text
 from dalle.sampling.candidates import Best, Part, Work
 from dalle.sampling.drawing import read_drawing
 from dalle.sampling.gallery import Gallery
