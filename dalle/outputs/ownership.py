@@ -50,6 +50,8 @@ def claimed(
         remove_partial(folder)
         mark, before = _mark(folder, command), {path.name for path in folder.iterdir()}
         if mark.name in before:
+            for below in _own_folders(folder):
+                remove_partial(below)
             for left in folder.glob(f"{_UNFINISHED}*"):
                 shutil.rmtree(left, ignore_errors=True)
         else:
@@ -136,6 +138,13 @@ def unfinished(folder: Path) -> Path:
     """A new hidden folder for partial work, in the output folder, so that its files can be renamed into place. The next
     claim of the folder removes what is left of it."""
     return Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
+
+
+def _own_folders(folder: Path) -> Iterator[Path]:
+    """Those below it, but for such as another process may have claimed by themselves."""
+    for place, names, _ in os.walk(folder):
+        names[:] = [name for name in names if not os.path.exists(os.path.join(place, name, _LOCK))]
+        yield from (Path(place, name) for name in names)
 
 
 def _mark(folder: Path, command: str) -> Path:

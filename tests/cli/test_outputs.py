@@ -87,7 +87,7 @@ def test_token_shards_of_another_making_are_not_written_over(models, tmp_path, o
     assert [shards.pair(*divmod(i, 10))[1] for i in range(15)] == [[f"number {i}"] for i in range(100, 115)]
     assert sorted(path.name for path in (tmp_path / "tokens").iterdir()) == [
         *(".dalle-tokenize", "meta.json", "notes.txt"),
-        *("tokens-00000.safetensors", "tokens-00001.safetensors", "tokens-mine.safetensors"),
+        *("tokens-00000-1.safetensors", "tokens-00001-1.safetensors", "tokens-mine.safetensors"),
     ]
 
 

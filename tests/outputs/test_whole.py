@@ -188,6 +188,15 @@ def test_a_claim_removes_what_a_kill_left_of_files(tmp_path):
         assert sorted(set(left) & set(os.listdir(tmp_path))) == [left[0]]
     with claimed(tmp_path, "dalle-x", writes=("index.html",)):
         assert not set(left) & set(os.listdir(tmp_path)) and set(theirs) < set(os.listdir(tmp_path))
+        replace_text(tmp_path / "index.html", "x")
+    below = [tmp_path / "images/0" / left[0], tmp_path / "model" / left[0], tmp_path / "model/pictures" / left[0]]
+    for path in below:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    with claimed(tmp_path / "model", "dalle-y", writes=()), claimed(tmp_path, "dalle-x", writes=("index.html",)):
+        assert [path.exists() for path in below] == [False, False, True], (
+            "the third is in a folder that another has claimed"
+        )
 
 
 def test_a_place_without_room_is_refused_before_the_work(small_disk):
