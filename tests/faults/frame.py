@@ -109,14 +109,17 @@ class Server:
 def content(folder: Path) -> dict[str, str]:
     """All files below a folder that the clock does not change, by what they hold, and their folders."""
     found = {}
+    last = max((path.name for path in folder.glob("out/checkpoints/step-*")), default="")
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if path.name in _VOLATILE or ".dalle-lock." in path.name or name.startswith("out/previous-"):
             continue
+        if "/pictures" in name or ("/step-" in name and last not in name):
+            continue  # a run does without them, and says so
         if path.is_dir():
             found[name] = "folder"
-        elif path.name == "state.json" or "pictures/" in name:
-            found[name] = "there"  # a checkpoint's index says how fast the data came; a picture is a comfort
+        elif path.name == "state.json":
+            found[name] = "there"  # a checkpoint's index tells of the clock, too
         else:
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
