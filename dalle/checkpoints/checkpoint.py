@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from dalle.checkpoints.names import STATE, complete, delete_old, make_room, retire, step_of, sync_folder
+from dalle.checkpoints.names import STATE, complete, delete_old, make_room, retire, step_of
 from dalle.checkpoints.rank_file import (
     DTYPES,
     Fragment,
@@ -38,6 +38,7 @@ from dalle.checkpoints.rank_file import (
 )
 from dalle.cluster.topology import World
 from dalle.models.weights import WeightsFile
+from dalle.outputs.whole import sync_folder
 
 
 class NotSaved(ValueError):

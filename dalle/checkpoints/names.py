@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
@@ -50,15 +49,3 @@ def complete(checkpoints: Path) -> list[Path]:
 def step_of(path: Path) -> int:
     """The updates done before it, by its name."""
     return int(path.name.removeprefix("step-").removesuffix(".old"))
-
-
-def sync_folder(folder: Path) -> None:
-    """See to it that the names in a folder are on the disk."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems do not know it of folders
-            raise
-    finally:
-        os.close(number)

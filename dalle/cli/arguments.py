@@ -26,6 +26,7 @@ from dalle.cli.allocator import keep_freed_memory
 from dalle.config import shipped
 from dalle.config.checks import SaidByAll
 from dalle.config.programs import PROGRAMS, Program
+from dalle.outputs.streams import kept_open
 
 
 def parse(cls: type, prog: str, argv: list[str] | None = None, positional: str | tuple[str, ...] | None = None):
@@ -104,7 +105,8 @@ def run(main: Callable[[], None], prog: str) -> None:
     """Run a command: user errors become one line and exit code 2, a training whose numbers have gone wrong 3, Ctrl-C 130."""
     keep_freed_memory()
     try:
-        main()
+        with kept_open():
+            main()
     except ValueError as error:
         if os.environ.get("DALLE_DEBUG"):
             raise

@@ -18,6 +18,7 @@ from dalle.cli.road import options, say, train_stage
 from dalle.config import Demo, TrainCLIP, TrainDVAE, TrainPrior, shipped
 from dalle.outputs.ownership import claimed
 from dalle.outputs.run_files import is_of_a_run
+from dalle.outputs.whole import replace_text
 
 _GALLERY_CAPTIONS = 32
 _GRID_CAPTIONS = 24
@@ -126,7 +127,7 @@ def _judge(config: Demo, folder: Path, valid_shards: str, began_s: float) -> Non
         "captions": config.captions,
         "gallery": str(folder / "gallery" / "index.html"),
     }
-    (folder / "result.json").write_text(json.dumps(result, indent=2))
+    replace_text(folder / "result.json", json.dumps(result, indent=2))
     print(json.dumps(result))
 
 

@@ -17,6 +17,7 @@ from dalle.cli import arguments
 from dalle.config import CharCNNRNNModel, CLIPModel, DVAEModel, Export, PriorModel, StackGANModel
 from dalle.config.checks import warn
 from dalle.outputs.ownership import claimed, read_mark, remove_mark, unfinished
+from dalle.outputs.whole import replace_bytes, replace_text
 from dalle.ready.files import ATTRIBUTION, CARD, PART_FILES, PARTS
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def _export_whole(config: Export, folder: Path, partial: Path) -> str:
     said = [f"{part}/: {_export_finished(config, folder / part, partial / part, renamed)}" for part in parts]
     for part in parts:
         if (settings := partial / part / "config.yaml").is_file():
-            settings.write_text(public_config(settings), encoding="utf-8")  # which is to be given away
+            replace_text(settings, public_config(settings))  # which is to be given away
     _copy((CARD, ATTRIBUTION), folder, partial)
     num_bytes = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
     return "; ".join([*said, f"{num_bytes / 1e6:.1f} MB"])
@@ -172,7 +173,7 @@ def _links_of(links: dict[str, str], converted: bool) -> dict[str, str]:
 def _copy(names: tuple[str, ...], source: Path, target: Path) -> None:
     for name in names:
         if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+            replace_bytes(target / name, (source / name).read_bytes())
 
 
 def _say_links(path: Path, dtype: str, renamed: dict[str, str]) -> None:

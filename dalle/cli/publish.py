@@ -8,7 +8,7 @@ from pathlib import Path
 from dalle.cli import arguments
 from dalle.config import Publish
 from dalle.outputs.ownership import claimed_file
-from dalle.outputs.page_head import replace_text
+from dalle.outputs.whole import replace_text
 
 _COMMAND = "dalle-publish"
 

@@ -15,6 +15,7 @@ from dalle.cli.allocator import keep_freed_memory
 from dalle.config import Sample
 from dalle.config.checks import warn
 from dalle.outputs.ownership import claimed, claimed_file
+from dalle.outputs.whole import when_there_is_room
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,14 +120,14 @@ def _sample(config: Sample, folder: Path) -> None:
             if shortlist is not None:
                 _add_rest(shortlist, output)
     if stopped is None:
-        print(f"the best {output.count()}: {output.finish()}")
+        print(f"the best {output.count()}: {when_there_is_room(_COMMAND, output.finish)}")
         return
     why = str(stopped) or "interrupted"
     if output.drawn:
         print(f"dalle-sample: {why}; {output.drawn} of {total} candidates were drawn", file=sys.stderr)
     if output.drawn and not output.empty:
         best = "so far" if config.captions is not None else output.count()
-        print(f"the best {best}: {output.finish()}")
+        print(f"the best {best}: {when_there_is_room(_COMMAND, output.finish)}")
     elif not isinstance(stopped, ValueError):
         done = "decoded" if output.drawn else "drawn"
         print(f"dalle-sample: {why}, before anything was {done}", file=sys.stderr)

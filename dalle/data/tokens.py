@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -26,12 +24,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from torch.utils.data import Dataset
 
 from dalle.data.counts import Counts
 from dalle.data.loading import load
 from dalle.outputs.ownership import check, unfinished, write_mark
+from dalle.outputs.whole import are_same, put_in_place, replace_bytes, replace_text, when_there_is_room
 from dalle.text import Cuts, Tokenizer, pad
 
 WRITTEN_BY = "dalle-tokenize"
@@ -44,7 +43,7 @@ class Meta:
     """What the codes mean. `dvae_hash` is what the dVAE's codes are known by, the content hash of the first that made them
     (`dalle.models.folder.codes_hash`); `precision` that of the encoder's products, null where an earlier version wrote the
     folder; `samples`, what became of the samples of the image-text shards, as `Counts.to_json` has it, {} where that was not
-    told."""
+    told; `making`, 0 or 1 in turn, tells the names of shards from those in whose place they were put."""
 
     grid: int
     codebook_size: int
@@ -52,6 +51,11 @@ class Meta:
     shard_sizes: tuple[int, ...] = ()
     precision: str | None = None
     samples: dict = field(default_factory=dict)
+    making: int = 0
+
+    def shard_name(self, number: int) -> str:
+        """Of a shard's file in its folder."""
+        return f"tokens-{number:05d}{'-1' if self.making else ''}.safetensors"
 
     @property
     def counts(self) -> Counts | None:
@@ -61,7 +65,7 @@ class Meta:
 
 class TokenWriter:
     """Writes token shards in a hidden folder of their own, and when it is closed moves them into their place, for older
-    ones. As a context manager it leaves nothing behind of shards that were not closed in the block.
+    ones. As a context manager it leaves nothing of shards that were not closed in the block.
 
     Args:
         folder: the output folder, made if missing: empty, or one that an earlier writer marked
@@ -100,16 +104,14 @@ class TokenWriter:
             self._write()
 
     def _write(self) -> None:
-        path = self.folder / f"tokens-{len(self._sizes):05d}.safetensors"
-        save_file(packed(np.stack(self._codes), self._captions), path)
+        path = self.folder / self.meta.shard_name(len(self._sizes))
+        shard = save(packed(np.stack(self._codes), self._captions))
+        when_there_is_room(WRITTEN_BY, lambda: replace_bytes(path, shard))
         self._sizes.append(len(self._codes))
         self._codes, self._captions = [], []
 
     def close(self, counts: Counts | None = None) -> Meta:
-        """Write what is left and move everything into place.
-
-        Args:
-            counts: of the samples that the pairs are from
+        """Write what is left and move everything into place. counts: of the samples that the pairs are from.
 
         Raises:
             ValueError: there was nothing to write
@@ -119,22 +121,25 @@ class TokenWriter:
         if not self._sizes:
             self.__exit__()
             raise ValueError("no pair could be tokenized")
-        meta = replace(self.meta, shard_sizes=tuple(self._sizes), samples={} if counts is None else counts.to_json())
-        (self.folder / "meta.json").write_text(json.dumps(asdict(meta), indent=2))
-        self._publish()
+        meta = replace(self.meta, shard_sizes=tuple(self._sizes), making=self._making())
+        meta = meta if counts is None else replace(meta, samples=counts.to_json())
+        when_there_is_room(WRITTEN_BY, lambda: self._publish(meta))
         return meta
 
-    def _publish(self) -> None:
-        """Cut off anywhere, there are the old shards, the new ones, or a folder that says that it is incomplete."""
-        (self.target / "meta.json").unlink(missing_ok=True)
-        for old in self.target.glob("tokens-*.safetensors"):
-            if re.fullmatch(r"tokens-\d{5,}\.safetensors", old.name):
-                old.unlink()
-        for new in sorted(self.folder.glob("tokens-*")):
-            os.replace(new, self.target / new.name)
+    def _making(self) -> int:
+        """That of the shards in place if the new ones have the same bytes; else the other."""
+        with suppress(ValueError, TypeError, KeyError, OSError):  # there are none, or such as nobody can read
+            before, new = TokenShards(self.target), [self.meta.shard_name(i) for i in range(len(self._sizes))]
+            same = are_same([self.folder / name for name in new], before.paths())
+            return before.meta.making if same else 1 - before.meta.making
+        return 0
+
+    def _publish(self, meta: Meta) -> None:
+        """Cut off anywhere, there are the old shards, whole, or the new ones: `meta.json` comes last, and tells them apart."""
+        replace_text(self.folder / "meta.json", json.dumps(asdict(meta), indent=2))
         write_mark(self.target, WRITTEN_BY, self.request)
-        os.replace(self.folder / "meta.json", self.target / "meta.json")
-        shutil.rmtree(self.folder)
+        names = {self.meta.shard_name(number): meta.shard_name(number) for number in range(len(self._sizes))}
+        put_in_place(self.folder, self.target, names | {"meta.json": "meta.json"}, r"tokens-\d{5,}(-1)?\.safetensors")
 
 
 def packed(codes_NI: np.ndarray, captions: Sequence[list[str]]) -> dict[str, np.ndarray]:
@@ -184,7 +189,7 @@ class TokenShards:
         return [str(self._path(shard)) for shard in range(len(self.meta.shard_sizes))]
 
     def _path(self, shard: int) -> Path:
-        return self.folder / f"tokens-{shard:05d}.safetensors"
+        return self.folder / self.meta.shard_name(shard)
 
     def _load(self, shard: int):
         try:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import torch
 
 from dalle.config.checks import warn
+from dalle.outputs.whole import replace_bytes
 
 MOST_HEAD_WIDTH = 1024
 """That `native.cpp` has room for."""
@@ -44,7 +48,12 @@ def library() -> ctypes.CDLL | None:
         _warn("there is no C++ compiler")
         return None
     try:
-        found = ctypes.CDLL(str(_compiled(compiler)))
+        folder = _folder()
+    except OSError as error:
+        _warn(f"no folder for what is compiled once: {error.strerror} ({error.filename}); XDG_CACHE_HOME names another")
+        return None
+    try:
+        found = ctypes.CDLL(str(_compiled(compiler, folder)))
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or str(error)
         _warn(f"{compiler} cannot compile {_SOURCE.name} ({detail.strip()[-300:]})")
@@ -71,31 +80,52 @@ def _warn(why: str) -> None:
     warn(f"{why}: sampling uses PyTorch's own operations, which take longer")
 
 
-def _compiled(compiler: str) -> Path:
-    """The library's file, which other processes may be making at the same moment."""
+def _compiled(compiler: str, folder: Path) -> Path:
+    """The library's file in the folder, which other processes may be making at the same moment."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     told = "\n".join([version, *_FLAGS, _SOURCE.read_text(), _processor()])
-    folder = _folder()
     path = folder / f"native-{hashlib.sha256(told.encode()).hexdigest()[:16]}.so"
-    if not path.is_file():
+    if not _is_ours(path, stat.S_ISREG):
         with tempfile.TemporaryDirectory(dir=folder) as partial:
             output = Path(partial) / path.name
             command = [compiler, *_FLAGS, "-shared", "-fPIC", "-o", str(output), str(_SOURCE)]
             subprocess.run(command, capture_output=True, text=True, check=True)
-            os.replace(output, path)
+            replace_bytes(path, output.read_bytes())
+            path.chmod(0o700)  # whatever the umask lets a group do
     return path
 
 
 def _folder() -> Path:
-    """Of the user's own, for what is loaded runs as this process; one for this process alone where there is none."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "dalle"
+    """The user's own, for what is loaded from it runs as this process: in the user's cache, or, where there is none that can be
+    written, one of a fixed name beside other temporary files, so that the next process finds it again.
+
+    Raises:
+        OSError: neither can be made, or others may write there
+    """
+    cache_folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    failed = None
+    for folder in (Path(cache_folder) / "dalle", Path(tempfile.gettempdir()) / f"dalle-{os.getuid()}"):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not _is_ours(folder, stat.S_ISDIR):
+                why = "it is another user's, a link, or others may write to it"
+                raise PermissionError(errno.EACCES, why, str(folder))
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except OSError as error:
+            error.filename = str(folder)
+            failed = failed or error
+    raise failed
+
+
+def _is_ours(path: Path, kind: Callable[[int], bool]) -> bool:
+    """Whether it is there, of the kind that is meant rather than a link to it, and neither another user's nor writable for
+    others. Whoever may write to it could have this process run what they like."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
-            return folder
-    except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="dalle-"))
+        found = path.lstat()
+    except FileNotFoundError:
+        return False
+    return kind(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _processor() -> str:

@@ -17,7 +17,7 @@ import numpy as np
 
 from dalle.data.captions import is_encodable
 from dalle.data.images import decode
-from dalle.outputs.page_head import replace_text
+from dalle.outputs.whole import replace_text
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _LAYOUT = "DIR/00000/metadata.jsonl with DIR/00000/samples/0000.png, or DIR/NAME.png beside DIR/NAME.txt"

@@ -15,7 +15,6 @@ import hashlib
 import json
 import mmap
 import os
-import secrets
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ import torch
 from torch import nn
 
 from dalle.models.weights_header import DTYPES, NO_CHECKSUM, Stored, make_header, read_header
+from dalle.outputs.whole import whole_file
 
 _PIECE_BYTES = 1 << 17
 """Read at a time: it stays in a core's cache until it is checked and converted, and is too little for PyTorch to wake other
@@ -69,25 +69,18 @@ def write_weights(
     digest = hashlib.sha256()
     checksums = dict.fromkeys(sorted(like), NO_CHECKSUM)
     start = len(make_header(metadata, digest.hexdigest(), checksums, layout))  # which is as long with other digits
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")  # nobody else's
-    try:
-        with open(partial, "wb") as file:
-            for name in checksums:
-                tensor = tensors[name]
-                assert (tensor.dtype, tensor.shape) == (like[name].dtype, like[name].shape)
-                identity, values = _identity(name, tensor.dtype, tensor.shape), _to_bytes(tensor)
-                for piece in (identity, values):
-                    digest.update(piece)
-                checksums[name] = _hex(zlib.crc32(values, zlib.crc32(identity)))
-                file.seek(start + layout[name]["data_offsets"][0])
-                file.write(values)
-            file.seek(0)
-            file.write(make_header(metadata, digest.hexdigest(), checksums, layout))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        for name in checksums:
+            tensor = tensors[name]
+            assert (tensor.dtype, tensor.shape) == (like[name].dtype, like[name].shape)
+            identity, values = _identity(name, tensor.dtype, tensor.shape), _to_bytes(tensor)
+            for piece in (identity, values):
+                digest.update(piece)
+            checksums[name] = _hex(zlib.crc32(values, zlib.crc32(identity)))
+            file.seek(start + layout[name]["data_offsets"][0])
+            file.write(values)
+        file.seek(0)
+        file.write(make_header(metadata, digest.hexdigest(), checksums, layout))
     return digest.hexdigest()
 
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import json
 import os
+import re
 import secrets
 import socket
 import sys
@@ -52,6 +54,7 @@ def locked(path: Path, what: str, command: str, waiting: Callable[[], None] = la
         _take(path, mine, what, command, token, waiting)
     finally:
         mine.unlink(missing_ok=True)
+    _remove_left(path)
     over = threading.Event()
     beats = threading.Thread(target=_beat, args=(path, what, command, token, over), daemon=True)
     beats.start()
@@ -63,6 +66,15 @@ def locked(path: Path, what: str, command: str, waiting: Callable[[], None] = la
         with suppress(OSError):
             if _holder(path).get("token") == token:
                 path.unlink()
+
+
+def _remove_left(path: Path) -> None:
+    """Remove what processes that were killed while they asked for the lock have left, and none that may be asking still."""
+    with suppress(OSError):
+        last_s = path.stat().st_mtime - 2 * _SILENT_S
+        for left in path.parent.glob(f"{glob.escape(path.name)}.*"):
+            if re.fullmatch("[0-9a-f]{16}", left.suffix[1:]) and left.stat().st_mtime < last_s:
+                left.unlink()
 
 
 def _write(file: BinaryIO, path: Path, command: str, token: str) -> None:

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from dalle.outputs.lock import locked
+from dalle.outputs.whole import may_be_replaced, naming, remove_partial, replace_text
 
 _LOCK = ".dalle-lock"
 _UNFINISHED = ".dalle-unfinished-"
+_LEAST_BYTES = 1 << 14
+"""Room for what a command writes before it begins: with less it is refused then, and not after its work."""
 
 
 @contextmanager
@@ -42,10 +45,13 @@ def claimed(
         ValueError: as `check`; the folder cannot be written to, or another process has it
     """
     folder = Path(folder)
-    with _made(folder), locked(folder / _LOCK, f"output {folder}", command, waiting):
+    with _made(folder), naming(folder), locked(folder / _LOCK, f"output {folder}", command, waiting):
         check(folder, command, writes, overwrite)
+        remove_partial(folder)
         mark, before = _mark(folder, command), {path.name for path in folder.iterdir()}
         if mark.name in before:
+            for below in _own_folders(folder):
+                remove_partial(below)
             for left in folder.glob(f"{_UNFINISHED}*"):
                 shutil.rmtree(left, ignore_errors=True)
         else:
@@ -66,8 +72,9 @@ def claimed_file(path: str | Path, command: str, overwrite: bool) -> Iterator[Pa
         ValueError: there is such a file, and it may not be overwritten; it cannot be written, or another process does
     """
     path = Path(path)
-    with _made(path.parent), locked(path.parent / f".{path.name}{_LOCK}", f"output {path}", command):
+    with _made(path.parent), naming(path), locked(path.parent / f".{path.name}{_LOCK}", f"output {path}", command):
         check_file(path, overwrite)
+        remove_partial(path.parent, path.name)
         yield path
 
 
@@ -101,11 +108,13 @@ def check_file(path: Path, overwrite: bool) -> None:
     """Refuse a file that is there. Raises ValueError in one line."""
     if os.path.lexists(path) and not overwrite:
         raise ValueError(f"output {path} is there already; name another --output, or write over it with --overwrite")
+    if not may_be_replaced(path):
+        raise ValueError(f"output {path} is a folder or a device; name a file")
 
 
 def write_mark(folder: Path, command: str, request: dict[str, Any] | None = None) -> None:
     """Mark a folder as the command's own. request: JSON-able; what was made there."""
-    _mark(folder, command).write_text(json.dumps(request or {}), encoding="utf-8")
+    replace_text(_mark(folder, command), json.dumps(request or {}))
 
 
 def read_mark(folder: str | Path, command: str) -> dict[str, Any] | None:
@@ -131,6 +140,13 @@ def unfinished(folder: Path) -> Path:
     return Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
 
 
+def _own_folders(folder: Path) -> Iterator[Path]:
+    """Those below it, but for such as another process may have claimed by themselves."""
+    for place, names, _ in os.walk(folder):
+        names[:] = [name for name in names if not os.path.exists(os.path.join(place, name, _LOCK))]
+        yield from (Path(place, name) for name in names)
+
+
 def _mark(folder: Path, command: str) -> Path:
     return folder / f".{command}"
 
@@ -144,10 +160,13 @@ def _made(folder: Path) -> Iterator[None]:
         try:
             missing = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(_LEAST_BYTES))
+                file.flush()
         except OSError as error:
-            raise ValueError(f"output {folder} is not writable: {error.strerror}") from None
+            is_lost = folder.is_symlink() and not folder.exists()
+            why = f"it is a link to {os.readlink(folder)}, which is not there" if is_lost else error.strerror
+            raise ValueError(f"output {folder} is not writable: {why}") from None
         yield
     finally:
         for path in missing:

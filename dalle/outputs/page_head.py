@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import html
-import os
-from contextlib import suppress
-from pathlib import Path
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1c2330; --soft: #5d6778; --line: #dfe3ea;
@@ -32,18 +29,3 @@ def head(title: str, style: str) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{_STYLE}{style}</style></head><body>'
     )
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes `text` to `path` so that a reader, or a crash, sees the old file or the new one and nothing between."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", errors="replace") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:  # such as of a full disk
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise

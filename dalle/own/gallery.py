@@ -13,7 +13,7 @@ from PIL import Image
 
 from dalle.config import Images, Sampling
 from dalle.data.samples import Pair, read_pairs
-from dalle.outputs.page_head import replace_text
+from dalle.outputs.whole import replace_text, save_picture
 from dalle.sampling.gallery import Gallery
 from dalle.sampling.loading import load
 
@@ -82,7 +82,7 @@ def draw_gallery(
             gallery.put(pair.captions[0], drawings)
             real = f"real/{'held-out' if held_out else 'training'}-{number:02d}.png"
             (gallery.folder / "real").mkdir(exist_ok=True)
-            Image.fromarray(pair.image).save(gallery.folder / real)
+            save_picture(Image.fromarray(pair.image), gallery.folder / real)
             drawn = [gallery.files(pair.captions[0], place, drawing)[0] for place, drawing in enumerate(drawings)]
             rows.append(Row(pair.captions[0], held_out, real, drawn))
     gallery.write()

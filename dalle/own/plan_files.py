@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from dalle.outputs.page_head import replace_text
+from dalle.outputs.whole import replace_text
 
 STAGES = ("tokenizer", "dvae", "tokens", "prior", "clip")
 COMMANDS = {

@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from dalle.outputs.page_head import replace_text
+from dalle.outputs.whole import replace_text
 
 _FILE = "progress.json"
 _NAMES = {"plan": "its plan", "data": "the pictures", "tokenizer": "the tokenizer", "dvae": "the dVAE", "tokens": "the tokens", "prior": "the prior",

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from dalle.outputs.page_head import head, replace_text
+from dalle.outputs.page_head import head
+from dalle.outputs.whole import replace_text
 from dalle.own.budget import in_words
 from dalle.own.gallery import Row, draw_command, read_rows
 from dalle.own.plan_files import PlanFiles

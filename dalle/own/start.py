@@ -8,6 +8,7 @@ from typing import Any
 
 from dalle.config import CLIPModel, DVAEModel, PriorModel
 from dalle.models.folder import read_config, read_header
+from dalle.outputs.whole import replace_bytes
 from dalle.own.facts import Machine, Pictures
 from dalle.own.plan import Sizes, choose_batch, choose_clip, choose_clip_batch
 
@@ -96,6 +97,4 @@ def copy_model(start: Start, stage: str, folder: Path) -> None:
     for name in (*_COPIED[1:], _COPIED[0]):  # the weights last: with them the folder is a model
         source = start.folder / stage / name
         if source.is_file():
-            partial = folder / f".{name}.partial"
-            partial.write_bytes(source.read_bytes())
-            partial.replace(folder / name)
+            replace_bytes(folder / name, source.read_bytes())

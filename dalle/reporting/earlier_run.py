@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from dalle.outputs.page_head import replace_text
+from dalle.outputs.whole import replace_text
 from dalle.reporting.report import list_pictures, read_lines
 
 

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dalle.outputs.page_head import head, replace_text
+from dalle.outputs.page_head import head
+from dalle.outputs.whole import replace_text
 from dalle.reporting.best_of import best_of_section
 from dalle.reporting.explanations import FIGURES
 from dalle.reporting.plots import MAX_SCALE_POINTS, SCALE_COLOURS, TRAIN, VALID, plot, smooth, svg, thin

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dalle.data.counts import Counts
-from dalle.outputs.page_head import replace_text
+from dalle.outputs.whole import replace_text
 
 FILE = "samples.json"
 

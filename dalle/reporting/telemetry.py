@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from dalle.config import Wandb
-from dalle.outputs.page_head import replace_text
+from dalle.outputs.whole import replace_text, save_picture
 from dalle.reporting import weights_and_biases
 from dalle.reporting.earlier_run import drop_after, read_run, set_aside
 from dalle.reporting.report import duration, list_pictures, write_report
@@ -151,7 +151,7 @@ class Telemetry:
         folder = self.folder / "pictures"
         with self._even_if_full(f"the picture {name}"):
             folder.mkdir(exist_ok=True)
-            image.save(folder / f"{name}-{step:07d}.png")
+            save_picture(image, folder / f"{name}-{step:07d}.png")
         kept = list_pictures(self.folder).get(name, [])
         while len(kept) > MAX_PICTURES_PER_NAME:
             # The one whose neighbours are nearest to each other tells least; what stays is spread over the whole run.

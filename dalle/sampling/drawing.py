@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from dalle.config import Images
 from dalle.data.images import opened
+from dalle.outputs.whole import replace_bytes
 
 _SHOWN_PX = 256
 _MAX_UNPACKED_BYTES = 2**24
@@ -116,9 +116,7 @@ def save_drawing(drawing: Drawing, path: Path) -> None:
     times, settings, and the codes where they are known)."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_bytes(png_of(drawing))
-    os.replace(partial, path)
+    replace_bytes(path, png_of(drawing))
 
 
 def png_of(drawing: Drawing) -> bytes:

@@ -13,7 +13,8 @@ from typing import Any
 
 from PIL import Image
 
-from dalle.outputs.page_head import head, replace_text
+from dalle.outputs.page_head import head
+from dalle.outputs.whole import replace_text
 from dalle.sampling.drawing import Drawing, best_first, facts, save_drawing, to_json
 
 

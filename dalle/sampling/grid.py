@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from dalle.outputs.whole import save_picture
 from dalle.sampling.drawing import Drawing, facts, finite_score, to_json
 
 MIN_CELL_PX = 128
@@ -90,7 +91,7 @@ def grid_png(drawings: list[Drawing], title: str | None = None) -> bytes:
 
 def _write_picture(canvas: Image.Image, drawings: list[Drawing], path: Path, title: str | None) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    canvas.save(path, format="PNG", pnginfo=_record(drawings, title))
+    save_picture(canvas, path, pnginfo=_record(drawings, title))
 
 
 def _record(drawings: list[Drawing], title: str | None) -> PngInfo:

@@ -78,6 +78,7 @@ def find(
                 f"shortlist, codes_clip: read codes, and {folder} is a GAN, which has none; leave them out",
             )
             return _with_clip(find_gan(whole, text_encoder), whole, clip, rerank)
+        folder = whole  # looked up once
     require(text_encoder is None, f"text_encoder {text_encoder}: is a GAN's, and {folder} is none; leave it out")
     return find_models(folder, dvae, prior, clip, rerank, shortlist, codes_clip)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dalle.outputs.page_head import replace_text
+from dalle.outputs.whole import replace_text, when_there_is_room
 from dalle.sampling.candidates import Best, Part, Work
 from dalle.sampling.drawing import read_drawing
 from dalle.sampling.gallery import Gallery
@@ -77,10 +78,14 @@ class Output:
         self._counts[part.caption] += part.drawn
         self.drawn += part.drawn
         if self._counts[part.caption] == self.work.n and self._resumable:  # its images need not be held any longer
-            self._put(part.caption)
+            when_there_is_room("dalle-sample", lambda: self._put(part.caption))
             del self._best[part.caption]
         if time.monotonic() >= self._next_write_s:
-            self.write()
+            try:
+                self.write()
+            except OSError as error:  # what is drawn is in memory, and is written at the end
+                self._next_write_s = time.monotonic() + _WRITE_EVERY_S
+                print(f"dalle-sample: {error.filename}: {error.strerror}: drawing goes on", file=sys.stderr, flush=True)
 
     def write(self) -> None:
         """Write the best so far."""

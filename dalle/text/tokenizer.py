@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
+from dalle.outputs.whole import replace_bytes
 from dalle.text.merging import merge
 from dalle.text.words import LOWER, WordCounts, clean, words
 
@@ -120,12 +120,7 @@ class Tokenizer:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         for name, text in self.files(path.name).items():
-            temporary = path.with_name(f".{name}.{os.getpid()}.partial")  # hidden, and no other process's
-            try:
-                temporary.write_text(text, encoding="utf-8")
-                os.replace(temporary, path.with_name(name))
-            finally:
-                temporary.unlink(missing_ok=True)
+            replace_bytes(path.with_name(name), text.encode())
 
     def to_json(self) -> str:
         """The content of the tokenizer file."""

@@ -24,7 +24,7 @@ from dalle.config.checks import Hopeless
 from dalle.data.counts import totalled
 from dalle.optim.ema import EMA
 from dalle.optim.plateau import PlateauRule
-from dalle.outputs.page_head import replace_text
+from dalle.outputs.whole import replace_text
 from dalle.reporting.machine_limit import matrix_flops_per_s
 from dalle.reporting.samples import SamplesLog
 from dalle.reporting.telemetry import Telemetry

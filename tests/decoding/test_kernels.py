@@ -1,6 +1,7 @@
 """The fast kernels between the products against the plain ones, and what happens without a compiler."""
 
 import math
+import os
 import subprocess
 import sys
 from functools import partial
@@ -220,6 +221,93 @@ def test_without_a_compiler_sampling_goes_on(tmp_path):
         )
         assert done.returncode == 0, done.stderr
         assert f"{compiler} cannot compile native.cpp" in done.stdout
+
+
+@pytest.fixture
+def caches(tmp_path, monkeypatch):
+    """The user's cache, and the folder of temporary files; a compiler that counts its calls beside them."""
+    for name in ("cache", "temporary"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(native.tempfile, "tempdir", str(tmp_path / "temporary"))
+    compiler = tmp_path / "compiler"
+    compiler.write_text(
+        '#!/bin/sh\nwhile [ $# -gt 0 ]; do [ "$1" = -o ] && { echo . >> '
+        + f"{tmp_path}/calls"
+        + '; echo lib > "$2"; }; shift; done'
+    )
+    compiler.chmod(0o700)
+
+    def compiled() -> tuple[str, int]:
+        path = native._compiled(str(compiler), native._folder())
+        assert path.read_text() == "lib\n" and path.stat().st_mode & 0o7777 == 0o700
+        return str(path.parent.relative_to(tmp_path)), len((tmp_path / "calls").read_text().split())
+
+    return compiled
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002])
+def test_the_library_is_compiled_once(caches, tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        assert caches() == caches() == ("cache/dalle", 1)
+    finally:
+        os.umask(before)
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+@pytest.mark.parametrize("spoilt", ["writable for all", "writable for the group", "another user's", "a link", "a file"])
+def test_a_cache_that_others_may_write_to_is_passed_by(caches, tmp_path, spoilt):
+    """What lies there could be anybody's. And the folder that is taken instead is found again, so nothing is left of a run."""
+    (folder := tmp_path / "cache/dalle").mkdir(mode=0o700)
+    match spoilt:
+        case "writable for all":
+            folder.chmod(0o702)
+        case "writable for the group":
+            folder.chmod(0o770)
+        case "another user's":
+            if os.getuid():
+                pytest.skip("NOT TESTED: another user's folder. Only root can give one away")
+            os.chown(folder, 12345, -1)
+        case "a link":
+            folder.rename(tmp_path / "elsewhere")
+            folder.symlink_to(tmp_path / "elsewhere")
+        case "a file":
+            folder.rmdir()
+            folder.touch()
+    own = f"dalle-{os.getuid()}"
+    assert caches() == caches() == (f"temporary/{own}", 1)
+    assert [path.name for path in (tmp_path / "temporary").iterdir()] == [own]
+    assert (tmp_path / "temporary" / own).stat().st_mode & 0o7777 == 0o700
+
+
+@pytest.mark.parametrize("spoilt", ["writable for others", "another user's", "a link"])
+def test_a_library_that_is_not_the_users_own_is_not_loaded(caches, tmp_path, spoilt):
+    caches()
+    (library,) = (tmp_path / "cache/dalle").iterdir()
+    match spoilt:
+        case "writable for others":
+            library.chmod(0o702)
+        case "another user's":
+            if os.getuid():
+                pytest.skip("NOT TESTED: another user's file. Only root can give one away")
+            os.chown(library, 12345, -1)
+        case "a link":
+            library.rename(tmp_path / "elsewhere")
+            library.symlink_to(tmp_path / "elsewhere")
+    assert caches() == caches() == ("cache/dalle", 2)
+
+
+def test_without_a_folder_to_compile_into_sampling_goes_on(caches, tmp_path, monkeypatch):
+    for name in ("cache/dalle", f"temporary/dalle-{os.getuid()}"):
+        (tmp_path / name).touch()
+    native.library.cache_clear()
+    monkeypatch.setenv("CXX", "/bin/true")
+    try:
+        with pytest.warns(UserWarning, match=r"no folder for .*File exists \(\S+cache/dalle\).* takes? longer"):
+            assert native.library() is None
+    finally:
+        native.library.cache_clear()
 
 
 def test_plain_kernels_on_request():

@@ -291,3 +291,12 @@ def test_threads_take_turns(tmp_path):
     for thread in threads:
         thread.join()
     assert held == [1]
+
+
+def test_what_was_killed_while_asking_leaves_nothing_for_long(tmp_path):
+    path, now_s = tmp_path / ".lock", time.time()
+    for token, age_s in (("0123456789abcdef", 400), ("fedcba9876543210", 300), ("notes", 400)):
+        (tmp_path / f".lock.{token}").touch()
+        os.utime(tmp_path / f".lock.{token}", (now_s - age_s, now_s - age_s))
+    with locked(path, "output x", "dalle-x"):
+        assert sorted(os.listdir(tmp_path)) == [".lock", ".lock.fedcba9876543210", ".lock.notes"]

@@ -1,11 +1,8 @@
-"""The head that all pages share, and files that are replaced whole."""
+"""The head that all pages share."""
 
-import os
 import re
 
-import pytest
-
-from dalle.outputs.page_head import head, replace_text
+from dalle.outputs.page_head import head
 
 
 def test_a_head_is_whole_escapes_its_title_and_asks_nothing_of_the_network():
@@ -23,19 +20,3 @@ def test_each_colour_that_is_named_is_there_by_day_and_by_night():
     text = head("x", "")
     by_day, by_night = (set(re.findall(r"(--\w+):", part)) for part in text.split("@media")[:2])
     assert set(re.findall(r"var\((--\w+)\)", text)) <= by_day == by_night
-
-
-def test_a_file_is_replaced_whole(tmp_path, monkeypatch):
-    path = tmp_path / "page.html"
-    replace_text(path, "first")
-    replace_text(path, "half of a character \ud800 and ü")
-    assert path.read_text(encoding="utf-8") == "half of a character ? and ü"
-    assert os.listdir(tmp_path) == ["page.html"]
-
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        replace_text(path, "second")
-    assert "half of" in path.read_text(encoding="utf-8")

@@ -31,7 +31,7 @@ def draw_shapes(argv: list[str] | None = None) -> None:
 
 def _write_skills(config: DrawShapes, path: Path) -> None:
     from dalle.evaluation.compositional.skills import SKILLS, skill_captions
-    from dalle.outputs.page_head import replace_text
+    from dalle.outputs.whole import replace_text
 
     lines = skill_captions(config.skill_captions, config.seed)
     replace_text(path, "".join(json.dumps(line) + "\n" for line in lines))

@@ -7,6 +7,7 @@ from pathlib import Path
 from dalle.cli import arguments
 from dalle.config import TrainTokenizer
 from dalle.outputs.ownership import check_file, claimed_file
+from dalle.outputs.whole import remove_partial, when_there_is_room
 
 
 def main() -> None:
@@ -26,9 +27,10 @@ def train_tokenizer(argv: list[str] | None = None) -> None:
         from dalle.text.tokenizer import counts_file
 
         check_file(counts_file(output), config.overwrite)
+        remove_partial(output.parent, counts_file(output).name)
 
         counts = Counts()
         captions = read_all_captions(config.data, config.pipes, counts)
         tokenizer = Tokenizer.train(captions, config.vocabulary, config.min_count)
-        tokenizer.save(output)
+        when_there_is_room("dalle-train-tokenizer", lambda: tokenizer.save(output))
     print(f"{tokenizer.vocabulary:,} tokens: {output}" + (f"; {counts.line()}" if counts.read else ""))

@@ -32,7 +32,7 @@ def _make(config: Study) -> None:
     from dalle.evaluation.study.making import make
     from dalle.evaluation.study.page import write_page
     from dalle.evaluation.study.results import design_facts
-    from dalle.outputs.page_head import replace_text
+    from dalle.outputs.whole import replace_text
 
     with claimed(config.output, _COMMAND, overwrite=config.overwrite) as folder:
         made = make(config, _named(config.images, "images"))
@@ -57,7 +57,7 @@ def _make(config: Study) -> None:
 
 def _score(config: Study) -> None:
     from dalle.evaluation.study.results import printed, score
-    from dalle.outputs.page_head import replace_text
+    from dalle.outputs.whole import replace_text
 
     results = score(Path(config.output), [Path(name) for name in _named(config.answers, "answers")], config.checks)
     with claimed(config.output, _COMMAND, overwrite=config.overwrite) as folder:

@@ -10,6 +10,7 @@ from dalle.cli.own.stages import MADE, Stages
 from dalle.cli.road import TRAININGS, options, say, train_stage
 from dalle.config import Images
 from dalle.outputs.ownership import read_mark
+from dalle.outputs.whole import replace_bytes
 from dalle.own.budget import gallery_s, in_words
 from dalle.own.plan_files import COMMANDS
 from dalle.own.progress import set_aside
@@ -143,7 +144,7 @@ class Running:
         from dalle.own.start import copy_model
 
         if stage == "tokenizer":
-            (self.stages.folder / "tokenizer.json").write_bytes(self.stages.start.tokenizer.read_bytes())
+            replace_bytes(self.stages.folder / "tokenizer.json", self.stages.start.tokenizer.read_bytes())
         else:
             copy_model(self.stages.start, stage, self.stages.folder / stage)
         print(f"as it is in {self.stages.start.name}")

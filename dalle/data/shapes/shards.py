@@ -4,7 +4,6 @@ The tars are written with the standard library: importing webdataset imports tor
 """
 
 import json
-import os
 import tarfile
 from concurrent.futures import ProcessPoolExecutor
 from io import BytesIO
@@ -17,6 +16,7 @@ from dalle.data.shapes.captions import captions
 from dalle.data.shapes.claim import Claim
 from dalle.data.shapes.draw import draw, png_bytes
 from dalle.data.shapes.scene import sample_scene
+from dalle.outputs.whole import whole_file
 
 SPLITS = ("train", "valid")
 
@@ -66,26 +66,21 @@ def write_shards(
 def _write_shard(path: Path, split: str, shard: int, num_samples: int, size_px: int, seed: int) -> Path:
     # A generator per shard, so that shards can be written in any order by any process.
     rng = np.random.default_rng([seed, SPLITS.index(split), shard])
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        with tarfile.open(unfinished, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for index in range(num_samples):
-                scene = sample_scene(rng, held_out=split == "valid")
-                texts = captions(scene, rng)
-                about = {
-                    "captions": texts,
-                    "scene": Claim.of(scene).to_json(),
-                    "background": scene.background,
-                    "width": size_px,
-                    "height": size_px,
-                }
-                key = f"{shard:05d}{index:04d}"
-                _add(tar, f"{key}.png", png_bytes(draw(scene, size_px)))
-                _add(tar, f"{key}.txt", texts[0].encode())
-                _add(tar, f"{key}.json", json.dumps(about).encode())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole_file(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for index in range(num_samples):
+            scene = sample_scene(rng, held_out=split == "valid")
+            texts = captions(scene, rng)
+            about = {
+                "captions": texts,
+                "scene": Claim.of(scene).to_json(),
+                "background": scene.background,
+                "width": size_px,
+                "height": size_px,
+            }
+            key = f"{shard:05d}{index:04d}"
+            _add(tar, f"{key}.png", png_bytes(draw(scene, size_px)))
+            _add(tar, f"{key}.txt", texts[0].encode())
+            _add(tar, f"{key}.json", json.dumps(about).encode())
     return path
 
 

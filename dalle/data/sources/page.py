@@ -13,7 +13,8 @@ from dalle.data.counts import Reason, printable
 from dalle.data.sources.figures import RATIOS, SIDES_PX, WORDS
 from dalle.data.sources.ledger import Row
 from dalle.data.sources.prepared import Prepared
-from dalle.outputs.page_head import head, replace_text
+from dalle.outputs.page_head import head
+from dalle.outputs.whole import replace_text
 
 _CAPTIONS_SHOWN = 3
 _STYLE = """

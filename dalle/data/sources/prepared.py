@@ -9,6 +9,7 @@ from typing import Any
 
 from dalle.data.counts import Counts
 from dalle.data.naming import escape
+from dalle.outputs.whole import replace_text
 
 FILE = "prepared.json"
 PAGE = "report.html"
@@ -50,7 +51,7 @@ class Prepared:
 
     def write(self, folder: Path) -> None:
         """As `prepared.json` of a folder, whose shards it names without it: the folder may be moved."""
-        (folder / FILE).write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        replace_text(folder / FILE, json.dumps(asdict(self), indent=1))
 
     def within(self, folder: Path) -> Prepared:
         """The same with the shards of a folder."""

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 import re
 import tarfile
 from contextlib import suppress
@@ -70,6 +71,8 @@ class ShardWriter:
         """Complete the last shard."""
         if self._tar is not None:
             self._tar.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())  # before it gets its name in the output
             self._file.close()
             self._tar = None
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from dalle.data.images import shrink
 from dalle.evaluation.report.section import picture
+from dalle.outputs.whole import save_picture
 
 SHOWN_PX = 128
 """Side of a picture on a page: two of them and their frame fit a phone of 320."""
@@ -18,7 +19,7 @@ _CAPTION_CHARACTERS = 160
 
 def write_thumbnail(image: np.ndarray, path: Path) -> None:
     """An image, uint8 [Y, X, 3], as a PNG with a short side of at most `SHOWN_PX`."""
-    shrink(Image.fromarray(image), SHOWN_PX).save(path, "PNG")
+    save_picture(shrink(Image.fromarray(image), SHOWN_PX), path)
 
 
 def side_by_side(left: Path, right: Path, page: Path, notes: tuple[str, str], title: str, marked: bool = False) -> str:

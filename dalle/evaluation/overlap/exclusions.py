@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from dalle.evaluation.overlap.stream import shard_name
-from dalle.outputs.page_head import replace_text
+from dalle.outputs.whole import replace_text
 
 _MOST_CHARACTERS = 4096
 _SHOWN_CHARACTERS = 60

@@ -27,7 +27,7 @@ from dalle.data.shards import Position
 from dalle.evaluation.features.contract import Features
 from dalle.evaluation.overlap.nearest import BLOCK_ROWS, unit
 from dalle.evaluation.overlap.stream import ImageStream, Place
-from dalle.outputs.page_head import replace_text
+from dalle.outputs.whole import replace_text
 
 _VERSION = 1
 _FILTERS = ("min_caption_chars", "max_aspect_ratio", "max_pixels")

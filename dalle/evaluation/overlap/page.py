@@ -14,7 +14,7 @@ from dalle.evaluation.overlap.stream import Place, pictures
 from dalle.evaluation.overlap.threshold import Threshold
 from dalle.evaluation.report.page import page
 from dalle.evaluation.report.section import Section, curve, prose, row, table
-from dalle.outputs.page_head import replace_text
+from dalle.outputs.whole import replace_text
 
 PICTURES = "pictures"
 _CURVE_POINTS = 41

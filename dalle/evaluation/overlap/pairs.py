@@ -12,7 +12,7 @@ import numpy as np
 from dalle.evaluation.overlap.index import Index
 from dalle.evaluation.overlap.nearest import nearest
 from dalle.evaluation.overlap.stream import Place, shard_name
-from dalle.outputs.page_head import replace_text
+from dalle.outputs.whole import replace_text
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from dalle.evaluation.report.section import Section, curve, folded, grid, pictur
 from dalle.evaluation.steps.drawn import SAMPLES
 from dalle.evaluation.steps.manifest import read_manifest
 from dalle.evaluation.steps.shown import REAL
-from dalle.outputs.page_head import replace_text
+from dalle.outputs.whole import replace_text
 
 _SHOWN, _MORE = 24, 200
 _PX = 128

@@ -16,7 +16,7 @@ from pathlib import Path
 from dalle.data.shapes import Claim, read, shows
 from dalle.evaluation.compositional.skills import SKILLS, is_right
 from dalle.evaluation.layout import Prompted, prompt_folder, sample_path, write_prompt
-from dalle.outputs.page_head import replace_text
+from dalle.outputs.whole import replace_text
 from dalle.sampling.candidates import Best, Part, Work
 from dalle.sampling.drawing import Drawing, save_drawing
 

@@ -23,7 +23,7 @@ from dalle.evaluation.steps import manifest as manifests
 from dalle.evaluation.steps.drawn import SAMPLES, draw_all
 from dalle.evaluation.steps.evaluate import Evaluation
 from dalle.evaluation.steps.sources import Sources, device_here, find_sources
-from dalle.outputs.page_head import replace_text
+from dalle.outputs.whole import replace_text
 from dalle.sampling.candidates import Part, Source, Work, draw
 from dalle.sampling.drawing import read_drawing
 from dalle.sampling.loading import Found, load_models

@@ -10,6 +10,7 @@ from PIL import Image
 from dalle.evaluation.layout import Prompted
 from dalle.evaluation.report.section import Section, folded, grid, picture, prose, row
 from dalle.evaluation.steps.reference import Reference
+from dalle.outputs.whole import save_picture
 
 _SHOWN, _MORE = 24, 200
 _ENDS = 12
@@ -68,5 +69,5 @@ def _write_reals(reference: Reference | None, numbers: set[int], folder: Path) -
     paths: dict[int | None, Path] = {}
     for number, image_YX3 in reference.images(numbers):
         paths[number] = folder / REAL / f"{number:05}.png"
-        Image.fromarray(image_YX3).save(paths[number])
+        save_picture(Image.fromarray(image_YX3), paths[number])
     return paths

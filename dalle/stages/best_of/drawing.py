@@ -9,7 +9,6 @@ are made of (`results`).
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 import warnings
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from dalle.cluster.topology import World
 from dalle.config import BestOf, TrainPrior
@@ -29,7 +28,7 @@ from dalle.data.identity import identity
 from dalle.data.tokens import Meta, TokenShards, packed
 from dalle.models.folder import check_link, read_header
 from dalle.outputs.ownership import check, read_mark, write_mark
-from dalle.outputs.page_head import replace_text
+from dalle.outputs.whole import remove_partial, replace_bytes, replace_text
 from dalle.reporting.best_of import FOLDER
 from dalle.reporting.report import duration
 from dalle.sampling.model_set import Models, find_models
@@ -164,10 +163,7 @@ def _write(folder: Path, number: int, captions: list[str], judged: Judged, kept:
     codes_NI = np.stack(codes) if codes else np.empty((0, slots), np.uint16)
     tensors = packed(codes_NI, [[captions[caption]] for caption, _ in kept])
     tensors |= statistics(captions, judged, kept)
-    path = _path(folder, number)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file(tensors, partial)
-    os.replace(partial, path)
+    replace_bytes(_path(folder, number), save(tensors))
 
 
 def _conclude(config: TrainPrior, folder: Path, shards: TokenShards, parts: int, pipeline) -> str | None:
@@ -179,8 +175,7 @@ def _conclude(config: TrainPrior, folder: Path, shards: TokenShards, parts: int,
             f"best_of: of {results['candidates']:,} candidates none was good enough: lower best_of.threshold, draw more "
             "best_of.candidates, or train the model that draws for longer"
         )
-    for left in folder.glob(".tokens-*.tmp"):  # of a process that was killed
-        left.unlink()
+    remove_partial(folder)
     meta = Meta(shards.meta.grid, shards.meta.codebook_size, shards.meta.dvae_hash, tuple(sizes))
     replace_text(folder / "meta.json", json.dumps(asdict(meta), indent=2))
     for line in results["lines"]:

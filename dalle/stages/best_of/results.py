@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from dalle.config import BestOf
 from dalle.models.likelihood import to_pixels
-from dalle.outputs.page_head import replace_text
+from dalle.outputs.whole import replace_text, save_picture
 from dalle.reporting.best_of import FILE, PICTURE
 from dalle.sampling.drawing import Drawing, fingerprint
 from dalle.sampling.grid import make_grid
@@ -144,7 +144,7 @@ def _draw(path: Path, read: Sequence[dict[str, np.ndarray]], pipeline: Pipeline,
         Drawing(Image.fromarray(image_YX3), captions[i // 2], float(scores_S2[i // 2, i % 2]), i, 0, {})
         for i, image_YX3 in enumerate(images_BYX3)
     ]
-    make_grid(drawings, columns=2).save(path)
+    save_picture(make_grid(drawings, columns=2), path)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

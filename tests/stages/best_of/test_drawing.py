@@ -218,7 +218,7 @@ def test_killed_it_goes_on_with_what_is_drawn(models, folder, drawn, tmp_path, m
 
     def die_at_the_third(folder, number, *rest):
         if len(numbers) == 2:
-            (folder / ".tokens-00002.safetensors.1.tmp").write_bytes(b"half of it")
+            (folder / ".tokens-00002.safetensors.0123abcd.partial").write_bytes(b"half of it")
             raise KeyboardInterrupt
         numbers.append(number)
         write(folder, number, *rest)

@@ -1,0 +1,90 @@
+"""What a command says: it is there to be read, and what nobody can read stops no work.
+
+Python ends a program whose words find no room, as where its log is on a full disk, and says nothing where they are lost at its
+very end. A stream that is closed as the program begins is worse: the next file that is opened takes its number, and what
+libraries then say to people is written into it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class _Stream:
+    """A stream that goes on after an error, which it remembers. All else is that of the one it stands for."""
+
+    def __init__(self, stream, ends_with_its_reader: bool):
+        self._stream, self._ends_with_its_reader = stream, ends_with_its_reader
+        self.error: OSError | None = None
+
+    def write(self, text: str) -> int:
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def writelines(self, lines) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, do, *arguments) -> None:
+        if self.error is not None:
+            return
+        try:
+            do(*arguments)
+        except OSError as error:
+            if isinstance(error, BrokenPipeError) and self._ends_with_its_reader:
+                raise
+            self.error = error
+            # what waits in the buffer would be tried again, and fail again, as the program ends
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def kept_open() -> Iterator[None]:
+    """Within the block what cannot be said ends nothing, except that a reader of the standard output who has gone away ends the
+    command, as is the custom.
+
+    Raises:
+        OSError: after the block, where what went to the standard output was lost
+    """
+    _open_closed()
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (
+        _Stream(before[0], ends_with_its_reader=True),
+        _Stream(before[1], ends_with_its_reader=False),
+    )
+    said = sys.stdout
+    try:
+        yield
+        said.flush()
+        if said.error is not None:
+            raise OSError(
+                said.error.errno, f"{said.error.strerror}: its work is done, its last words are lost", "standard output"
+            )
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def _open_closed() -> None:
+    """Give standard streams that are closed to nobody, before a file of ours takes their numbers."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is not None:
+            continue
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            os.set_inheritable(number, True)
+        setattr(sys, name, open(number, mode, encoding="utf-8", errors="replace", closefd=False))  # noqa: SIM115 (for good)

@@ -1,0 +1,1 @@
+"""What breaks while a command writes: kills, and errors of the file system."""
