@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from dalle.config import Images, Sampling
+from dalle.config import Images, Sampling, plain_json
 from dalle.data.samples import Pair, read_pairs
 from dalle.outputs.page_head import replace_text
 from dalle.sampling.gallery import Gallery
@@ -98,7 +98,10 @@ def read_rows(folder: Path) -> list[Row]:
     path = folder / "gallery" / _ROWS
     if not path.is_file():
         return []
-    return [Row(**values) for values in json.loads(path.read_text(encoding="utf-8"))]
+    rows = plain_json.read(path)
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} is damaged: it holds no rows; delete it, and the captions are drawn again")
+    return [plain_json.made(Row, values, str(path)) for values in rows]
 
 
 def draw_command(folder: Path) -> str:

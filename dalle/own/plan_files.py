@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dalle.config import plain_yaml
+from dalle.config import plain_json, plain_yaml
 from dalle.outputs.page_head import replace_text
 
 STAGES = ("tokenizer", "dvae", "tokens", "prior", "clip")
@@ -31,10 +31,15 @@ class PlanFiles:
     def __init__(self, folder: Path):
         self.folder = folder
         path = folder / _RECORD
-        try:
-            self._record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except ValueError:  # cut off by hand; the files are all there is then
-            self._record = {}
+        self._record: dict[str, Any] = {}
+        if path.is_file():
+            kinds = {"request": dict[str, Any], "facts": dict[str, Any], "written": dict[str, str]}
+            try:
+                self._record = plain_json.read_mapping(path, infinite=True, **kinds)
+            except (
+                ValueError
+            ) as error:  # without it what was changed by hand cannot be told from what may be written over
+                raise ValueError(f"{error}; move the folder {folder} away to plan anew") from None
 
     @property
     def request(self) -> dict[str, Any] | None:

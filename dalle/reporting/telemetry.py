@@ -26,8 +26,8 @@ from tqdm import tqdm
 from dalle.config import Wandb
 from dalle.outputs.page_head import replace_text
 from dalle.reporting import weights_and_biases
-from dalle.reporting.earlier_run import drop_after, read_run, set_aside
-from dalle.reporting.report import duration, list_pictures, write_report
+from dalle.reporting.earlier_run import drop_after, set_aside
+from dalle.reporting.report import duration, list_pictures, read_run, write_report
 
 if TYPE_CHECKING:
     from PIL.Image import Image
