@@ -18,46 +18,25 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch.utils.data import Dataset
 
-from dalle.config import plain_json
 from dalle.data.counts import Counts
 from dalle.data.loading import load
+from dalle.data.token_files.reading import Meta, load_shard, look_at_shard, read_meta, read_pair
 from dalle.outputs.ownership import check, unfinished, write_mark
-from dalle.text import Cuts, Tokenizer, clean, pad
+from dalle.text import Cuts, Tokenizer, pad
 
 WRITTEN_BY = "dalle-tokenize"
 _SHARDS_TOGETHER = 32
 """Shards that are shuffled as one: few enough that a batch reads from few files, many enough to mix."""
-
-
-@dataclass(frozen=True)
-class Meta:
-    """What the codes mean. `dvae_hash` is what the dVAE's codes are known by, the content hash of the first that made them
-    (`dalle.models.folder.codes_hash`); `precision` that of the encoder's products, null where an earlier version wrote the
-    folder; `samples`, what became of the samples of the image-text shards, as `Counts.to_json` has it, {} where that was not
-    told."""
-
-    grid: int
-    codebook_size: int
-    dvae_hash: str
-    shard_sizes: tuple[int, ...] = ()
-    precision: str | None = None
-    samples: dict = field(default_factory=dict)
-
-    @property
-    def counts(self) -> Counts | None:
-        """The samples, counted; null where that was not told."""
-        return Counts.from_json(self.samples) if self.samples else None
 
 
 class TokenWriter:
@@ -148,21 +127,6 @@ def packed(codes_NI: np.ndarray, captions: Sequence[list[str]]) -> dict[str, np.
     }
 
 
-def read_meta(path: Path) -> Meta:
-    """What a `meta.json` says. Raises ValueError, with its name, where it is damaged."""
-    meta = plain_json.made(Meta, plain_json.read(path), str(path))
-    if not (1 <= meta.grid < 2**12 and 2 <= meta.codebook_size <= 2**16):
-        raise ValueError(f"{path} is damaged: it has grid {meta.grid} and codebook_size {meta.codebook_size}")
-    if sum(meta.shard_sizes) < 1 or min(meta.shard_sizes) < 0:
-        raise ValueError(f"{path} is damaged: its shards are of {list(meta.shard_sizes)[:9]} pairs")
-    if meta.samples:
-        try:
-            Counts.from_json(meta.samples).line()
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise ValueError(f"{path} is damaged: its samples are no counts") from None
-    return meta
-
-
 class TokenShards:
     """Random access to a folder of token shards.
 
@@ -181,7 +145,7 @@ class TokenShards:
             raise ValueError(f"{folder} holds no token shards (no meta.json): run dalle-tokenize to its end first")
         self.meta = read_meta(path)
         for shard in range(len(self.meta.shard_sizes) if look else 0):
-            self._look(shard)
+            look_at_shard(self._path(shard), self.meta, shard)
         self._open = lru_cache(maxsize=_SHARDS_TOGETHER)(self._load)
         self._group_sizes = lru_cache(maxsize=4)(self._compute_group_sizes)
         self._group = lru_cache(maxsize=2)(self._compute_group)
@@ -200,49 +164,14 @@ class TokenShards:
     def _path(self, shard: int) -> Path:
         return self.folder / f"tokens-{shard:05d}.safetensors"
 
-    def _look(self, shard: int):
-        """A shard, opened, of which the header alone was read."""
-        path = self._path(shard)
-        rows, slots = self.meta.shard_sizes[shard], self.meta.grid**2
-        try:
-            file = safe_open(path, framework="numpy")
-            found = {name: file.get_slice(name) for name in ("codes_NI", "captions_utf8", "caption_ends_N")}
-        except FileNotFoundError:
-            raise ValueError(f"token shard {path} is missing") from None
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"token shard {path} cannot be read ({error}): make it again") from None
-        for name, dtype, shape in (("codes_NI", "U16", [rows, slots]), ("caption_ends_N", "I64", [rows])):
-            if found[name].get_dtype() != dtype or found[name].get_shape() != shape:
-                told = f"{name} {found[name].get_dtype()} {found[name].get_shape()}, where meta.json speaks of {dtype} {shape}"
-                raise ValueError(f"token shard {path} has {told}: make it again")
-        if found["captions_utf8"].get_dtype() != "U8" or len(found["captions_utf8"].get_shape()) != 1:
-            raise ValueError(f"token shard {path} has captions that are no text: make it again")
-        return file, found["codes_NI"]
-
     def _load(self, shard: int):
-        file, codes_NI = self._look(shard)
-        try:
-            text, ends = file.get_tensor("captions_utf8"), file.get_tensor("caption_ends_N")
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"token shard {self._path(shard)} cannot be read ({error}): make it again") from None
-        if len(ends) and not (ends[0] >= 0 and (np.diff(ends) >= 0).all() and ends[-1] == len(text)):
-            raise ValueError(f"token shard {self._path(shard)} is damaged: its captions do not end where they should")
-        return codes_NI, text, ends
+        return load_shard(self._path(shard), self.meta, shard)
 
     def pair(self, shard: int, row: int) -> tuple[np.ndarray, list[str]]:
         """Codes uint16 [I] and captions of one pair. Raises ValueError where they are damaged."""
-        codes_NI, text, ends = self._open(shard)
-        where = f"token shard {self._path(shard)}, pair {row},"
-        codes_I = codes_NI[row : row + 1][0]
-        if codes_I.max() >= self.meta.codebook_size:
-            raise ValueError(
-                f"{where} is damaged: it has code {codes_I.max()}, and the codebook {self.meta.codebook_size:,}"
-            )
-        start = int(ends[row - 1]) if row else 0
-        captions = plain_json.load(text[start : int(ends[row])].tobytes(), where, halves=True)
-        if not captions or not plain_json.is_a(captions, list[str]):
-            raise ValueError(f"{where} is damaged: its captions are none")
-        return codes_I, [clean(caption) for caption in captions]
+        return read_pair(
+            *self._open(shard), row, self.meta.codebook_size, f"token shard {self._path(shard)}, pair {row},"
+        )
 
     def place(self, number: int, seed: int) -> tuple[int, int, int]:
         """(epoch, shard, row) of the pair that comes at `number` (from 0) in the endless shuffled order.

@@ -304,8 +304,8 @@ def test_many_damaged_files_are_refused_by_name(tmp_path, name, seed):
         ),
         (lambda t: {**t, "codes_NI": t["codes_NI"].astype(np.int64)}, r"codes_NI I64 \[3, 4\]"),
         (
-            lambda t: {**t, "codes_NI": t["codes_NI"] + np.uint16(13)},
-            "pair 1, is damaged: it has code 17, and the codebook 16",
+            lambda t: {**t, "codes_NI": t["codes_NI"] + np.uint16(12)},
+            "pair 1, is damaged: it has code 16, and the codebook 16",
         ),
         (lambda t: {**t, "caption_ends_N": t["caption_ends_N"][:2].copy()}, r"caption_ends_N I64 \[2\]"),
         (lambda t: {**t, "caption_ends_N": t["caption_ends_N"] + 1}, "do not end where they should"),

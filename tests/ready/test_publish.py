@@ -78,7 +78,7 @@ def test_figures_come_from_where_the_trainings_are(whole, made, tmp_path):
     publish([str(whole)])
     assert "| judged.samples.clip_score | 83.5 |" in (whole / "README.md").read_text()
     (whole / "metrics.json").write_text("{")
-    with pytest.raises(ValueError, match=r"metrics.json cannot be read"):
+    with pytest.raises(ValueError, match=r"metrics.json is damaged"):
         publish([str(whole)])
 
 
