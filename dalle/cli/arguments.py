@@ -21,7 +21,7 @@ import dalle
 from dalle.cli import open_options
 from dalle.cli.allocator import keep_freed_memory
 from dalle.config import plain_yaml, shape, shipped
-from dalle.config.checks import SaidByAll
+from dalle.config.checks import SaidByAll, printable
 from dalle.config.programs import PROGRAMS, Program
 
 
@@ -112,7 +112,7 @@ def run(main: Callable[[], None], prog: str) -> None:
         who = prog if os.environ.get("WORLD_SIZE", "1") == "1" else f"{prog} (rank {rank})"
         all_say_it = isinstance(error, SaidByAll)
         if rank == "0" or not all_say_it:
-            print(f"{who}: {error}", file=sys.stderr)
+            print(f"{who}: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.EXIT_CODE if all_say_it else 2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -122,13 +122,13 @@ def run(main: Callable[[], None], prog: str) -> None:
     except OSError as error:
         if os.environ.get("DALLE_DEBUG") or error.strerror is None:
             raise
-        print(f"{prog}: {error.filename or 'file system'}: {error.strerror}", file=sys.stderr)
+        print(f"{prog}: {printable(str(error.filename or 'file system'))}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
 
 
 def plain_warnings(prog: str) -> None:
     """Warnings as a user needs them: what is to be known, and not the line of code that says it."""
-    warnings.formatwarning = lambda message, *_: f"{prog}: {message}\n"
+    warnings.formatwarning = lambda message, *_: f"{prog}: {printable(str(message))}\n"
 
 
 def to_yaml(settings) -> str:

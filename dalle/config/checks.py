@@ -35,6 +35,20 @@ def at_least(config, least: float, *names: str) -> None:
         require(getattr(config, name) >= least, f"{name} {getattr(config, name)}: must be at least {least}")
 
 
+def at_most(config, most: float, *names: str) -> None:
+    """Raises ValueError where one of the named fields that is not null is over `most`: no machine has so much, and what would be made
+    of it takes all memory before it fails."""
+    for name in names:
+        value = getattr(config, name)
+        require(value is None or value <= most, f"{name} {value}: must be at most {most:,}")
+
+
+def printable(text: str) -> str:
+    """Text of somebody else in a line for a terminal: what a terminal would obey, and what Unicode cannot encode, is written out.
+    What joins the parts of an emoji stays."""
+    return "".join(c if c.isprintable() or c in "\u200c\u200d" else repr(c)[1:-1] for c in text)
+
+
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the line that called this program, however deep in it something was noticed: the one that its author can change.
     Python shows the same warning of the same line once."""

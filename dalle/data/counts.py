@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
+from dalle.config.checks import printable
 from dalle.config.plain_json import is_a
 
 _NAMED = 3
@@ -166,8 +167,3 @@ def told(reasons: dict[str, Reason]) -> list[str]:
 def place(sample: dict) -> tuple[str, str]:
     """Where a sample lies: its shard and key, which no other sample of the shard has."""
     return str(sample["__url__"]), sample["__key__"]
-
-
-def printable(text: str) -> str:
-    """Names come from strangers' tars: no control characters, and nothing that Unicode cannot encode."""
-    return text if text.isprintable() else repr(text)[1:-1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import braceexpand
@@ -17,6 +18,8 @@ _URL = re.compile(r"(pipe:|(https?|ftps|sftp|scp|gs|htgs|hf|ais)://)")
 """What webdataset opens."""
 _MOST_SPACES = 8
 """In a name that has no backslashes before them."""
+_MOST_NAMES = 1_000_000
+"""Of one specification: at ten thousand pairs a shard more than all pictures of the web."""
 _TAR_END_BYTES = 1024
 """A complete tar ends with two zero blocks of 512 bytes."""
 
@@ -65,15 +68,30 @@ def names(spec: str, pipes: bool = False) -> list[str]:
     return found
 
 
+def _expanded(pattern: str) -> Iterator[str]:
+    """The names of a pattern with braces, from which this also takes the backslashes away. Raises ValueError where they are more than
+    there are of anything, before memory is asked for them."""
+    for first, last in re.findall(r"\{([-+]?\d+)\.\.([-+]?\d+)", pattern):
+        if len(first + last) > 30 or abs(int(last) - int(first)) >= _MOST_NAMES:
+            raise ValueError(f"{{{first[:20]}..{last[:20]}}} names more than {_MOST_NAMES:,} files")
+    try:
+        for number, name in enumerate(braceexpand.braceexpand(pattern)):
+            if number >= _MOST_NAMES:
+                raise ValueError(f"{pattern[:80]} names more than {_MOST_NAMES:,} files")
+            yield name
+    except RecursionError:
+        raise ValueError(f"{pattern[:80]}... has too many braces") from None
+
+
 def _is_there(pattern: str) -> bool:
     """Whether the first name of a pattern is a file's or a URL: all are not asked for, which may be very many."""
-    first = next(iter(braceexpand.braceexpand(pattern)), "")
+    first = next(_expanded(pattern), "")
     return is_url(first) or bool(_glob(first)) or os.path.isfile(os.path.expanduser(first))
 
 
 def _matches(pattern: str) -> list[str]:
     found: list[str] = []
-    for name in braceexpand.braceexpand(pattern):  # this also takes the backslashes away
+    for name in _expanded(pattern):
         if is_url(name):
             if name.startswith("pipe:") and not os.path.isfile(name):
                 raise ValueError(f"{name}: a command stands alone, without other files")

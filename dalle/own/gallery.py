@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from dalle.config import Images, Sampling, plain_json
+from dalle.config.checks import printable
 from dalle.data.samples import Pair, read_pairs
 from dalle.outputs.page_head import replace_text
 from dalle.sampling.gallery import Gallery
@@ -107,7 +108,11 @@ def read_rows(folder: Path) -> list[Row]:
 def draw_command(folder: Path) -> str:
     """A line for the shell that draws more: a caption that the models know, held out if there is one, and of one line if there
     is one."""
-    captions = [row.caption for row in read_rows(folder) if not row.caption.startswith("-")]
+    captions = [
+        row.caption
+        for row in read_rows(folder)
+        if not row.caption.startswith("-") and printable(row.caption) == row.caption
+    ]
     caption = next(
         (caption for caption in captions if len(caption) <= _LINE_CHARS), captions[0] if captions else "CAPTION"
     )

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from dalle.config import Wandb
+from dalle.config.checks import printable
 from dalle.outputs.page_head import replace_text
 from dalle.reporting import weights_and_biases
 from dalle.reporting.earlier_run import drop_after, set_aside
@@ -269,6 +270,7 @@ class Telemetry:
             self._say(f"{self.title}  step {self.step}/{self.total_steps} ({percent:.0f}%)  {text}")
 
     def _say(self, text: str) -> None:
+        text = printable(text)
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
         else:

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from dalle.config import plain_json
 from dalle.data.images import opened
 
 _SHOWN_PX = 256
@@ -133,7 +134,7 @@ def read_drawing(path: str | Path) -> Drawing:
     if "captions" in text:
         raise ValueError(f"{path}: is a picture of several drawings; name one of those in images/ beside it")
     try:
-        known = json.loads(text["dalle"])
+        known = plain_json.load(text["dalle"], str(path))
         caption, score, seed, rank = text["caption"], known["score"], known["seed"], known["rank"]
         settings, packed = known["settings"], known.get("codes")
         times = known.get("times", 1)  # which earlier versions did not count

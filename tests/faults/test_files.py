@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import load_file, save_file
 
 from dalle.config import DVAEModel, PriorModel
@@ -26,6 +29,7 @@ from dalle.own.progress import Done, Progress
 from dalle.reporting.earlier_run import drop_after
 from dalle.reporting.report import read_run, write_report
 from dalle.reporting.samples import samples_section
+from dalle.sampling.again import read_record
 from dalle.sampling.drawing import Drawing, read_drawing, save_drawing
 from dalle.sampling.gallery import Gallery
 from dalle.text import Tokenizer
@@ -366,3 +370,79 @@ def test_a_plan_whose_record_is_lost_is_not_written_over(tmp_path):
     path.write_text(path.read_text()[:50])
     with pytest.raises(ValueError, match=rf"^{path} is damaged: .*; move the folder {tmp_path} away to plan anew"):
         PlanFiles(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"chunk": 2**40}, "chunk 1099511627776"), ({"chunk": "8"}, "chunk"), ({"chunk": 2.5}, "chunk 2.5"), ({"chunk": None}, "chunk"),
+        ({"captions_together": 10**12}, "captions_together 10+"), ({"captions_together": []}, "captions_together"),
+        ({"place": -1}, "place -1"), ({"place": 8}, "place 8"), ({"threads": 10**9}, "threads 10+"), ({"threads": "x"}, "threads x"),
+        ({"precision": "int1"}, "precision int1"), ({"precision": ["bf16"]}, "precision"), ({"compile": "no way"}, "compile no way"),
+        ({"temperature": {}}, "temperature"), ({"top_k": 1.5}, "top_k 1.5"), ({"device": 3}, "device 3"), ({"torch": None}, "torch null"),
+    ],
+)  # fmt: skip
+def test_a_drawing_whose_settings_are_none_is_refused_before_a_model_is_loaded(tmp_path, settings, said):
+    hashes = dict.fromkeys(("prior", "dvae", "tokenizer"), "0" * 64)
+    sound = {
+        "chunk": 8,
+        "place": 1,
+        "precision": "fp32",
+        "captions_together": 1,
+        "models": hashes,
+        "device": "cpu",
+        "compile": False,
+    }
+    sound |= {"processor": "AVX2", "torch": "2", "kernels": "plain", "threads": 1, "temperature": 1.0, "top_k": None}
+    image = Image.fromarray(np.zeros((4, 4, 3), np.uint8))
+    for name, each in (("sound", sound), ("other", sound | settings)):
+        save_drawing(Drawing(image, "a", None, 3, 0, each), tmp_path / f"{name}.png")
+    assert read_record(tmp_path / "sound.png", hashes).seed == 3
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/other.png: its metadata are damaged: {said}") as raised:
+        read_record(tmp_path / "other.png", hashes)
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "told", ["[" * 100_000, '{"seed": 1e999}', '{"seed": ' + "9" * 5000 + "}", "null", '{"score": NaN}', ""]
+)
+def test_a_drawing_whose_metadata_are_none_is_refused(tmp_path, told):
+    text = PngInfo()
+    text.add_itxt("caption", "a")
+    text.add_itxt("dalle", told)
+    Image.new("RGB", (4, 4)).save(tmp_path / "it.png", pnginfo=text)
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/it.png: does not say how it was drawn"):
+        read_drawing(tmp_path / "it.png")
+
+
+def _chunk(kind: bytes, data: bytes, length: int | None = None) -> bytes:
+    return (
+        struct.pack(">I", len(data) if length is None else length)
+        + kind
+        + data
+        + struct.pack(">I", zlib.crc32(kind + data))
+    )
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [_chunk(b"IHDR", struct.pack(">IIBBBBB", 2**31 - 1, 2**31 - 1, 8, 2, 0, 0, 0))],
+        [_chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))],
+        [_chunk(b"IHDR", struct.pack(">IIBBBBB", 0, 4, 8, 2, 0, 0, 0))],
+        [_chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 2, 0, 0, 0)), _chunk(b"IDAT", b"x", 2**31 - 1)],
+        [
+            _chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 2, 0, 0, 0)),
+            _chunk(b"zTXt", b"dalle\0\0" + zlib.compress(bytes(2**25))),
+        ],
+        [_chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 2, 0, 0, 0)), _chunk(b"IDAT", zlib.compress(bytes(52)))],
+        [_chunk(b"IHDR", b"")],
+    ],
+    ids=range(7),
+)
+def test_crafted_pictures_are_refused_in_one_line(tmp_path, chunks):
+    path = tmp_path / "it.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks) + _chunk(b"IEND", b""))
+    with pytest.raises(ValueError, match=rf"^{path}: ") as raised:
+        read_drawing(path)
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 300

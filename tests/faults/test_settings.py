@@ -16,6 +16,7 @@ WRONG = [
     *([], [None], [1, "x"], [[1]], {}, {"x": 1}, {"class_path": "stranger.Thing"}, {1: 2}, {"start": None}),
 ]
 GIVEN = {"data": "x", "dvae": "x", "tokenizer": "x", "output": "x", "image": "x", "captions": "x", "source": "x"}
+GIVEN |= {"evaluation": "x"}
 
 
 def _of_configs():
@@ -222,3 +223,53 @@ def test_every_kind_of_setting_can_be_told_in_words():
         for key, kind in shape.keys_of(program.config).items():
             if shape.section(kind) is None and kind is not typing.Any:
                 assert shape.allowed(kind), key
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "value"),
+    [
+        *(
+            ("dalle-train-prior", key, value)
+            for key, value in (("model.grid", 10**6), ("model.width", 2**40), ("model.depth", 10**12))
+        ),
+        *(
+            ("dalle-train-prior", key, 10**12)
+            for key in ("model.text_vocabulary", "model.codebook_size", "model.text_slots")
+        ),
+        *(
+            ("dalle-train-dvae", key, 10**12)
+            for key in ("model.image_size_px", "model.codebook_size", "model.encoder_width")
+        ),
+        *(
+            ("dalle-train-dvae", key, 10**12)
+            for key in ("model.blocks_per_group", "run.batch_size", "run.loader_workers")
+        ),
+        ("dalle-train-dvae", "model.width_multipliers", [1] * 40),
+        ("dalle-train-dvae", "model.width_multipliers", [1, 10**12]),
+        *(("dalle-train-dvae", "run.silence_limit_s", value) for value in (1e300, float("inf"), float("nan"))),
+        ("dalle-train-dvae", "images.shuffle_buffer", 10**12),
+        *(
+            ("dalle-train-clip", key, 10**12)
+            for key in ("model.vision_width", "model.text_layers", "model.image_size_px")
+        ),
+        ("dalle-train-tokenizer", "vocabulary", 10**12),
+        *(("dalle-tokenize", key, 10**12) for key in ("batch_size", "crops", "pairs_per_shard")),
+        *(("dalle-sample", key, 10**12) for key in ("n", "processes", "sampling.chunk")),
+        *(("dalle-caption", "batch_size", value) for value in (10**12, 1e12)),
+        *(("dalle-dedup", "size_px", 10**12), ("dalle-evaluate", "n", 10**12), ("dalle-filter", "workers", 10**12)),
+        *(
+            ("dalle-train-dvae", f"optimizer.{key}", float("inf"))
+            for key in ("weight_decay", "step_size.start", "epsilon")
+        ),
+    ],
+)
+def test_absurd_sizes_are_refused_before_anything_is_made(tmp_path, command, key, value):
+    name = {"dalle-train-prior": "demo/prior", "dalle-train-dvae": "demo/dvae", "dalle-train-clip": "demo/clip"}.get(
+        command
+    )
+    said = _try(tmp_path / "it.yaml", command, name, key, value)
+    assert said is not None and key.rpartition(".")[2] in said and len(said) < 300, said
+
+
+def test_an_infinite_aspect_ratio_lets_all_through(tmp_path):
+    assert _try(tmp_path / "it.yaml", "dalle-train-dvae", "demo/dvae", "images.max_aspect_ratio", float("inf")) is None

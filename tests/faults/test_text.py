@@ -5,15 +5,25 @@ import os
 import subprocess
 import sys
 import tarfile
+import warnings
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from dalle.cli import arguments
+from dalle.cli.caption import _print
+from dalle.config.checks import printable
 from dalle.data.captions import read_all_captions, read_captions
 from dalle.data.counts import Broken, Counts
+from dalle.data.naming import names
+from dalle.data.shards import read
 from dalle.data.tokens import Meta, TokenShards, TokenWriter, packed
-from dalle.sampling.captioning import read_prompts_file
+from dalle.reporting.telemetry import Telemetry
+from dalle.sampling.captioning import ScoredCaption, read_prompts_file
+from dalle.sampling.drawing import Drawing
+from dalle.sampling.gallery import Gallery
 from dalle.text import Tokenizer
 from tests.conftest import ROOT
 
@@ -79,3 +89,78 @@ def test_a_line_of_another_encoding_is_one_line(words):
     )
     said = done.stderr.decode()
     assert done.returncode == 2 and said.count("\n") == 1 and "is no text" in said, said
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *("{1..100000000}.tar", "{0..99999999999999999999999999999999}.tar", "{-9000000..9000000}.tar"),
+        *("{1..1000}{1..1000}{1..1000}.tar", "{a,b}" * 40, "{a," * 5000 + "}" * 5000),
+    ],
+)
+def test_patterns_of_more_files_than_there_are_are_refused(spec):
+    with pytest.raises(ValueError, match=r"names more than 1,000,000 files|has too many braces") as raised:
+        names(f"x{spec}")
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 200
+
+
+def test_patterns_of_many_files_are_taken():
+    assert len(names("{00000..99999}.tar")) == 100_000
+    assert names("{a,b}{1..3}.tar")[-1] == "b3.tar"
+
+
+def test_a_sparse_member_of_a_tar_is_left_out(tmp_path):
+    """Its holes would be read as zeros: a file of a kilobyte would fill the memory."""
+    path = tmp_path / "a.tar"
+    with open(path, "wb") as file:
+        header = bytearray(tarfile.TarInfo("a.png").tobuf(tarfile.GNU_FORMAT))
+        header[124:136], header[156:157] = b"%011o\0" % 0, tarfile.GNUTYPE_SPARSE
+        size = 8 << 40  # of eight terabytes one hole
+        header[386:398], header[398:410] = b"%011o\0" % 0, b"%011o\0" % 0
+        header[483:495] = b"\x80" + size.to_bytes(11, "big")
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        file.write(header)
+    with tarfile.open(path) as tar:
+        assert tar.next().issparse()
+    whole = _tar(tmp_path / "b.tar", {"b.png": b"png", "b.txt": b"b"})
+    path.write_bytes(path.read_bytes() + (tmp_path / "b.tar").read_bytes())
+    samples = list(read([str(path)]))
+    assert [(s["__key__"], s.get("__other__")) for s in samples] == [("a.png", "other"), ("b", None)], whole
+
+
+EVIL = "a cat\x1b]0;owned\x07\x1b[2J\x9b2J\r\u202egnp.exe\n\ud83d"
+
+
+def test_what_a_terminal_would_obey_is_written_out():
+    shown = printable(EVIL)
+    assert shown.isprintable() and shown.startswith(r"a cat\x1b]0;owned\x07\x1b[2J\x9b2J\r\u202egnp.exe\n\ud83d")
+    family = "ein Bär × 日本 \U0001f468\u200d\U0001f469\u200d\U0001f467"
+    assert printable(family) == family
+
+
+def test_errors_warnings_logs_and_tables_say_it_so(capsys, tmp_path):
+    def refuse():
+        raise ValueError(EVIL)
+
+    with pytest.raises(SystemExit):
+        arguments.run(refuse, "dalle-sample")
+    before = warnings.formatwarning
+    arguments.plain_warnings("dalle-sample")
+    told = warnings.formatwarning(UserWarning(EVIL), UserWarning, "", 0)
+    warnings.formatwarning = before
+    telemetry = Telemetry(tmp_path, "prior", 4, "tokens")
+    telemetry.warn(EVIL[:-1])
+    telemetry.close("finished")
+    _print([ScoredCaption(1, EVIL, 3, -1.0, -1.0, -1.0, -1.0)], "image")
+    found = capsys.readouterr()
+    for text in (found.err, found.out, told):
+        assert "owned" in text and not set(text) & set("\x1b\x07\x9b\r\u202e\ud83d"), text
+
+
+def test_a_seed_is_escaped_in_a_gallery(tmp_path):
+    image = Image.fromarray(np.zeros((2, 2, 3), np.uint8))
+    gallery = Gallery(tmp_path, "t")
+    gallery.put("a", [Drawing(image, "a", None, "<script>1</script>", 0, {})])
+    gallery.write()
+    assert "<script>1" not in (tmp_path / "index.html").read_text()

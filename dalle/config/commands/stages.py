@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from dalle.config.best_of import BestOf
-from dalle.config.checks import at_least, require
-from dalle.config.models import CLIPModel, DVAEModel, PriorModel
+from dalle.config.checks import at_least, at_most, require
+from dalle.config.models import MOST_TOKENS, CLIPModel, DVAEModel, PriorModel
 from dalle.config.run import Run
 from dalle.config.sampling import Sampling
 from dalle.config.training import DVAEObjective, Images, Optimizer, Precision, PriorObjective
@@ -83,6 +83,7 @@ class TrainTokenizer:
 
     def __post_init__(self) -> None:
         at_least(self, 256, "vocabulary")
+        at_most(self, MOST_TOKENS, "vocabulary")
         at_least(self, 1, "min_count")
 
 
@@ -158,6 +159,7 @@ class Tokenize:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "crops", "pairs_per_shard")
+        at_most(self, 2**24, "batch_size", "crops", "pairs_per_shard")
 
 
 @dataclass(frozen=True)
@@ -317,3 +319,4 @@ class Demo:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "captions", "candidates", "num_train")
+        at_most(self, 2**24, "captions", "candidates", "num_train")
