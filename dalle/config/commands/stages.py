@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from dalle.config.best_of import BestOf
-from dalle.config.checks import at_least, at_most, require
-from dalle.config.models import MOST_TOKENS, CLIPModel, DVAEModel, PriorModel
+from dalle.config.checks import at_least, require
+from dalle.config.models import CLIPModel, DVAEModel, PriorModel
 from dalle.config.run import Run
 from dalle.config.sampling import Sampling
 from dalle.config.training import DVAEObjective, Images, Optimizer, Precision, PriorObjective
@@ -82,8 +82,7 @@ class TrainTokenizer:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        at_least(self, 256, "vocabulary")
-        at_most(self, MOST_TOKENS, "vocabulary")
+        at_least(self, 256, "vocabulary", most=2**24)
         at_least(self, 1, "min_count")
 
 
@@ -158,8 +157,7 @@ class Tokenize:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "batch_size", "crops", "pairs_per_shard")
-        at_most(self, 2**24, "batch_size", "crops", "pairs_per_shard")
+        at_least(self, 1, "batch_size", "crops", "pairs_per_shard", most=2**24)
 
 
 @dataclass(frozen=True)
@@ -318,5 +316,4 @@ class Demo:
     sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "captions", "candidates", "num_train")
-        at_most(self, 2**24, "captions", "candidates", "num_train")
+        at_least(self, 1, "captions", "candidates", "num_train", most=2**24)
