@@ -106,7 +106,7 @@ def test_patterns_of_more_files_than_there_are_are_refused(spec):
 
 
 @pytest.mark.parametrize(
-    "spec", ["{1..1000}{1..1000}", "{0..9}{a,b{1..3},}x", "{1..9..2}", r"\\{a,b\\}", "{a..e}", "a,b", "{{a,b},c}{1..2}"]
+    "spec", ["{1..100}{1..100}", "{0..9}{a,b{1..3},}x", "{1..9..2}", r"\\{a,b\\}", "{a..e}", "a,b", "{{a,b},c}{1..2}"]
 )
 def test_names_are_counted_as_they_are_expanded(spec):
     assert spec == "{a..e}" or _count(spec) == sum(1 for _ in braceexpand.braceexpand(spec))
