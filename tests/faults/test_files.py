@@ -20,7 +20,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import load_file, save_file
 
-from dalle.config import DVAEModel, PriorModel
+from dalle.config import DVAEModel, PriorModel, plain_json
 from dalle.data.counts import Broken, Counts
 from dalle.data.tokens import Meta, TokenShards, TokenWriter, packed
 from dalle.own.gallery import Row, read_rows
@@ -445,4 +445,11 @@ def test_crafted_pictures_are_refused_in_one_line(tmp_path, chunks):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks) + _chunk(b"IEND", b""))
     with pytest.raises(ValueError, match=rf"^{path}: ") as raised:
         read_drawing(path)
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize("text", ["1e999", "NaN", "-Infinity", "9" * 41, '"\\ud800"', "[" * 100_000, b"\xff", "", "{"])
+def test_json_that_is_none_is_refused_with_its_source(text):
+    with pytest.raises(ValueError, match="^its.json is damaged: ") as raised:
+        plain_json.load(text, "its.json")
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 300
