@@ -450,6 +450,6 @@ def test_crafted_pictures_are_refused_in_one_line(tmp_path, chunks):
 
 @pytest.mark.parametrize("text", ["1e999", "NaN", "-Infinity", "9" * 41, '"\\ud800"', "[" * 100_000, b"\xff", "", "{"])
 def test_json_that_is_none_is_refused_with_its_source(text):
-    with pytest.raises(ValueError, match="^its.json is damaged: ") as raised:
+    with pytest.raises(ValueError, match=r"^its\.json is damaged: ") as raised:
         plain_json.load(text, "its.json")
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 300
