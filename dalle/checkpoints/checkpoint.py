@@ -189,7 +189,7 @@ def _read_index(path: str | Path) -> Checkpoint:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
         if not isinstance(state, dict):
             raise ValueError("it is not a mapping of names to values")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, f"{STATE}: {_reason(error)}") from error
     if "tensors" not in state:
         raise ValueError(f"checkpoint {path} was written by another version of this program, in another form")

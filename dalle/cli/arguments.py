@@ -7,24 +7,21 @@ anything heavy is loaded. `DALLE_DEBUG=1` shows the traceback.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import re
 import shlex
 import sys
-import types
-import typing
 import warnings
 from collections.abc import Callable
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, set_loader
 
 import dalle
 from dalle.cli import open_options
 from dalle.cli.allocator import keep_freed_memory
-from dalle.config import shipped
-from dalle.config.checks import SaidByAll
+from dalle.config import plain_yaml, shape, shipped
+from dalle.config.checks import SaidByAll, printable
 from dalle.config.programs import PROGRAMS, Program
 from dalle.outputs.streams import kept_open
 
@@ -59,13 +56,14 @@ def parse(cls: type, prog: str, argv: list[str] | None = None, positional: str |
         help="YAML file, or one that is shipped, such as demo/prior; options after it override it",
     )
     parser.add_class_arguments(cls)
-    for path in _config_files(argv):
-        _check_keys(cls, read_yaml(path), where=f"{path}: ")
+    argv = [_checked(cls, token) for token in argv]
     argv, below = open_options.taken_out(cls, argv)
     try:
         namespace = parser.parse_args(argv)
     except (ArgumentError, TypeError) as error:
         raise ValueError(_one_line(cls, str(error))) from None
+    asked = namespace.as_dict()
+    shape.check_values(cls, {field.name: asked.get(field.name) for field in dataclasses.fields(cls)})
     values = parser.instantiate(namespace)
     values = {field.name: _at_home(field.name, values[field.name]) for field in dataclasses.fields(cls)}
     return cls(**values | {name: open_options.laid_over(values[name], more) for name, more in below.items()})
@@ -75,6 +73,8 @@ _ALSO = {"from": "start_from"}
 """Other names that options have on the command line, where a command has what they stand for."""
 _NO_PATHS = ("caption", "region")
 """The only settings of commands whose text is not the path of something."""
+_OF_PARSERS = ("config", "print_config", "help", "version")
+"""Options that are no settings."""
 _SHARDS = ("data", "valid_data", "reference", "train", "evaluation")
 """Those that may hold globs, ranges and several names (`dalle.data.naming`)."""
 
@@ -91,7 +91,7 @@ def _at_home(name: str, value):
 
 def parse_model(cls: type, values: dict, where: str):
     """One section of a configuration, already read, as an instance of its dataclass. Raises ValueError in one line."""
-    _check_keys(cls, values, where)
+    shape.check_values(cls, values, where)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls)
     try:
@@ -114,7 +114,7 @@ def run(main: Callable[[], None], prog: str) -> None:
         who = prog if os.environ.get("WORLD_SIZE", "1") == "1" else f"{prog} (rank {rank})"
         all_say_it = isinstance(error, SaidByAll)
         if rank == "0" or not all_say_it:
-            print(f"{who}: {error}", file=sys.stderr)
+            print(f"{who}: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.EXIT_CODE if all_say_it else 2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -124,18 +124,18 @@ def run(main: Callable[[], None], prog: str) -> None:
     except OSError as error:
         if os.environ.get("DALLE_DEBUG") or error.strerror is None:
             raise
-        print(f"{prog}: {error.filename or 'file system'}: {error.strerror}", file=sys.stderr)
+        print(f"{prog}: {printable(str(error.filename or 'file system'))}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
 
 
 def plain_warnings(prog: str) -> None:
     """Warnings as a user needs them: what is to be known, and not the line of code that says it."""
-    warnings.formatwarning = lambda message, *_: f"{prog}: {message}\n"
+    warnings.formatwarning = lambda message, *_: f"{prog}: {printable(str(message))}\n"
 
 
 def to_yaml(settings) -> str:
     """The full resolved configuration as YAML, which `--config` reads back."""
-    return yaml.safe_dump(_plain(dataclasses.asdict(settings)), sort_keys=False)
+    return plain_yaml.dump(_plain(dataclasses.asdict(settings)))
 
 
 def _plain(value):
@@ -178,7 +178,7 @@ def _normalise(cls: type, argv: list[str], places: tuple[str, ...]) -> list[str]
     """Flags without a value get `true`, dashes in names become underscores, the launcher's --local_rank goes, and a bare
     argument, or one behind `--`, gets the next name of `places`. Raises ValueError for more bare arguments, and for keys with
     one dash."""
-    flags = {name for name, kind in _keys(cls).items() if kind in (bool, bool | None)}
+    flags = {name for name, kind in shape.keys_of(cls).items() if kind in (bool, bool | None)}
     result: list[str] = []
     bare = False
     i = 0
@@ -198,7 +198,7 @@ def _normalise(cls: type, argv: list[str], places: tuple[str, ...]) -> list[str]
         elif token == "-h":
             result.append(token)
         elif not token.startswith("--") or (places and " " in token.partition("=")[0]):
-            told = _unknown(cls, token.partition("=")[0])
+            told = shape.unknown(cls, token.partition("=")[0])
             if places and (" " in token or "nearest" not in told):
                 positional = places[0]
                 text = f"--{positional}={shlex.quote(token)}"
@@ -209,79 +209,73 @@ def _normalise(cls: type, argv: list[str], places: tuple[str, ...]) -> list[str]
         elif name == "local_rank":
             i += 0 if equals else 1
         elif name in flags and not equals and following not in ("true", "false", "null"):
-            result += [f"--{name}", "true"]
+            result.append(f"--{name}=true")
         elif name == "config" and (equals or following):
             result.append(f"--config={shipped.find(value if equals else following)}")
             i += 0 if equals else 1
         elif equals or following is None or following.startswith("--") or name == "help":
             result.append(f"--{name}{equals}{value}")
-        elif name in places:  # which may begin with one dash
+        else:  # the value of a place may begin with one dash
             result.append(f"--{name}={following}")
-            i += 1
-        else:
-            result += [f"--{name}", following]
             i += 1
         i += 1
     return result
 
 
-def _config_files(argv: list[str]) -> list[str]:
-    return [token.removeprefix("--config=") for token in argv if token.startswith("--config=")]
+def _checked(cls: type, token: str) -> str:
+    """An argument as jsonargparse gets it: of a configuration its text in place of its name, so that this program alone opens and
+    reads it. Sections are looked at first: jsonargparse would import what a `class_path` in them names, and then refuse it."""
+    name, equals, value = token.removeprefix("--").partition("=")
+    if not token.startswith("--"):
+        return token
+    if name == "config" and equals:
+        values = read_yaml(value)
+        shape.check_values(cls, values, where=f"{value}: ")
+        return f"--config={plain_yaml.dump(values)}"
+    keys = shape.keys_of(cls)
+    if name in keys and shape.section(keys[name]) is not None and equals:
+        shape.check_values(cls, _nested(name, plain_yaml.load(value, name)))
+    elif name not in keys and name not in _OF_PARSERS and not open_options.is_below(cls, name):
+        raise ValueError(shape.unknown(cls, name))
+    return token
+
+
+def _nested(name: str, value):
+    """A dotted name and its value as mappings in one another."""
+    for key in reversed(name.split(".")):
+        value = {key: value}
+    return value
+
+
+def _option_value(text: str):
+    """What the text of an option, or of a configuration, means, for jsonargparse: "a cat:" is no mapping."""
+    try:
+        value = plain_yaml.load(text, "it")
+    except ValueError as error:
+        raise yaml.YAMLError(str(error)) from None
+    empty = isinstance(value, dict) and value and all(each is None for each in value.values())
+    return text if empty and not (text.startswith("{") or "null" in text) else value
+
+
+set_loader("yaml", _option_value, exceptions=(yaml.YAMLError,))
 
 
 def read_yaml(path: str) -> dict:
-    try:
-        values = yaml.safe_load(shipped.find(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is not a mapping of keys to values")
-    return values
-
-
-def _keys(cls: type, prefix: str = "") -> dict[str, type]:
-    """All dotted keys with their types."""
-    found: dict[str, type] = {}
-    hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        name = prefix + field.name
-        found[name] = hints[field.name]
-        if dataclasses.is_dataclass(hints[field.name]):
-            found.update(_keys(hints[field.name], name + "."))
-    return found
-
-
-def _check_keys(cls: type, values: dict, where: str, prefix: str = "") -> None:
-    keys = _keys(cls)
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if name not in keys:
-            raise ValueError(f"{where}{_unknown(cls, name)}")
-        if isinstance(value, dict) and dataclasses.is_dataclass(keys[name]):
-            _check_keys(cls, value, where, name + ".")
-
-
-def _unknown(cls: type, name: str) -> str:
-    keys = list(_keys(cls))
-    close = difflib.get_close_matches(name, keys, n=1, cutoff=0.5)
-    if not close:
-        close = [k for k in keys if k.rpartition(".")[2] == name.rpartition(".")[2]][:1]
-    return f"unknown key {name}" + (
-        f"; the nearest known one is {close[0]}" if close else f"; known are {', '.join(keys)}"
-    )
+    """What the file of this path, or the shipped one of this name, says. Raises ValueError, in one line with its name."""
+    return plain_yaml.read_mapping(shipped.find(path))
 
 
 def _one_line(cls: type, message: str) -> str:
     """jsonargparse's message in our one-line form."""
     text = " ".join(message.split())
     if match := re.match(r"(?i)unrecognized arguments: --?([\w.]+)", text):
-        return _unknown(cls, match[1])
+        return shape.unknown(cls, match[1])
     if match := re.match(r"Parser key \"([\w.]+)\": (.*)", text):
         key, problem = match.groups()
         if key == "config":
             return f"config: {problem}"
         got = re.split(r"(?:Got|Given) value: ", problem)[-1] if "value: " in problem else ""
-        allowed = _allowed(_keys(cls).get(key))
+        allowed = shape.allowed(shape.keys_of(cls).get(key))
         if got and allowed:
             return f"{key} {got}: must be {allowed}"
         return f"{key}: {problem}"
@@ -289,17 +283,3 @@ def _one_line(cls: type, message: str) -> str:
         missing = [name.lstrip("-") for name in match[1].split(", ")]
         return "missing: " + ", ".join(f"--{name}" for name in missing)
     return text
-
-
-def _allowed(kind) -> str | None:
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-    if kind in names:
-        return names[kind]
-    if typing.get_origin(kind) is typing.Literal:
-        return "one of " + ", ".join(str(v) for v in typing.get_args(kind))
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        parts = [_allowed(k) for k in typing.get_args(kind)]
-        return " or ".join(parts) if all(parts) else None
-    if typing.get_origin(kind) is tuple:
-        return f"a list of {_allowed(typing.get_args(kind)[0])}s".replace("a list of a whole", "a list of whole")
-    return None

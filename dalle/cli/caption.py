@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dalle.cli import arguments
 from dalle.config import Caption
+from dalle.config.checks import printable
 
 if TYPE_CHECKING:
     from dalle.sampling.captioning import ScoredCaption
@@ -45,6 +46,13 @@ def _print(scored: list[ScoredCaption], rank_by: str) -> None:
     for row in scored:
         numbers = (row.ln_p_image, row.gain, row.ln_p_text, row.ln_p_joint)
         cells = [str(row.rank), *(f"{n:.2f}" for n in numbers)]
-        print("  ".join([*(c.rjust(len(h)) for c, h in zip(cells, heads, strict=True)), " ".join(row.caption.split())]))
+        print(
+            "  ".join(
+                [
+                    *(c.rjust(len(h)) for c, h in zip(cells, heads, strict=True)),
+                    printable(" ".join(row.caption.split())),
+                ]
+            )
+        )
     by = {"image": "ln p(image|caption)", "joint": "ln p(caption, image)"}[rank_by]
     print(f"in nats, ranked by {by}; gain: over ln p(image|no caption), known to priors trained with caption_dropout")

@@ -5,7 +5,6 @@ jsonargparse keeps one level of such a mapping and loses what was there when a s
 
 from __future__ import annotations
 
-import dataclasses
 import typing
 from typing import Any
 
@@ -20,21 +19,25 @@ def taken_out(cls: type, argv: list[str]) -> tuple[list[str], dict[str, dict[str
     Raises:
         ValueError: one has no value
     """
-    hints = typing.get_type_hints(cls)
-    open_names = {field.name for field in dataclasses.fields(cls) if typing.get_origin(hints[field.name]) is dict}
     rest: list[str] = []
     found: dict[str, dict[str, Any]] = {}
     words = iter(argv)
     for word in words:
         name, equals, value = word.removeprefix("--").partition("=")
         first, *keys = name.split(".")
-        if not (word.startswith("--") and first in open_names and keys):
+        if not (word.startswith("--") and is_below(cls, name)):
             rest.append(word)
             continue
         if not equals and (value := next(words, "--")).startswith("--"):
             raise ValueError(f"{name}: a value is missing")
         _put(found.setdefault(first, {}), keys, value)
     return rest, found
+
+
+def is_below(cls: type, name: str) -> bool:
+    """Whether a dotted name lies below a setting that may hold anything."""
+    first, dot, _ = name.partition(".")
+    return bool(dot) and typing.get_origin(typing.get_type_hints(cls).get(first)) is dict
 
 
 def laid_over(values: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from dalle.cli import arguments
 from dalle.cli.allocator import keep_freed_memory
 from dalle.config import Sample
-from dalle.config.checks import warn
+from dalle.config.checks import printable, warn
 from dalle.outputs.ownership import claimed, claimed_file
 from dalle.outputs.whole import when_there_is_room
 
@@ -63,7 +63,7 @@ def _list() -> None:
             "of the Hugging Face Hub"
         )
     for each in facts:
-        print("\n".join(each.lines()) + "\n")
+        print("\n".join(map(printable, each.lines())) + "\n")
 
 
 def _sample(config: Sample, folder: Path) -> None:

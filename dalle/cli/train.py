@@ -181,7 +181,7 @@ def _asked(argv: list[str], name: str) -> str | None:
             section: Any = arguments.read_yaml(value if equals else following)
             for key in name.split("."):
                 section = section.get(key) if isinstance(section, dict) else None
-            found = found if section is None else section
+            found = section if isinstance(section, str) else found  # another kind is refused where all is read
     return found
 
 

@@ -29,10 +29,26 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def at_least(config, least: float, *names: str) -> None:
-    """Raises ValueError unless each of the named fields is at least `least`."""
+def at_least(config, least: float, *names: str, most: float | None = None) -> None:
+    """Raises ValueError unless each of the named fields is at least `least`, and, where it is given, at most `most`."""
+    if most is not None:
+        at_most(config, most, *names)
     for name in names:
         require(getattr(config, name) >= least, f"{name} {getattr(config, name)}: must be at least {least}")
+
+
+def at_most(config, most: float, *names: str) -> None:
+    """Raises ValueError where one of the named fields that is not null is over `most`: no machine has so much, and what would be made
+    of it takes all memory before it fails."""
+    for name in names:
+        value = getattr(config, name)
+        require(value is None or value <= most, f"{name} {value}: must be at most {most:,}")
+
+
+def printable(text: str) -> str:
+    """Text of somebody else in a line for a terminal: what a terminal would obey, and what Unicode cannot encode, is written out.
+    What joins the parts of an emoji stays."""
+    return "".join(c if c.isprintable() or c in "\u200c\u200d" else repr(c)[1:-1] for c in text)
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:

@@ -5,10 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dalle.config.checks import at_least, require
+from dalle.config.checks import at_least, at_most, require
 
 _MOST_SLOTS = 2**16
 """Of a sequence: 255 × 255 codes with 511 slots of text. A layer's mask is a table of slots × slots, so this is 4 GB."""
+
+_MOST_CODES = 2**16
+"""Of a codebook: token shards hold codes in 16 bits."""
+_MOST_TOKENS = 2**24
+"""Of a vocabulary: a thousand times the paper's."""
+_MOST_SIDE_PX, _MOST_WIDTH, _MOST_LAYERS = 2**14, 2**20, 2**12
+"""Far beyond what was ever trained: a layer of such a width is 4 TB."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,11 @@ class DVAEModel:
     def __post_init__(self) -> None:
         at_least(self, 2, "codebook_size")
         at_least(self, 1, "blocks_per_group", "decoder_input_width")
+        at_most(self, _MOST_CODES, "codebook_size")
+        at_most(self, _MOST_SIDE_PX, "image_size_px")
+        at_most(self, _MOST_WIDTH, "encoder_width", "decoder_width", "decoder_input_width")
+        at_most(self, _MOST_LAYERS, "blocks_per_group", "decoder_blocks_per_group")
+        require(len(self.width_multipliers) <= 14, "width_multipliers: more than 14 groups halve an image to nothing")
         if self.decoder_blocks_per_group is not None:
             at_least(self, 1, "decoder_blocks_per_group")
         require(len(self.width_multipliers) >= 1, "width_multipliers: needs at least one group")
@@ -68,7 +80,7 @@ class DVAEModel:
             first = getattr(self, name)
             widths = [first * m for m in self.width_multipliers] if first is not None else []
             require(
-                all(w >= 4 and w % 4 == 0 for w in widths),
+                all(4 <= w <= _MOST_WIDTH and w % 4 == 0 for w in widths),
                 f"{name} {first} × width_multipliers {self.width_multipliers}: "
                 "every width must be a positive multiple of 4 (the hidden width is a quarter)",
             )
@@ -119,6 +131,10 @@ class PriorModel:
     def __post_init__(self) -> None:
         at_least(self, 2, "text_slots", "codebook_size")
         at_least(self, 1, "grid", "text_vocabulary", "width", "depth", "heads")
+        at_most(self, _MOST_CODES, "codebook_size")
+        at_most(self, _MOST_TOKENS, "text_vocabulary")
+        at_most(self, _MOST_WIDTH, "width", "conv_kernel")
+        at_most(self, _MOST_LAYERS, "depth")
         require(self.width % self.heads == 0, f"heads {self.heads}: must divide width {self.width}")
         require(
             self.conv_kernel >= 1 and self.conv_kernel % 2 == 1,
@@ -182,6 +198,11 @@ class CLIPModel:
         at_least(self, 1, "embedding_width")
         at_least(self, 2, "codebook_size")
         at_least(self, 3, "text_slots")
+        at_most(self, _MOST_CODES, "codebook_size")
+        at_most(self, _MOST_SIDE_PX, "image_size_px")
+        at_most(self, _MOST_WIDTH, "vision_width", "text_width", "embedding_width")
+        at_most(self, _MOST_LAYERS, "vision_layers", "text_layers")
+        at_most(self, _MOST_SLOTS, "text_slots")
         require(
             self.architecture is None or ":" not in self.architecture,
             f"architecture {self.architecture}: is the name of one that open_clip has, not a place to fetch one from",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dalle.config.checks import at_least, require
+from dalle.config.checks import at_least, at_most, require
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,11 @@ class Run:
         at_least(self, 1, "steps", "batch_size", "accumulation_steps")
         at_least(self, 1, "log_every_steps", "validation_batches", "keep_checkpoints", "ema_every_steps")
         at_least(self, 0, "validate_every_steps", "checkpoint_every_minutes", "loader_workers", "seed")
+        at_most(self, 2**24, "batch_size")
+        at_most(self, 2**40, "steps")
+        at_most(self, 2**20, "validation_batches")
+        at_most(self, 1024, "loader_workers")
+        at_most(self, 1e8, "checkpoint_every_minutes", "silence_limit_s")
         require(
             self.batch_size % self.accumulation_steps == 0,
             f"accumulation_steps {self.accumulation_steps}: must divide batch_size {self.batch_size}",

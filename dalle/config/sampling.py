@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from dalle.config.checks import require
+from dalle.config.checks import at_most, require
 from dalle.config.training import Precision
 
 
@@ -53,4 +53,5 @@ class Sampling:
         require(self.top_k is None or self.top_k >= 1, f"top_k {self.top_k}: must be at least 1")
         require(self.top_p is None or 0 < self.top_p <= 1, f"top_p {self.top_p}: must lie in (0, 1]")
         require(0 <= self.guidance < math.inf, f"guidance {self.guidance}: must be finite and not negative; 1 is none")
+        at_most(self, 2**20, "chunk")
         require(self.chunk is None or self.chunk >= 1, f"chunk {self.chunk}: must be at least 1")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from types import SimpleNamespace
 from typing import Literal
 
-from dalle.config.checks import at_least, require
+from dalle.config.checks import at_least, at_most, require
 
 Precision = Literal["fp32", "bf16"]
 
@@ -302,3 +302,4 @@ class Images:
         require(0 <= self.max_bad_fraction <= 1, f"max_bad_fraction {self.max_bad_fraction}: must lie in [0, 1]")
         at_least(self, 0, "min_caption_chars", "shuffle_buffer", "cache_bytes")
         at_least(self, 1, "streams")
+        at_most(self, 2**31, "shuffle_buffer", "streams")

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
+from dalle.config.checks import printable
+from dalle.config.plain_json import is_a
+
 _NAMED = 3
 """Samples that are named of each reason."""
 _HOPELESS = 20
@@ -113,7 +116,12 @@ class Counts:
 
     @classmethod
     def from_json(cls, values: dict) -> Counts:
-        """What `to_json` made, also after JSON."""
+        """What `to_json` made, also after JSON. Raises KeyError, TypeError or AttributeError for anything else."""
+        told = [reason for name in ("filtered", "broken", "other_files") for reason in values[name].values()]
+        if not is_a([values["read"], *(reason["count"] for reason in told)], list[int]):
+            raise TypeError("its counts are no numbers")
+        if not is_a([first for reason in told for first in reason["first"]], list[list[str]]):
+            raise TypeError("its samples are no names")
         parts = {
             name: {reason: Reason(r["count"], [tuple(f) for f in r["first"]]) for reason, r in values[name].items()}
             for name in ("filtered", "broken", "other_files")
@@ -159,8 +167,3 @@ def told(reasons: dict[str, Reason]) -> list[str]:
 def place(sample: dict) -> tuple[str, str]:
     """Where a sample lies: its shard and key, which no other sample of the shard has."""
     return str(sample["__url__"]), sample["__key__"]
-
-
-def printable(text: str) -> str:
-    """Names come from strangers' tars: no control characters, and nothing that Unicode cannot encode."""
-    return text if text.isprintable() else repr(text)[1:-1]

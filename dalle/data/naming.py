@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import braceexpand
@@ -17,6 +18,11 @@ _URL = re.compile(r"(pipe:|(https?|ftps|sftp|scp|gs|htgs|hf|ais)://)")
 """What webdataset opens."""
 _MOST_SPACES = 8
 """In a name that has no backslashes before them."""
+_MOST_NAMES = 1_000_000
+"""Of one specification: at ten thousand pairs a shard more than all pictures of the web."""
+_MOST_BRACES = 16
+"""In one another."""
+_RANGE = re.compile(r"([-+]?\d+)\.\.([-+]?\d+)(?:\.\.([-+]?\d+))?")
 _TAR_END_BYTES = 1024
 """A complete tar ends with two zero blocks of 512 bytes."""
 
@@ -65,15 +71,51 @@ def names(spec: str, pipes: bool = False) -> list[str]:
     return found
 
 
+def _expanded(pattern: str) -> Iterator[str]:
+    """The names of a pattern with braces, from which this also takes the backslashes away. Raises ValueError where they are more than
+    there are of anything, before memory is asked for them."""
+    if _count(pattern) > _MOST_NAMES:
+        raise ValueError(f"{pattern[:80]} names more than {_MOST_NAMES:,} files")
+    yield from braceexpand.braceexpand(pattern)
+
+
+def _count(pattern: str) -> int:
+    """How many names a pattern has, or a number over the most. Raises ValueError where its braces are too deep."""
+    open_braces: list[tuple[int, int, int]] = []  # the names before each, those of its alternatives, where it begins
+    names_here = 1
+    for found in re.finditer(r"\\.|[{},]", pattern, re.DOTALL):
+        mark = found[0]
+        if mark == "{":
+            if len(open_braces) == _MOST_BRACES:
+                raise ValueError(f"{pattern[:80]}... has too many braces in one another")
+            open_braces.append((names_here, 0, found.end()))
+            names_here = 1
+        elif mark == "," and open_braces:
+            before, alternatives, start = open_braces.pop()
+            open_braces.append((before, alternatives + names_here, start))
+            names_here = 1
+        elif mark == "}" and open_braces:
+            before, alternatives, start = open_braces.pop()
+            ends = _RANGE.fullmatch(pattern[start : found.start()])
+            if ends and len(pattern[start : found.start()]) > 60:
+                return _MOST_NAMES + 1
+            step = max(1, abs(int(ends[3] or 1))) if ends else 1
+            here = abs(int(ends[2]) - int(ends[1])) // step + 1 if ends else alternatives + names_here
+            names_here = before * here
+        if names_here > _MOST_NAMES:
+            return names_here
+    return names_here
+
+
 def _is_there(pattern: str) -> bool:
     """Whether the first name of a pattern is a file's or a URL: all are not asked for, which may be very many."""
-    first = next(iter(braceexpand.braceexpand(pattern)), "")
+    first = next(_expanded(pattern), "")
     return is_url(first) or bool(_glob(first)) or os.path.isfile(os.path.expanduser(first))
 
 
 def _matches(pattern: str) -> list[str]:
     found: list[str] = []
-    for name in braceexpand.braceexpand(pattern):  # this also takes the backslashes away
+    for name in _expanded(pattern):
         if is_url(name):
             if name.startswith("pipe:") and not os.path.isfile(name):
                 raise ValueError(f"{name}: a command stands alone, without other files")

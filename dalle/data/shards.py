@@ -106,8 +106,8 @@ def _files(shard: str) -> Iterator[tuple[str, str, bytes | None]]:
                 continue
             key, dot, extension = member.name.rpartition(".")
             extension = extension.lower()
-            if not member.isreg():
-                yield member.name, "link", None
+            if not member.isreg() or member.issparse():  # whose holes would be read as zeros without end
+                yield member.name, "link" if not member.isreg() else "other", None
             elif dot and extension in _KINDS and not member.name.rpartition("/")[2].startswith("."):
                 yield key, extension, tar.extractfile(member).read()
             else:

@@ -16,19 +16,19 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch.utils.data import Dataset
 
 from dalle.data.counts import Counts
 from dalle.data.loading import load
+from dalle.data.token_files.reading import Meta, load_shard, look_at_shard, read_meta, read_pair
 from dalle.outputs.ownership import check, unfinished, write_mark
 from dalle.outputs.whole import are_same, put_in_place, replace_bytes, replace_text, when_there_is_room
 from dalle.text import Cuts, Tokenizer, pad
@@ -36,31 +36,6 @@ from dalle.text import Cuts, Tokenizer, pad
 WRITTEN_BY = "dalle-tokenize"
 _SHARDS_TOGETHER = 32
 """Shards that are shuffled as one: few enough that a batch reads from few files, many enough to mix."""
-
-
-@dataclass(frozen=True)
-class Meta:
-    """What the codes mean. `dvae_hash` is what the dVAE's codes are known by, the content hash of the first that made them
-    (`dalle.models.folder.codes_hash`); `precision` that of the encoder's products, null where an earlier version wrote the
-    folder; `samples`, what became of the samples of the image-text shards, as `Counts.to_json` has it, {} where that was not
-    told; `making`, 0 or 1 in turn, tells the names of shards from those in whose place they were put."""
-
-    grid: int
-    codebook_size: int
-    dvae_hash: str
-    shard_sizes: tuple[int, ...] = ()
-    precision: str | None = None
-    samples: dict = field(default_factory=dict)
-    making: int = 0
-
-    def shard_name(self, number: int) -> str:
-        """Of a shard's file in its folder."""
-        return f"tokens-{number:05d}{'-1' if self.making else ''}.safetensors"
-
-    @property
-    def counts(self) -> Counts | None:
-        """The samples, counted; null where that was not told."""
-        return Counts.from_json(self.samples) if self.samples else None
 
 
 class TokenWriter:
@@ -168,11 +143,9 @@ class TokenShards:
         path = self.folder / "meta.json"
         if not path.is_file():
             raise ValueError(f"{folder} holds no token shards (no meta.json): run dalle-tokenize to its end first")
-        values = json.loads(path.read_text())
-        self.meta = Meta(**{**values, "shard_sizes": tuple(values["shard_sizes"])})
+        self.meta = read_meta(path)
         for shard in range(len(self.meta.shard_sizes) if look else 0):
-            if not self._path(shard).is_file():
-                raise ValueError(f"token shard {self._path(shard)} is missing")
+            look_at_shard(self._path(shard), self.meta, shard)
         self._open = lru_cache(maxsize=_SHARDS_TOGETHER)(self._load)
         self._group_sizes = lru_cache(maxsize=4)(self._compute_group_sizes)
         self._group = lru_cache(maxsize=2)(self._compute_group)
@@ -192,19 +165,13 @@ class TokenShards:
         return self.folder / self.meta.shard_name(shard)
 
     def _load(self, shard: int):
-        try:
-            file = safe_open(self._path(shard), framework="numpy")
-            return file.get_slice("codes_NI"), file.get_tensor("captions_utf8"), file.get_tensor("caption_ends_N")
-        except FileNotFoundError:
-            raise ValueError(f"token shard {self._path(shard)} is missing") from None
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"token shard {self._path(shard)} cannot be read ({error}): make it again") from None
+        return load_shard(self._path(shard), self.meta, shard)
 
     def pair(self, shard: int, row: int) -> tuple[np.ndarray, list[str]]:
-        """Codes uint16 [I] and captions of one pair."""
-        codes_NI, text, ends = self._open(shard)
-        start = int(ends[row - 1]) if row else 0
-        return codes_NI[row : row + 1][0], json.loads(text[start : int(ends[row])].tobytes())
+        """Codes uint16 [I] and captions of one pair. Raises ValueError where they are damaged."""
+        return read_pair(
+            *self._open(shard), row, self.meta.codebook_size, f"token shard {self._path(shard)}, pair {row},"
+        )
 
     def place(self, number: int, seed: int) -> tuple[int, int, int]:
         """(epoch, shard, row) of the pair that comes at `number` (from 0) in the endless shuffled order.

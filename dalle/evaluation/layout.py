@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from dalle.config import plain_json
 from dalle.data.captions import is_encodable
 from dalle.data.images import decode
 from dalle.outputs.whole import replace_text
@@ -81,7 +82,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         ValueError: the file is missing, or is no JSON object with a "prompt"
     """
     try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
+        metadata = plain_json.read(path)
         prompt = metadata["prompt"]
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}; each prompt needs one") from None

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from dalle.config import Images, Sampling
+from dalle.config import Images, Sampling, plain_json
+from dalle.config.checks import printable
 from dalle.data.samples import Pair, read_pairs
 from dalle.outputs.whole import replace_text, save_picture
 from dalle.sampling.gallery import Gallery
@@ -98,13 +99,20 @@ def read_rows(folder: Path) -> list[Row]:
     path = folder / "gallery" / _ROWS
     if not path.is_file():
         return []
-    return [Row(**values) for values in json.loads(path.read_text(encoding="utf-8"))]
+    rows = plain_json.read(path)
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} is damaged: it holds no rows; delete it, and the captions are drawn again")
+    return [plain_json.made(Row, values, str(path)) for values in rows]
 
 
 def draw_command(folder: Path) -> str:
     """A line for the shell that draws more: a caption that the models know, held out if there is one, and of one line if there
     is one."""
-    captions = [row.caption for row in read_rows(folder) if not row.caption.startswith("-")]
+    captions = [
+        row.caption
+        for row in read_rows(folder)
+        if not row.caption.startswith("-") and printable(row.caption) == row.caption
+    ]
     caption = next(
         (caption for caption in captions if len(caption) <= _LINE_CHARS), captions[0] if captions else "CAPTION"
     )

@@ -8,8 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from dalle.config import plain_json, plain_yaml
 from dalle.outputs.whole import replace_text
 
 STAGES = ("tokenizer", "dvae", "tokens", "prior", "clip")
@@ -32,10 +31,15 @@ class PlanFiles:
     def __init__(self, folder: Path):
         self.folder = folder
         path = folder / _RECORD
-        try:
-            self._record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except ValueError:  # cut off by hand; the files are all there is then
-            self._record = {}
+        self._record: dict[str, Any] = {}
+        if path.is_file():
+            kinds = {"request": dict[str, Any], "facts": dict[str, Any], "written": dict[str, str]}
+            try:
+                self._record = plain_json.read_mapping(path, infinite=True, **kinds)
+            except (
+                ValueError
+            ) as error:  # without it what was changed by hand cannot be told from what may be written over
+                raise ValueError(f"{error}; move the folder {folder} away to plan anew") from None
 
     @property
     def request(self) -> dict[str, Any] | None:
@@ -62,13 +66,7 @@ class PlanFiles:
 
     def settings(self, stage: str) -> dict[str, Any]:
         """What a file says. Raises ValueError when it is no YAML."""
-        try:
-            values = yaml.safe_load(self.path(stage).read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{self.path(stage)} is not YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(values, dict):
-            raise ValueError(f"{self.path(stage)} is not a mapping of keys to values")
-        return values
+        return plain_yaml.read_mapping(self.path(stage))
 
     def digest(self, stage: str) -> str:
         """Of what a file says, whatever its comments and order."""
@@ -86,7 +84,7 @@ class PlanFiles:
         for stage, values in settings.items():
             if stage not in kept:
                 text = f"# Made by dalle-train for {COMMANDS[stage]}. Change it as you like: it is not written over then.\n"
-                text += yaml.safe_dump(values, sort_keys=False)
+                text += plain_yaml.dump(values)
                 replace_text(self.path(stage), text)
                 kept[stage] = _hash(text.encode())
         self._record = {"request": request, "facts": facts, "written": {s: kept[s] for s in STAGES if s in kept}}
@@ -121,19 +119,15 @@ def merged(settings: dict[str, Any], changes: dict[str, Any], where: str = "") -
         elif isinstance(before, dict):
             raise ValueError(f"{where}{name} {value}: holds settings of its own, {', '.join(before)}; set one of these")
         else:
-            result[name] = _value(value)
+            result[name] = _value(value, f"{where}{name}")
     return result
 
 
-def _value(value: Any) -> Any:
+def _value(value: Any, where: str) -> Any:
     """What a word of the command line means: 4000 a number, null nothing."""
     if not isinstance(value, str):
         return value
-    meant = yaml.safe_load(value)
-    try:
-        return float(meant) if isinstance(meant, str) else meant  # 1e-3, for YAML no number without a point
-    except ValueError:
-        return meant
+    return plain_yaml.load(value, where)
 
 
 def _hash(data: bytes) -> str:

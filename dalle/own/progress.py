@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from dalle.config import plain_json
 from dalle.outputs.whole import replace_text
 
 _FILE = "progress.json"
@@ -40,9 +41,10 @@ class Progress:
     def __init__(self, folder: Path):
         self.folder = folder
         path = folder / _FILE
+        self._stages: dict[str, dict[str, Any]]
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            self._stages: dict[str, dict[str, Any]] = found if isinstance(found, dict) else {}
+            found = plain_json.read_mapping(path)
+            self._stages = {stage: vars(plain_json.made(Done, values, str(path))) for stage, values in found.items()}
         except (FileNotFoundError, ValueError):  # a damaged one is no progress: what lies there is set aside
             self._stages = {}
 

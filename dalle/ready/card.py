@@ -16,9 +16,11 @@ from typing import Any
 
 import yaml
 
+from dalle.config import plain_json
 from dalle.models.folder import read_config
 from dalle.ready.facts import FIGURES, Card, drawing_line, in_millions, num_weights
 from dalle.ready.files import ATTRIBUTION, parts_of, read_settings, read_text, without_places
+from dalle.reporting.report import read_lines, read_run
 
 _MARK = "<!-- dalle-publish {} -->"
 _RECIPE = (
@@ -157,8 +159,8 @@ def _figures(told: Told) -> str:
     """Hours and last figures of each training, and those of an evaluation, where there are any."""
     rows = []
     for part in _SAID:
-        records = _read(told.runs / part / "metrics.jsonl", _records, [])
-        run = _read(told.runs / part / "run.json", json.loads, {})
+        records = read_lines(told.runs / part / "metrics.jsonl")
+        run = read_run(told.runs / part)
         if not records:
             continue
         hours = max(float(record.get("time_s", 0)) for record in records) / 3600
@@ -170,7 +172,7 @@ def _figures(told: Told) -> str:
         unfinished = "" if run.get("status", "finished") == "finished" else f" ({run['status']})"
         rows.append(f"| `{part}` | {steps:,}{unfinished} | {hours:.2f} | {said} |")
     lines = ["| part | updates | hours | held out |", "|---|---|---|---|", *rows, ""] if rows else []
-    measured = _read(told.runs / "metrics.json", json.loads, {})
+    measured = _read(told.runs / "metrics.json")
     if figures := [(name, value) for name, value in _flat(measured).items() if _is_figure(value)]:
         lines += ["| evaluation | |", "|---|---|", *(f"| {_cell(name)} | {value:.4g} |" for name, value in figures), ""]
     if not lines and told.card.figures:
@@ -189,20 +191,9 @@ def _is_figure(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _records(text: str) -> list[dict[str, Any]]:
-    """Of a log, whose last line may be cut off."""
-    return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
-
-
-def _read(path: Path, parse, otherwise):
-    """What a file says; `otherwise` where there is none. Raises ValueError, with its name, where it is damaged."""
-    if not path.is_file():
-        return otherwise
-    try:
-        found = parse(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
-    return found if isinstance(found, type(otherwise)) else otherwise
+def _read(path: Path) -> dict[str, Any]:
+    """What a JSON file says; nothing where there is none. Raises ValueError, with its name, where it is damaged."""
+    return plain_json.read_mapping(path) if path.is_file() else {}
 
 
 def _flat(settings: dict, prefix: str = "") -> dict[str, Any]:

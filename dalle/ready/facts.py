@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dalle.config import plain_yaml
 from dalle.models.folder import read_config
 from dalle.models.weights import WeightsFile
-from dalle.ready.files import CARD, WEIGHTS, load_yaml, model_files, parts_of
+from dalle.ready.files import CARD, WEIGHTS, model_files, parts_of
 from dalle.ready.names import ready_names, weights_folder
 
 NO_LICENCE = "unknown"
@@ -107,7 +108,7 @@ def read_card(path: Path) -> Card:
     if text.startswith("---\n") and "\n---\n" in text[3:]:
         told, _, body = text[4:].partition("\n---\n")
         try:
-            front = load_yaml(told, str(path))
+            front = plain_yaml.load(told, str(path))
         except ValueError:
             front = {}
     front = front if isinstance(front, dict) else {}

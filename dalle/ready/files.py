@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
+from dalle.config import plain_yaml
 
 PARTS = ("prior", "dvae", "clip", "codes-clip")
 """Folders of single models in that of a whole one; the first two make it one that draws."""
@@ -18,8 +18,6 @@ PART_FILES = (WEIGHTS, "config.yaml", "tokenizer.json", "tokenizer.words.json")
 """Of a single model; which of them there are depends on what it is."""
 MODEL_FILES = (CARD, ATTRIBUTION, *(f"{part}/{name}" for part in PARTS for name in PART_FILES))
 """Of a whole model."""
-_MOST_YAML_BYTES = 200_000
-"""A hundred times what there is; PyYAML reads so much in seconds."""
 
 
 def parts_of(folder: Path) -> list[str]:
@@ -34,26 +32,15 @@ def model_files(folder: Path) -> list[str]:
 
 def public_config(path: Path) -> str:
     """The text of a `config.yaml` without places. Raises ValueError as `read_settings`."""
-    return yaml.safe_dump(without_places(read_settings(path)), sort_keys=False)
+    return plain_yaml.dump(without_places(read_settings(path)))
 
 
 def read_settings(path: Path) -> dict[str, Any]:
     """What a `config.yaml` says. Raises ValueError, in one line, where it is none."""
-    if path.stat().st_size > _MOST_YAML_BYTES:
-        raise ValueError(f"{path} cannot be read: it is larger than the settings of a training are")
-    settings = load_yaml(read_text(path), str(path))
+    settings = plain_yaml.read(path)
     if not isinstance(settings, dict):
         raise ValueError(f"{path} cannot be read: it holds no settings")
     return settings
-
-
-def load_yaml(text: str, source: str) -> Any:
-    """What YAML of somebody else says. Raises ValueError, with its source, where it is none, or refers to parts of itself: a few
-    lines of references would say more than any memory holds."""
-    try:
-        return yaml.load(text, _WithoutReferences)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:  # the last of impossible dates
-        raise ValueError(f"{source} cannot be read: {' '.join(str(error).split())[:200]}") from None
 
 
 def read_text(path: Path) -> str:
@@ -62,13 +49,6 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise ValueError(f"{path} cannot be read: it is not UTF-8") from None
-
-
-class _WithoutReferences(yaml.SafeLoader):
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it refers to parts of itself")
-        return super().compose_node(parent, index)
 
 
 def without_places(settings: Any) -> Any:

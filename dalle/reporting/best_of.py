@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import html
-import json
 from pathlib import Path
+
+from dalle.config import plain_json
 
 FOLDER = "best-of"
 """In the run's folder."""
@@ -15,7 +16,7 @@ PICTURE = "kept-and-dropped.png"
 def best_of_section(folder: Path) -> str:
     """Statistics, and pictures of kept ones beside the worst of the same captions; empty where there are none."""
     try:
-        lines = json.loads((folder / FOLDER / FILE).read_text(encoding="utf-8"))["lines"]
+        lines = plain_json.read(folder / FOLDER / FILE)["lines"]
         said = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ""

@@ -6,16 +6,9 @@ import json
 import os
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from dalle.outputs.whole import replace_text
 from dalle.reporting.report import list_pictures, read_lines
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """What `run.json` says of the run; nothing where there is none."""
-    path = folder / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def drop_after(folder: Path, start_step: int) -> float:

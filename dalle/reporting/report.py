@@ -7,7 +7,6 @@ folder may be missing or half written, for the page is also drawn while the run 
 from __future__ import annotations
 
 import html
-import json
 import math
 import re
 import time
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dalle.config import plain_json
 from dalle.outputs.page_head import head
 from dalle.outputs.whole import replace_text
 from dalle.reporting.best_of import best_of_section
@@ -56,13 +56,22 @@ pre { margin: 0; padding: 1rem; overflow-x: auto; font-size: .85rem; }
 """.replace("FIRST_TO_LAST", ", ".join(SCALE_COLOURS))
 
 
+_TIMES = {"step": int, "time_s": float}
+"""Types of what each line of a log has."""
+_OF_RUN = {
+    **{"title": str, "unit": str, "status": str, "total_steps": int, "wandb_id": str | None},
+    **{"flops_per_unit": float | None, "limit_flops_per_s": float | None},
+}
+"""Types of what `run.json` says."""
+
+
 def write_report(folder: Path) -> None:
     """Writes `folder/report.html` from metrics.jsonl, run.json, config.yaml and pictures/, whichever are there."""
     folder = Path(folder)
     records = read_lines(folder / "metrics.jsonl")
     try:
-        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        run = read_run(folder)
+    except ValueError:
         run = {}
     series = _collect_series(records)
     title = run.get("title") or folder.resolve().name
@@ -84,18 +93,32 @@ def write_report(folder: Path) -> None:
     replace_text(folder / "report.html", "\n".join(part for part in parts if part))
 
 
+def read_run(folder: Path) -> dict[str, Any]:
+    """What `run.json` says of the run; nothing where there is none. Raises ValueError, with its name, where it is damaged."""
+    path = folder / "run.json"
+    if not path.exists():
+        return {}
+    run = plain_json.read_mapping(path)
+    for name, kind in _OF_RUN.items():
+        if name in run and not plain_json.is_a(run[name], kind):
+            raise ValueError(f"{path} is damaged: its {name} is none; delete it, which loses the run's name and speed")
+    return run
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The records of a metrics file in order. Lines that are half written or name no step are left out."""
     if not path.exists():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            record = json.loads(line)
+            record = plain_json.load(line, "")
         except ValueError:
             continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            records.append(record)
+        if plain_json.is_a(record, dict[str, Any]) and all(
+            plain_json.is_a(record.get(n, 0), k) for n, k in _TIMES.items()
+        ):
+            records += [record] if "step" in record else []
     return records
 
 

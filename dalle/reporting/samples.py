@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from dalle.config import plain_json
 from dalle.data.counts import Counts
 from dalle.outputs.whole import replace_text
 
@@ -54,7 +55,7 @@ class SamplesLog:
 def samples_section(folder: Path) -> str:
     """The part of a report that tells the same; empty where nothing is known."""
     try:
-        found = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        found = plain_json.read(folder / FILE)
         lines = [f"{name}: {Counts.from_json(values).line()}" for name, values in found.items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ""

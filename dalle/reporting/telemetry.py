@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from dalle.config import Wandb
+from dalle.config.checks import printable
 from dalle.outputs.whole import replace_text, save_picture
 from dalle.reporting import weights_and_biases
-from dalle.reporting.earlier_run import drop_after, read_run, set_aside
-from dalle.reporting.report import duration, list_pictures, write_report
+from dalle.reporting.earlier_run import drop_after, set_aside
+from dalle.reporting.report import duration, list_pictures, read_run, write_report
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -269,6 +270,7 @@ class Telemetry:
             self._say(f"{self.title}  step {self.step}/{self.total_steps} ({percent:.0f}%)  {text}")
 
     def _say(self, text: str) -> None:
+        text = printable(text)
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
         else:

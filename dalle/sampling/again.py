@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dalle.config import Sampling
+from dalle.config import Sampling, shape
+from dalle.config.checks import printable
 from dalle.sampling.candidates import Source, out_of_memory
 from dalle.sampling.drawing import Drawing, read_drawing
 from dalle.sampling.prompt import Prompt
@@ -30,6 +31,9 @@ _NEEDED = (
     "kernels",
     "compile",
 )
+
+_MOST_TOGETHER, _MOST_THREADS = 4096, 1024
+"""Captions that were drawn together, and threads: of more, no drawing was ever made."""
 
 
 _BESIDE = ("codes", "clip", "codes_clip")
@@ -55,9 +59,36 @@ def read_record(path: str | Path, hashes: dict[str, str]) -> Drawing:
     for name, found in hashes.items():
         drawn_with = drawing.settings["models"].get(name)
         if drawn_with != found and name not in _BESIDE:
-            shown = f"{str(drawn_with)[:16]}…" if drawn_with else "an unknown one"
+            shown = f"{printable(str(drawn_with))[:16]}…" if drawn_with else "an unknown one"
             raise ValueError(f"{path}: was drawn with another {name}: expected {shown}, found {found[:16]}…")
+    _check_settings(path, drawing.settings)
     return drawing
+
+
+def _check_settings(path: str | Path, settings: dict[str, Any]) -> None:
+    """Raises ValueError, with the file's name, where what decides the pixels is of another type, or no number that could have been."""
+    known = {field.name: settings[field.name] for field in fields(Sampling) if field.name in settings}
+    try:
+        shape.check_values(Sampling, known)
+        for name, value in known.items():
+            if isinstance(value, str) and name != "precision":  # which a configuration may put in quotes
+                raise ValueError(f"{name} {shape.shown(value)}: is text")
+        Sampling(**known)
+        if not isinstance(settings["chunk"], int):
+            raise ValueError("chunk is none")
+        for name, least, most in (
+            ("place", 0, settings["chunk"] - 1),
+            ("captions_together", 1, _MOST_TOGETHER),
+            ("threads", 1, _MOST_THREADS),
+        ):
+            value = settings.get(name, least)
+            if type(value) is not int or not least <= value <= most:
+                raise ValueError(f"{name} {shape.shown(value)}: must lie between {least} and {most}")
+        for name in ("device", "processor", "torch", "kernels"):
+            if not isinstance(settings[name], str):
+                raise ValueError(f"{name} {shape.shown(settings[name])}: must be text")
+    except ValueError as error:
+        raise ValueError(f"{path}: its metadata are damaged: {error}") from None
 
 
 def choose_device(settings: dict[str, Any]) -> str:
@@ -70,7 +101,7 @@ def differences(settings: dict[str, Any], device: str, kernels: str) -> list[str
     on_cuda = device == "cuda"
     processor = torch.cuda.get_device_name() if on_cuda else torch.backends.cpu.get_cpu_capability()
     here = {"device": device, "processor": processor, "torch": str(torch.__version__), "kernels": kernels}
-    return [f"{name} was {settings[name]}, is {now}" for name, now in here.items() if settings[name] != now]
+    return [f"{name} was {printable(settings[name])}, is {now}" for name, now in here.items() if settings[name] != now]
 
 
 def draw_again(pipeline: Source, drawing: Drawing) -> Drawing:

@@ -171,7 +171,7 @@ def _prompt_of(line: str, where: str) -> dict[str, Any]:
     try:
         entry = json.loads(line)
         caption = entry["caption"] if "caption" in entry else entry["prompt"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         caption = None
     if not isinstance(caption, str):
         raise ValueError(f'{where}: is not an object like {{"caption": "a red circle"}}')

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from dalle.config import Images
+from dalle.config import Images, plain_json
 from dalle.data.images import opened
 from dalle.outputs.whole import replace_bytes
 
@@ -156,7 +156,7 @@ def drawing_of(data: bytes, path: str | Path, max_pixels: int = Images.max_pixel
     if "captions" in text:
         raise ValueError(f"{path}: is a picture of several drawings; name one of those in images/ beside it")
     try:
-        known = json.loads(text["dalle"])
+        known = plain_json.load(text["dalle"], str(path))
         caption, score, seed, rank = text["caption"], known["score"], known["seed"], known["rank"]
         settings, packed = known["settings"], known.get("codes")
         times = known.get("times", 1)  # which earlier versions did not count

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import html
-import json
 import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from dalle.config import plain_json
+from dalle.data.images import opened
 from dalle.outputs.page_head import head
 from dalle.outputs.whole import replace_text
 from dalle.sampling.drawing import Drawing, best_first, facts, save_drawing, to_json
@@ -70,25 +69,22 @@ class Gallery:
             ValueError: the results are damaged
         """
         path = self.folder / "results.jsonl"
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+        lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
         groups: dict[str, list[dict[str, Any]]] = {}
         for number, line in enumerate(lines, 1):
-            try:
-                record = json.loads(line)
-                groups.setdefault(record["caption"], []).append(record)
-            except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{path}, line {number}: is damaged; name another folder with --output") from None
+            record = _checked(line, f"{path}, line {number}")
+            groups.setdefault(record["caption"], []).append(record)
         for caption, records in groups.items():
-            files = [self.folder / str(record.get("file")) for record in records]
+            files = [self.folder / record["file"] for record in records]
             if any(r.get("candidates") != candidates for r in records) or not all(file.is_file() for file in files):
                 continue  # is drawn anew
             section = _Section([], [], [])
             for record, file in zip(records, files, strict=True):
                 try:
-                    with Image.open(file, formats=("PNG",)) as image:
+                    with opened(file.read_bytes(), formats=("PNG",)) as image:
                         section.add(record, image.size, heading=caption)
-                except (KeyError, TypeError, OSError) as error:
-                    raise ValueError(f"{path}: is damaged ({error}); name another folder with --output") from None
+                except (OSError, ValueError) as error:
+                    raise ValueError(f"{file}: is damaged ({error}); name another folder with --output") from None
             self._sections[caption] = section
         return set(self._sections)
 
@@ -117,6 +113,22 @@ class Gallery:
         for file in self._dropped - {file for section in self._sections.values() for file in section.files}:
             (self.folder / file).unlink(missing_ok=True)
         self._dropped.clear()
+
+
+def _checked(line: bytes, source: str) -> dict[str, Any]:
+    """A line of the results. Raises ValueError, with its source, where it is damaged, or names a file elsewhere: what drops out of
+    the results is deleted."""
+    try:
+        record = plain_json.load(line, source)
+    except ValueError as error:
+        raise ValueError(f"{error}; name another folder with --output") from None
+    # earlier versions did not say how many
+    told = {"times": 1, "candidates": 1} | record if isinstance(record, dict) else {}
+    if not all(name in told and plain_json.is_a(told[name], kind) for name, kind in _KINDS.items()):
+        raise ValueError(f"{source} is damaged; name another folder with --output")
+    if not re.fullmatch(r"(images|\d+/samples)/[\w-]+\.png", record["file"]):
+        raise ValueError(f"{source}: names a file of another place; name another folder with --output")
+    return record
 
 
 @dataclass
@@ -161,7 +173,7 @@ def _card(record: dict[str, Any], size: tuple[int, int], heading: str) -> str:
     caption = "" if record["caption"] == heading else f"<br>{html.escape(record['caption'])}"
     times = record.get("times", 1)  # not in the results of earlier versions
     often = f", drawn {times} times" if times > 1 else ""
-    note = f"{shown}seed {record['seed']}{often}{caption}"
+    note = f"{shown}seed {html.escape(str(record['seed']))}{often}{caption}"
     alt = html.escape(record["caption"])
     sharp = ' class="sharp"' if max(size) < _SMALL_PX else ""  # enlarged, as a card is at least so wide
     return (
@@ -170,6 +182,8 @@ def _card(record: dict[str, Any], size: tuple[int, int], heading: str) -> str:
     )
 
 
+_KINDS = {"caption": str, "file": str, "seed": int, "rank": int, "score": float | None, "times": int, "candidates": int}
+"""Types of what a line of the results tells."""
 _SMALL_PX = 160
 STYLE = """
 body { overflow-wrap: anywhere; } h2 { margin-bottom: 0; } .soft { margin: 0 0 .8rem; }

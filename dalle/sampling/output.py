@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dalle.config import plain_json
 from dalle.outputs.whole import replace_text, when_there_is_room
 from dalle.sampling.candidates import Best, Part, Work
 from dalle.sampling.drawing import read_drawing
@@ -151,7 +152,7 @@ class Output:
         if not self._resumable:
             return f"output {self.folder}: holds the drawings of a file of captions"
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
+            before = plain_json.read(path)
             before = dict(_flat({"layout": Gallery.layout, **before}))  # which earlier versions did not say
         except (ValueError, TypeError):
             return f"{path}: is damaged"
@@ -164,7 +165,7 @@ class Output:
     def _caption_before(self) -> str | None:
         try:
             with (self.folder / "results.jsonl").open(encoding="utf-8") as lines:
-                caption = json.loads(next(lines))["caption"]
+                caption = plain_json.load(next(lines), "")["caption"]
         except (OSError, StopIteration, ValueError, KeyError, TypeError):
             return None
         return None if caption == self.work.captions[0] else caption

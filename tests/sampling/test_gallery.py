@@ -191,8 +191,9 @@ def test_a_gallery_takes_up_what_is_whole(tmp_path):
     again.put("lost", _drawings(2, "lost"), 8)
     again.write()
     assert (tmp_path / "index.html").read_text() == pages
-    (tmp_path / "results.jsonl").write_text('{"caption": "whole"}\n{"cap\n')
-    with pytest.raises(ValueError, match="line 2: is damaged"):
+    first = (tmp_path / "results.jsonl").read_text(encoding="utf-8").split("\n")[0]
+    (tmp_path / "results.jsonl").write_text(first + '\n{"cap\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="line 2 is damaged"):
         Gallery(tmp_path, "t").resume(8)
 
 

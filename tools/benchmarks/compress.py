@@ -13,7 +13,8 @@ import math
 from pathlib import Path
 
 import torch
-import yaml
+
+from dalle.config import plain_yaml
 
 RANKS = {"2b8": 512, "5b6": 640, "12b": 896}
 _GPUS = 8
@@ -59,7 +60,7 @@ def elements(name: str, rank: int) -> dict[str, int]:
     from dalle.gradients.powersgd import PowerSGD
     from dalle.models.prior import Prior
 
-    config = PriorModel(**yaml.safe_load((_CONFIGS / f"{name}.yaml").read_text())["model"])
+    config = PriorModel(**plain_yaml.read_mapping(_CONFIGS / f"{name}.yaml")["model"])
     meta = torch.device("meta")
     with meta:
         prior = Prior(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dalle.config.checks import at_least
+from dalle.config.checks import at_least, at_most
 from dalle.config.training import Precision
 
 RankBy = Literal["image", "joint"]
@@ -41,3 +41,4 @@ class Caption:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size")
+        at_most(self, 2**20, "batch_size")

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dalle.config.checks import at_least, require
+from dalle.config.checks import at_least, at_most, require
 from dalle.config.training import Images
 
 
@@ -98,4 +98,5 @@ class Filter:
     def __post_init__(self) -> None:
         require(0 <= self.valid_share <= 0.5, f"valid_share {self.valid_share}: must lie in [0, 0.5]")
         at_least(self, 1, "workers")
+        at_most(self, 1024, "workers")
         at_least(self, 0, "seed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Literal
 
-from dalle.config.checks import at_least, require
+from dalle.config.checks import at_least, at_most, require
 from dalle.config.sampling import Sampling, check_shortlist
 
 
@@ -73,6 +73,8 @@ class Sample:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "n", "keep")
+        at_most(self, 2**24, "n")
+        at_most(self, 1024, "processes")
         at_least(self, 0, "rows")
         require(abs(self.seed) < 2**62, f"seed {self.seed}: must lie between −2⁶² and 2⁶²")
         require(

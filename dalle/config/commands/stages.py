@@ -82,7 +82,7 @@ class TrainTokenizer:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        at_least(self, 256, "vocabulary")
+        at_least(self, 256, "vocabulary", most=2**24)
         at_least(self, 1, "min_count")
 
 
@@ -157,7 +157,7 @@ class Tokenize:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "batch_size", "crops", "pairs_per_shard")
+        at_least(self, 1, "batch_size", "crops", "pairs_per_shard", most=2**24)
 
 
 @dataclass(frozen=True)
@@ -305,4 +305,4 @@ class Demo:
     sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "captions", "candidates", "num_train")
+        at_least(self, 1, "captions", "candidates", "num_train", most=2**24)

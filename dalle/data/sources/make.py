@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dalle.config import Filters
+from dalle.config.checks import printable
 from dalle.data.captions import NOT_TEXT
-from dalle.data.counts import printable
 from dalle.data.counts import told as by_reason
 from dalle.data.sources.figures import captions_left_out, examples, inspect
 from dalle.data.sources.judge import caption_reason

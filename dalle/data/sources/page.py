@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from dalle.data.counts import Reason, printable
+from dalle.config.checks import printable
+from dalle.data.counts import Reason
 from dalle.data.sources.figures import RATIOS, SIDES_PX, WORDS
 from dalle.data.sources.ledger import Row
 from dalle.data.sources.prepared import Prepared

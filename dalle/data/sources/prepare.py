@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle.config import Filters
-from dalle.data.counts import printable
+from dalle.config.checks import printable
 from dalle.data.sources.judge import check_language
 from dalle.data.sources.make import Maker, Told
 from dalle.data.sources.prepared import FILE, Prepared, read_prepared

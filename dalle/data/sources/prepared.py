@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from dalle.config import plain_json
 from dalle.data.counts import Counts
 from dalle.data.naming import escape
 from dalle.outputs.whole import replace_text
@@ -66,9 +67,9 @@ def read_prepared(output: str | Path) -> Prepared | None:
     if not path.is_file():
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = plain_json.read(path, infinite=True)
         counts = {name: Counts.from_json(values[name]) for name in ("counts", "caption_counts")}
-        return Prepared(**(values | counts)).within(Path(output))
+        return plain_json.made(Prepared, values | counts, str(path)).within(Path(output))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{path} was not written by dalle-filter ({error}): delete it, or name another folder"

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from dalle.config import EVERY_IMAGE, Images
+from dalle.config import EVERY_IMAGE, Images, plain_json
 from dalle.data.counts import Counts
 from dalle.data.identity import difference, identity
 from dalle.data.shards import Position
@@ -107,8 +107,12 @@ class Index:
         with open(self.folder / PLACES, "rb") as lines:
             for row, line in enumerate(lines):
                 if row in wanted:
-                    shard, key, captions = json.loads(line)
-                    found[row] = Place(shard, key, tuple(captions))
+                    told = plain_json.load(line, f"{self.folder / PLACES}, line {row + 1},")
+                    if not plain_json.is_a(told, list) or len(told) != 3 or not plain_json.is_a(told[2], list[str]):
+                        raise ValueError(
+                            f"{self.folder / PLACES}, line {row + 1}, is damaged; remove {self.folder} to begin anew"
+                        )
+                    found[row] = Place(str(told[0]), str(told[1]), tuple(told[2]))
         return found
 
 
@@ -265,10 +269,10 @@ def _read_header(folder: Path) -> Header | None:
     if not path.is_file():
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = plain_json.read(path, infinite=True)
         if values.pop("version") != _VERSION:
             raise ValueError("of another version of this program")
-        header = Header(**values)
+        header = plain_json.made(Header, values, HEADER)
         Counts.from_json(header.counts)
         assert header.rows >= 0 and _row_bytes(header) > 0
         return header

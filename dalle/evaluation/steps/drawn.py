@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dalle.config import plain_json
 from dalle.data.shapes import Claim, read, shows
 from dalle.evaluation.compositional.skills import SKILLS, is_right
 from dalle.evaluation.layout import Prompted, prompt_folder, sample_path, write_prompt
@@ -109,7 +110,7 @@ def read_candidates(folder: Path, number: int) -> Candidates | None:
     if not path.is_file():
         return None
     try:
-        found = Candidates(**json.loads(path.read_text(encoding="utf-8")))
+        found = plain_json.made(Candidates, plain_json.read(path), str(path))
         sound = (
             found.numbers[0] == 0 and sum(found.times) == found.drawn and sorted(set(found.numbers)) == found.numbers
         )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import dalle
-from dalle.config import Evaluate
+from dalle.config import Evaluate, plain_json
 from dalle.config.commands.evaluation.evaluate import PLACES
 from dalle.evaluation.layout import Prompted
 
@@ -65,7 +65,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         ValueError: the file is missing, damaged, or no manifest
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = plain_json.read(Path(path))
     except OSError as error:
         raise ValueError(f"manifest {path}: {error.strerror}") from None
     except ValueError:

@@ -15,6 +15,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from dalle.config import plain_json
+
 NEITHER = "neither"
 QUESTIONS = ("realistic", "matches")
 _FORMAT = 1
@@ -107,7 +109,7 @@ def read_design(path: Path) -> Design:
     if not path.is_file():
         raise ValueError(f"output {path.parent}: no {path.name} there; make a study with --images, or name its folder")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = plain_json.read(path)
         design = Design(
             tuple(values["models"]),
             {name: Picture(**picture) for name, picture in values["pictures"].items()},

@@ -150,8 +150,8 @@ def _path(folder: Path, number: int) -> Path:
 def _is_whole(folder: Path, number: int) -> bool:
     """Whether a part is there; one that was damaged since is drawn again."""
     try:
-        with safe_open(_path(folder, number), framework="numpy"):
-            return True
+        with safe_open(_path(folder, number), framework="numpy") as file:
+            return {"codes_NI", "captions_utf8", "caption_ends_N"} <= set(file.keys())
     except (OSError, SafetensorError):
         return False
 

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dalle.data.counts import printable
+from dalle.config.checks import printable
 from dalle.data.images import EXTENSIONS
 from dalle.data.sources.reading.delimited import (
     DELIMITED,

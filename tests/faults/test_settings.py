@@ -1,0 +1,275 @@
+"""Whatever stands in the place of a setting, a command takes it or refuses it in one line, and imports nothing that it names."""
+
+import random
+import sys
+import typing
+
+import pytest
+import yaml
+
+from dalle.cli import arguments
+from dalle.config import plain_yaml, shape, shipped
+from dalle.config.programs import PROGRAMS
+
+WRONG = [
+    *(None, True, "", "x", "null", "1", 0, -1, 2.5, 1e12, 10**12, 10**30, float("inf"), float("-inf"), float("nan")),
+    *([], [None], [1, "x"], [[1]], {}, {"x": 1}, {"class_path": "stranger.Thing"}, {1: 2}, {"start": None}),
+]
+GIVEN = {"data": "x", "dvae": "x", "tokenizer": "x", "output": "x", "image": "x", "captions": "x", "source": "x"}
+GIVEN |= {"evaluation": "x"}
+
+
+def _of_configs():
+    """(command, configuration, dotted key) of all keys of each shipped configuration."""
+    for name in shipped.names():
+        values = plain_yaml.read_mapping(shipped.find(name))
+        model = values.get("model", {})
+        kinds = [kind for kind, key in (("prior", "depth"), ("clip", "patch_px")) if key in model]
+        command = f"dalle-train-{kinds[0] if kinds else 'dvae'}"
+        for key in _keys(values):
+            yield command, name, key
+
+
+def _keys(values: dict, prefix: str = ""):
+    for key, value in values.items():
+        yield prefix + key
+        yield from _keys(value, f"{prefix}{key}.") if isinstance(value, dict) else ()
+
+
+def _of_commands():
+    for command, program in PROGRAMS.items():
+        for key in shape.keys_of(program.config):
+            yield command, None, key
+
+
+CASES = [(*case, value) for case in (*_of_configs(), *_of_commands()) for value in WRONG]
+
+
+def _put(values: dict, key: str, value) -> dict:
+    first, dot, rest = key.partition(".")
+    inner = values.get(first)
+    return values | {first: _put(inner if isinstance(inner, dict) else {}, rest, value) if dot else value}
+
+
+def _try(path, command: str, name: str | None, key: str, value) -> str | None:
+    """What is said, or null where it is taken."""
+    cls = PROGRAMS[command].config
+    kinds = typing.get_type_hints(cls)
+    values = {field: text for field, text in GIVEN.items() if kinds.get(field) in (str, str | None)}
+    values |= plain_yaml.read_mapping(shipped.find(name)) if name else {}
+    values |= {"start_from": "x"} if "freeze" in values else {}
+    values |= {"best_of": {"model": "x"}} if key.startswith("best_of.") else {}
+    values = _put(values, key, value)
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    try:
+        arguments.parse(cls, command, ["--config", str(path)], PROGRAMS[command].positional)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _check(tmp_path, monkeypatch, cases) -> None:
+    """A module that could be imported is there; each refusal is one line, which names the key unless all is missing."""
+    (tmp_path / "stranger.py").write_text("raise SystemError('imported')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    refused = 0
+    for command, name, key, value in cases:
+        said = _try(tmp_path / "it.yaml", command, name, key, value)
+        case = (command, name, key, value, said)
+        assert "stranger" not in sys.modules, case
+        if said is not None:
+            refused += 1
+            assert "\n" not in said and len(said) < 800, case
+            told = [*key.split(".")[-2:], "end_step"]  # a start may make an end one that is never reached
+            assert not name or any(part in said for part in told), case
+    assert refused > len(cases) / 3
+
+
+def test_a_sample_of_all_wrong_settings(tmp_path, monkeypatch):
+    _check(tmp_path, monkeypatch, random.Random(0).sample(CASES, 200))
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("part", range(20))
+def test_all_wrong_settings(tmp_path, monkeypatch, part):
+    _check(tmp_path, monkeypatch, CASES[part::20])
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "run.steps null: must be a whole number"),
+        ([1], r"run.steps \[1\]: must be a whole number"),
+        (float("inf"), "run.steps inf: must be a whole number"),
+        (10**30, "run.steps 10+: no machine counts so far"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_file(tmp_path, value, said):
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/own.yaml: {said}$"):
+        _raise(_try(tmp_path / "own.yaml", "dalle-train-dvae", "demo/dvae", "run.steps", value))
+
+
+def _raise(said: str | None) -> None:
+    if said is not None:
+        raise ValueError(said)
+
+
+@pytest.mark.parametrize("word", ["--optimizer.weight_decay=.inf", "--optimizer.weight_decay=nan", "--run.steps=null"])
+def test_a_wrong_option_is_named(word):
+    line = ["--config=demo/dvae", "--data=x", "--output=y", word]
+    with pytest.raises(ValueError, match=rf"^{word[2:].partition('=')[0]} (inf|nan|null|None): must be a"):
+        arguments.parse(PROGRAMS["dalle-train-dvae"].config, "dalle-train-dvae", line)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--run.compression", "stranger.Thing"],
+        ["--run.compression={class_path: stranger.Thing}"],
+        ["--run.compression.class_path", "stranger.Thing"],
+        ["--run", "stranger.Thing"],
+        ["--run={compression: {class_path: stranger.Thing}}"],
+        ["--run.compression.help=stranger.Thing"],
+    ],
+)
+def test_an_option_imports_nothing(tmp_path, monkeypatch, words):
+    (tmp_path / "stranger.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    line = ["--config=demo/prior", "--data=x", "--dvae=x", "--tokenizer=x", "--output=y", *words]
+    with pytest.raises(ValueError, match=r"run(\.compression(\.class_path|\.help)?)?\b"):
+        arguments.parse(PROGRAMS["dalle-train-prior"].config, "dalle-train-prior", line)
+    assert "stranger" not in sys.modules
+
+
+LAUGHS = "a: &a [x, x]\n" + "\n".join(
+    f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}]" for a, b in zip("abcdefghi", "bcdefghij", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (LAUGHS, "its references add up to too much"),
+        ("long: &a " + "x" * 1000 + "\nmany: [" + "*a, " * 1000 + "]", "its references add up to too much"),
+        ("a: &a {b: *a}", "refers to itself"),
+        ("a: " + "[" * 100_000, "nested more than 50 deep"),
+        ("- " * 90_000, "nested more than 50 deep"),
+        ("{a: " * 40_000, "nested more than 50 deep"),
+        ("run: {steps: 1}\nrun: {steps: 2}", "'run' is there twice"),
+        ("run: {steps: 1, steps: 2}", "'steps' is there twice"),
+        ("? [a, b]\n: c", "a key has to be a word"),
+        ("a: !!python/name:os.system", "no kind of setting"),
+        ("a: !!binary aGVsbG8=", "no kind of setting"),
+        ("a: !!int ''", "."),
+        ("a: !!bool perhaps", "."),
+        ("a: " + "9" * 5000, "."),
+        ('a: "half of \\ud83d"', "is no text"),
+        ('a: "a\\0b"', "is no text"),
+        ("a: 1\n---\na: 2", "single document"),
+        ("{", "."),
+        ("x" * 200_001, "more than the 200,000 bytes"),
+        ("just text", "not a mapping of keys"),
+        ("", "not a mapping of keys"),
+        (b"a: caf\xe9", "not UTF-8"),
+    ],
+    ids=range(22),
+)
+def test_yaml_that_is_not_taken(tmp_path, text, said):
+    path = tmp_path / "its.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    for read in (plain_yaml.read_mapping, lambda path: arguments.read_yaml(str(path))):
+        with pytest.raises(ValueError, match=rf"^{path} cannot be read: .*{said}") as raised:
+            read(path)
+        assert "\n" not in str(raised.value) and len(str(raised.value)) < 400
+
+
+def test_yaml_that_is_taken(tmp_path):
+    path = tmp_path / "its.yaml"
+    path.write_text("\ufeffa: &a {x: 1e-3, y: .5}\nb: {<<: *a, y: 2}\nday: 2001-02-03\nwho: café\n", encoding="utf-8")
+    assert plain_yaml.read(path) == {
+        "a": {"x": 0.001, "y": 0.5},
+        "b": {"x": 0.001, "y": 2},
+        "day": "2001-02-03",
+        "who": "café",
+    }
+    many = {
+        "list": ["1e3", "yes", "null", "1", "2001-02-03", ".inf", "it: is", 1e-9, 0.1, True, None, -5, float("inf")]
+    }
+    assert plain_yaml.load(plain_yaml.dump(many), "it") == many
+
+
+def test_text_of_an_option_stays_what_it_was():
+    for text in (
+        "a cat:",
+        "{a}",
+        "a: b",
+        "- x",
+        "[" * 100_000,
+        "null",
+        "1e3",
+        "*a",
+        "&a [*a]",
+        "true",
+        "{a: null}",
+        ">",
+        "'",
+    ):
+        sample = PROGRAMS["dalle-sample"].config
+        assert arguments.parse(sample, "dalle-sample", [f"--caption={text}"], "caption").caption == text
+
+
+def test_every_kind_of_setting_can_be_told_in_words():
+    for program in PROGRAMS.values():
+        for key, kind in shape.keys_of(program.config).items():
+            if shape.section(kind) is None and kind is not typing.Any:
+                assert shape.allowed(kind), key
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "value"),
+    [
+        *(
+            ("dalle-train-prior", key, value)
+            for key, value in (("model.grid", 10**6), ("model.width", 2**40), ("model.depth", 10**12))
+        ),
+        *(
+            ("dalle-train-prior", key, 10**12)
+            for key in ("model.text_vocabulary", "model.codebook_size", "model.text_slots")
+        ),
+        *(
+            ("dalle-train-dvae", key, 10**12)
+            for key in ("model.image_size_px", "model.codebook_size", "model.encoder_width")
+        ),
+        *(
+            ("dalle-train-dvae", key, 10**12)
+            for key in ("model.blocks_per_group", "run.batch_size", "run.loader_workers")
+        ),
+        ("dalle-train-dvae", "model.width_multipliers", [1] * 40),
+        ("dalle-train-dvae", "model.width_multipliers", [1, 10**12]),
+        *(("dalle-train-dvae", "run.silence_limit_s", value) for value in (1e300, float("inf"), float("nan"))),
+        ("dalle-train-dvae", "images.shuffle_buffer", 10**12),
+        *(
+            ("dalle-train-clip", key, 10**12)
+            for key in ("model.vision_width", "model.text_layers", "model.image_size_px")
+        ),
+        ("dalle-train-tokenizer", "vocabulary", 10**12),
+        *(("dalle-tokenize", key, 10**12) for key in ("batch_size", "crops", "pairs_per_shard")),
+        *(("dalle-sample", key, 10**12) for key in ("n", "processes", "sampling.chunk")),
+        *(("dalle-caption", "batch_size", value) for value in (10**12, 1e12)),
+        *(("dalle-dedup", "size_px", 10**12), ("dalle-evaluate", "n", 10**12), ("dalle-filter", "workers", 10**12)),
+        *(
+            ("dalle-train-dvae", f"optimizer.{key}", float("inf"))
+            for key in ("weight_decay", "step_size.start", "epsilon")
+        ),
+    ],
+)
+def test_absurd_sizes_are_refused_before_anything_is_made(tmp_path, command, key, value):
+    name = {"dalle-train-prior": "demo/prior", "dalle-train-dvae": "demo/dvae", "dalle-train-clip": "demo/clip"}.get(
+        command
+    )
+    said = _try(tmp_path / "it.yaml", command, name, key, value)
+    assert said is not None and key.rpartition(".")[2] in said and len(said) < 300, said
+
+
+def test_an_infinite_aspect_ratio_lets_all_through(tmp_path):
+    assert _try(tmp_path / "it.yaml", "dalle-train-dvae", "demo/dvae", "images.max_aspect_ratio", float("inf")) is None
