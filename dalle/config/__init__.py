@@ -33,8 +33,7 @@ from dalle.config.commands.text_encoder import TrainTextEncoder
 from dalle.config.models import CLIPModel, DVAEModel, PriorModel
 from dalle.config.run import Compression, Run, Wandb
 from dalle.config.sampling import Sampling
-from dalle.config.stackgan import StackGANModel, StackGANObjective
-from dalle.config.text_encoder import CharCNNRNNModel
+from dalle.config.stackgan import CharCNNRNNModel, StackGANModel, StackGANObjective
 from dalle.config.training import DVAEObjective, Images, Optimizer, Plateau, Precision, PriorObjective, Schedule
 
 __all__ = [

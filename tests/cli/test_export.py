@@ -172,7 +172,7 @@ def test_a_damaged_checkpoint_is_one_line(run, tmp_path):
 def test_an_output_that_cannot_be_finished_is_taken_away(run, tmp_path):
     """A limit on files, below the 190 kB of weights, stands for a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))
     try:
         with pytest.raises(ValueError, match=r"out was not written: .*File too large"):
             export([str(run), "--output", str(tmp_path / "out")])

@@ -16,7 +16,7 @@ WRONG = [
     *([], [None], [1, "x"], [[1]], {}, {"x": 1}, {"class_path": "stranger.Thing"}, {1: 2}, {"start": None}),
 ]
 GIVEN = {"data": "x", "dvae": "x", "tokenizer": "x", "output": "x", "image": "x", "captions": "x", "source": "x"}
-GIVEN |= {"evaluation": "x"}
+GIVEN |= {"evaluation": "x", "text_encoder": "x"}
 
 
 def _of_configs():
@@ -24,7 +24,8 @@ def _of_configs():
     for name in shipped.names():
         values = plain_yaml.read_mapping(shipped.find(name))
         model = values.get("model", {})
-        kinds = [kind for kind, key in (("prior", "depth"), ("clip", "patch_px")) if key in model]
+        told = ("prior", "depth"), ("clip", "patch_px"), ("stackgan", "stage"), ("text-encoder", "recurrent")
+        kinds = [kind for kind, key in told if key in model]
         command = f"dalle-train-{kinds[0] if kinds else 'dvae'}"
         for key in _keys(values):
             yield command, name, key

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from dalle.config.checks import require
 from dalle.config.run import Run
-from dalle.config.text_encoder import CharCNNRNNModel
+from dalle.config.stackgan import CharCNNRNNModel
 from dalle.config.training import Images, Optimizer
 
 

@@ -108,11 +108,17 @@ class Index:
             for row, line in enumerate(lines):
                 if row in wanted:
                     told = plain_json.load(line, f"{self.folder / PLACES}, line {row + 1},")
-                    if not plain_json.is_a(told, list) or len(told) != 3 or not plain_json.is_a(told[2], list[str]):
+                    sound = plain_json.is_a(told, list) and len(told) == 3
+                    if not (
+                        sound
+                        and plain_json.is_a(told[0], int)
+                        and plain_json.is_a(told[1], str)
+                        and plain_json.is_a(told[2], list[str])
+                    ):
                         raise ValueError(
                             f"{self.folder / PLACES}, line {row + 1}, is damaged; remove {self.folder} to begin anew"
                         )
-                    found[row] = Place(str(told[0]), str(told[1]), tuple(told[2]))
+                    found[row] = Place(told[0], told[1], tuple(told[2]))
         return found
 
 

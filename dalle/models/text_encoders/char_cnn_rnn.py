@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dalle.config.text_encoder import CharCNNRNNModel
+from dalle.config.stackgan import CharCNNRNNModel
 from dalle.models import folder as model_folder
 from dalle.models.text_encoders.contract import TextEncoder, encoder_hash
 
