@@ -82,8 +82,9 @@ class Browser:
 
     def open(self, address: str) -> None:
         """Go to an address, and wait until it is there."""
+        self.run("window.isLeft = true")  # of the page that is there, which may be asked once more before it is gone
         self.call("Page.navigate", url=address)
-        self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
+        self.wait("!window.isLeft && document.readyState === 'complete' && location.href !== 'about:blank'")
 
     def run(self, script: str) -> Any:
         """What a script's last expression gives."""

@@ -38,7 +38,11 @@ def page(started, server):
     server.settle()
     started.show(1280, 860)
     started.open(f"{server.address}/healthz")
-    started.run("localStorage.clear(); sessionStorage.clear(); indexedDB.deleteDatabase('dalle-serve')")
+    started.run("localStorage.clear(); sessionStorage.clear()")
+    started.run(
+        "new Promise((done, failed) => { const asked = indexedDB.deleteDatabase('dalle-serve');"
+        " asked.onsuccess = () => done(true); asked.onerror = failed })"
+    )  # which waits until no page has it open
     _open(started, server)
     started.events.clear()
     yield started
@@ -134,7 +138,7 @@ def test_a_caption_is_drawn_row_by_row_and_the_best_moves_to_the_front(page, ser
     assert count_differing_pixels(drawing, drawing_of(base64.b64decode(told["png"]), "it")) == 0
     page.press("Escape")
     page.wait("!at('one').open")
-    assert page.run("document.activeElement.closest('.tile').dataset.seed") == str(wanted[1])
+    page.wait(f"document.activeElement.closest('.tile')?.dataset.seed === '{wanted[1]}'")  # once its event has come
     page.run("at('as-grid').click(); at('as-zip').click()")
     with Image.open(_downloaded(page, "grid.png")) as grid:
         assert json.loads(grid.text["captions"]) == [CAPTION]
@@ -156,7 +160,7 @@ def test_cancel_stops_the_server_and_keeps_what_was_finished(page, server, shelv
     assert page.run("at('status').innerText").startswith("Cancelled: ")
     finished = len(_seeds(page))
     assert 0 < finished <= 12 and page.run("document.querySelectorAll('.tile').length") == finished
-    assert page.run("document.querySelectorAll('.entry').length") == 1  # kept in the history
+    page.wait("document.querySelectorAll('.entry').length === 1")  # kept in the history
     page.run("at('caption').value = '  '; at('ask').requestSubmit()")
     assert page.run("at('alert').innerText") == "Say what to draw: the caption is empty."
     before = page.run("at('status').innerText")
@@ -272,7 +276,7 @@ def test_reloaded_in_the_middle_it_draws_the_same_once_more(page, server, shelve
     assert _seeds(page) == _ranked(server, caption=CAPTION, n=8, seed=7)
     _open(page, server)
     assert page.run("at('draw').hidden") is False and _seeds(page) == []  # and not again
-    assert page.run("document.querySelectorAll('.entry').length") == 1
+    page.wait("document.querySelectorAll('.entry').length === 1")
 
 
 def test_when_many_wait_it_says_so_and_tries_again(started, shelf, shelved, limits):
