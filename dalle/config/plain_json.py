@@ -69,6 +69,8 @@ def is_a(value: Any, kind: Any) -> bool:
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return True
+    if origin is typing.Literal:
+        return value in inner
     if origin in (typing.Union, types.UnionType):
         return any(is_a(value, each) for each in inner)
     if origin in (list, tuple):

@@ -10,15 +10,14 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from types import UnionType
-from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TypeVar, get_type_hints
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
-from dalle.config import CharCNNRNNModel, CLIPModel, DVAEModel, Precision, PriorModel, StackGANModel
+from dalle.config import CharCNNRNNModel, CLIPModel, DVAEModel, Precision, PriorModel, StackGANModel, plain_json
 from dalle.models.dvae import DVAE
 from dalle.models.prior import Prior
 from dalle.models.stackgan.generators import Generator, generator
@@ -111,26 +110,15 @@ def read_config(folder: str | Path, kind: str):
     with WeightsFile(weights_file(folder)) as file:
         tensors = len(file.tensors)
     for name, value in values.items():
+        is_long = isinstance(value, tuple) and len(value) > _MOST_GROUPS
         # a layer has tensors of its own: what has fewer is not made, which would take for ever
-        if not _is_a(value, kinds[name]) or (name in _LAYERS and value is not None and value > tensors):
+        is_deep = name in _LAYERS and isinstance(value, int) and value > tensors
+        if is_long or is_deep or not plain_json.is_a(value, kinds[name]):
             raise ValueError(f"{folder}: the header of its weights has {name} {str(value)[:40]}, which they are not of")
     try:
         return _CONFIGS[kind](**values)
     except ValueError as error:
         raise ValueError(f"{folder}: the header of its weights has {error}") from None
-
-
-def _is_a(value, kind) -> bool:
-    """Whether what JSON held is of a field's type."""
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if get_origin(kind) is UnionType:
-        return any(_is_a(value, each) for each in get_args(kind))
-    if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and len(value) <= _MOST_GROUPS and all(_is_a(each, int) for each in value)
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, kind) or (kind is float and isinstance(value, int))
 
 
 def read_start(folder: str | Path, kind: str):

@@ -20,6 +20,7 @@ from dalle.models.stackgan.discriminator import Discriminator
 from dalle.models.stackgan.generators import Generator, generator
 from dalle.models.stackgan.noise import noise
 from dalle.objectives.stackgan import DiscriminatorObjective, GeneratorObjective, draw
+from dalle.sampling.adversarial.gan_set import STAGE_ONE
 from dalle.stages.adversarial.collapse import Collapse
 from dalle.stages.adversarial.draws import labels, row_seeds
 from dalle.stages.adversarial.validation import Validation
@@ -29,9 +30,6 @@ from dalle.training.stage import Opponent, Stage
 
 if TYPE_CHECKING:
     from dalle.models.text_encoders.cache import EmbeddingCache
-
-_STAGE_ONE = "stage_one"
-"""Folder within stage two's in which the stage one that it was trained with is kept."""
 
 
 def stage(config: TrainStackGAN, world: World) -> Stage:
@@ -185,7 +183,7 @@ def _stage_one(config: TrainStackGAN, text_encoder_hash: str, world: World) -> G
 
 def _keep_stage_one(folder: Path, output: Path) -> None:
     """A copy beside stage two, which cannot draw without it."""
-    kept = output / _STAGE_ONE
+    kept = output / STAGE_ONE
     if folder.resolve() == kept.resolve():
         return
     kept.mkdir(exist_ok=True)

@@ -15,13 +15,12 @@ from typing import Any
 from dalle.config.checks import require
 from dalle.evaluation.layout import sample_path
 from dalle.evaluation.report.page import page
-from dalle.evaluation.report.section import Section, curve, folded, grid, picture, prose, row, table
+from dalle.evaluation.report.section import Section, curve, picture, prose, row, table
 from dalle.evaluation.steps.drawn import SAMPLES
 from dalle.evaluation.steps.manifest import read_manifest
-from dalle.evaluation.steps.shown import REAL
+from dalle.evaluation.steps.shown import REAL, first_captions
 from dalle.outputs.whole import replace_text
 
-_SHOWN, _MORE = 24, 200
 _PX = 128
 _RETRIEVAL = {
     "clip_score": "CLIP score",
@@ -64,11 +63,12 @@ def compare_evaluations(evaluations: Mapping[str, Path], output: Path) -> None:
     manifests = {name: read_manifest(folder / "manifest.json") for name, folder in evaluations.items()}
     captions = _captions(manifests)
     figures = {name: manifest["figures"] for name, manifest in manifests.items()}
-    rows, notes = _rows(manifests)
+    unlike = {key: _unlike(manifests, key) for key in _distances(figures)}
+    rows, notes = _rows(figures, unlike)
     found = {name: {title: values[name] for title, values in rows.items()} for name in evaluations}
     sections = [
         _figures_section(rows, list(evaluations), notes),
-        _curves_section(figures, [key for key in _distances(figures) if not _unlike(manifests, key)]),
+        _curves_section(figures, [key for key, why in unlike.items() if why is None]),
         _samples_section(captions, evaluations, manifests, output),
     ]
     title = " beside ".join(evaluations)
@@ -116,14 +116,15 @@ def _unlike(manifests: Mapping[str, dict[str, Any]], key: str) -> str | None:
     return None if len(counts) == 1 and len(keys) == 1 else "the numbers of images differ"
 
 
-def _rows(manifests: Mapping[str, dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Figures by title and name of the evaluation, and what is left out."""
-    figures = {name: manifest["figures"] for name, manifest in manifests.items()}
+def _rows(
+    figures: Mapping[str, dict[str, Any]], unlike: Mapping[str, str | None]
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Figures by title and name of the evaluation, and what is left out. unlike: by key of distances, why they do not compare."""
     rows: dict[str, dict[str, Any]] = {}
     notes = []
-    for key in _distances(figures):
+    for key, why in unlike.items():
         network = key.removeprefix("distances_")
-        if why := _unlike(manifests, key):
+        if why is not None:
             notes.append(f"Distances by {network} do not compare: {why}.")
             continue
         at = {name: each[key]["by_radius"] for name, each in figures.items()}
@@ -216,11 +217,7 @@ def _samples_section(
         return row(pictures, captions[number])
 
     body = prose("The first captions, in their order; of each evaluation its first image.")
-    body += grid([line(number) for number in range(min(len(captions), _SHOWN))])
-    if len(captions) > _SHOWN:
-        rest = range(_SHOWN, min(len(captions), _SHOWN + _MORE))
-        body += folded(f"{len(rest)} more of {len(captions):,} captions", grid([line(number) for number in rest]))
-    return Section("samples", "Samples", body)
+    return Section("samples", "Samples", body + first_captions(len(captions), line))
 
 
 def _first(folder: Path, manifest: dict[str, Any], number: int) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -52,14 +52,25 @@ def samples_section(
 
     told = "The first captions, in their order" + ("; the real image of each first" if paths else "")
     told += "; below the first image, its CLIP score." if scores is not None else "."
-    body = prose(told) + grid([line(place) for place in range(min(len(prompted), _SHOWN))])
-    if len(prompted) > _SHOWN:
-        rest = range(_SHOWN, min(len(prompted), _SHOWN + _MORE))
-        body += folded(f"{len(rest)} more of {len(prompted):,} captions", grid([line(place) for place in rest]))
+    body = prose(told) + first_captions(len(prompted), line)
     if len(order) > 2 * _ENDS:
         for title, places in (("best", order[:_ENDS]), ("worst", order[: -_ENDS - 1 : -1])):
             body += folded(f"The {_ENDS} {title} by CLIP score", grid([line(place) for place in places]))
     return Section("samples", "Samples", body)
+
+
+def first_captions(count: int, line: Callable[[int], str]) -> str:
+    """The lines of the first captions, and folded those of some more.
+
+    Args:
+        count: of all captions
+        line: the HTML of a caption's pictures, by its number
+    """
+    body = grid([line(number) for number in range(min(count, _SHOWN))])
+    if count > _SHOWN:
+        rest = range(_SHOWN, min(count, _SHOWN + _MORE))
+        body += folded(f"{len(rest)} more of {count:,} captions", grid([line(number) for number in rest]))
+    return body
 
 
 def _write_reals(reference: Reference | None, numbers: set[int], folder: Path) -> dict[int | None, Path]:

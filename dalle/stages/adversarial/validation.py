@@ -13,6 +13,7 @@ from dalle.config import TrainStackGAN
 from dalle.data.counts import Counts
 from dalle.data.pairs import to_tensor
 from dalle.data.samples import Pair, read_pairs
+from dalle.models.likelihood import to_pixels
 from dalle.models.stackgan.generators import Generator
 from dalle.models.stackgan.noise import noise
 from dalle.objectives.stackgan import signed, spread
@@ -95,11 +96,5 @@ class Validation:
         rows = [np.hstack(self.images[:shown])]
         for seed in range(2):
             drawn_BCYX = self._drawn(self.text_BE[:shown], [seed] * shown)
-            rows.append(np.hstack(to_bytes(drawn_BCYX)))
+            rows.append(np.hstack(to_pixels((drawn_BCYX + 1) / 2)))
         return {"samples": Image.fromarray(np.vstack(rows))}
-
-
-def to_bytes(images_BCYX: torch.Tensor) -> np.ndarray:
-    """uint8 [B, Y, X, C] of images in [−1, 1]."""
-    pixels = ((images_BCYX.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1).cpu().numpy()
