@@ -14,7 +14,7 @@ if [ ! -d "$output/data" ]; then
     python tools/icons_data.py --data "$(shards train)" --valid_data "$(shards valid)" --output "$output/data.partial"
     mv "$output/data.partial" "$output/data"
 fi
-# with a margin and mirrored, for the prior, which sees eight crops of each
+# with a margin and mirrored: eight crops of each for the prior's first part
 if [ ! -d "$output/data-prior" ]; then
     rm -rf "$output/data-prior.partial"
     python tools/icons_data.py --data "$(shards train)" --valid_data "$(shards valid)" --margin_px 8 --mirror \
@@ -26,14 +26,22 @@ train="$output/data/train-*.tar" valid="$output/data/valid-*.tar"
 if [ ! -f "$output/dvae/model.safetensors" ]; then
     dalle-train-dvae --config icons/dvae --data "$train" --valid_data "$valid" --output "$output/dvae" --resume "$(resume dvae)"
 fi
-[ -f "$output/tokens/train/meta.json" ] ||
-    dalle-tokenize --data "$output/data-prior/train-*.tar" --crops 8 --dvae "$output/dvae" --output "$output/tokens/train"
-[ -f "$output/tokens/valid/meta.json" ] ||
-    dalle-tokenize --data "$output/data-prior/valid-*.tar" --dvae "$output/dvae" --output "$output/tokens/valid"
-if [ ! -f "$output/prior/model.safetensors" ]; then
-    dalle-train-prior --config icons/prior --data "$output/tokens/train" --valid_data "$output/tokens/valid" \
-        --dvae "$output/dvae" --tokenizer "$output/tokenizer.json" --output "$output/prior" --resume "$(resume prior)"
-fi
+tokens() { # crops folder_of_shards folder_of_tokens
+    for split in train valid; do
+        [ -f "$output/$3/$split/meta.json" ] ||
+            dalle-tokenize --data "$output/$2/$split-*.tar" --crops "$([ $split = train ] && echo "$1" || echo 1)" \
+                --dvae "$output/dvae" --output "$output/$3/$split"
+    done
+}
+tokens 8 data-prior tokens-crops
+tokens 1 data tokens
+train_prior() { # folder tokens options
+    [ -f "$output/$1/model.safetensors" ] ||
+        dalle-train-prior --config "icons/$1" --data "$output/$2/train" --valid_data "$output/$2/valid" --dvae "$output/dvae" \
+            --tokenizer "$output/tokenizer.json" --output "$output/$1" --resume "$(resume "$1")" "${@:3}"
+}
+train_prior prior-crops tokens-crops
+train_prior prior tokens --from "$output/prior-crops"
 if [ ! -f "$output/clip/model.safetensors" ]; then
     dalle-train-clip --config icons/clip --data "$train" --valid_data "$valid" --dvae "$output/dvae" \
         --tokenizer "$output/tokenizer.json" --output "$output/clip" --resume "$(resume clip)"
