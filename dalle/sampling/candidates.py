@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from dalle.config import Sampling
-from dalle.config.checks import warn
+from dalle.config.checks import at_least, warn
 from dalle.sampling.drawing import Drawing
 from dalle.sampling.prompt import Prompt
 
@@ -82,6 +82,9 @@ class Work:
     keep: how many of the best of a caption are kept. seed: of each caption's first candidate. prompt: of all captions.
     shortlist: how many of a caption are decoded, the best by a reader of codes; null decodes all. seeds: in place of `seed`
     one for each caption, so that no two share their random numbers.
+
+    Raises:
+        ValueError: n or keep is below 1
     """
 
     captions: tuple[str, ...]
@@ -92,6 +95,9 @@ class Work:
     prompt: Prompt | None = None
     shortlist: int | None = None
     seeds: tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        at_least(self, 1, "n", "keep")
 
 
 class Source(Protocol):

@@ -102,10 +102,6 @@ class Pipeline:
             ValueError: an empty caption, n or keep < 1, an image without rows or region, or either of them out of range, a
                 shortlist of more than n, or without a reranker and a reader of codes
         """
-        if n < 1:
-            raise ValueError(f"n {n}: must be at least 1")
-        if keep is not None and keep < 1:
-            raise ValueError(f"keep {keep}: must be at least 1")
         self._check_shortlist(shortlist, n)
         sampling = replace(sampling, **options)
         if caption is not None and not isinstance(caption, str):

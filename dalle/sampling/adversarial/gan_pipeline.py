@@ -75,10 +75,6 @@ class GANPipeline:
             TypeError: an option that `Sampling` does not have
             ValueError: an empty caption, n or keep < 1, or a setting that is about codes
         """
-        if n < 1:
-            raise ValueError(f"n {n}: must be at least 1")
-        if keep is not None and keep < 1:
-            raise ValueError(f"keep {keep}: must be at least 1")
         sampling = replace(sampling, **options)
         if not isinstance(caption, str):
             return [self.generate(one, n, keep, seed, sampling, progress) for one in caption]
