@@ -41,7 +41,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """A list may follow a line of text, as on GitHub."""
+    """A list may follow a line of text, as on GitHub; who links to the notebook gets its page."""
+    markdown = markdown.replace("](notebook.ipynb)", "](notebook.md)")
     result: list[str] = []
     in_code = False
     for line in markdown.splitlines():
