@@ -32,10 +32,18 @@ class Terminal:
         self._process, self._end = pty.fork()
         if self._process == 0:
             os.chdir(folder)
-            environment = clean_environment() | {"PS1": "READY$ ", "TERM": "dumb", "INPUTRC": "/dev/null", "HISTFILE": ""}
+            environment = clean_environment() | {
+                "PS1": "READY$ ",
+                "TERM": "dumb",
+                "INPUTRC": "/dev/null",
+                "HISTFILE": "",
+            }
             os.execve(BASH, ["bash", "--norc", "--noprofile", "-i"], environment)
         self._seen = ""
-        self.say("bind 'set bell-style none'; bind 'set enable-bracketed-paste off'; source ./script; echo IS''THERE\n", "ISTHERE")
+        self.say(
+            "bind 'set bell-style none'; bind 'set enable-bracketed-paste off'; source ./script; echo IS''THERE\n",
+            "ISTHERE",
+        )
 
     def say(self, keys, until):
         """Press keys, and read on until something is seen; what was read."""

@@ -36,7 +36,10 @@ def ran(tmp_path_factory):
 
 def _kinds(notebook):
     """Of each cell, what it shows: text, or a picture."""
-    shown = [[] if cell.cell_type != "code" else [sorted(o.get("data", {"text": 0})) for o in cell.outputs] for cell in notebook.cells]
+    shown = [
+        [] if cell.cell_type != "code" else [sorted(o.get("data", {"text": 0})) for o in cell.outputs]
+        for cell in notebook.cells
+    ]
     return shown
 
 

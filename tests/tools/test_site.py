@@ -41,7 +41,10 @@ def _changes():
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder, before = tmp_path_factory.mktemp("site") / "built", _changes()
-    environment = os.environ | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {
+        "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+    }
     command = ["bash", str(ROOT / "tools/docs.sh"), "--site-dir", str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -86,12 +89,17 @@ def test_lists_after_a_line_of_text_are_lists(site):
 def test_no_page_is_wider_than_the_screen(site, tmp_path):
     browser = Browser(tmp_path)
     try:
-        for width, names in ((390, ("index", "notebook", "scaling", "reference/python/objectives")), (1280, ("scaling",))):
+        for width, names in (
+            (390, ("index", "notebook", "scaling", "reference/python/objectives")),
+            (1280, ("scaling",)),
+        ):
             browser.show(width, 844, phone=width == 390)
             for name in names:
                 browser.open(f"file://{site}/{name}.html")
                 assert browser.run("document.documentElement.scrollWidth") <= width, f"{name} at {width}"
-                broken = "[...document.images].filter(each => each.complete && !each.naturalWidth).map(each => each.src)"
+                broken = (
+                    "[...document.images].filter(each => each.complete && !each.naturalWidth).map(each => each.src)"
+                )
                 assert browser.run(broken) == []
     finally:
         browser.close()

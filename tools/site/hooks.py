@@ -49,7 +49,13 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         before = result[-1] if result else ""
         if line.startswith("```"):
             in_code = not in_code
-        elif not in_code and _ITEM.match(line) and before.strip() and not before.startswith(" ") and not _ITEM.match(before):
+        elif (
+            not in_code
+            and _ITEM.match(line)
+            and before.strip()
+            and not before.startswith(" ")
+            and not _ITEM.match(before)
+        ):
             result.append("")
         result.append(line)
     return "\n".join(result)
