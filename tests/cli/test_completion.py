@@ -103,6 +103,8 @@ def test_tab_completes(terminal, typed, wanted):
 def test_tab_lists_models_and_keys(terminal):
     assert {"shapes", "pictures/"} <= terminal.listed("dalle-sample --model ")
     assert {"shapes", "pictures/"} <= terminal.listed("dalle-serve --model pictures ")
+    assert {"true", "false", "null"} <= terminal.listed("dalle-sample --rerank ")
+    assert not {"true", "pictures/"} & terminal.listed("dalle-sample --n 4 --sampling.te")
     keys = {f"--{name}" for name in shape.keys_of(Sample) if name.startswith("sampling.")}
     assert keys <= terminal.listed("dalle-sample --sampling.")
 
@@ -121,6 +123,18 @@ def test_every_command_and_key_is_in_the_script(shell, capsys):
     assert len(leaves) > 60
     for name in leaves:
         assert written.format(name) in text or name == "start_from", name  # which has two names
+
+
+def test_only_what_may_be_a_path_is_completed_by_paths():
+    written = re.findall(r'"--(caption|output|n|layout|model|sampling.top_k)\[.*\]:.*:(.*)"$', _of_sample("zsh"), re.MULTILINE)
+    assert dict(written) == {
+        **{"caption": "", "n": "", "sampling.top_k": "", "output": "_files"},
+        **{"layout": "(gallery geneval)", "model": "_dalle_model_files"},
+    }
+
+
+def _of_sample(shell):
+    return script(shell).split("compdef _shtab_dalle_train dalle-train\n")[1].split("compdef _shtab_dalle_sample ")[0]
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
