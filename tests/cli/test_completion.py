@@ -126,7 +126,9 @@ def test_every_command_and_key_is_in_the_script(shell, capsys):
 
 
 def test_only_what_may_be_a_path_is_completed_by_paths():
-    written = re.findall(r'"--(caption|output|n|layout|model|sampling.top_k)\[.*\]:.*:(.*)"$', _of_sample("zsh"), re.MULTILINE)
+    written = re.findall(
+        r'"--(caption|output|n|layout|model|sampling.top_k)\[.*\]:.*:(.*)"$', _of_sample("zsh"), re.MULTILINE
+    )
     assert dict(written) == {
         **{"caption": "", "n": "", "sampling.top_k": "", "output": "_files"},
         **{"layout": "(gallery geneval)", "model": "_dalle_model_files"},
