@@ -167,13 +167,19 @@ def _flat(values, prefix=""):
             yield prefix + name, value
 
 
+def _markdown(folder):
+    return sorted(folder.glob("*.md") if folder == ROOT else folder.rglob("*.md"))
+
+
 def _shown_lines(page):
     text = page.read_text().replace("\\\n", " ")
     for block in re.findall(r"```(?:bash|sh)\n(.*?)```", text, flags=re.S):
         yield from (line.strip() for line in block.splitlines() if line.strip() and not line.strip().startswith("#"))
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [path for folder in (ROOT, ROOT / "docs", ROOT / "dalle/ready/weights") for path in _markdown(folder)]
+HISTORY = ("LOG", "log-details", "CHANGELOG")
+"""What they tell of may be gone."""
 LINES = [pytest.param(line, id=f"{page.name}: {line[:50]}") for page in PAGES for line in _shown_lines(page)]
 
 
@@ -193,7 +199,7 @@ def _parsed(line):
     if name == "bash":
         assert (ROOT / rest[0]).is_file()
     else:
-        assert name in ("git", "cd", "pip", "python", "ruff", "source", "wandb"), f"no such command: {name}"
+        assert name in ("git", "cd", "pip", "python", "python3", "ruff", "source", "wandb"), f"no such command: {name}"
     return name, None
 
 
@@ -201,6 +207,31 @@ def _parsed(line):
 def test_shown_commands_parse(line, monkeypatch):
     monkeypatch.chdir(ROOT)
     _parsed(line)
+
+
+def _mentioned(page):
+    """Commands with options in running text; one may go on in the next line."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    for span in re.findall(r"`([^`]+)`", text):
+        span = " ".join(span.split())
+        if span.split()[0] in COMMANDS and " --" in span and not re.search(r"…|\.\.\.", span):
+            yield span
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem not in HISTORY], ids=lambda page: page.stem)
+def test_commands_in_running_text_have_these_options(page, monkeypatch):
+    """They may leave out what has to be given."""
+    monkeypatch.chdir(ROOT)
+    for span in _mentioned(page):
+        try:
+            _parsed(span)
+        except SystemExit as left:  # --help
+            assert left.code == 0
+        except ValueError as error:
+            told = str(error)
+            assert re.search(r"^missing: |^[\w.]+: (a value )?is missing|: expected one argument$", told), (
+                f"{span}: {told}"
+            )
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/emoji.md", "docs/training.md"])

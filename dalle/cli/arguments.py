@@ -69,9 +69,9 @@ def parse(cls: type, prog: str, argv: list[str] | None = None, positional: str |
     return cls(**values | {name: open_options.laid_over(values[name], more) for name, more in below.items()})
 
 
-_ALSO = {"from": "start_from"}
+ALSO = {"from": "start_from"}
 """Other names that options have on the command line, where a command has what they stand for."""
-_NO_PATHS = ("caption", "region")
+NO_PATHS = ("caption", "region")
 """The only settings of commands whose text is not the path of something."""
 _OF_PARSERS = ("config", "print_config", "help", "version")
 """Options that are no settings."""
@@ -81,7 +81,7 @@ _SHARDS = ("data", "valid_data", "reference", "train", "evaluation")
 
 def _at_home(name: str, value):
     """A command's setting with `~` as the home folder: a shell does so at the start of a word, and nobody in a YAML file."""
-    if not isinstance(value, str) or name in _NO_PATHS:
+    if not isinstance(value, str) or name in NO_PATHS:
         return value
     path, home = os.path.expanduser(value), os.path.expanduser(value.partition("/")[0])
     if name in _SHARDS and re.search(r"[][*?{},\\\s]", home) and not os.path.exists(path):
@@ -159,7 +159,7 @@ def renamed(cls: type, argv: list[str]) -> list[str]:
     result = []
     for token in argv:
         option, equals, value = token.partition("=")
-        name = _ALSO.get(option[2:]) if option.startswith("--") else None
+        name = ALSO.get(option[2:]) if option.startswith("--") else None
         result.append(f"--{name}{equals}{value}" if name in known else token)
     return result
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dalle.config.commands.caption import Caption
+from dalle.config.commands.completion import Completion
 from dalle.config.commands.evaluation.dedup import Dedup
 from dalle.config.commands.evaluation.evaluate import Evaluate
 from dalle.config.commands.evaluation.study import Study
@@ -96,5 +97,6 @@ PROGRAMS = {
     "dalle-describe": Program(Describe, "dalle-describe paper/12b", "config_file"),
     "dalle-export": Program(Export, "dalle-export model --output smaller --dtype fp16", "run"),
     "dalle-publish": Program(Publish, "dalle-publish model --repo owner/name --licence mit --dry_run", "folder"),
+    "dalle-completion": Program(Completion, "dalle-completion bash", "shell"),
     "dalle-draw-shapes": Program(DrawShapes, "dalle-draw-shapes --output shapes --num_train 20000"),
 }
