@@ -16,7 +16,7 @@ from typing import IO, Any
 
 _PLACES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher tells its processes: ours are none of its."""
-_START = "import json, runpy, sys; sys.path[:] = json.loads(sys.argv.pop(1)); runpy.run_module(sys.argv.pop(1), run_name='__main__')"
+_START = "import sys; sys.path[:] = sys.argv.pop(1).split('\\n'); import runpy; runpy.run_module(sys.argv.pop(1), None, '__main__')"
 """With the search path of this process, not with the folder that it happens to stand in."""
 _MOST_CHARACTERS = 300
 
@@ -37,9 +37,9 @@ class Asked:
         surroundings = {name: value for name, value in os.environ.items() if name not in _PLACES}
         self.timeout_s = timeout_s
         self._is_late = False
-        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115: closed in `_end`
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (which `_end` closes)
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _START, json.dumps(sys.path), module, *arguments],
+            [sys.executable, "-c", _START, "\n".join(sys.path), module, *arguments],
             env={**surroundings, **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -106,7 +106,9 @@ def _headers(has_headers: bool | None) -> Iterator[Finding]:
         has_headers = (Path(sysconfig.get_path("include")) / "Python.h").is_file()
     if not has_headers:
         advice = "apt-get install python3-dev, or draw with --sampling.compile false"
-        yield Finding("Python's headers", "warn", "Python.h is missing, which PyTorch's compiler takes on a GPU", advice)
+        yield Finding(
+            "Python's headers", "warn", "Python.h is missing, which PyTorch's compiler takes on a GPU", advice
+        )
 
 
 def _cpu(off: dict[str, float | str], rates: dict[str, float]) -> Finding:

@@ -36,7 +36,11 @@ def _off() -> dict[str, float]:
 
     def cache(dtype: torch.dtype) -> LayerCache:
         generator = torch.Generator().manual_seed(0)
-        shapes = [(1, heads, width, text_slots), (1, heads, text_slots, width), *2 * [(rows, heads, places.size, width)]]
+        shapes = [
+            (1, heads, width, text_slots),
+            (1, heads, text_slots, width),
+            *2 * [(rows, heads, places.size, width)],
+        ]
         return LayerCache(places, *(torch.randn(shape, generator=generator).to(dtype) for shape in shapes))
 
     norm = torch.nn.LayerNorm(width)
@@ -45,7 +49,10 @@ def _off() -> dict[str, float]:
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         generator = torch.Generator().manual_seed(1)
         qkv = torch.randn(rows, 3, heads, width, generator=generator).to(dtype)
-        x, change = torch.randn(rows, width, generator=generator), torch.randn(rows, width, generator=generator).to(dtype)
+        x, change = (
+            torch.randn(rows, width, generator=generator),
+            torch.randn(rows, width, generator=generator).to(dtype),
+        )
         with torch.no_grad():
             plain = Kernels().attend(qkv.float(), _widened(cache(dtype)), slot_1, *places.sight(slot_1))
             fast = NativeKernels().attend(qkv, cache(dtype), slot_1, *places.sight(slot_1))
