@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from dalle.reporting.page.codebook import codebook_picture
-from dalle.reporting.page.masks import mask_colours, masks_section
+from dalle.reporting.page.masks import mask_colours, masks_section, shrunken
 
 GREY, BLUE = (134, 148, 170), (37, 99, 201)
 
@@ -53,7 +53,12 @@ def test_every_layer_of_a_prior_is_shown(tmp_path):
         assert f">{number} {kind}</a>" in page
     assert "layers 1, 3, 4, 5 (4 of 6)" in page and "layer 2 (1 of 6)" in page and "convolutional, 3×3" in page
     files = sorted(path.name for path in (folder / "pictures").iterdir())
-    assert files == ["mask-column-6-4.png", "mask-conv-6-4-3.png", "mask-row-6-4.png"]
+    kinds = ("column-6-4", "conv-6-4-3", "row-6-4")
+    assert files == sorted(f"mask-{kind}{end}.png" for kind in kinds for end in ("", "-shown", "-small"))
+    assert (
+        page.count('src="pictures/mask-row-6-4-small.png"') == 4
+        and page.count('src="pictures/mask-row-6-4-shown.png"') == 1
+    )
     with Image.open(folder / "pictures" / "mask-row-6-4.png") as picture:
         # 22 slots, each of 22 × 22 pixels, since 21 would make less than 480
         assert picture.size == (484, 484) and picture.getpixel((0, 0))[3] == 255 and picture.getpixel((22, 21))[3] == 0
@@ -63,6 +68,30 @@ def test_every_layer_of_a_prior_is_shown(tmp_path):
     before = {name: (folder / "pictures" / name).stat().st_mtime_ns for name in files}
     masks_section(folder)
     assert before == {name: (folder / "pictures" / name).stat().st_mtime_ns for name in files}
+
+
+def test_a_shrunken_mask_keeps_its_lines(tmp_path):
+    """Of a column layer a line is one slot of 16, which a browser that shrinks the picture to a quarter would lose, or break."""
+    whole = mask_colours("column", 8, 16, 3)
+    small = shrunken(whole, 66)
+    assert len(whole) == 264 and len(small) == 66
+    for row in range(66):
+        for column in range(66):
+            square = whole[4 * row : 4 * row + 4, 4 * column : 4 * column + 4].reshape(-1, 4)
+            seen = {tuple(each) for each in square if each[3]}
+            blue, grey = (*BLUE, 255), (*GREY, 255)
+            expected = blue if blue in seen else grey if grey in seen else (0, 0, 0, 0)
+            assert tuple(small[row, column]) == expected
+    assert len(shrunken(whole, 50)) == 44 and shrunken(whole, 264) is whole  # 264 in squares of 6, the last ones whole
+    # 263 in squares of 4: what is beyond the edge is not seen
+    odd = shrunken(whole[1:, 1:], 66)
+    assert len(odd) == 66 and tuple(odd[65, 65]) == (*BLUE, 255)
+    masks_section(_config(tmp_path / "it", "model: {text_slots: 256, grid: 32, depth: 4, heads: 1, width: 64}\n"))
+    sizes = {}
+    for end in ("", "-shown", "-small"):
+        with Image.open(tmp_path / f"it/pictures/mask-column-256-32{end}.png") as picture:
+            sizes[end] = picture.size
+    assert sizes == {"": (1280, 1280), "-shown": (320, 320), "-small": (80, 80)}
 
 
 def test_many_layers_are_told_briefly_and_a_dense_one_is_one_kind(tmp_path):

@@ -136,6 +136,6 @@ def test_nothing_is_wider_than_the_screen(browser, tmp_path, width):
     assert browser.run("document.documentElement.scrollWidth") <= width
     # a picture of the row fits whole
     assert browser.run("document.querySelector('.row img').width <= document.querySelector('.row').clientWidth")
-    assert browser.run("[...document.querySelectorAll('.masks img')].every(i => i.complete && i.naturalWidth >= 480)")
+    assert browser.run("[...document.querySelectorAll('.masks img')].every(i => i.complete && i.naturalWidth >= 320)")
     bad = [e for e in browser.events if e.get("method") in ("Log.entryAdded", "Runtime.exceptionThrown")]
     assert not bad
