@@ -49,7 +49,7 @@ def test_the_compiler_of_this_machine():
     ("change", "verdict", "words"),
     [
         ({}, "ok", "compiled and right, in /home/me/.cache/dalle"),
-        ({"place": "/tmp/dalle-1000/native-0.so"}, "warn", "since /home/me/.cache/dalle cannot be used"),
+        ({"place": "/var/tmp/dalle-1000/native-0.so"}, "warn", "since /home/me/.cache/dalle cannot be used"),
         ({"off": RIGHT | {"attention in bf16": 0.3}}, "fail", "attention in bf16 is off by 0.3"),
         ({"off": RIGHT | {"layer norm in fp32": float("inf")}}, "fail", "--sampling.compile false"),
         ({"off": RIGHT | {"layer norm in fp32": 1e-3}}, "fail", "layer norm in fp32"),
