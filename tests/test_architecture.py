@@ -12,7 +12,19 @@ from tests.conftest import ROOT
 HOUSE = ROOT / "dalle"
 ROOMS = [
     *("config", "outputs", "masks", "text", "data", "reporting", "cluster", "models", "ready", "checkpoints"),
-    *("objectives", "decoding", "gradients", "optim", "sampling", "training", "evaluation", "stages", "own", "web"),
+    *(
+        "objectives",
+        "decoding",
+        "gradients",
+        "optim",
+        "sampling",
+        "training",
+        "evaluation",
+        "stages",
+        "machine",
+        "own",
+        "web",
+    ),
     *("cli", "__main__"),
 ]
 """From the ground up: a room imports from itself and from those before it."""

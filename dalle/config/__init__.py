@@ -9,6 +9,7 @@ for each stage the default says whose it is. A field that the paper does not hav
 from dalle.config.best_of import BestOf
 from dalle.config.commands.caption import Caption, RankBy
 from dalle.config.commands.completion import Completion
+from dalle.config.commands.doctor import Doctor
 from dalle.config.commands.evaluation.dedup import EVERY_IMAGE, Dedup
 from dalle.config.commands.evaluation.evaluate import Evaluate
 from dalle.config.commands.evaluation.study import Study, WorkerChecks
@@ -50,6 +51,7 @@ __all__ = [
     "Dedup",
     "Demo",
     "Describe",
+    "Doctor",
     "DrawShapes",
     "Evaluate",
     "Export",

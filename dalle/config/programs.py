@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dalle.config.commands.caption import Caption
 from dalle.config.commands.completion import Completion
+from dalle.config.commands.doctor import Doctor
 from dalle.config.commands.evaluation.dedup import Dedup
 from dalle.config.commands.evaluation.evaluate import Evaluate
 from dalle.config.commands.evaluation.study import Study
@@ -53,6 +54,7 @@ class Program:
 
 PROGRAMS = {
     "dalle-demo": Program(Demo, "dalle-demo --output demo"),
+    "dalle-doctor": Program(Doctor, "dalle-doctor --output runs"),
     "dalle-train": Program(TrainFolder, "dalle-train pictures --output runs/mine", "source"),
     "dalle-sample": Program(Sample, 'dalle-sample "a 3d emoji of a chicken"', "caption"),
     "dalle-serve": Program(Serve, "dalle-serve --model shapes runs/mine", several="model"),

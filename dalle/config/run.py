@@ -84,6 +84,7 @@ class Run:
         checkpoint_every_minutes: time between two checkpoints; 0 only at the end, on Ctrl-C, SIGTERM and SIGUSR1
         keep_checkpoints: how many of the latest checkpoints stay on disk
         loader_workers: data-loading processes per rank; 0 loads in the training process
+        tensorboard: write figures and pictures for TensorBoard, too, into `tensorboard/` in the run's folder
         silence_limit_s: when a process has been silent, or all have waited, for so long, the run ends and names it
     """
 
@@ -108,6 +109,7 @@ class Run:
     keep_checkpoints: int = 2
     loader_workers: int = 1
     silence_limit_s: float = 600.0
+    tensorboard: bool = False
     wandb: Wandb = field(default_factory=Wandb)
 
     def __post_init__(self) -> None:

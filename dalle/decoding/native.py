@@ -43,8 +43,8 @@ _SIGNATURES = {
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled functions; null, with a warning, where they cannot be compiled."""
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
-    if compiler is None:
+    command = compiler()
+    if command is None:
         _warn("there is no C++ compiler")
         return None
     try:
@@ -53,10 +53,10 @@ def library() -> ctypes.CDLL | None:
         _warn(f"no folder for what is compiled once: {error.strerror} ({error.filename}); XDG_CACHE_HOME names another")
         return None
     try:
-        found = ctypes.CDLL(str(_compiled(compiler, folder)))
+        found = ctypes.CDLL(str(_compiled(command, folder)))
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or str(error)
-        _warn(f"{compiler} cannot compile {_SOURCE.name} ({detail.strip()[-300:]})")
+        _warn(f"{command} cannot compile {_SOURCE.name} ({detail.strip()[-300:]})")
         return None
     for function_name, types in _SIGNATURES.items():
         for dtype in ("bf16", "fp32"):
@@ -65,9 +65,24 @@ def library() -> ctypes.CDLL | None:
     return found
 
 
+def compiler() -> str | None:
+    """The C++ compiler that is taken; null where there is none."""
+    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
+
+
+def place() -> Path:
+    """The file of what was compiled."""
+    return Path(library()._name)
+
+
 def name() -> str:
     """Of what was compiled: another compiler or processor makes another one, which may round otherwise."""
-    return Path(library()._name).stem
+    return place().stem
+
+
+def cache_folder() -> Path:
+    """Where it is kept, if this folder can be used."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "dalle"
 
 
 def pointer(tensor: torch.Tensor | None) -> int | None:
@@ -102,9 +117,8 @@ def _folder() -> Path:
     Raises:
         OSError: neither can be made, or others may write there
     """
-    cache_folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     failed = None
-    for folder in (Path(cache_folder) / "dalle", Path(tempfile.gettempdir()) / f"dalle-{os.getuid()}"):
+    for folder in (cache_folder(), Path(tempfile.gettempdir()) / f"dalle-{os.getuid()}"):
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not _is_ours(folder, stat.S_ISDIR):

@@ -18,14 +18,16 @@ h2 { margin: 2.2rem 0 .8rem; font-size: 1.15rem; }
 """
 
 
-def head(title: str, style: str) -> str:
+def head(title: str, style: str, more: str = "") -> str:
     """The beginning of a page, up to and with `<body>`.
 
     Args:
         title: of the window
         style: CSS that is added to what all pages share
+        more: elements of the head, in HTML
     """
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{_STYLE}{style}</style></head><body>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">{more}\n'
+        f"<style>{_STYLE}{style}</style></head><body>"
     )

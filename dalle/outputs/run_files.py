@@ -15,6 +15,7 @@ _WRITTEN = (
     "report.html",
     "samples.json",
     "pictures/*.png",
+    "tensorboard/events.out.tfevents.*",
     "checkpoints/step-*",
     "embeddings.safetensors*",
     "stage_one/config.yaml",

@@ -7,6 +7,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from dalle.machine.memory import look_at_memory, num_cores
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -71,7 +73,7 @@ def look_at_machine(output: Path) -> Machine:
     load = os.getloadavg()[0]  # before this is busy itself
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     device = torch.device("cuda" if gpus else "cpu")
-    memory_bytes = torch.cuda.get_device_properties(0).total_memory if gpus else main_memory_bytes()
+    memory_bytes = torch.cuda.get_device_properties(0).total_memory if gpus else look_at_memory().usable
     there = next(path for path in (output, *output.absolute().parents) if path.exists())
     return Machine(
         gpus,
@@ -81,21 +83,3 @@ def look_at_machine(output: Path) -> Machine:
         shutil.disk_usage(there).free,
         load,
     )
-
-
-def num_cores() -> int:
-    """Of the CPU, those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def main_memory_bytes() -> int:
-    """Of this machine, or of the container where that has a limit."""
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            limit = Path(path).read_text().strip()
-        except OSError:
-            continue
-        if limit.isdigit():
-            return min(whole, int(limit))
-    return whole

@@ -1,4 +1,4 @@
-"""What each figure of a run means, in a sentence: for the report, beside its curve."""
+"""What each figure of a run means, in a sentence, and each of its pictures: for the report, beside them."""
 
 from __future__ import annotations
 
@@ -52,4 +52,12 @@ FIGURES = {
     "discriminator_believed_real": "Share of real pairs that are taken for real.",
     "discriminator_believed_fake": "Share of drawn pairs that are taken for real.",
     "discriminator_gradient_norm": "Of all of the discriminator's gradients together, before they are clipped.",
+}
+
+PICTURES = {
+    "reconstructions": "Above images that the model is not trained on, or training images where none are held out; below what comes "
+    "back from their codes.",
+    "codebook": "A cell for each code of the codebook: dark where it never occurs, bright where it occurs often.",
+    "samples": "The same few captions every time. Of a prior a row each: first what the dVAE makes of the image's true codes, then what "
+    "is drawn. Of a GAN a column each: first the image itself.",
 }

@@ -56,6 +56,11 @@ def plot(axes: Any, rows: np.ndarray, colour: Any, **style: Any) -> None:
     axes.plot(rows[:, 0], rows[:, 1], color=colour, solid_joinstyle="round", **style)
 
 
+def finite(rows: np.ndarray | None) -> np.ndarray:
+    """The rows whose value is a number; none where there are none."""
+    return np.empty((0, 2)) if rows is None else rows[np.isfinite(rows[:, 1])]
+
+
 def smooth(rows: np.ndarray) -> np.ndarray:
     """A centred mean over a fiftieth of the run, narrower at the ends: it neither lags nor starts from nothing."""
     half = max(1, len(rows) // 100)

@@ -21,8 +21,12 @@ from dalle.config import plain_json
 from dalle.outputs.page_head import head
 from dalle.outputs.whole import replace_text
 from dalle.reporting.best_of import best_of_section
-from dalle.reporting.explanations import FIGURES
-from dalle.reporting.plots import MAX_SCALE_POINTS, SCALE_COLOURS, TRAIN, VALID, plot, smooth, svg, thin
+from dalle.reporting.explanations import FIGURES, PICTURES
+from dalle.reporting.page import refreshing
+from dalle.reporting.page.gradient_scales import scales_section
+from dalle.reporting.page.masks import STYLE as MASKS_STYLE
+from dalle.reporting.page.masks import masks_section
+from dalle.reporting.plots import SCALE_COLOURS, TRAIN, VALID, finite, plot, smooth, svg, thin
 from dalle.reporting.samples import samples_section
 
 SPEED = ("images_per_s", "tokens_per_s", "mfu", "data_wait", "memory_gb")
@@ -48,7 +52,7 @@ figure svg { display: block; width: 100%; height: auto; } figure svg text { font
 .warnings { margin: 0; padding: .7rem 1rem .7rem 2rem; border-left: 4px solid var(--warn); overflow-wrap: anywhere; }
 .row { display: flex; gap: .8rem; overflow-x: auto; padding-bottom: .6rem; }
 .row a { flex: none; color: var(--soft); font-size: .85rem; text-decoration: none; }
-.row img { display: block; height: auto; max-width: 88vw; border-radius: 6px; box-shadow: 0 0 0 1px var(--line);
+.row img { display: block; height: auto; max-width: calc(100vw - 3.2rem); border-radius: 6px; box-shadow: 0 0 0 1px var(--line);
   margin: 1px; }
 .row img.sharp { image-rendering: pixelated; }
 figure p.soft { margin: .2rem 0 .3rem; } details { margin-top: 1.4rem; } summary { cursor: pointer; margin-bottom: .8rem; }
@@ -75,21 +79,23 @@ def write_report(folder: Path) -> None:
         run = {}
     series = _collect_series(records)
     title = run.get("title") or folder.resolve().name
+    is_running = run.get("status") == "running"
     parts = [
-        head(title, STYLE),
+        head(title, STYLE + MASKS_STYLE, refreshing.in_head(is_running)),
         _headline(title, run, records, series),
         samples_section(folder),
         best_of_section(folder),
         _warnings(records),
         _pictures(folder),
         _curves(series),
-        _gradient_scales(records),
+        scales_section(records),
+        masks_section(folder),
     ]
     config = folder / "config.yaml"
     if config.exists():
         text = html.escape(config.read_text(encoding="utf-8", errors="replace"))
         parts.append(f"<h2>Configuration</h2><pre>{text}</pre>")
-    parts.append("</body></html>\n")
+    parts.append(f"{refreshing.script(is_running)}</body></html>\n")
     replace_text(folder / "report.html", "\n".join(part for part in parts if part))
 
 
@@ -158,18 +164,18 @@ def _headline(title: str, run: dict[str, Any], records: list[dict[str, Any]], se
     facts = {"Steps": f"{step:,} / {total_steps:,}" if total_steps else f"{step:,}"}
     facts["Time"] = duration(max((record.get("time_s") or 0.0 for record in records), default=0.0))
     for unit in ("images", "tokens"):
-        rates = _finite(series.get(f"{unit}_per_s"))
+        rates = finite(series.get(f"{unit}_per_s"))
         if len(rates):
             facts[f"{unit.capitalize()} per second"] = (
                 f"{np.median(rates[-20:, 1]):,.{0 if np.median(rates[-20:, 1]) >= 100 else 2}f}"
             )
-    utilisation = _finite(series.get("mfu"))
+    utilisation = finite(series.get("mfu"))
     if len(utilisation):
         limit = run.get("limit_flops_per_s")
         of = f" of {limit / 1e12:,.3g} TFLOP/s" if limit else ""
         facts["Model FLOPs utilisation"] = f"{np.median(utilisation[-20:, 1]):.0%}{of}"
     for key, name in (("loss", "Loss"), ("valid/loss", "Validation loss")):
-        rows = _finite(series.get(key))
+        rows = finite(series.get(key))
         if len(rows):
             facts[name] = f"{rows[-1, 1]:.4g}"
     tiles = "".join(f"<div><span>{name}</span><b>{value}</b></div>" for name, value in facts.items())
@@ -177,12 +183,8 @@ def _headline(title: str, run: dict[str, Any], records: list[dict[str, Any]], se
     written = time.strftime("%Y-%m-%d %H:%M:%S %Z")
     return (
         f'<h1>{html.escape(title)} <span class="{style}">{html.escape(status)}</span></h1>'
-        f'<span class="soft">as of {written}</span><div class="facts">{tiles}</div>'
+        f'<span class="soft">as of {written}{refreshing.said(status, time.time())}</span><div class="facts">{tiles}</div>'
     )
-
-
-def _finite(rows: np.ndarray | None) -> np.ndarray:
-    return np.empty((0, 2)) if rows is None else rows[np.isfinite(rows[:, 1])]
 
 
 def _curves(series: dict[str, np.ndarray]) -> str:
@@ -209,7 +211,7 @@ def _curves(series: dict[str, np.ndarray]) -> str:
 
 def _is_flat(name: str, series: dict[str, np.ndarray]) -> bool:
     """Whether a metric has the same value throughout, and its validation too. One value alone may yet change."""
-    parts = [_finite(series.get(key))[:, 1] for key in (name, f"valid/{name}")]
+    parts = [finite(series.get(key))[:, 1] for key in (name, f"valid/{name}")]
     return max(map(len, parts)) > 1 and all(len(np.unique(values)) <= 1 for values in parts)
 
 
@@ -219,11 +221,11 @@ def _figures(names: list[str], series: dict[str, np.ndarray]) -> str:
         train, valid = series.get(name), series.get(f"valid/{name}")
         notes = []
         for rows, kind in ((train, "train"), (valid, "valid")):
-            if len(_finite(rows)):
-                notes.append(f'<span class="{kind}">●</span> {kind} {_finite(rows)[-1, 1]:.4g}')
-            if rows is not None and len(_finite(rows)) < len(rows):
-                notes.append(f"{len(rows) - len(_finite(rows))} {kind} values not finite")
-        curve = _draw(name, _finite(train), _finite(valid))
+            if len(finite(rows)):
+                notes.append(f'<span class="{kind}">●</span> {kind} {finite(rows)[-1, 1]:.4g}')
+            if rows is not None and len(finite(rows)) < len(rows):
+                notes.append(f"{len(rows) - len(finite(rows))} {kind} values not finite")
+        curve = _draw(name, finite(train), finite(valid))
         caption = f"<figcaption><b>{html.escape(name)}</b><i>{' &nbsp; '.join(notes)}</i></figcaption>"
         meaning = f'<p class="soft">{html.escape(FIGURES[name])}</p>' if name in FIGURES else ""
         figures.append(f"<figure>{caption}{curve}{meaning}</figure>")
@@ -245,32 +247,6 @@ def _draw(name: str, train: np.ndarray, valid: np.ndarray) -> str:
             plot(axes, thin(valid), VALID, linewidth=1.6, marker="o" if len(valid) <= 40 else None, markersize=3)
 
     return svg(name, 4.4, 2.5, curves)
-
-
-def _gradient_scales(records: list[dict[str, Any]]) -> str:
-    """All resblocks' gradient scales in one plot, as in the paper's Figure 12."""
-    lines = [record for record in records if isinstance(record.get("gradient_scales"), list)]
-    count = len(lines[-1]["gradient_scales"]) if lines else 0
-    if not count:
-        return ""
-    lines = [line for line in lines if len(line["gradient_scales"]) == count]
-    steps = [line["step"] for line in lines]
-    scales = np.array([line["gradient_scales"] for line in lines], dtype=float)
-
-    def curves(axes: Any) -> None:
-        from matplotlib.colors import LinearSegmentedColormap
-
-        colours = LinearSegmentedColormap.from_list("first to last", SCALE_COLOURS)(np.linspace(0, 1, count))
-        for log2_scale, colour in zip(scales.T, colours, strict=True):
-            rows = _finite(np.stack([steps, log2_scale], axis=1))
-            plot(axes, thin(rows, MAX_SCALE_POINTS), colour, linewidth=0.7 if count > 16 else 1.2)
-
-    last = _finite(np.stack([np.arange(count), scales[-1]], axis=1))[:, 1]
-    notes = f'first<span class="first-to-last"></span>last of {count}' if count > 1 else "one for the whole model"
-    if len(last):
-        notes += f" &nbsp; now {last.min():.4g} to {last.max():.4g}" if count > 1 else f" &nbsp; now {last[0]:.4g}"
-    caption = f"<figcaption><b>log2 of the gradient scale{' of each resblock' if count > 1 else ''}</b><i>{notes}</i></figcaption>"
-    return f'<h2>Gradient scales</h2><figure class="wide">{caption}{svg("gradient scales", 12, 3.6, curves)}</figure>'
 
 
 def _warnings(records: list[dict[str, Any]]) -> str:
@@ -300,7 +276,9 @@ def _pictures(folder: Path) -> str:
             width_px, height_px = _size_px(path)
             shown_px = round(min(_SHOWN_PX * width_px / height_px, _WIDEST_PX))
             sharp = ' class="sharp"' if shown_px > width_px else ""
-            image = f'<img{sharp} src="{link}" alt="{note}" width="{shown_px}" loading="lazy">'
+            size = f'width="{shown_px}" height="{round(shown_px * height_px / width_px)}"'
+            image = f'<img{sharp} src="{link}" alt="{note}" {size} loading="lazy">'
             cells.append(f'<a href="{link}">{image}{note}</a>')
-        rows.append(f'<h3>{html.escape(name)}</h3><div class="row">{"".join(cells)}</div>')
+        meaning = f'<p class="soft">{html.escape(PICTURES[name])}</p>' if name in PICTURES else ""
+        rows.append(f'<h3>{html.escape(name)}</h3>{meaning}<div class="row">{"".join(cells)}</div>')
     return f"<h2>Pictures</h2>{''.join(rows)}" if rows else ""

@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -26,8 +25,8 @@ from tqdm import tqdm
 from dalle.config import Wandb
 from dalle.config.checks import printable
 from dalle.outputs.whole import replace_text, save_picture
-from dalle.reporting import weights_and_biases
 from dalle.reporting.earlier_run import drop_after, set_aside
+from dalle.reporting.elsewhere import Elsewhere
 from dalle.reporting.report import duration, list_pictures, read_run, write_report
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
 UNITS = ("images", "tokens")
 MAX_PICTURES_PER_NAME = 12
-REPORT_INTERVAL_S = 60.0
+FIRST_REPORT_S, REPORT_INTERVAL_S = 10.0, 60.0
 # Every rank waits while the main one draws, so drawing may take this share of the run and no more.
 REPORT_SHARE = 0.01
 
@@ -50,9 +49,9 @@ class Telemetry:
     highlights: names of the values that the bar shows beside loss and step size. flops_per_unit: floating-point operations
     of training on one unit; null where they are not counted, and then no utilisation is logged. limit_flops_per_s: what
     the matrix products of all ranks reach together. started_from: folder and hashes of the model that it starts from, for
-    `run.json`.
+    `run.json`. tensorboard: whether TensorBoard's files are written, too.
 
-    Raises ValueError when wandb is switched on and cannot be imported or logged in to.
+    Raises ValueError when wandb or TensorBoard is switched on and cannot be imported, or logged in to.
     """
 
     def __init__(
@@ -69,6 +68,7 @@ class Telemetry:
         flops_per_unit: float | None = None,
         limit_flops_per_s: float | None = None,
         started_from: dict[str, str] | None = None,
+        tensorboard: bool = False,
     ) -> None:
         assert unit in UNITS, f"unit is {unit!r}, allowed: {UNITS}"
         self.is_main = is_main
@@ -83,11 +83,8 @@ class Telemetry:
         time_before_s = drop_after(self.folder, start_step) if start_step > 0 else set_aside(self.folder)
 
         # wandb comes before the bar and the files: a failed login must leave nothing half open.
-        self._wandb_run = None
-        self._wandb_id = read_run(self.folder).get("wandb_id") if start_step > 0 else None
-        if wandb_settings is not None and wandb_settings.enabled:
-            self._wandb_run = weights_and_biases.start_run(wandb_settings, title, self.folder, self._wandb_id)
-            self._wandb_id = self._wandb_run.id
+        wandb_id = read_run(self.folder).get("wandb_id") if start_step > 0 else None
+        self._elsewhere = Elsewhere(wandb_settings, tensorboard, title, self.folder, wandb_id, start_step)
 
         self._is_open = True
         self._show, self._bar = show_progress, None
@@ -103,7 +100,7 @@ class Telemetry:
         self._last_active_s = now_s
         self._first_log: tuple[int, float] = (start_step, now_s)
         self._num_logs = 0
-        self._report_due_s = now_s + REPORT_INTERVAL_S
+        self._report_due_s = now_s + FIRST_REPORT_S
         self._report_failed = False
 
     def log(self, step: int, values: dict[str, float | list[float]], num_units: int, waited_s: float = 0.0) -> None:
@@ -158,10 +155,8 @@ class Telemetry:
             # The one whose neighbours are nearest to each other tells least; what stays is spread over the whole run.
             _, index = min((kept[i + 1][0] - kept[i - 1][0], i) for i in range(1, len(kept) - 1))
             kept.pop(index)[1].unlink()
-        if self._wandb_run is not None:
-            import wandb
-
-            self._wandb_run.log({"step": step, name: wandb.Image(image)})
+        with self._even_if_full(f"the picture {name} elsewhere"):
+            self._elsewhere.picture(step, name, image)
 
     def tell(self, text: str) -> None:
         """Shows `text`, which is of no interest later, as one line."""
@@ -211,8 +206,8 @@ class Telemetry:
                 self._say(f"{self.title}: {line}")
             spent = duration(time.monotonic() - self._origin_s)
             self._say(f"{self.title}: {status} at step {self.step}/{self.total_steps} after {spent}")
-        if self._wandb_run is not None:
-            self._wandb_run.finish(exit_code=0 if status == "finished" else 1)
+        with self._even_if_full("what is elsewhere"):
+            self._elsewhere.finish(status == "finished")
 
     def _active_s(self) -> float:
         """A clock that stands still while paused."""
@@ -224,8 +219,8 @@ class Telemetry:
         # JSON has no NaN or infinity; a diverging run must stay readable by any reader.
         finite = json.loads(json.dumps(record), parse_constant=lambda _: None)
         self._write_line({"step": self.step, "time_s": time_s, **finite})
-        if self._wandb_run is not None:
-            self._wandb_run.log({"step": self.step, **_summed_up(record)})
+        with self._even_if_full("a line elsewhere"):
+            self._elsewhere.log(self.step, record)
 
     def _write_line(self, record: dict[str, Any]) -> None:
         assert self._is_open, "the log is closed"
@@ -239,7 +234,9 @@ class Telemetry:
         if self.started_from:
             run["started_from"] = self.started_from
         with self._even_if_full("run.json"):
-            replace_text(self.folder / "run.json", json.dumps({**run, "wandb_id": self._wandb_id}, ensure_ascii=False))
+            replace_text(
+                self.folder / "run.json", json.dumps({**run, "wandb_id": self._elsewhere.wandb_id}, ensure_ascii=False)
+            )
 
     @contextmanager
     def _even_if_full(self, what: str) -> Iterator[None]:
@@ -288,13 +285,6 @@ class Telemetry:
                 self._report_failed = True
         now_s = time.monotonic()
         self._report_due_s = now_s + max(REPORT_INTERVAL_S, (now_s - began_s) / REPORT_SHARE)
-
-
-def _summed_up(record: dict[str, float | list[float]]) -> dict[str, float]:
-    """Of each list the least, the median and the greatest."""
-    lists = {key: value for key, value in record.items() if isinstance(value, list)}
-    summed_up = {f"{key}/{pick.__name__}": pick(value) for key, value in lists.items() for pick in (min, median, max)}
-    return {key: value for key, value in record.items() if key not in lists} | summed_up
 
 
 def _short(value: float) -> str:

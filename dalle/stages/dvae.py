@@ -25,12 +25,14 @@ from dalle.models.likelihood import to_pixels
 from dalle.objectives.dvae import (
     DecoderObjective,
     DVAEObjective,
+    code_counts,
     perplexity,
     psnr_db,
     reconstruction_of_codes,
     uniform_noise,
     validation_figures,
 )
+from dalle.reporting.page.codebook import codebook_picture
 from dalle.stages.starting import start_of
 from dalle.training.seeds import derived_seed
 from dalle.training.stage import Stage
@@ -140,7 +142,7 @@ def _check_codebook(config: TrainDVAE) -> Callable[[int, dict[str, float]], list
 
 class _Validation:
     """Held-out images: the true ELB with hard codes beside the relaxed one, the use of the codebook, reconstructions.
-    Without held-out shards a few training images, for reconstructions alone."""
+    Without held-out shards a few training images, for pictures alone."""
 
     def __init__(self, config: TrainDVAE, model: DVAE, device: torch.device):
         self.config, self.model, self.device = config, model, device
@@ -151,6 +153,7 @@ class _Validation:
         pairs = itertools.islice(read_pairs(shards, images, config.model.image_size_px, counts=counts), count)
         self.images = [pair.image for pair in pairs]
         self.samples = {"valid_data": counts} if config.valid_data else {}
+        self.use_K: torch.Tensor | None = None
 
     def figures(self) -> dict[str, float]:
         model = self.config.model
@@ -173,6 +176,7 @@ class _Validation:
         if not self.config.freeze:
             totals["elb_gap_nats"] = totals["relaxed_elb"] - totals["elb"]
             totals["elb_gap"] = totals["elb_gap_nats"] / abs(totals["elb"])
+        self.use_K = counts_K
         return {**totals, "codes_used": int((counts_K > 0).sum()), "perplexity": perplexity(counts_K).item()}
 
     def _bicubic(self, images_BCYX: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -187,10 +191,15 @@ class _Validation:
         return found
 
     def pictures(self) -> dict[str, Image.Image]:
-        """Images above their reconstructions."""
+        """Images above their reconstructions; the use of the codebook, where it may change, by all images that were validated."""
         images = self.images[:_PICTURES]
-        back_BYXC = to_pixels(self.model.decode(self.model.encode(to_tensor(images).to(self.device))))
-        return {"reconstructions": Image.fromarray(np.vstack([np.hstack(images), np.hstack(back_BYXC)]))}
+        codes_BYX = self.model.encode(to_tensor(images).to(self.device))
+        back_BYXC = to_pixels(self.model.decode(codes_BYX))
+        shown = {"reconstructions": Image.fromarray(np.vstack([np.hstack(images), np.hstack(back_BYXC)]))}
+        if self.config.freeze:
+            return shown
+        use_K = code_counts(codes_BYX, self.config.model.codebook_size) if self.use_K is None else self.use_K
+        return {**shown, "codebook": codebook_picture(use_K.cpu().numpy())}
 
     def _batches(self) -> Iterator[torch.Tensor]:
         for first in range(0, len(self.images), _VALIDATION_BATCH_SIZE):

@@ -111,6 +111,7 @@ class _Training:
             flops_per_unit=flops_per_unit,
             limit_flops_per_s=limit_flops_per_s,
             started_from={"folder": stage.start.folder, **stage.start.links} if stage.start else None,
+            tensorboard=run.tensorboard,
         )
         self.samples = SamplesLog(folder, self.telemetry.warn, world.is_main)
         self._announce()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import itertools
 import json
 import os
@@ -32,7 +33,11 @@ class Browser:
     def __init__(self, downloads: Path):
         self.downloads = downloads
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        (read, self._to), (self._from, write) = os.pipe(), os.pipe()
+        (low_read, self._to), (self._from, low_write) = os.pipe(), os.pipe()
+        # not 8 or 9, of which one would be written over by the shell below before it is read
+        read, write = (fcntl.fcntl(number, fcntl.F_DUPFD, 20) for number in (low_read, low_write))
+        os.close(low_read)
+        os.close(low_write)
         self._process = subprocess.Popen(
             # the protocol is spoken on descriptors 3 and 4; copied by way of others, as those may be 3 or 4 themselves
             [

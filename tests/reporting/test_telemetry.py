@@ -176,7 +176,7 @@ def test_wandb_logs_offline_when_switched_on(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     telemetry = _telemetry(tmp_path, wandb_settings=Wandb(enabled=True, mode="offline"))
     logged = []
-    monkeypatch.setattr(telemetry._wandb_run, "log", logged.append)
+    monkeypatch.setattr(telemetry._elsewhere.wandb_run, "log", logged.append)
     telemetry.log(1, {"loss": 1.0, "gradient_scales": [7.0, 13.0, 24.0]}, 1)
     telemetry.close("finished")
     assert list(tmp_path.rglob("*.wandb"))

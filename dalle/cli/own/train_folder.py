@@ -51,7 +51,7 @@ def _train(config: TrainFolder, output: Path, began_s: float) -> None:
     from dalle.cli.own.planning import make_plan, settle
     from dalle.cli.own.running import Running
     from dalle.data.sources.prepare import Choice, prepare
-    from dalle.own.facts import num_cores
+    from dalle.machine.memory import num_cores
     from dalle.own.plan_files import PlanFiles
     from dalle.own.start import read_start
 

@@ -1,0 +1,1 @@
+"""`dalle-doctor`, and the self-test that it starts."""
