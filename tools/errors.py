@@ -1,0 +1,46 @@
+"""What the program says when it refuses, as `docs/errors.md`.
+
+    tools/errors.py            writes it
+    tools/errors.py --check    ends with 1 where it is another one, or a message does not say what to do
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from messages.page import lacking, page
+from messages.places import ROOT, Place, files, places
+
+PAGE = ROOT / "docs/errors.md"
+
+
+def all_places() -> list[Place]:
+    """Everything that is said on purpose, in the order of the files."""
+    found = []
+    for path in files():
+        file = path.relative_to(ROOT).as_posix()
+        found += places(ast.parse(path.read_text(encoding="utf-8")), file)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    check = parser.parse_args().check
+    found = all_places()
+    wrong = [f"{each}: says not what to do" for each in lacking(found)]
+    text = page(found)
+    if check and (not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text):
+        wrong.append(f"{PAGE}: is another one; write it with tools/errors.py")
+    if not check:
+        PAGE.write_text(text, encoding="utf-8")
+    print("\n".join(wrong) or f"{PAGE}: {len(found)} places", file=sys.stderr if wrong else sys.stdout)
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()
