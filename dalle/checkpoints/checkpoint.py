@@ -80,7 +80,7 @@ def save(folder: Path, step: int, fragments: Iterable[Fragment], values: dict, k
         if complaints:
             more = f" (and {len(complaints) - 3} more ranks)" if len(complaints) > 3 else ""
             raise NotSaved(
-                f"checkpoint {target} was not saved: {'; '.join(complaints[:3])}{more}; make room there, the older ones are whole"
+                f"checkpoint {target} was not saved: {'; '.join(complaints[:3])}{more}; make room there"
             ) from cause
         return [outcome for outcome, _ in told]
 
@@ -142,9 +142,7 @@ class Checkpoint:
     def dtype(self, name: str) -> torch.dtype:
         """Of a tensor. Raises ValueError when there is none of that name."""
         if name not in self.shapes:
-            raise ValueError(
-                f"checkpoint {self.path} holds no tensor {name}: give another one, of the model that is trained here"
-            )
+            raise ValueError(f"checkpoint {self.path} holds no tensor {name}: give one of the model that is trained")
         return DTYPES[self.tensors[name]["dtype"]]
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
@@ -189,9 +187,7 @@ def _read_index(path: str | Path) -> Checkpoint:
     """A checkpoint by its index alone."""
     path = Path(path)
     if not (path / STATE).is_file():
-        raise ValueError(
-            f"{path} is not a complete checkpoint: it holds no {STATE}; name a folder step-NUMBER of a run"
-        )
+        raise ValueError(f"{path} is not a complete checkpoint: it holds no {STATE}; name another step-NUMBER")
     try:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
         if not isinstance(state, dict):
@@ -199,9 +195,7 @@ def _read_index(path: str | Path) -> Checkpoint:
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, f"{STATE}: {_reason(error)}") from error
     if "tensors" not in state:
-        raise ValueError(
-            f"checkpoint {path} was written by another version of this program, in another form: read it with that one"
-        )
+        raise ValueError(f"checkpoint {path} was written by another version of this program: read it with that one")
     try:
         if _state_hash(state) != state.get("sha256"):
             raise Cause("its hash is not the one it was written with")
@@ -314,9 +308,7 @@ def _damaged(path: Path, problem: str) -> ValueError:
         return ValueError(f"checkpoint {path} was deleted while it was read: read the newest")
     number = re.fullmatch(r"step-(\d+)", path.name)
     older = [p for p in complete(path.parent) if number and step_of(p) < int(number[1])]
-    way_on = (
-        f"delete it to go on from {older[-1]}" if older else "start anew in another --output, for there is no older one"
-    )
+    way_on = f"delete it to go on from {older[-1]}" if older else "start anew, for there is no older one"
     return ValueError(f"checkpoint {path} is damaged: {problem}; {way_on}")
 
 

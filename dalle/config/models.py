@@ -221,7 +221,7 @@ class CLIPModel:
         if self.reads == "codes":
             require(
                 self.architecture is None,
-                f"architecture {self.architecture}: reads pixels; for reads codes leave it null, and set the sizes themselves",
+                f"architecture {self.architecture}: reads pixels; leave it null for reads codes, and set the sizes themselves",
             )
             require(
                 self.vision_width % self.patch_px**2 == 0,

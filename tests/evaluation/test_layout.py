@@ -92,7 +92,10 @@ def _same_number(folder):
         (lambda f: (f / "00001/metadata.jsonl").write_text("{"), r"00001/metadata\.jsonl: must be a JSON object"),
         (lambda f: (f / "00001/metadata.jsonl").write_text("[]"), r"00001/metadata\.jsonl: must be a JSON object"),
         (lambda f: (f / "00001/metadata.jsonl").write_text('{"prompt": 5}'), r"metadata\.jsonl: must be a JSON object"),
-        (lambda f: (f / "00001/metadata.jsonl").write_text('{"prompt": " "}'), r"metadata\.jsonl: must be a JSON object"),
+        (
+            lambda f: (f / "00001/metadata.jsonl").write_text('{"prompt": " "}'),
+            r"metadata\.jsonl: must be a JSON object",
+        ),
         (lambda f: sample_path(f, 1, 0).unlink(), r"00001/samples: holds no image"),
         (lambda f: (sample_path(f, 1, 0).unlink(), (f / "00001/samples").rmdir()), "00001/samples: holds no image"),
         (lambda f: _picture(f / "00001/samples/best.png"), r"best\.png is not named by a number"),

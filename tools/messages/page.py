@@ -10,16 +10,28 @@ from messages.remedy import parts
 from messages.wording import wordings
 
 THEMES = {
-    "The command line and settings": ("cli/arguments", "cli/open_options", "cli/describe", "cli/demo", "cli/road", "__main__", "config"),
+    "The command line and files of settings": (
+        *("__main__", "cli/arguments", "cli/open_options", "cli/describe", "cli/demo", "cli/road"),
+        *("config/plain_json", "config/plain_yaml", "config/shape", "config/shipped"),
+    ),
     "Where something is written": ("outputs",),
-    "Pictures, captions and shards": ("data", "text", "cli/data"),
-    "Models and their weights": ("models", "ready", "cli/export", "cli/publish"),
-    "Training": ("stages", "training", "objectives", "optim", "gradients", "checkpoints", "reporting", "cli/train"),
+    "Pictures, captions and shards": ("data", "text", "cli/data", "config/commands/filter"),
+    "Models and their weights": (
+        *("models", "ready", "cli/export", "cli/publish"),
+        *("config/models", "config/stackgan", "config/commands/publish"),
+    ),
+    "Training": (
+        *("stages", "training", "objectives", "optim", "gradients", "checkpoints", "reporting", "cli/train"),
+        *("config/training", "config/run", "config/best_of", "config/commands"),
+    ),
     "Several processes and machines": ("cluster",),
-    "Training on pictures of your own": ("own", "cli/own"),
-    "Drawing and captioning": ("sampling", "decoding", "masks", "cli/sample", "cli/caption"),
-    "Evaluation": ("evaluation", "cli/evaluation"),
-    "The page": ("web", "cli/serve"),
+    "Training on pictures of your own": ("own", "cli/own", "config/commands/own"),
+    "Drawing and captioning": (
+        *("sampling", "decoding", "masks", "cli/sample", "cli/caption"),
+        *("config/sampling", "config/commands/sample", "config/commands/caption"),
+    ),
+    "Evaluation": ("evaluation", "cli/evaluation", "config/commands/evaluation"),
+    "The page": ("web", "cli/serve", "config/commands/serve"),
 }
 """Titles with the places below `dalle/` that belong there; of two that fit a file the longer one counts."""
 _WARNING = "Warnings"
@@ -88,7 +100,9 @@ def page(places: list[Place]) -> str:
     for title, messages in sections.items():
         lines += [f"## {title}\n"]
         lines += [f"{_INTRODUCTIONS[title]}\n"] if title in _INTRODUCTIONS else []
-        lines += [_entry(text, files, title not in _INTRODUCTIONS) for text, files in sorted(messages.items(), key=_order)]
+        lines += [
+            _entry(text, files, title not in _INTRODUCTIONS) for text, files in sorted(messages.items(), key=_order)
+        ]
         lines += [""]
     return "\n".join(lines).rstrip() + "\n"
 

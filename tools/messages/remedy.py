@@ -15,9 +15,26 @@ _IMPERATIVES = (
     "make", "mend", "move", "name", "open", "pip install", "put", "raise", "read", "remove", "repeat", "resize", "run", "save", "say",
     "score", "see", "send", "set", "start", "switch", "take", "train", "try", "type", "unpack", "update", "use", "wait", "write",
 )  # fmt: skip
-_MUST = ("must", "it must", "they must", "both must", "neither may", "need", "needs", "allowed are", "known are", "there are", "the nearest", "both sides must", "REMEDY")
+_MUST = (
+    "must",
+    "it must",
+    "they must",
+    "both must",
+    "neither may",
+    "need",
+    "needs",
+    "allowed are",
+    "known are",
+    "there are",
+    "the nearest",
+    "both sides must",
+    "REMEDY",
+)
 _BEGIN = re.compile(
-    r"(?:[;:,.] (?:or |and |so |where you trust it, |for an? (?:\w+ ){1,2})?`?|\()(?=(?:" + "|".join([*_IMPERATIVES, *_MUST]) + r")\b)", re.IGNORECASE
+    r"(?:[;:,.] (?:or |and |so |where you trust it, |for an? (?:\w+ ){1,2})?`?|\()(?=(?:"
+    + "|".join([*_IMPERATIVES, *_MUST])
+    + r")\b)",
+    re.IGNORECASE,
 )
 
 
@@ -26,5 +43,7 @@ def parts(message: str) -> tuple[str, str]:
     found = _BEGIN.search(message)
     if found is None:
         return message, ""
-    end = found.start() if message[found.start()] != "(" else found.start() - 1
-    return message[:end], message[found.start() :].lstrip(";:,. ")
+    what, remedy = message[: found.start()], message[found.start() :]
+    if remedy.startswith("("):
+        return what.rstrip(), remedy[1:].removesuffix(")")
+    return what, remedy.lstrip(";:,. ")

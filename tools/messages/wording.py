@@ -47,7 +47,7 @@ def _of_statement(place: Place, scope: Scope) -> list[str]:
     if place.kind == "check":
         if name == "require":
             return _texts(call.args[1], scope)
-        return _bounds(call, name)
+        return _bounds(call, name, scope)
     if place.kind in ("OSError", "PermissionError"):  # number, what, which file: Python says the last two
         return [f"{file}: {what}" for file in _texts(call.args[2], scope) for what in _texts(call.args[1], scope)]
     if place.kind == "yaml.MarkedYAMLError":
@@ -57,9 +57,9 @@ def _of_statement(place: Place, scope: Scope) -> list[str]:
     return _class_says(call, scope) or _texts(call.args[0], scope)
 
 
-def _bounds(call: ast.Call, name: str) -> list[str]:
+def _bounds(call: ast.Call, name: str, scope: Scope) -> list[str]:
     """What `at_least` and `at_most` say of the settings that they are given."""
-    config, bound, *names = call.args
+    bound, *names = call.args[1:]
     names = [n.value if isinstance(n, ast.Constant) else _placeholder(n) for n in names]
     most = {k.arg: k.value for k in call.keywords}.get("most")
     told = []
@@ -67,15 +67,18 @@ def _bounds(call: ast.Call, name: str) -> list[str]:
         told.append(("least", bound))
     if name == "at_most" or most is not None:
         told.append(("most", bound if name == "at_most" else most))
-    def number(value):
-        return f"{_constant(value):,}" if _constant(value) is not None else _placeholder(value)
-    return [f"{each} {each.upper()}: must be at {which} {number(value)}" for each in names for which, value in told]
+
+    return [
+        f"{each} {each.upper()}: must be at {which} {_texts(value, scope)[0]}"
+        for each in names
+        for which, value in told
+    ]
 
 
 def _texts(node: ast.expr, scope: Scope) -> list[str]:
     """All texts that an expression may be."""
     if isinstance(node, ast.Constant):
-        return [str(node.value)]
+        return [_shown(node.value)]
     if isinstance(node, ast.JoinedStr):
         neighbours = zip([None, *node.values], node.values, [*node.values[1:], None], strict=False)
         parts = [_parts(before, part, after, scope) for before, part, after in neighbours]
@@ -100,7 +103,7 @@ def _texts(node: ast.expr, scope: Scope) -> list[str]:
         if found:
             return found
     if (value := _constant(node)) is not None:
-        return [f"{value:,}" if isinstance(value, int) else str(value)]
+        return [_shown(value)]
     return [_placeholder(node)]
 
 
@@ -113,7 +116,8 @@ def _parts(before: ast.expr | None, part: ast.expr, after: ast.expr | None, scop
     runs_on = runs_on or (after is None and isinstance(before, ast.Constant) and before.value[-1:].isalpha())
     if isinstance(part.value, ast.Call) and after is not None:
         return [_placeholder(part.value)]
-    return [""] if runs_on else _texts(part.value, scope)
+    texts = _texts(part.value, scope)
+    return ["" if _PASSED_ON.fullmatch(text) else text for text in texts] if runs_on else texts
 
 
 def _named(node: ast.Name, scope: Scope) -> list[str]:
@@ -123,7 +127,11 @@ def _named(node: ast.Name, scope: Scope) -> list[str]:
     for each in ast.walk(scope.function) if scope.function else ():
         if isinstance(each, ast.Assign) and any(isinstance(t, ast.Name) and t.id == node.id for t in each.targets):
             assigned.append(each.value)
-        if isinstance(each, ast.Assign) and isinstance(each.value, ast.Tuple) and isinstance(each.targets[0], ast.Tuple):
+        if (
+            isinstance(each, ast.Assign)
+            and isinstance(each.value, ast.Tuple)
+            and isinstance(each.targets[0], ast.Tuple)
+        ):
             pairs = zip(each.targets[0].elts, each.value.elts, strict=False)
             assigned += [value for name, value in pairs if isinstance(name, ast.Name) and name.id == node.id]
     texts = [text for value in assigned if _is_wording(value) for text in _texts(value, _without(scope, node.id))]
@@ -264,9 +272,17 @@ def _around(place: Place) -> ast.FunctionDef | None:
     """The innermost function around a place."""
     found = None
     for node in ast.walk(_module(place.file).tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.lineno <= place.node.lineno <= node.end_lineno:
+        if (
+            isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            and node.lineno <= place.node.lineno <= node.end_lineno
+        ):
             found = node if found is None or node.lineno > found.lineno else found
     return found
+
+
+def _shown(value) -> str:
+    """A constant in a message."""
+    return f"{value:,.12g}" if type(value) in (int, float) else str(value)
 
 
 def _constant(node: ast.expr):
@@ -278,7 +294,23 @@ def _constant(node: ast.expr):
         return None
 
 
-_OF_FORM = ("str", "repr", "shown", "_shown", "printable", "ascii", "len", "list", "sorted", "min", "max", "next", "iter", "quote", "_reason")
+_OF_FORM = (
+    "str",
+    "repr",
+    "shown",
+    "_shown",
+    "printable",
+    "ascii",
+    "len",
+    "list",
+    "sorted",
+    "min",
+    "max",
+    "next",
+    "iter",
+    "quote",
+    "_reason",
+)
 
 
 def _placeholder(node: ast.expr) -> str:
@@ -299,10 +331,22 @@ def _placeholder(node: ast.expr) -> str:
         if name == "get" and node.args:
             return _placeholder(node.args[0])
         if name == "getattr" and len(node.args) > 1:
-            return _placeholder(node.args[1]) + "_VALUE" if isinstance(node.args[1], ast.Name) else _placeholder(node.args[1])
+            return (
+                _placeholder(node.args[1]) + "_VALUE"
+                if isinstance(node.args[1], ast.Name)
+                else _placeholder(node.args[1])
+            )
         if name in _OF_FORM and node.args:
             return _placeholder(node.args[0])
-        if isinstance(node.func, ast.Attribute) and name in ("absolute", "resolve", "min", "max", "strip", "removesuffix", "split"):
+        if isinstance(node.func, ast.Attribute) and name in (
+            "absolute",
+            "resolve",
+            "min",
+            "max",
+            "strip",
+            "removesuffix",
+            "split",
+        ):
             return _placeholder(node.func.value)
         return name.strip("_").upper()
     if isinstance(node, ast.Constant):
