@@ -6,14 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.errors import recording
-
 # of tools/, which recording has put on the path
 from messages.page import lacking, page, theme
 from messages.places import all_places, places
 from messages.remedy import parts
 from messages.wording import wordings
+
+from tests.conftest import ROOT
+from tests.errors import recording
 
 PLACES = all_places()
 

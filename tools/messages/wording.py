@@ -123,17 +123,9 @@ def _parts(before: ast.expr | None, part: ast.expr, after: ast.expr | None, scop
 def _named(node: ast.Name, scope: Scope) -> list[str]:
     if node.id in scope.given:
         return list(scope.given[node.id])
-    assigned = []
-    for each in ast.walk(scope.function) if scope.function else ():
-        if isinstance(each, ast.Assign) and any(isinstance(t, ast.Name) and t.id == node.id for t in each.targets):
-            assigned.append(each.value)
-        if (
-            isinstance(each, ast.Assign)
-            and isinstance(each.value, ast.Tuple)
-            and isinstance(each.targets[0], ast.Tuple)
-        ):
-            pairs = zip(each.targets[0].elts, each.value.elts, strict=False)
-            assigned += [value for name, value in pairs if isinstance(name, ast.Name) and name.id == node.id]
+    statements = ast.walk(scope.function) if scope.function else ()
+    pairs = (pair for each in statements if isinstance(each, ast.Assign) for pair in _assigned(each))
+    assigned = [value for name, value in pairs if name == node.id]
     texts = [text for value in assigned if _is_wording(value) for text in _texts(value, _without(scope, node.id))]
     if texts:
         return texts[:_MOST]
@@ -212,6 +204,18 @@ def _class_says(call: ast.Call, scope: Scope) -> list[str]:
     return []
 
 
+def _assigned(node: ast.Assign) -> list[tuple[str, ast.expr]]:
+    """Names with what they are given, those of `a, b = 1, 2` too."""
+    found = []
+    for target in node.targets:
+        if isinstance(target, ast.Name):
+            found.append((target.id, node.value))
+        elif isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+            pairs = zip(target.elts, node.value.elts, strict=False)
+            found += [(name.id, value) for name, value in pairs if isinstance(name, ast.Name)]
+    return found
+
+
 @dataclass(frozen=True)
 class _Module:
     constants: dict[str, ast.expr]
@@ -230,8 +234,8 @@ def _module(file: str) -> _Module:
             for alias in node.names:
                 imported[alias.asname or alias.name] = _home(node.module, alias.name)
     for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            constants[node.targets[0].id] = node.value
+        for target, value in _assigned(node) if isinstance(node, ast.Assign) else ():
+            constants[target] = value
     functions = {n.name: n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
     classes = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef)}
     return _Module(constants, functions, classes, imported, tree)
