@@ -144,7 +144,7 @@ def test_a_whole_run_fails_where_a_place_was_not_reached(tmp_path, monkeypatch):
     file, known = tmp_path / "said.txt", tmp_path / "left.txt"
     monkeypatch.setenv(recording.KEPT_IN, str(file))
     monkeypatch.setattr(recording, "LEFT", known)
-    names = [place.name for place in PLACES]
+    names = [place.name for place in PLACES if wordings(place)]
     file.write_text("\n".join(names[2:]))
     known.write_text(names[1])
     for changes, whole in (
