@@ -11,9 +11,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from messages.page import lacking, page
+from messages.page import lacking, own_words, page
 from messages.places import ROOT, all_places
-from messages.wording import wordings
 
 PAGE = ROOT / "docs/errors.md"
 
@@ -28,7 +27,7 @@ def main() -> None:
     check, found = arguments.check, all_places()
     if arguments.left:
         raised = {name for file in arguments.left for name in file.read_text(encoding="utf-8").splitlines()}
-        sys.exit("\n".join(place.name for place in found if place.name not in raised and wordings(place)) or None)
+        sys.exit("\n".join(place.name for place in found if place.name not in raised and own_words(place)) or None)
     wrong = [f"{each}: says not what to do" for each in lacking(found)]
     text = page(found)
     if check and (not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text):

@@ -22,8 +22,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
+from messages.page import own_words  # noqa: E402
 from messages.places import CHECKS, Place, all_places, places  # noqa: E402
-from messages.wording import wordings  # noqa: E402
 
 KEPT_IN = "DALLE_SAID"
 """The environment variable with the name of the file."""
@@ -132,7 +132,7 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
 
 def left(names: set[str]) -> list[Place]:
     """Places that are not among these. One that only passes on what another said is none."""
-    return [place for place in all_places() if place.name not in names and wordings(place)]
+    return [place for place in all_places() if place.name not in names and own_words(place)]
 
 
 def _is_whole(config) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+from types import SimpleNamespace
 
 from dalle.config import Sample, Sampling, plain_json, plain_yaml, shape, shipped
 from dalle.data.captions import concepts, read_all_captions, read_captions
@@ -178,18 +179,16 @@ def test_counts_tokens_and_words(tmp_path):
 
 
 def test_a_request_that_does_not_arrive(monkeypatch):
-    class Request:
-        headers = {"content-type": "application/json"}
+    async def stream():
+        await asyncio.sleep(60)
+        yield b""
 
-        async def stream(self):
-            await asyncio.sleep(60)
-            yield b""
-
+    request = SimpleNamespace(headers={"content-type": "application/json"}, stream=stream)
     monkeypatch.setattr(guard, "_BODY_S", 0.01)
     refused(
         "the request did not arrive within 0.01 s; send it again",
         asyncio.run,
-        guard.read_body(Request(), 9),
+        guard.read_body(request, 9),
         kind=guard.Refused,
     )
 

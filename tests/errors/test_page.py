@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 # of tools/, which recording has put on the path
-from messages.page import lacking, page, theme
+from messages.page import lacking, own_words, page, theme
 from messages.places import all_places, places
 from messages.remedy import parts
 from messages.wording import wordings
@@ -134,7 +134,7 @@ def test_what_is_raised_is_noted_and_nothing_else_changes(monkeypatch):
         if line is None:
             assert names["f"](x) == x
         else:
-            with pytest.raises(ValueError, match="one|two") as raised:
+            with pytest.raises(ValueError, match=r"one|two") as raised:
                 names["f"](x)
             assert raised.traceback[1].lineno + 1 == line
     assert noted == ["dalle/x.py f 1", "dalle/x.py f 2", "dalle/x.py f 3"]
@@ -144,7 +144,7 @@ def test_a_whole_run_fails_where_a_place_was_not_reached(tmp_path, monkeypatch):
     file, known = tmp_path / "said.txt", tmp_path / "left.txt"
     monkeypatch.setenv(recording.KEPT_IN, str(file))
     monkeypatch.setattr(recording, "LEFT", known)
-    names = [place.name for place in PLACES if wordings(place)]
+    names = [place.name for place in PLACES if own_words(place)]
     file.write_text("\n".join(names[2:]))
     known.write_text(names[1])
     for changes, whole in (

@@ -76,6 +76,11 @@ def theme(place: Place) -> str:
     return max(fitting)[1]
 
 
+def own_words(place: Place) -> list[str]:
+    """What a place says itself; none where it passes on what another one said."""
+    return [text for text in wordings(place) if not _PASSED_ON.fullmatch(text)]
+
+
 def lacking(places: list[Place]) -> list[str]:
     """Messages to users that do not say what to do, with their places."""
     told = (_WARNING, _LEFT_OUT, _HALVES)
@@ -83,8 +88,8 @@ def lacking(places: list[Place]) -> list[str]:
         f"{place.file}:{place.node.lineno}: {text}"
         for place in places
         if theme(place) not in told
-        for text in wordings(place)
-        if not parts(text)[1] and not _PASSED_ON.fullmatch(text)
+        for text in own_words(place)
+        if not parts(text)[1]
     ]
 
 
@@ -92,10 +97,9 @@ def page(places: list[Place]) -> str:
     """The document, as Markdown."""
     sections: dict[str, dict[str, list[str]]] = {title: {} for title in (*THEMES, _WARNING, _LEFT_OUT, _HALVES)}
     for place in places:
-        for text in wordings(place):
-            if not _PASSED_ON.fullmatch(text):
-                files = sections[theme(place)].setdefault(text, [])
-                files.extend([place.file] if place.file not in files else [])
+        for text in own_words(place):
+            files = sections[theme(place)].setdefault(text, [])
+            files.extend([place.file] if place.file not in files else [])
     lines = [_INTRODUCTION]
     for title, messages in sections.items():
         lines += [f"## {title}\n"]
