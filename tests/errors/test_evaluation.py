@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dalle.cli.evaluation import evaluate
 from dalle.config import Evaluate, Images
 from dalle.evaluation import accuracy, stage_two
 from dalle.evaluation.calibration import calibration
@@ -16,7 +17,7 @@ from dalle.evaluation.features import images as feature_images
 from dalle.evaluation.features.efficientnet import efficientnet_lite0
 from dalle.evaluation.features.inception import inception
 from dalle.evaluation.features.towers import trained_tower
-from dalle.evaluation.layout import load, read_image, read_layout
+from dalle.evaluation.layout import load, read_image, read_layout, read_metadata
 from dalle.evaluation.measures.collector import Collected, Collector
 from dalle.evaluation.measures.comparison import _check_alike
 from dalle.evaluation.overlap import index, stream
@@ -24,6 +25,7 @@ from dalle.evaluation.overlap.exclusions import read_exclusions
 from dalle.evaluation.overlap.memorised import memorised
 from dalle.evaluation.overlap.nearest import nearest
 from dalle.evaluation.steps import drawn, manifest, sources
+from dalle.evaluation.study.design import read_design
 from tests.errors.refused import refused
 from tests.evaluation.tiny_features import TinyFeatures, pictures
 
@@ -181,3 +183,22 @@ def test_a_prompt_without_a_scene(tmp_path, monkeypatch):
     )
     prompted = SimpleNamespace(number=3, metadata={"scene": {}}, samples=())
     refused(f"prompt 3 in {tmp_path}: no rules", results.judge, [prompted])
+
+
+def test_files_beside_images(tmp_path):
+    file = tmp_path / "metadata.jsonl"
+    refused(f"{file}: No such file or directory; put one there for each prompt", read_metadata, file)
+    refused(
+        f"output {tmp_path}: no study.json there; make a study with --images, or name its folder",
+        read_design,
+        tmp_path / "study.json",
+    )
+
+
+def test_a_manifest_of_another_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate.manifests, "read_manifest", lambda path: {})
+    monkeypatch.setattr(evaluate.manifests, "settings_of", lambda manifest, config, parse: config)
+    monkeypatch.setattr(evaluate.manifests, "other_machine", lambda manifest: ["threads was 1, is 2"])
+    monkeypatch.setattr("dalle.evaluation.steps.run.run", lambda *_: [])
+    with pytest.warns(UserWarning, match="this machine may round otherwise: threads was 1, is 2"):
+        evaluate.evaluate(["--manifest", "m.json", "--output", str(tmp_path / "out")])
