@@ -196,9 +196,9 @@ def test_files_beside_images(tmp_path):
 
 
 def test_a_manifest_of_another_machine(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate.manifests, "read_manifest", lambda path: {})
-    monkeypatch.setattr(evaluate.manifests, "settings_of", lambda manifest, config, parse: config)
-    monkeypatch.setattr(evaluate.manifests, "other_machine", lambda manifest: ["threads was 1, is 2"])
+    monkeypatch.setattr(manifest, "read_manifest", lambda path: {})
+    monkeypatch.setattr(manifest, "settings_of", lambda manifest, config, parse: config)
+    monkeypatch.setattr(manifest, "other_machine", lambda manifest: ["threads was 1, is 2"])
     monkeypatch.setattr("dalle.evaluation.steps.run.run", lambda *_: [])
     with pytest.warns(UserWarning, match="this machine may round otherwise: threads was 1, is 2"):
         evaluate.evaluate(["--manifest", "m.json", "--output", str(tmp_path / "out")])
