@@ -6,9 +6,10 @@ import ast
 import itertools
 import re
 from dataclasses import dataclass, field
-from functools import cache
 
-from messages.places import ROOT, Place
+from messages.places import Place
+from messages.source import around, assigned, function_of, module_of
+from messages.values import OF_FORM, constant, placeholder, shown
 
 _DEEP = 4
 """Functions that are followed for what they return."""
@@ -36,7 +37,7 @@ class Scope:
 
 def wordings(place: Place) -> list[str]:
     """All that a place may say; none where it passes on what another one said."""
-    scope = Scope(place.file, _around(place))
+    scope = Scope(place.file, around(place))
     found = [" ".join(text.split()) for text in _of_statement(place, scope)]
     return [text for text in dict.fromkeys(found) if not _PASSED_ON.fullmatch(text) and text != "None"]
 
@@ -60,7 +61,7 @@ def _of_statement(place: Place, scope: Scope) -> list[str]:
 def _bounds(call: ast.Call, name: str, scope: Scope) -> list[str]:
     """What `at_least` and `at_most` say of the settings that they are given."""
     bound, *names = call.args[1:]
-    names = [n.value if isinstance(n, ast.Constant) else _placeholder(n) for n in names]
+    names = [n.value if isinstance(n, ast.Constant) else placeholder(n) for n in names]
     most = {k.arg: k.value for k in call.keywords}.get("most")
     told = []
     if name == "at_least":
@@ -78,7 +79,7 @@ def _bounds(call: ast.Call, name: str, scope: Scope) -> list[str]:
 def _texts(node: ast.expr, scope: Scope) -> list[str]:
     """All texts that an expression may be."""
     if isinstance(node, ast.Constant):
-        return [_shown(node.value)]
+        return [shown(node.value)]
     if isinstance(node, ast.JoinedStr):
         neighbours = zip([None, *node.values], node.values, [*node.values[1:], None], strict=False)
         parts = [_parts(before, part, after, scope) for before, part, after in neighbours]
@@ -98,13 +99,13 @@ def _texts(node: ast.expr, scope: Scope) -> list[str]:
         return _named(node, scope)
     if _is_choice(node):
         return [text for value in [*node.func.value.values, *node.args[1:]] for text in _texts(value, scope)]
-    if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] not in _OF_FORM:
+    if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] not in OF_FORM:
         found = _returned(node, scope)
         if found:
             return found
-    if (value := _constant(node)) is not None:
-        return [_shown(value)]
-    return [_placeholder(node)]
+    if (value := constant(node)) is not None:
+        return [shown(value)]
+    return [placeholder(node)]
 
 
 def _parts(before: ast.expr | None, part: ast.expr, after: ast.expr | None, scope: Scope) -> list[str]:
@@ -115,7 +116,7 @@ def _parts(before: ast.expr | None, part: ast.expr, after: ast.expr | None, scop
     runs_on = isinstance(after, ast.FormattedValue) or (after is not None and after.value[:1].isalpha())
     runs_on = runs_on or (after is None and isinstance(before, ast.Constant) and before.value[-1:].isalpha())
     if isinstance(part.value, ast.Call) and after is not None:
-        return [_placeholder(part.value)]
+        return [placeholder(part.value)]
     texts = _texts(part.value, scope)
     return ["" if _PASSED_ON.fullmatch(text) else text for text in texts] if runs_on else texts
 
@@ -124,18 +125,18 @@ def _named(node: ast.Name, scope: Scope) -> list[str]:
     if node.id in scope.given:
         return list(scope.given[node.id])
     statements = ast.walk(scope.function) if scope.function else ()
-    pairs = (pair for each in statements if isinstance(each, ast.Assign) for pair in _assigned(each))
-    assigned = [value for name, value in pairs if name == node.id]
-    texts = [text for value in assigned if _is_wording(value) for text in _texts(value, _without(scope, node.id))]
+    pairs = (pair for each in statements if isinstance(each, ast.Assign) for pair in assigned(each))
+    values = [value for name, value in pairs if name == node.id]
+    texts = [text for value in values if _is_wording(value) for text in _texts(value, _without(scope, node.id))]
     if texts:
         return texts[:_MOST]
-    constant = _module(scope.file).constants.get(node.id)
-    if constant is not None:
-        return _texts(constant, Scope(scope.file, None, depth=scope.depth))
-    imported = _module(scope.file).imported.get(node.id)
-    if imported and (constant := _module(imported[0]).constants.get(imported[1])) is not None:
-        return _texts(constant, Scope(imported[0], None, depth=scope.depth))
-    return [_placeholder(node)]
+    value = module_of(scope.file).constants.get(node.id)
+    if value is not None:
+        return _texts(value, Scope(scope.file, None, depth=scope.depth))
+    imported = module_of(scope.file).imported.get(node.id)
+    if imported and (value := module_of(imported[0]).constants.get(imported[1])) is not None:
+        return _texts(value, Scope(imported[0], None, depth=scope.depth))
+    return [placeholder(node)]
 
 
 def _is_choice(node: ast.expr) -> bool:
@@ -163,7 +164,7 @@ def _without(scope: Scope, name: str) -> Scope:
 
 def _returned(call: ast.Call, scope: Scope) -> list[str]:
     """What a function of ours may return: the words of a message, or an exception with them."""
-    found = _function(call.func, scope.file)
+    found = function_of(call.func, scope.file)
     if found is None or scope.depth >= _DEEP:
         return []
     file, function = found
@@ -188,10 +189,10 @@ def _is_words(node: ast.expr, scope: Scope) -> bool:
 
 def _class_says(call: ast.Call, scope: Scope) -> list[str]:
     """What an exception of ours says that makes its message itself."""
-    module = _module(scope.file)
+    module = module_of(scope.file)
     name = ast.unparse(call.func)
     file, name = module.imported.get(name, (scope.file, name))
-    made = _module(file).classes.get(name)
+    made = module_of(file).classes.get(name)
     init = made and next((f for f in made.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"), None)
     if not init:
         return []
@@ -202,162 +203,3 @@ def _class_says(call: ast.Call, scope: Scope) -> list[str]:
         if isinstance(each, ast.Call) and ast.unparse(each.func) == "super().__init__" and each.args:
             return _texts(each.args[0], inner)
     return []
-
-
-def _assigned(node: ast.Assign) -> list[tuple[str, ast.expr]]:
-    """Names with what they are given, those of `a, b = 1, 2` too."""
-    found = []
-    for target in node.targets:
-        if isinstance(target, ast.Name):
-            found.append((target.id, node.value))
-        elif isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
-            pairs = zip(target.elts, node.value.elts, strict=False)
-            found += [(name.id, value) for name, value in pairs if isinstance(name, ast.Name)]
-    return found
-
-
-@dataclass(frozen=True)
-class _Module:
-    constants: dict[str, ast.expr]
-    functions: dict[str, ast.FunctionDef]
-    classes: dict[str, ast.ClassDef]
-    imported: dict[str, tuple[str, str]]
-    tree: ast.Module
-
-
-@cache
-def _module(file: str) -> _Module:
-    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-    constants, imported = {}, {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "dalle":
-            for alias in node.names:
-                imported[alias.asname or alias.name] = _home(node.module, alias.name)
-    for node in tree.body:
-        for target, value in _assigned(node) if isinstance(node, ast.Assign) else ():
-            constants[target] = value
-    functions = {n.name: n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
-    classes = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef)}
-    return _Module(constants, functions, classes, imported, tree)
-
-
-def _home(module: str, name: str) -> tuple[str, str]:
-    """The file that a name comes from, and its name there; a module's own name is empty."""
-    below = module.replace(".", "/")
-    for file, found in ((f"{below}/{name}.py", ""), (f"{below}.py", name), (f"{below}/__init__.py", name)):
-        if (ROOT / file).is_file():
-            if file.endswith("__init__.py"):
-                return _module(file).imported.get(name, (file, name))
-            return file, found
-    return f"{below}/__init__.py", name
-
-
-def _function(node: ast.expr, file: str) -> tuple[str, ast.FunctionDef] | None:
-    """The definition of a function of ours by what it is called with."""
-    module = _module(file)
-    if isinstance(node, ast.Name):
-        if node.id in module.functions:
-            return file, module.functions[node.id]
-        home = module.imported.get(node.id)
-    elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-        if node.value.id == "self" and node.attr in module.functions:
-            return file, module.functions[node.attr]
-        there = module.imported.get(node.value.id)
-        home = (there[0], node.attr) if there and not there[1] else None
-    else:
-        return None
-    if home is None or not home[1] or not (ROOT / home[0]).is_file():
-        return None
-    function = _module(home[0]).functions.get(home[1])
-    return (home[0], function) if function else None
-
-
-def _around(place: Place) -> ast.FunctionDef | None:
-    """The innermost function around a place."""
-    found = None
-    for node in ast.walk(_module(place.file).tree):
-        if (
-            isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-            and node.lineno <= place.node.lineno <= node.end_lineno
-        ):
-            found = node if found is None or node.lineno > found.lineno else found
-    return found
-
-
-def _shown(value) -> str:
-    """A constant in a message."""
-    return f"{value:,.12g}" if type(value) in (int, float) else str(value)
-
-
-def _constant(node: ast.expr):
-    """The value of an expression of numbers alone."""
-    try:
-        code = compile(ast.Expression(node), "", "eval")
-        return None if code.co_names else eval(code, {"__builtins__": {}})
-    except (TypeError, ValueError, SyntaxError, NameError, AttributeError):
-        return None
-
-
-_OF_FORM = (
-    "str",
-    "repr",
-    "shown",
-    "_shown",
-    "printable",
-    "ascii",
-    "len",
-    "list",
-    "sorted",
-    "min",
-    "max",
-    "next",
-    "iter",
-    "quote",
-    "_reason",
-)
-
-
-def _placeholder(node: ast.expr) -> str:
-    """A name in capitals for a value: the last word of what it is called in the code."""
-    if isinstance(node, ast.Name):
-        return node.id.lstrip("_").upper()
-    if isinstance(node, ast.Attribute):
-        return node.attr.strip("_").upper()
-    if isinstance(node, ast.Subscript):
-        key = node.slice
-        if isinstance(key, ast.Constant) and isinstance(key.value, str):
-            return re.sub(r"\W", "_", key.value.strip("_")).upper()
-        return _placeholder(node.value)
-    if isinstance(node, ast.Call):
-        name = ast.unparse(node.func).rpartition(".")[2]
-        if name in ("join", "spans", "named") and node.args:
-            return _placeholder(node.args[0])
-        if name == "get" and node.args:
-            return _placeholder(node.args[0])
-        if name == "getattr" and len(node.args) > 1:
-            return (
-                _placeholder(node.args[1]) + "_VALUE"
-                if isinstance(node.args[1], ast.Name)
-                else _placeholder(node.args[1])
-            )
-        if name in _OF_FORM and node.args:
-            return _placeholder(node.args[0])
-        if isinstance(node.func, ast.Attribute) and name in (
-            "absolute",
-            "resolve",
-            "min",
-            "max",
-            "strip",
-            "removesuffix",
-            "split",
-        ):
-            return _placeholder(node.func.value)
-        return name.strip("_").upper()
-    if isinstance(node, ast.Constant):
-        return re.sub(r"\W", "_", str(node.value)).upper()
-    if isinstance(node, ast.GeneratorExp | ast.ListComp | ast.SetComp):
-        return _placeholder(node.generators[0].iter)
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.expr):
-            return _placeholder(child)
-    return "VALUE"
