@@ -279,7 +279,7 @@ def test_plans_and_runs(tmp_path, monkeypatch):
 
 
 def test_what_is_resumed(monkeypatch):
-    refused("w: missing: --model, --captions; give it here or in a --config", arguments.parse_model, BestOf, {}, "w: ")
+    refused("w: missing: --model; give it here or in a --config", arguments.parse_model, BestOf, {}, "w: ")
     values = {"identity": {}, "export": {"links": {}}, "loaders": [], "run_steps": 1}
     opened = SimpleNamespace(values=values, shapes={"error_scales": (1,)}, step=3)
     monkeypatch.setattr(saving.checkpoint, "latest", lambda folder: "step-0000003")

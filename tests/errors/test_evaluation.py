@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dalle.cli.evaluation import evaluate
-from dalle.config import Evaluate, Images
+from dalle.config import Evaluate, Images, StackGANModel
 from dalle.evaluation import accuracy, stage_two
 from dalle.evaluation.calibration import calibration
 from dalle.evaluation.compositional import results
@@ -26,6 +27,7 @@ from dalle.evaluation.overlap.memorised import memorised
 from dalle.evaluation.overlap.nearest import nearest
 from dalle.evaluation.steps import drawn, manifest, sources
 from dalle.evaluation.study.design import read_design
+from dalle.models.folder import save_weights
 from tests.errors.refused import refused
 from tests.evaluation.tiny_features import TinyFeatures, pictures
 
@@ -121,7 +123,7 @@ def test_a_shard_that_was_changed(shapes_folder, tmp_path):
     shard.write_bytes((shapes_folder / "valid-000.tar").read_bytes())
     place = stream.Place(0, "gone", ())
     refused(f"{shard}: has no image gone any more: the shard was changed; embed it anew",
-            lambda: list(stream.pictures([str(shard)], [place], Images(), 32)))  # fmt: skip
+            lambda: list(stream.pictures([str(shard)], Images(), 32, [place])))  # fmt: skip
     refused("captions 99: the shards hold only ", accuracy.distinct, str(shard), 32, 99)
 
 
@@ -171,9 +173,10 @@ def test_figures_of_candidates(monkeypatch):
     refused("skill_captions 0: must be from 1 to 100, for the vocabulary has few words", skill_captions, 0, 0)
 
 
-def test_a_loss_takes_a_batch_and_a_prior(models):
+def test_a_loss_takes_a_batch_and_a_prior(tmp_path):
     refused("batch_size 0: must be at least 1", stage_two.held_out_loss, "p", None, batch_size=0)
-    refused(f"{models}/dvae holds a dvae, not a prior; name one", stage_two._belonging, models / "dvae", None)
+    save_weights(tmp_path, "stackgan", {"w": torch.zeros(1)}, StackGANModel(), {})
+    refused(f"{tmp_path} holds a stackgan, not a prior; name one", stage_two._belonging, tmp_path, None)
 
 
 def test_a_prompt_without_a_scene(tmp_path, monkeypatch):

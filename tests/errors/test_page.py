@@ -2,6 +2,7 @@
 
 import ast
 import textwrap
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -24,6 +25,9 @@ def test_the_page_is_what_the_code_says():
 
 def test_every_refusal_says_what_to_do():
     assert not lacking(PLACES)
+    (warning,) = [place for place in PLACES if place.name == "dalle/decoding/native.py _warn 1"]
+    (said,) = lacking([replace(warning, kind="ValueError")])
+    assert said.endswith(": WHY: sampling uses PyTorch's own operations, which take longer") and not lacking([warning])
 
 
 def test_places_are_found_by_what_they_do():
@@ -144,6 +148,7 @@ def test_a_whole_run_fails_where_a_place_was_not_reached(tmp_path, monkeypatch):
     file, known = tmp_path / "said.txt", tmp_path / "left.txt"
     monkeypatch.setenv(recording.KEPT_IN, str(file))
     monkeypatch.setattr(recording, "LEFT", known)
+    monkeypatch.setattr(recording, "all_places", lambda: PLACES)
     names = [place.name for place in PLACES if own_words(place)]
     file.write_text("\n".join(names[2:]))
     known.write_text(names[1])
