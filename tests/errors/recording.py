@@ -44,12 +44,12 @@ class _Noting(ast.NodeTransformer):
     """Puts a call of `note` before each place, and around a check, which says something only where it fails."""
 
     def __init__(self, found: list[Place]):
-        self._names = {id(place.node): place.name for place in found}
+        self._places = {id(place.node): place for place in found}  # which keeps the nodes, and so their ids
 
     def visit(self, node: ast.AST) -> ast.AST | list[ast.AST]:
-        name = self._names.get(id(node))
+        place = self._places.get(id(node))
         self.generic_visit(node)
-        if name is None:
+        if place is None:
             return node
         function = ast.Attribute(
             ast.Subscript(
@@ -62,7 +62,7 @@ class _Noting(ast.NodeTransformer):
             "note",
             ast.Load(),
         )
-        call = ast.Expr(ast.Call(function, [ast.Constant(name)], []))
+        call = ast.Expr(ast.Call(function, [ast.Constant(place.name)], []))
         if isinstance(node, ast.Expr) and ast.unparse(node.value.func).rpartition(".")[2] in CHECKS:
             caught = ast.ExceptHandler(ast.Name("ValueError", ast.Load()), None, [call, ast.Raise()])
             return ast.fix_missing_locations(ast.copy_location(ast.Try([node], [caught], [], []), node))
