@@ -51,18 +51,9 @@ class _Noting(ast.NodeTransformer):
         self.generic_visit(node)
         if place is None:
             return node
-        function = ast.Attribute(
-            ast.Subscript(
-                ast.Attribute(
-                    ast.Call(ast.Name("__import__", ast.Load()), [ast.Constant("sys")], []), "modules", ast.Load()
-                ),
-                ast.Constant(__name__),
-                ast.Load(),
-            ),
-            "note",
-            ast.Load(),
-        )
-        call = ast.Expr(ast.Call(function, [ast.Constant(place.name)], []))
+        call = ast.parse(f"__import__('sys').modules[{__name__!r}].note({place.name!r})").body[0]
+        for part in ast.walk(call):
+            ast.copy_location(part, node)
         if isinstance(node, ast.Expr) and ast.unparse(node.value.func).rpartition(".")[2] in CHECKS:
             caught = ast.ExceptHandler(ast.Name("ValueError", ast.Load()), None, [call, ast.Raise()])
             return ast.fix_missing_locations(ast.copy_location(ast.Try([node], [caught], [], []), node))
