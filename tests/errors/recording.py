@@ -117,6 +117,8 @@ def pytest_sessionfinish(session, exitstatus) -> None:
 
 
 def pytest_terminal_summary(terminalreporter, config) -> None:
+    if config.__dict__.get("left"):
+        terminalreporter.write_line("What the program says on purpose is raised in a test: add one, as in tests/errors")
     for place in config.__dict__.get("left", ()):
         terminalreporter.write_line(f"raised by no test: {place.file}:{place.node.lineno} ({place.name})", red=True)
 
