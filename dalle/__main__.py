@@ -26,7 +26,7 @@ def listing(argv: list[str]) -> None:
             print(f"    $ {program.example}\n")
         print("Each explains itself with --help.")
     else:
-        raise ValueError(f"unexpected {' '.join(argv)!r}; `dalle` alone lists the commands")
+        raise ValueError(f"unexpected {' '.join(argv)!r}; call `dalle` alone, which lists the commands")
     sys.stdout.flush()  # where nobody listens, here and not at the end
 
 

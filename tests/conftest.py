@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.errors.recording import pytest_configure, pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
+
 os.environ.setdefault("WANDB_MODE", "offline")
 
 ROOT = Path(__file__).parents[1]

@@ -34,7 +34,7 @@ def test_exponential_schedule():
         assert schedule(150 * epoch) == pytest.approx(7e-4 * 0.98**epoch)
     assert schedule(0) == 3.5e-4 and schedule(10**6) == schedule(45_000)
     for start, end in ((1.0, 0.0), (-1.0, 1.0)):
-        with pytest.raises(ValueError, match="an exponential shape needs both to be positive"):
+        with pytest.raises(ValueError, match="both must be positive for an exponential shape"):
             Schedule(start, end, end_step=5, shape="exponential")
 
 

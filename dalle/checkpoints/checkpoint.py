@@ -37,6 +37,7 @@ from dalle.checkpoints.rank_file import (
     write_proven,
 )
 from dalle.cluster.topology import World
+from dalle.config.checks import Cause
 from dalle.models.weights import WeightsFile
 from dalle.outputs.whole import sync_folder
 
@@ -78,7 +79,9 @@ def save(folder: Path, step: int, fragments: Iterable[Fragment], values: dict, k
         complaints = [c for _, c in told if c]
         if complaints:
             more = f" (and {len(complaints) - 3} more ranks)" if len(complaints) > 3 else ""
-            raise NotSaved(f"checkpoint {target} was not saved: {'; '.join(complaints[:3])}{more}") from cause
+            raise NotSaved(
+                f"checkpoint {target} was not saved: {'; '.join(complaints[:3])}{more}; make room there"
+            ) from cause
         return [outcome for outcome, _ in told]
 
     def write_own() -> dict | None:
@@ -139,7 +142,7 @@ class Checkpoint:
     def dtype(self, name: str) -> torch.dtype:
         """Of a tensor. Raises ValueError when there is none of that name."""
         if name not in self.shapes:
-            raise ValueError(f"checkpoint {self.path} holds no tensor {name}")
+            raise ValueError(f"checkpoint {self.path} holds no tensor {name}: give one of the model that is trained")
         return DTYPES[self.tensors[name]["dtype"]]
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
@@ -184,23 +187,23 @@ def _read_index(path: str | Path) -> Checkpoint:
     """A checkpoint by its index alone."""
     path = Path(path)
     if not (path / STATE).is_file():
-        raise ValueError(f"{path} is not a complete checkpoint: it holds no {STATE}")
+        raise ValueError(f"{path} is not a complete checkpoint: it holds no {STATE}; name another step-NUMBER")
     try:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
         if not isinstance(state, dict):
-            raise ValueError("it is not a mapping of names to values")
+            raise Cause("it is not a mapping of names to values")
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, f"{STATE}: {_reason(error)}") from error
     if "tensors" not in state:
-        raise ValueError(f"checkpoint {path} was written by another version of this program, in another form")
+        raise ValueError(f"checkpoint {path} was written by another version of this program: read it with that one")
     try:
         if _state_hash(state) != state.get("sha256"):
-            raise ValueError("its hash is not the one it was written with")
+            raise Cause("its hash is not the one it was written with")
         shapes = {name: tuple(tensor["shape"]) for name, tensor in state["tensors"].items()}
         for name, tensor in state["tensors"].items():
             _check_parts(name, shapes[name], tensor["parts"])
             if tensor["dtype"] not in DTYPES or any(part[0] not in state["files"] for part in tensor["parts"]):
-                raise ValueError(f"{name} is of no known dtype or in no known file")
+                raise Cause(f"{name} is of no known dtype or in no known file")
         step, values, files = state["step"], state["values"], state["files"]
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(path, f"{STATE}: {_reason(error)}") from error
@@ -263,11 +266,11 @@ def _complete(partial: Path, target: Path, step: int, values: dict, files: dict[
     tensors: dict[str, dict] = {}
     for file, record in files.items():
         if not (partial / file).is_file() or os.path.getsize(partial / file) != record["bytes"]:
-            raise ValueError(f"{file} is not seen here as it was written: all machines have to share {target.parent}")
+            raise Cause(f"{file} is not seen here as it was written: all machines have to share {target.parent}")
         for key, (name, dtype, shape, start, stop) in read_parts(partial / file).items():
             tensor = tensors.setdefault(name, {"shape": shape, "dtype": dtype, "parts": []})
             if (tensor["shape"], tensor["dtype"]) != (shape, dtype):
-                raise ValueError(f"{name} is {tensor['dtype']} {tensor['shape']} and, in {file}, {dtype} {shape}")
+                raise Cause(f"{name} is {tensor['dtype']} {tensor['shape']} and, in {file}, {dtype} {shape}")
             tensor["parts"].append([file, key, start, stop])
     for name, tensor in tensors.items():
         tensor["parts"].sort(key=lambda part: part[2:])
@@ -294,9 +297,9 @@ def _check_parts(name: str, shape: Iterable[int], parts: list) -> None:
     reached, numel = 0, math.prod(shape)
     for _, _, start, stop in [*parts, (None, None, numel, numel)]:
         if start > reached:
-            raise ValueError(f"nothing holds elements {reached:,} to {start:,} of {name}")
+            raise Cause(f"nothing holds elements {reached:,} to {start:,} of {name}")
         if start < reached or not start <= stop <= numel:
-            raise ValueError(f"of {name} two parts hold element {start:,}, or one reaches beyond the last")
+            raise Cause(f"of {name} two parts hold element {start:,}, or one reaches beyond the last")
         reached = stop
 
 
@@ -305,7 +308,7 @@ def _damaged(path: Path, problem: str) -> ValueError:
         return ValueError(f"checkpoint {path} was deleted while it was read: read the newest")
     number = re.fullmatch(r"step-(\d+)", path.name)
     older = [p for p in complete(path.parent) if number and step_of(p) < int(number[1])]
-    way_on = f"delete it to go on from {older[-1]}" if older else "there is no older one"
+    way_on = f"delete it to go on from {older[-1]}" if older else "start anew, for there is no older one"
     return ValueError(f"checkpoint {path} is damaged: {problem}; {way_on}")
 
 

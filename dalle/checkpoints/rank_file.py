@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from dalle.config.checks import Cause
 from dalle.models.weights import WeightsFile
 from dalle.models.weights_header import DTYPES
 
@@ -62,9 +63,9 @@ def write_fragments(path: Path, fragments: list[Fragment]) -> dict:
     for f in fragments:
         key, numel = f"{f.name}@{f.start}", f.values.numel()
         if f.values.dtype not in _DTYPE_NAMES:
-            raise ValueError(f"{f.name} is of dtype {f.values.dtype}, which checkpoints do not hold")
+            raise Cause(f"{f.name} is of dtype {f.values.dtype}, which checkpoints do not hold")
         if key in parts:
-            raise ValueError(f"two fragments of {f.name} begin at {f.start}")
+            raise Cause(f"two fragments of {f.name} begin at {f.start}")
         dtype, num_bytes = _DTYPE_NAMES[f.values.dtype], numel * f.values.element_size()
         parts[key] = [f.name, dtype, list(f.shape), f.start, f.start + numel]
         layout[key] = {"dtype": dtype, "shape": [numel], "data_offsets": [offset, offset + num_bytes]}
@@ -111,7 +112,7 @@ def read_checked(file: WeightsFile, key: str, first: int, into: torch.Tensor, re
         block = values[at - begin : until - begin] if is_whole else memoryview(bytearray(until - at))
         file.read_bytes(key, at, block)
         if _checksum(block) != told[8 * (at // most) :][:8]:
-            raise ValueError(f"bytes {at:,} to {until:,} of {key} are not those that were written")
+            raise Cause(f"bytes {at:,} to {until:,} of {key} are not those that were written")
         if not is_whole:
             values[low - begin : high - begin] = block[low - at : high - at]
 
@@ -139,7 +140,7 @@ def write_proven(path: Path, pieces: Iterable[bytes | memoryview]) -> dict:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     if sha256(path) != digest.hexdigest():
-        raise ValueError("it does not read back as it was written: the disk is at fault")
+        raise Cause("it does not read back as it was written: the disk is at fault")
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 

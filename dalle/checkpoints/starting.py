@@ -70,7 +70,7 @@ def _order(
     found = {name: stored for name, stored in file.tensors.items() if name in pieces}
     expected = {name: torch.empty(shape, dtype=into.dtype, device="meta") for name, (shape, _, into) in pieces.items()}
     if complaint := next(misfits(expected, found), None):
-        raise ValueError(f"{file.path} is of another model: {complaint}")
+        raise ValueError(f"{file.path} is of another model: {complaint}; start from one of these sizes")
     if told is None and file.content_hash() != file.metadata.get("hash"):
         raise damaged(file.path, "its weights")
     return [(name, found[name].dtype) for name in sorted(found, key=lambda name: found[name].start)]

@@ -150,7 +150,9 @@ def _check_text(argv: list[str]) -> None:
         try:
             token.encode()
         except UnicodeEncodeError:
-            raise ValueError(f"{token!r} is no text: it was typed in another encoding than the terminal's") from None
+            raise ValueError(
+                f"{token!r} is no text: it was typed in another encoding than the terminal's; type it as UTF-8"
+            ) from None
 
 
 def renamed(cls: type, argv: list[str]) -> list[str]:
@@ -205,7 +207,7 @@ def _normalise(cls: type, argv: list[str], places: tuple[str, ...]) -> list[str]
                 raise ValueError(
                     f"{token!r} begins with a dash, as keys do: for a {positional} write {text}, or -- before it"
                 )
-            raise ValueError(f"{told} (with two dashes)")
+            raise ValueError(f"{told}; write keys with two dashes")
         elif name == "local_rank":
             i += 0 if equals else 1
         elif name in flags and not equals and following not in ("true", "false", "null"):
@@ -281,5 +283,5 @@ def _one_line(cls: type, message: str) -> str:
         return f"{key}: {problem}"
     if match := re.match(r"the following arguments are required: (.*)", text):
         missing = [name.lstrip("-") for name in match[1].split(", ")]
-        return "missing: " + ", ".join(f"--{name}" for name in missing)
+        return f"missing: {', '.join(f'--{name}' for name in missing)}; give it here or in a --config"
     return text

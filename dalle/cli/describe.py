@@ -32,7 +32,7 @@ def describe_file(path: str, tokenizer: str | None = None) -> dict:
     """
     model = arguments.read_yaml(path).get("model")
     if not isinstance(model, dict):
-        raise ValueError(f"{path} has no section `model`")
+        raise ValueError(f"{path} has no section `model`; name the configuration of a training")
     classes = {
         "dvae": DVAEModel,
         "prior": PriorModel,

@@ -78,7 +78,7 @@ def _export(config: Export, output: Path) -> None:
         print(_in_place(output, lambda partial: _export_whole(config, path, partial)))
     else:
         raise ValueError(
-            f"{path} holds no complete checkpoint, nor is it one; nor is it a finished model, with {WEIGHTS} in it or in prior/ and dvae/"
+            f"{path} holds no complete checkpoint, nor is it one, nor a finished model; name a folder with {WEIGHTS} in it or in prior/ and dvae/"
         )
 
 
@@ -105,7 +105,9 @@ def _in_place(output: Path, write: Callable[[Path], str]) -> str:
             os.replace(path, output / path.name)
     except BaseException as error:
         if isinstance(error, OSError):  # a full disk
-            raise ValueError(f"output {output} was not written: {error}") from error
+            raise ValueError(
+                f"output {output} was not written ({error}): look at what that names, and call it again"
+            ) from error
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -193,7 +195,9 @@ def _identity(
     """Kind, sizes and links of the model that the checkpoint is of."""
     identity = checkpoint.values.get("export")
     if identity is None:
-        raise ValueError(f"checkpoint {checkpoint.path} does not say what model it is of: another version wrote it")
+        raise ValueError(
+            f"checkpoint {checkpoint.path} does not say what model it is of: another version wrote it; export it with that one"
+        )
     kind = identity["kind"]
     if kind not in _MODELS:
         raise ValueError(f"checkpoint {checkpoint.path} is of a model of kind {kind}: known are {', '.join(_MODELS)}")
@@ -213,7 +217,9 @@ class _Weights(Mapping):
     def __init__(self, checkpoint: Checkpoint, source: str | None, dtype: str):
         averaged = any(name.startswith("ema/") for name in checkpoint.shapes)
         if source == "averaged" and not averaged:
-            raise ValueError(f"weights averaged: checkpoint {checkpoint.path} holds trained ones only")
+            raise ValueError(
+                f"weights averaged: checkpoint {checkpoint.path} holds trained ones only; leave weights out, or train with run.ema_decay"
+            )
         self.source = source or ("averaged" if averaged else "trained")
         self._checkpoint, self._dtype = checkpoint, dtype
         self._names = [name.removeprefix("model/") for name in checkpoint.shapes if name.startswith("model/")]

@@ -29,7 +29,7 @@ def taken_out(cls: type, argv: list[str]) -> tuple[list[str], dict[str, dict[str
             rest.append(word)
             continue
         if not equals and (value := next(words, "--")).startswith("--"):
-            raise ValueError(f"{name}: a value is missing")
+            raise ValueError(f"{name}: a value is missing; give one behind it")
         _put(found.setdefault(first, {}), keys, value)
     return rest, found
 

@@ -61,7 +61,7 @@ def _launch(command: list[str]) -> None:
     if code in (130, -signal.SIGINT, -signal.SIGTERM):
         raise KeyboardInterrupt
     if code:
-        raise ValueError(f"{' '.join(command[:5])}: ended with exit code {code}; it has said why above")
+        raise ValueError(f"{' '.join(command[:5])}: ended with exit code {code}; see what it said above")
 
 
 @contextmanager

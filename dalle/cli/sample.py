@@ -195,7 +195,7 @@ def _origin(config: Sample) -> Drawing | None:
     try:
         return read_drawing(config.variations_of)
     except ValueError as error:
-        raise ValueError(f"variations_of {error}; for an image of another kind there is prompt_image") from None
+        raise ValueError(f"variations_of {error}, or give an image of another kind as prompt_image") from None
 
 
 def _prompt(config: Sample, models: Found, origin: Drawing | None) -> Prompt | None:

@@ -264,11 +264,13 @@ def _check_resumable(folder: Path, command: str) -> None:
     """Raises ValueError unless there is a checkpoint, or what is left of a run of this command that was cut off before
     its first was whole: that one begins anew."""
     if read_mark(folder, command) is None and (others := [c for c in _COMMANDS if read_mark(folder, c) is not None]):
-        raise ValueError(f"--resume: {folder} holds what {others[0]} made, not {command}")
+        raise ValueError(
+            f"--resume: {folder} holds what {others[0]} made, not {command}: name the folder of such a run"
+        )
     if _holds_checkpoint(folder):
         return
     if read_mark(folder, command) is None or (folder / "model.safetensors").exists():
-        raise ValueError(f"--resume: {folder} holds no checkpoint")
+        raise ValueError(f"--resume: {folder} holds no checkpoint: leave --resume out, or name the folder of a run")
 
 
 def _holds_run(folder: Path, command: str) -> bool:

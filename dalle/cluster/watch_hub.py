@@ -17,6 +17,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 
+from dalle.config.checks import Cause
+
 _LONGEST_GREETING = 1_000
 _SHOWN_STACKS = 8
 
@@ -232,7 +234,7 @@ class Hub(threading.Thread):
         now_s = time.monotonic()
         if connection not in self._ranks:
             if message["token"] != self.token:
-                raise ValueError("a stranger")
+                raise Cause("a stranger")
             self._ranks[connection] = message["rank"]
             self.connections[message["rank"]] = connection
         member = self.members[self._ranks[connection]]

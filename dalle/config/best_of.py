@@ -60,7 +60,7 @@ class BestOf:
         require(
             (self.judge == "checker") == (self.scenes is not None),
             f"best_of.scenes {self.scenes} with best_of.judge {self.judge}: the checker needs the drawn data's image-text "
-            "shards, and no other judge does",
+            "shards, and no other judge does; give scenes for it alone",
         )
         require(
             self.judge != "checker" or self.threshold is None,

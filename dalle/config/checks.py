@@ -10,6 +10,11 @@ _NOT_THE_CALLERS = ("dalle", "torch", "contextlib")
 """Packages whose lines stand between what warns and the line of a user: ours, and PyTorch's and Python's decorators."""
 
 
+class Cause(ValueError):
+    """What is wrong with something that only the caller can name: half a message, which whoever catches it completes with a name
+    and with what to do. No user sees it alone."""
+
+
 class SaidByAll(ValueError):
     """A complaint that every process of a run raises, of which the first alone prints it."""
 

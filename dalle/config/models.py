@@ -72,7 +72,10 @@ class DVAEModel:
         at_most(self, _MOST_SIDE_PX, "image_size_px")
         at_most(self, _MOST_WIDTH, "encoder_width", "decoder_width", "decoder_input_width")
         at_most(self, _MOST_LAYERS, "blocks_per_group", "decoder_blocks_per_group")
-        require(len(self.width_multipliers) <= 14, "width_multipliers: more than 14 groups halve an image to nothing")
+        require(
+            len(self.width_multipliers) <= 14,
+            "width_multipliers: more than 14 groups halve an image to nothing; leave some out",
+        )
         if self.decoder_blocks_per_group is not None:
             at_least(self, 1, "decoder_blocks_per_group")
         require(len(self.width_multipliers) >= 1, "width_multipliers: needs at least one group")
@@ -82,7 +85,7 @@ class DVAEModel:
             require(
                 all(4 <= w <= _MOST_WIDTH and w % 4 == 0 for w in widths),
                 f"{name} {first} × width_multipliers {self.width_multipliers}: "
-                "every width must be a positive multiple of 4 (the hidden width is a quarter)",
+                "must be positive multiples of 4 (the hidden width is a quarter)",
             )
         require(
             self.image_size_px > 0 and self.image_size_px % self.downsampling == 0,
@@ -143,7 +146,7 @@ class PriorModel:
         require(
             self.slots <= _MOST_SLOTS,
             f"grid {self.grid} with text_slots {self.text_slots}: makes {self.slots:,} slots, of which a sequence has at most "
-            f"{_MOST_SLOTS:,}",
+            f"{_MOST_SLOTS:,}; lower one of them",
         )
 
     @property
@@ -205,7 +208,7 @@ class CLIPModel:
         at_most(self, _MOST_SLOTS, "text_slots")
         require(
             self.architecture is None or ":" not in self.architecture,
-            f"architecture {self.architecture}: is the name of one that open_clip has, not a place to fetch one from",
+            f"architecture {self.architecture}: must be the name of one that open_clip has, not a place to fetch one from",
         )
         require(
             self.image_size_px % self.patch_px == 0,
@@ -218,7 +221,7 @@ class CLIPModel:
         if self.reads == "codes":
             require(
                 self.architecture is None,
-                f"architecture {self.architecture}: reads pixels; for reads codes leave it null, and set the sizes themselves",
+                f"architecture {self.architecture}: reads pixels; leave it null for reads codes, and set the sizes themselves",
             )
             require(
                 self.vision_width % self.patch_px**2 == 0,

@@ -10,7 +10,17 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dalle.config.checks import Cause
+
 _Made = TypeVar("_Made")
+
+
+class Damaged(ValueError):
+    """A file that is not what was written. Who knows a better remedy than the usual one says that behind `what`."""
+
+    def __init__(self, what: str):
+        super().__init__(f"{what}; put a whole copy there, or delete it and make it again")
+        self.what = what
 
 
 def load(text: str | bytes, source: str, infinite: bool = False, halves: bool = False) -> Any:
@@ -25,7 +35,7 @@ def load(text: str | bytes, source: str, infinite: bool = False, halves: bool = 
         if "\\u" in text and not halves:
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:  # wrong UTF-8 and half characters are ValueErrors as well
-        raise ValueError(f"{source} is damaged: {' '.join(str(error).split())[:200]}") from None
+        raise Damaged(f"{source} is damaged: {' '.join(str(error).split())[:200]}") from None
     return value
 
 
@@ -38,10 +48,10 @@ def read_mapping(path: Path, infinite: bool = False, **kinds: Any) -> dict[str, 
     """As `read`, of a file that holds an object. kinds: types of what it has to say. Raises ValueError for another."""
     values = read(path, infinite)
     if not isinstance(values, dict):
-        raise ValueError(f"{path} is damaged: it is not a mapping of names to values")
+        raise Damaged(f"{path} is damaged: it is not a mapping of names to values")
     for name, kind in kinds.items():
         if name not in values or not is_a(values[name], kind):
-            raise ValueError(f"{path} is damaged: {name} is {_shown(values.get(name))}")
+            raise Damaged(f"{path} is damaged: {name} is {_shown(values.get(name))}")
     return values
 
 
@@ -51,15 +61,15 @@ def made(cls: type[_Made], values: Any, source: str) -> _Made:
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     if not isinstance(values, dict):
-        raise ValueError(f"{source} is damaged: it is not a mapping of names to values")
+        raise Damaged(f"{source} is damaged: it is not a mapping of names to values")
     needed = {name for name, field in fields.items() if field.default is field.default_factory is dataclasses.MISSING}
     if wrong := sorted(map(str, values.keys() - fields.keys() or needed - values.keys())):
         what = "it lacks" if values.keys() <= fields.keys() else "it holds the unknown"
-        raise ValueError(f"{source} is damaged, or of another version: {what} {_shown(wrong[0])}")
+        raise Damaged(f"{source} is damaged, or of another version: {what} {_shown(wrong[0])}")
     found = {}
     for name, value in values.items():
         if not is_a(value, hints[name]):
-            raise ValueError(f"{source} is damaged: {name} is {_shown(value)}")
+            raise Damaged(f"{source} is damaged: {name} is {_shown(value)}")
         found[name] = tuple(value) if typing.get_origin(hints[name]) is tuple else value
     return cls(**found)
 
@@ -87,12 +97,12 @@ def _infinity(word: str) -> float:
 
 
 def _refuse(word: str) -> typing.NoReturn:
-    raise ValueError(f"{word} is no number")
+    raise Cause(f"{word} is no number")
 
 
 def _whole(word: str) -> int:
     if len(word) > 40:
-        raise ValueError(f"{word[:40]}... is more than is counted to")
+        raise Cause(f"{word[:40]}... is more than is counted to")
     return int(word)
 
 

@@ -33,11 +33,13 @@ def read(path: Path) -> Any:
     with path.open("rb") as file:
         data = file.read(_MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
-        raise ValueError(f"{path} cannot be read: it has more than the {_MOST_BYTES:,} bytes that settings may have")
+        raise ValueError(
+            f"{path} cannot be read: it has more than the {_MOST_BYTES:,} bytes that settings may have; leave out what is none"
+        )
     try:
         text = data.decode()
     except UnicodeDecodeError:
-        raise ValueError(f"{path} cannot be read: it is not UTF-8") from None
+        raise ValueError(f"{path} cannot be read: it is not UTF-8; save it as such") from None
     return load(text, str(path))
 
 
@@ -45,14 +47,18 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """As `read`, of a file that has to hold keys with values."""
     values = read(path)
     if not isinstance(values, dict):
-        raise ValueError(f"{path} cannot be read: it is not a mapping of keys to values")
+        raise ValueError(
+            f"{path} cannot be read: it is not a mapping of keys to values; write a line KEY: VALUE for each setting"
+        )
     return values
 
 
 def load(text: str, source: str) -> Any:
     """What YAML says. Raises ValueError, in one line that begins with `source`, where it is none that is taken."""
     if len(text) > _MOST_BYTES:
-        raise ValueError(f"{source} cannot be read: it has more than the {_MOST_BYTES:,} bytes that settings may have")
+        raise ValueError(
+            f"{source} cannot be read: it has more than the {_MOST_BYTES:,} bytes that settings may have; leave out what is none"
+        )
     try:
         return yaml.load(text, _Loader)
     except (
@@ -61,7 +67,7 @@ def load(text: str, source: str) -> Any:
         LookupError,
     ) as error:  # the last two of values that are not what they are tagged as
         what = " ".join(str(error).replace('in "<unicode string>"', "at").split())
-        raise ValueError(f"{source} cannot be read: {what[:200]}") from None
+        raise ValueError(f"{source} cannot be read: {what[:200]}; write it as YAML") from None
 
 
 def dump(values: Any) -> str:

@@ -132,7 +132,7 @@ class Run:
             at_least(self, 0, "ranks_per_machine")
         require(
             self.compression is None or self.zero_stage in (0, 3),
-            f"compression with zero_stage {self.zero_stage}: whole matrices (0) or rows of them (3) can be compressed",
+            f"compression with zero_stage {self.zero_stage}: whole matrices or rows of them can be compressed; set zero_stage to 0 or 3",
         )
         require(
             self.offload == "device" or self.zero_stage == 3,

@@ -48,7 +48,9 @@ def check_values(cls: type, values: dict, where: str = "", prefix: str = "") -> 
         if inner is not None and isinstance(value, dict):
             check_values(inner, value, where, name + ".")
         elif inner is not None and not (value in (None, "null") and _may_be_null(hints[key])):
-            raise ValueError(f"{where}{name} {shown(value)}: holds settings of its own, {', '.join(keys_of(inner))}")
+            raise ValueError(
+                f"{where}{name} {shown(value)}: holds settings of its own; set one of {', '.join(keys_of(inner))}"
+            )
         elif inner is None and not _fits(hints[key], value):
             raise ValueError(f"{where}{name} {shown(value)}: must be {allowed(hints[key]) or 'another kind of value'}")
         else:
@@ -133,4 +135,4 @@ def _check_numbers(value: Any, name: str, may_be_infinite: bool) -> None:
     elif isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and not may_be_infinite)):
         raise ValueError(f"{name} {value}: must be a finite number")
     elif isinstance(value, int) and abs(value) > _MOST_COUNTED:
-        raise ValueError(f"{name} {shown(value)}: no machine counts so far")
+        raise ValueError(f"{name} {shown(value)}: no machine counts so far; give a smaller number")

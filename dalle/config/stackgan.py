@@ -156,7 +156,10 @@ class CharCNNRNNModel:
             f"first_widths {list(self.first_widths)}: must be two positive numbers",
         )
         require(self.image_width is None or self.image_width >= 1, f"image_width {self.image_width}: must be positive")
-        require(self.steps >= 1, f"caption_chars {self.caption_chars}: too few for three convolutions and their pools")
+        require(
+            self.steps >= 1,
+            f"caption_chars {self.caption_chars}: too few for three convolutions and their pools; give more",
+        )
 
     @property
     def steps(self) -> int:

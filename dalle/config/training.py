@@ -68,7 +68,7 @@ class Schedule:
             )
         require(
             self.shape != "exponential" or min(self.start, self.end) > 0,
-            f"start {self.start} and end {self.end}: an exponential shape needs both to be positive",
+            f"start {self.start} and end {self.end}: both must be positive for an exponential shape",
         )
 
     def over(self, run_steps: int) -> Schedule:
@@ -236,7 +236,7 @@ class Optimizer:
         require(
             self.moments == "fp32" or max(self.beta1, self.beta2) < 0.999,
             f"moments {self.moments} with beta1 {self.beta1} and beta2 {self.beta2}: 16 bits cannot hold a decay as slow as "
-            "0.999; the paper's beta2 is 0.96",
+            "0.999; lower them (the paper's beta2 is 0.96), or set moments to fp32",
         )
         for name, plain in (
             ("beta1", 0),

@@ -132,7 +132,7 @@ def read_all_captions(spec: str, pipes: bool = False, counts: Counts | None = No
             found = True
             yield caption
     if not found:
-        raise ValueError(f"{spec} has no caption" + (f": {counts.line()}" if counts.read else ""))
+        raise ValueError(f"{spec} has no caption{f': {counts.line()}' if counts.read else ''}; name data with captions")
 
 
 def read_lines(path: str) -> Iterator[str]:

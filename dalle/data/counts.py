@@ -145,7 +145,7 @@ class Counts:
         if all_broken or (self.read >= enough and self.num_broken > max_bad_fraction * self.read):
             raise ValueError(
                 f"{self.num_broken:,} of {self.read:,} samples cannot be used ({'; '.join(told(self.broken))}); the limit "
-                f"is images.max_bad_fraction {max_bad_fraction}"
+                f"is images.max_bad_fraction {max_bad_fraction}: raise it, or mend the data"
             )
 
 

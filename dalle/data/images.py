@@ -12,6 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from dalle.config import Images
+from dalle.config.checks import Cause
 from dalle.config.training import MOST_PIXELS
 from dalle.data import area
 
@@ -81,9 +82,9 @@ def opened(
     except Image.DecompressionBombError:
         raise TooManyPixels(f"over {MOST_PIXELS:,}", max_pixels) from None
     except UnidentifiedImageError:
-        raise ValueError(f"image does not decode: no image in {', '.join(formats)}") from None
+        raise Cause(f"image does not decode: no image in {', '.join(formats)}") from None
     except Exception as error:  # Pillow's decoders raise many kinds; all of them mean the same here
-        raise ValueError(f"image does not decode: {error}") from error
+        raise Cause(f"image does not decode: {error}") from error
 
 
 def _scale_transparent_colour(file: Image.Image) -> None:
@@ -109,7 +110,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """RGB, 8 bits a channel; transparency is laid over white. Raises ValueError for pixels whose black and white are not
     known: floating-point ones, and integers beyond 16 bits."""
     if image.mode == "F":
-        raise ValueError("floating-point pixels, whose white is not known: convert it to 8 or 16 bits")
+        raise Cause("floating-point pixels, whose white is not known: convert it to 8 or 16 bits")
     if image.mode.startswith("I"):
         return _grey_to_rgb(np.asarray(image), image.info.get("transparency"))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -122,7 +123,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _grey_to_rgb(grey: np.ndarray, transparent: int | None) -> Image.Image:
     """Greys in [0, 65535], of either byte order; one of them may be transparent."""
     if grey.min() < 0 or grey.max() > 65535:
-        raise ValueError(f"greys from {grey.min()} to {grey.max()}, beyond 16 bits: convert it to 8 or 16 bits")
+        raise Cause(f"greys from {grey.min()} to {grey.max()}, beyond 16 bits: convert it to 8 or 16 bits")
     if transparent is not None:
         grey = np.where(grey == transparent, 65535, grey)
     return Image.fromarray(np.uint8(grey / np.float32(65535) * 255 + 0.5)).convert("RGB")

@@ -67,7 +67,7 @@ def names(spec: str, pipes: bool = False) -> list[str]:
         found.extend(_matches(patterns[taken]))
         at += 1 + taken
     if not found:
-        raise ValueError("no files were named")
+        raise ValueError("no files were named; name shards, such as 'FOLDER/*.tar'")
     return found
 
 
@@ -75,7 +75,7 @@ def _expanded(pattern: str) -> Iterator[str]:
     """The names of a pattern with braces, from which this also takes the backslashes away. Raises ValueError where they are more than
     there are of anything, before memory is asked for them."""
     if _count(pattern) > _MOST_NAMES:
-        raise ValueError(f"{pattern[:80]} names more than {_MOST_NAMES:,} files")
+        raise ValueError(f"{pattern[:80]} names more than {_MOST_NAMES:,} files; write fewer in braces")
     yield from braceexpand.braceexpand(pattern)
 
 
@@ -87,7 +87,7 @@ def _count(pattern: str) -> int:
         mark = found[0]
         if mark == "{":
             if len(open_braces) == _MOST_BRACES:
-                raise ValueError(f"{pattern[:80]}... has too many braces in one another")
+                raise ValueError(f"{pattern[:80]}... has too many braces in one another; write fewer")
             open_braces.append((names_here, 0, found.end()))
             names_here = 1
         elif mark == "," and open_braces:
@@ -118,14 +118,16 @@ def _matches(pattern: str) -> list[str]:
     for name in _expanded(pattern):
         if is_url(name):
             if name.startswith("pipe:") and not os.path.isfile(name):
-                raise ValueError(f"{name}: a command stands alone, without other files")
+                raise ValueError(f"{name}: a command stands alone; name it without other files")
             found.append(_as_path(name) if os.path.isfile(name) else name)
         elif not glob.has_magic(name) or os.path.isfile(name):
             found.append(_as_path(os.path.expanduser(name)))
         elif matches := _glob(name):
             found.extend(map(_as_path, matches))
         else:
-            raise ValueError(f"no shard matches {name!r}; a space that is part of a name takes a backslash before it")
+            raise ValueError(
+                f"no shard matches {name!r}; name what is there, with a backslash before a space that is part of a name"
+            )
     return found
 
 
@@ -162,14 +164,14 @@ def check(name: str) -> None:
     if shard.is_dir():
         raise ValueError(f"{shard} is a folder; name the .tar files in it, for example '{escape(shard)}/*.tar'")
     if not shard.is_file():
-        kind = "; URLs are read of http(s), ftps, sftp, scp, gs, hf and ais" if "://" in name else ""
-        raise ValueError(f"no such shard: {shard if not kind else name}{kind}")
+        kind = "give a URL of http(s), ftps, sftp, scp, gs, hf or ais" if "://" in name else "name one that is there"
+        raise ValueError(f"no such shard: {name if '://' in name else shard}; {kind}")
     with shard.open("rb") as file:
         start = file.read(512)
         if not start.strip(b"\0"):
-            raise ValueError(f"{shard} is an empty tar: it holds no samples")
+            raise ValueError(f"{shard} is an empty tar: it holds no samples; leave it out")
         if start[257:262] != b"ustar" and start[:2] != b"\x1f\x8b":
-            raise ValueError(f"{shard} is not a tar file")
+            raise ValueError(f"{shard} is not a tar file; name those that are")
         if start[:2] != b"\x1f\x8b":  # the end of a compressed tar cannot be told from its last bytes
             file.seek(max(0, shard.stat().st_size - _TAR_END_BYTES))
             if file.read().strip(b"\0"):

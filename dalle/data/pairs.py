@@ -198,7 +198,7 @@ class PairLoader:
             if value != state.get(name):
                 raise ValueError(
                     f"{name} {value}: the checkpoint was written with {state.get(name)}, and the order of the data depends "
-                    "on it"
+                    "on it; set it back"
                 )
         # its own alone: it will not know where the streams of other ranks stand when it is asked for its state
         found = {number: state.get(f"stream {number}") for number in self.dataset.streams}

@@ -147,4 +147,6 @@ class StreamRows:
         if epoch > self._usable_epoch + self._patience:
             counts = barren.first_epoch if barren.first_epoch.read else barren.all
             counts.check_limit(self._limit, at_end=True)
-            raise ValueError(f"no sample of {sample['__url__']} … can be used: {counts.line()}")
+            raise ValueError(
+                f"no sample of {sample['__url__']} … can be used: {counts.line()}; name shards of images with captions"
+            )

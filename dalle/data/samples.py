@@ -173,4 +173,4 @@ def read_pairs(
     if counts.read:
         counts.check_limit(config.max_bad_fraction, at_end=True)
     if not found:
-        raise ValueError(f"{spec}: no sample can be used: {counts.line()}")
+        raise ValueError(f"{spec}: no sample can be used: {counts.line()}; name shards of images with captions")

@@ -75,7 +75,9 @@ def read(shards: list[str], apart_bytes: int = APART_BYTES) -> Iterator[dict]:
             gathering = _Gathering(shard, apart_bytes)
             yield from gathering.samples()
         except OSError as error:
-            raise ValueError(f"{shard} cannot be read: {error.strerror or error}") from error
+            raise ValueError(
+                f"{shard} cannot be read: {error.strerror or error}; see that it is there and may be read"
+            ) from error
         except (tarfile.TarError, EOFError, zlib.error, ValueError) as error:
             raise ValueError(f"{shard} is damaged or cut off ({error}): write it again, or leave it out") from error
 
@@ -205,7 +207,7 @@ class ShardStream:
                 if count > skip:
                     yield Position(epoch, count), sample
             if count == 0:
-                raise ValueError(f"{self._part(epoch)[0]} … holds no sample")
+                raise ValueError(f"{self._part(epoch)[0]} … holds no sample; name shards that do")
             epoch, skip = epoch + 1, 0
 
     def _epoch(self, epoch: int) -> Iterator[dict]:

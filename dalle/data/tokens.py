@@ -55,7 +55,9 @@ class TokenWriter:
     def __init__(self, folder: Path, meta: Meta, pairs_per_shard: int, request: dict[str, Any] | None = None):
         check(folder, WRITTEN_BY)
         if meta.codebook_size > 1 << 16:
-            raise ValueError(f"codebook_size {meta.codebook_size}: token shards hold codes in 16 bits")
+            raise ValueError(
+                f"codebook_size {meta.codebook_size}: token shards hold codes in 16 bits; take a dVAE of at most {2**16:,}"
+            )
         self.target, self.meta, self.pairs_per_shard, self.request = folder, meta, pairs_per_shard, request
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = unfinished(folder)
@@ -95,7 +97,7 @@ class TokenWriter:
             self._write()
         if not self._sizes:
             self.__exit__()
-            raise ValueError("no pair could be tokenized")
+            raise ValueError("no pair could be tokenized; name --data with pairs")
         meta = replace(self.meta, shard_sizes=tuple(self._sizes), making=self._making())
         meta = meta if counts is None else replace(meta, samples=counts.to_json())
         when_there_is_room(WRITTEN_BY, lambda: self._publish(meta))

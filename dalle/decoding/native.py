@@ -122,7 +122,7 @@ def _folder() -> Path:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not _is_ours(folder, stat.S_ISDIR):
-                why = "it is another user's, a link, or others may write to it"
+                why = "it is another user's, a link, or others may write to it: remove it"
                 raise PermissionError(errno.EACCES, why, str(folder))
             with tempfile.TemporaryFile(dir=folder):
                 return folder

@@ -108,7 +108,8 @@ class TokenLoop:
             progress(slot)
         if not batch.finite_X.all():
             raise ValueError(
-                f"the prior's logits are not finite: its weights are broken, or no match for precision {self.dtype}"
+                f"the prior's logits are not finite: its weights are broken, or no match for precision {self.dtype}; "
+                "try precision fp32, or train it again"
             )
         return batch.codes_IX.T.clone(memory_format=torch.contiguous_format).view(captions, candidates, -1)
 

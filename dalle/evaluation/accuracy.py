@@ -100,8 +100,10 @@ def distinct(shards: str, size_px: int, count: int) -> list[Pair]:
     found: dict[str, Pair] = {}
     for pair in itertools.islice(read_pairs(shards, Images(augmentation="none"), size_px), 20 * count):
         if pair.scene is None:
-            raise ValueError(f"sample {pair.key} says nothing of its scene: accuracy needs the drawn data set")
+            raise ValueError(
+                f"sample {pair.key} says nothing of its scene: accuracy needs the drawn data set; name its shards"
+            )
         found.setdefault(pair.captions[0], pair)
         if len(found) == count:
             return list(found.values())
-    raise ValueError(f"captions {count}: the shards hold only {len(found)} different ones")
+    raise ValueError(f"captions {count}: the shards hold only {len(found)} different ones; lower it to so many")

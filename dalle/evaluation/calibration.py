@@ -67,7 +67,9 @@ def calibration(scores: Sequence[np.ndarray], right: Sequence[np.ndarray], bins:
         raise ValueError("calibration needs candidates, and there are none: draw at least one for each caption")
     scores_R, right_R = np.concatenate(scores), np.concatenate(right)
     if not np.isfinite(scores_R).all():
-        raise ValueError(f"score {scores_R[~np.isfinite(scores_R)][0]}: not finite, so the reranker is broken")
+        raise ValueError(
+            f"score {scores_R[~np.isfinite(scores_R)][0]}: not finite, so the reranker is broken; train it again"
+        )
     both = not right_R.all() and right_R.any()
     won, pairs = _within(metrics, scores, right)
     order_R = np.argsort(scores_R, kind="stable")

@@ -46,7 +46,7 @@ def token_pairs(folder: str | Path) -> Pairs:
     """The pairs of a folder of token shards. Raises ValueError when there are none, or a shard is missing."""
     shards = TokenShards(folder)
     if not len(shards):
-        raise ValueError(f"{folder} holds no pair")
+        raise ValueError(f"{folder} holds no pair; name a folder of token shards that does")
 
     def batches() -> Iterator[Batch]:
         for shard, size in enumerate(shards.meta.shard_sizes):

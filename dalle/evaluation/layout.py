@@ -85,11 +85,11 @@ def read_metadata(path: Path) -> dict[str, Any]:
         metadata = plain_json.read(path)
         prompt = metadata["prompt"]
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}; each prompt needs one") from None
+        raise ValueError(f"{path}: {error.strerror}; put one there for each prompt") from None
     except (ValueError, KeyError, TypeError):
         prompt = None
     if not isinstance(prompt, str) or not prompt.strip() or not is_encodable(prompt):
-        raise ValueError(f'{path}: is no JSON object like {{"prompt": "a red circle"}}')
+        raise ValueError(f'{path}: must be a JSON object like {{"prompt": "a red circle"}}')
     return metadata
 
 
@@ -105,13 +105,13 @@ def read_layout(folder: str | Path, setting: str = "images") -> list[Prompted]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{setting} {folder}: is no folder")
+        raise ValueError(f"{setting} {folder}: is no folder; name one")
     folders = [path for path in _listed(folder) if path.is_dir()]
     if not folders:
         return _read_flat(folder, setting)
     loose = [path for path in _listed(folder) if path.suffix.lower() in SUFFIXES and path.stem not in ("grid", "sheet")]
     if loose:
-        raise ValueError(f"{setting} {folder}: holds both folders and {loose[0].name}; the layout is {_LAYOUT}")
+        raise ValueError(f"{setting} {folder}: holds both folders and {loose[0].name}; lay it out as {_LAYOUT}")
     return [_read_prompt(number, path) for number, path in _by_number(folders, f"{setting} {folder}")]
 
 
@@ -143,9 +143,9 @@ def read_image(path: Path) -> np.ndarray:
     try:
         return np.asarray(decode(path.read_bytes()))
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
+        raise ValueError(f"{path}: {error.strerror}; see that it may be read") from None
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {error}; take it out, or save it anew as PNG") from None
 
 
 def _size(sample: Sample) -> str:
@@ -163,10 +163,10 @@ def _by_number(paths: list[Path], where: str) -> list[tuple[int, Path]]:
     found: dict[int, Path] = {}
     for path in paths:
         if not (path.stem.isascii() and path.stem.isdigit()):
-            raise ValueError(f"{where}: {path.name} is not named by a number; the layout is {_LAYOUT}")
+            raise ValueError(f"{where}: {path.name} is not named by a number; lay it out as {_LAYOUT}")
         number = int(path.stem)
         if number in found:
-            raise ValueError(f"{where}: {found[number].name} and {path.name} have one number")
+            raise ValueError(f"{where}: {found[number].name} and {path.name} have one number; leave one out")
         found[number] = path
     return sorted(found.items())
 
@@ -176,9 +176,7 @@ def _read_prompt(number: int, folder: Path) -> Prompted:
     samples = folder / "samples"
     files = [path for path in _listed(samples) if path.suffix.lower() in SUFFIXES] if samples.is_dir() else []
     if not files:
-        raise ValueError(
-            f"{samples}: holds no image; a run of dalle-sample that was stopped goes on when it is repeated"
-        )
+        raise ValueError(f"{samples}: holds no image; repeat the run of dalle-sample that was stopped, which goes on")
     ordered = tuple(path for _, path in _by_number(files, str(samples)))
     return Prompted(number, metadata["prompt"], metadata, ordered)
 
@@ -191,14 +189,16 @@ def _read_flat(folder: Path, setting: str) -> list[Prompted]:
         if path.suffix.lower() not in SUFFIXES:
             continue
         if path.stem in images:
-            raise ValueError(f"{setting} {folder}: {images[path.stem].name} and {path.name} share one caption")
+            raise ValueError(
+                f"{setting} {folder}: {images[path.stem].name} and {path.name} share one caption; leave one out"
+            )
         images[path.stem] = path
     if not images:
-        raise ValueError(f"{setting} {folder}: holds no images; the layout is {_LAYOUT}")
+        raise ValueError(f"{setting} {folder}: holds no images; lay it out as {_LAYOUT}")
     for name in sorted(images.keys() ^ captions.keys()):
         found, missing = (images[name], "caption") if name in images else (captions[name], "image")
         other = f"{name}.txt" if missing == "caption" else f"{name}.png"
-        raise ValueError(f"{setting} {folder}: {found.name} has no {missing} {other} beside it")
+        raise ValueError(f"{setting} {folder}: {found.name} has no {missing} {other} beside it; put it there")
     return [_flat(number, captions[name], images[name]) for number, name in enumerate(sorted(images))]
 
 
@@ -206,7 +206,7 @@ def _flat(number: int, caption_file: Path, image: Path) -> Prompted:
     try:
         caption = " ".join(caption_file.read_text(encoding="utf-8-sig").split())
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{caption_file}: cannot be read as UTF-8 text ({error})") from None
+        raise ValueError(f"{caption_file}: cannot be read as UTF-8 text ({error}); save it as such") from None
     if not caption:
-        raise ValueError(f"{caption_file}: has no caption in it")
+        raise ValueError(f"{caption_file}: has no caption in it; write one")
     return Prompted(number, caption, {"prompt": caption}, (image,))

@@ -164,7 +164,7 @@ def held_out_loss(
         if not np.isfinite(known_BV).all():
             raise ValueError(
                 f"the logits of the prior {prior} are not finite: its weights are broken, or no match for precision "
-                f"{precision}"
+                f"{precision}; try fp32"
             )
         moments.add(known_BV)
         progress(moments.count)
@@ -202,7 +202,7 @@ def section(found: Sequence[HeldOut]) -> Section:
         check_link(f"{other.name} was trained with another dVAE than {first.name}", first.dvae_hash, other.dvae_hash)
         check_link(f"{other.name} was measured on other pairs than {first.name}", first.pairs_hash, other.pairs_hash)
     if len({each.name for each in found}) < len(found):
-        raise ValueError(f"priors {', '.join(each.name for each in found)}: each once")
+        raise ValueError(f"priors {', '.join(each.name for each in found)}: name each once")
     notes = list(dict.fromkeys(note for each in found for note in each.notes))
     if len({each.tokenizer_hash for each in found}) > 1:
         notes.append(
@@ -236,7 +236,7 @@ def _belonging(prior: str | Path, pairs: Pairs) -> tuple[Tokenizer, dict[str, st
     """The tokenizer and the header of a prior that was trained on such codes."""
     header = read_header(prior)
     if header["kind"] != "prior":
-        raise ValueError(f"{prior} holds a {header['kind']}, not a prior")
+        raise ValueError(f"{prior} holds a {header['kind']}, not a prior; name one")
     check_link(
         f"the codes of {pairs.source} are of another dVAE than that of the prior {prior}",
         header["dvae_hash"],

@@ -59,7 +59,7 @@ class CLIP(nn.Module):
         self.config, self.tokenizer = config, tokenizer
         if config.architecture is None:
             if tokenizer is None:
-                raise ValueError("a CLIP without a named architecture needs a tokenizer")
+                raise ValueError("a CLIP without a named architecture needs a tokenizer; give one")
             self.net = open_clip.CLIP(**_small(config, tokenizer))
             if config.reads == "codes":  # all behind a patch's vector is as for pixels
                 self.net.visual.conv1 = CodePatches(config)
@@ -73,7 +73,9 @@ class CLIP(nn.Module):
                     config.architecture, pretrained=pretrained, device=device, force_quick_gelu=quick
                 )
             except Exception as error:  # open_clip raises many kinds for a bad name, tag or file
-                raise ValueError(f"open_clip cannot make {config.architecture}: {error}") from error
+                raise ValueError(
+                    f"open_clip cannot make {config.architecture}: {error}; name one of open_clip.list_models()"
+                ) from error
             self._open_clip_tokenizer = open_clip.get_tokenizer(config.architecture)
         # one axis more than open_clip's: DeepSpeed cannot broadcast a parameter that has none
         self.net.logit_scale = nn.Parameter(self.net.logit_scale.detach().reshape(1))
@@ -218,7 +220,7 @@ def open_clip_name(source: str | Path) -> tuple[str, str]:
     architecture, colon, pretrained = str(source).partition(":")
     if not colon:
         raise ValueError(
-            f"no such reranker: {str(source)!r} is neither a folder of dalle-train-clip nor ARCHITECTURE:PRETRAINED of open_clip"
+            f"no such reranker: {str(source)!r} is neither a folder of dalle-train-clip nor ARCHITECTURE:PRETRAINED of open_clip; name one"
         )
     return architecture, pretrained
 

@@ -68,13 +68,17 @@ def read_header(folder: str | Path) -> dict[str, str]:
     """The header of a folder's weights. Raises ValueError when the folder holds no model."""
     path = weights_file(folder)
     if not path.is_file():
-        raise ValueError(f"{folder} holds no trained model (no {_WEIGHTS})")
+        raise ValueError(f"{folder} holds no trained model (no {_WEIGHTS}); name a folder with one")
     with WeightsFile(path) as file:
         header = file.metadata
     if header.get("kind") not in _CONFIGS:
-        raise ValueError(f"{path} was not written by this program: its header names no kind of model")
+        raise ValueError(
+            f"{path} was not written by this program: its header names no kind of model; name a folder of its own models"
+        )
     if missing := {"config", "hash"} - header.keys():
-        raise ValueError(f"{path} was not written by this program: its header has no {min(missing)}")
+        raise ValueError(
+            f"{path} was not written by this program: its header has no {min(missing)}; name a folder of its own models"
+        )
     return header
 
 
@@ -88,7 +92,7 @@ def check_hash(folder: str | Path) -> None:
     with WeightsFile(path) as file:
         if file.content_hash() != file.metadata.get("hash"):
             raise ValueError(
-                f"{path}: its weights are not those that its hash stands for; it is damaged, or not what it says"
+                f"{path}: its weights are not those that its hash stands for; it is damaged, or not what it says; copy it once more"
             )
 
 
@@ -96,16 +100,20 @@ def read_config(folder: str | Path, kind: str):
     """The sizes of a model. Raises ValueError when the folder holds another kind."""
     header = read_header(folder)
     if header["kind"] != kind:
-        raise ValueError(f"{folder} holds a {header['kind']}, not a {kind}")
+        raise ValueError(f"{folder} holds a {header['kind']}, not a {kind}; name one")
     try:
         values = json.loads(header["config"])
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
-        raise ValueError(f"{folder}: the header of its weights tells no sizes; it is damaged, or not what it says")
+        raise ValueError(
+            f"{folder}: the header of its weights tells no sizes; it is damaged, or not what it says: copy it once more"
+        )
     kinds = get_type_hints(_CONFIGS[kind])
     if unknown := values.keys() - kinds.keys():
-        raise ValueError(f"{folder} was written by another version: unknown sizes {sorted(unknown)}")
+        raise ValueError(
+            f"{folder} was written by another version: unknown sizes {sorted(unknown)}; read it with that one"
+        )
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     with WeightsFile(weights_file(folder)) as file:
         tensors = len(file.tensors)
@@ -114,11 +122,13 @@ def read_config(folder: str | Path, kind: str):
         # a layer has tensors of its own: what has fewer is not made, which would take for ever
         is_deep = name in _LAYERS and isinstance(value, int) and value > tensors
         if is_long or is_deep or not plain_json.is_a(value, kinds[name]):
-            raise ValueError(f"{folder}: the header of its weights has {name} {str(value)[:40]}, which they are not of")
+            raise ValueError(
+                f"{folder}: the header of its weights has {name} {str(value)[:40]}, which they are not of; copy it once more"
+            )
     try:
         return _CONFIGS[kind](**values)
     except ValueError as error:
-        raise ValueError(f"{folder}: the header of its weights has {error}") from None
+        raise ValueError(f"{folder}: the header of its weights has {error}; copy it once more") from None
 
 
 def read_start(folder: str | Path, kind: str):
@@ -176,10 +186,12 @@ def weightless(make: Callable[[], _Model], folder: str | Path) -> _Model:
         with Weightless(), torch.device("meta"):
             expected = make().state_dict()
     except (RuntimeError, OverflowError, MemoryError):
-        raise ValueError(f"{path} is of another model: there is none of the sizes that its header tells") from None
+        raise ValueError(
+            f"{path} is of another model: there is none of the sizes that its header tells; copy it once more"
+        ) from None
     with WeightsFile(path) as file:
         if complaint := next(misfits(expected, file.tensors), None):
-            raise ValueError(f"{path} is of another model: {complaint}")
+            raise ValueError(f"{path} is of another model: {complaint}; name one of these sizes")
     with Weightless():
         return make()
 
@@ -230,7 +242,7 @@ def codes_hash(dvae: str | Path) -> str:
     others it is their own. Two dVAEs of one such hash make the same codes of an image, and each decodes the other's."""
     header = read_header(dvae)
     if header["kind"] != "dvae":
-        raise ValueError(f"{dvae} holds a {header['kind']}, not a dvae")
+        raise ValueError(f"{dvae} holds a {header['kind']}, not a dvae; name one")
     return header.get("codes_of_hash", header["hash"])
 
 
@@ -238,7 +250,7 @@ def check_links(prior: str | Path, dvae: str | Path, tokenizer: Tokenizer) -> No
     """Refuse a dVAE or tokenizer other than those the prior was trained with, both hashes shown."""
     header = read_header(prior)
     if header["kind"] != "prior":
-        raise ValueError(f"{prior} holds a {header['kind']}, not a prior")
+        raise ValueError(f"{prior} holds a {header['kind']}, not a prior; name one")
     check_link(f"the prior {prior} was trained with another dVAE", header.get("dvae_hash", "none"), codes_hash(dvae))
     check_link(
         f"the prior {prior} was trained with another tokenizer", header.get("tokenizer_hash", "none"), tokenizer.hash
@@ -248,4 +260,4 @@ def check_links(prior: str | Path, dvae: str | Path, tokenizer: Tokenizer) -> No
 def check_link(complaint: str, expected: str, found: str) -> None:
     """Raises ValueError when two hashes differ."""
     if expected != found:
-        raise ValueError(f"{complaint}: expected {expected[:16]}…, found {found[:16]}…")
+        raise ValueError(f"{complaint}: expected {expected[:16]}…, found {found[:16]}…; name the one that is expected")

@@ -99,12 +99,14 @@ class WeightsFile:
         try:
             self.descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
-            raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+            raise ValueError(f"{path} cannot be read: {error.strerror}; see that it is there and may be read") from None
         try:
             self.metadata, self.tensors = read_header(self.descriptor)
         except Exception as error:  # of many kinds: the header may be anything
             os.close(self.descriptor)
-            raise ValueError(f"{path} cannot be read: {error or type(error).__name__}") from error
+            raise ValueError(
+                f"{path} cannot be read: {error or type(error).__name__}; copy it or export it once more"
+            ) from error
 
     def __enter__(self) -> WeightsFile:
         return self
@@ -160,7 +162,7 @@ class WeightsFile:
         """Fill with the bytes of a tensor from its byte `start` on, as they lie in the file. Nothing is checked."""
         stored = self.tensors[name]
         if start + len(into) > stored.num_bytes:
-            raise ValueError(f"{self.path} holds {stored.num_bytes:,} bytes of {name}")
+            raise ValueError(f"{self.path} holds {stored.num_bytes:,} bytes of {name}; copy it or export it once more")
         self._fill(into, stored.start + start)
 
     def _fill(self, piece: memoryview, start: int) -> None:
@@ -168,7 +170,7 @@ class WeightsFile:
         while len(piece):
             num_bytes = os.preadv(self.descriptor, [piece], start)
             if not num_bytes:
-                raise ValueError(f"{self.path} was cut off while it was read")
+                raise ValueError(f"{self.path} was cut off while it was read; copy it once more")
             piece, start = piece[num_bytes:], start + num_bytes
 
 
@@ -187,7 +189,7 @@ def load_weights(model: nn.Module, path: Path, device: str | torch.device) -> No
     expected = model.state_dict()
     with WeightsFile(path) as file:
         if complaint := next(misfits(expected, file.tensors), None):
-            raise ValueError(f"{path} is of another model: {complaint}")
+            raise ValueError(f"{path} is of another model: {complaint}; name one of these sizes")
         names = sorted(expected, key=lambda name: file.tensors[name].start)
         told = file.told_checksums()
         values = {name: room_for(tensor, torch.device(device)) for name, tensor in expected.items()}
@@ -228,7 +230,7 @@ def check_finite(model: nn.Module, source: str) -> None:
     """Raises ValueError where weights are NaN or infinite, with their name. source: of the weights, for the message."""
     for name, tensor in model.state_dict().items():
         if not is_finite(tensor):
-            raise ValueError(f"{source}: the weights {name} are not finite: the model is broken")
+            raise ValueError(f"{source}: the weights {name} are not finite: the model is broken; take another")
 
 
 def misfits(expected: dict[str, torch.Tensor], found: dict[str, Stored]) -> Iterator[str]:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
+from dalle.config.checks import Cause
+
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -57,28 +59,28 @@ def read_header(file: int) -> tuple[dict[str, str], dict[str, Stored]]:
     size = os.fstat(file).st_size
     length = int.from_bytes(os.pread(file, 8, 0), "little")
     if length > min(size - 8, _MOST_HEADER_BYTES):
-        raise ValueError("it is cut off, or no safetensors file")
+        raise Cause("it is cut off, or no safetensors file")
     layout = json.loads(os.pread(file, length, 8))
     metadata = layout.pop("__metadata__", {})
     if not all(isinstance(told, str) for told in metadata.values()):
-        raise ValueError("its header tells nonsense")
+        raise Cause("its header tells nonsense")
     if metadata.get("seal", _seal(metadata)) != _seal(metadata):
-        raise ValueError("it is damaged: its header is not the one that was written")
+        raise Cause("it is damaged: its header is not the one that was written")
     tensors = {}
     for name, told in layout.items():
         dtype, shape, (start, stop) = DTYPES[told["dtype"]], tuple(told["shape"]), told["data_offsets"]
         if not 0 <= start <= stop or stop - start != math.prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
-            raise ValueError(f"its header tells nonsense of {name}")
+            raise Cause(f"its header tells nonsense of {name}")
         if 8 + length + stop > size:
-            raise ValueError("it is cut off")
+            raise Cause("it is cut off")
         tensors[name] = Stored(dtype, shape, 8 + length + start, stop - start)
     end = 8 + length
     for stored in sorted(tensors.values(), key=lambda stored: (stored.start, stored.num_bytes)):
         if stored.start != end:
-            raise ValueError("its tensors do not lie side by side")
+            raise Cause("its tensors do not lie side by side")
         end += stored.num_bytes
     if end != size:
-        raise ValueError("it holds more than its tensors")
+        raise Cause("it holds more than its tensors")
     return metadata, tensors
 
 

@@ -93,7 +93,7 @@ def check(folder: str | Path, command: str, writes: Sequence[str] = ("*",), over
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output {folder} is not writable: {os.strerror(errno.ENOTDIR)}")
+        raise ValueError(f"output {folder} is not writable: {os.strerror(errno.ENOTDIR)}; name another --output")
     if overwrite or _mark(folder, command).is_file():
         return
     found = sorted(path.name for pattern in writes for path in folder.glob(pattern) if not path.name.startswith("."))
@@ -166,7 +166,7 @@ def _made(folder: Path) -> Iterator[None]:
         except OSError as error:
             is_lost = folder.is_symlink() and not folder.exists()
             why = f"it is a link to {os.readlink(folder)}, which is not there" if is_lost else error.strerror
-            raise ValueError(f"output {folder} is not writable: {why}") from None
+            raise ValueError(f"output {folder} is not writable: {why}; name another --output") from None
         yield
     finally:
         for path in missing:

@@ -68,7 +68,9 @@ def kept_open() -> Iterator[None]:
         said.flush()
         if said.error is not None:
             raise OSError(
-                said.error.errno, f"{said.error.strerror}: its work is done, its last words are lost", "standard output"
+                said.error.errno,
+                f"{said.error.strerror}: its work is done, its last words are lost; send it elsewhere",
+                "standard output",
             )
     finally:
         sys.stdout, sys.stderr = before

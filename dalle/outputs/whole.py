@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, TypeVar
 
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.partial", re.DOTALL)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-_NO_FILE = "there is something else than a file"
+_NO_FILE = "there is something else than a file: move it away"
 _ASK_EVERY_S = 5.0
 _PATIENCE_S = 3600.0
 

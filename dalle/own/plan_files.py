@@ -36,10 +36,9 @@ class PlanFiles:
             kinds = {"request": dict[str, Any], "facts": dict[str, Any], "written": dict[str, str]}
             try:
                 self._record = plain_json.read_mapping(path, infinite=True, **kinds)
-            except (
-                ValueError
-            ) as error:  # without it what was changed by hand cannot be told from what may be written over
-                raise ValueError(f"{error}; move the folder {folder} away to plan anew") from None
+            except plain_json.Damaged as error:
+                # without it what was changed by hand cannot be told from what may be written over
+                raise ValueError(f"{error.what}; move the folder {folder} away to plan anew") from None
 
     @property
     def request(self) -> dict[str, Any] | None:

@@ -71,7 +71,9 @@ def read_start(name: str, folder: Path, freeze: str | None) -> Start:
     kinds = ["dvae", "prior"] + (["clip"] if (folder / "clip" / "model.safetensors").is_file() else [])
     configs = {kind: read_config(folder / kind, kind) for kind in kinds}
     if not (folder / "prior" / "tokenizer.json").is_file():
-        raise ValueError(f"start_from {name}: {folder}/prior has no tokenizer.json, which its captions need")
+        raise ValueError(
+            f"start_from {name}: {folder}/prior has no tokenizer.json, which its captions need; put it there"
+        )
     hashes = {kind: read_header(folder / kind)["hash"] for kind in kinds}
     return Start(name, folder, freeze, configs["dvae"], configs["prior"], configs.get("clip"), hashes)
 

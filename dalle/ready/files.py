@@ -39,7 +39,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     """What a `config.yaml` says. Raises ValueError, in one line, where it is none."""
     settings = plain_yaml.read(path)
     if not isinstance(settings, dict):
-        raise ValueError(f"{path} cannot be read: it holds no settings")
+        raise ValueError(f"{path} cannot be read: it holds no settings; take another copy")
     return settings
 
 
@@ -48,7 +48,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise ValueError(f"{path} cannot be read: it is not UTF-8") from None
+        raise ValueError(f"{path} cannot be read: it is not UTF-8; save it as such") from None
 
 
 def without_places(settings: Any) -> Any:

@@ -37,7 +37,7 @@ def fetch(name: str) -> Path:
     if not single and not parts_of(folder):
         raise ValueError(
             f"model {name}: the Hub's repository holds no model of this program: neither {WEIGHTS} nor "
-            f"{', '.join(f'{part}/{WEIGHTS}' for part in PARTS[:2])}; weights in other files are not read"
+            f"{', '.join(f'{part}/{WEIGHTS}' for part in PARTS[:2])}; name one that does (weights in other files are not read)"
         )
     for part in [folder] if single else [folder / part for part in parts_of(folder)]:
         try:
@@ -45,7 +45,7 @@ def fetch(name: str) -> Path:
             check_hash(part)
         except ValueError as error:
             # what was damaged on its way lies in the cache, and would be taken from there for ever
-            raise ValueError(f"model {name}: {error}; to fetch it anew delete {folder.parents[1]}") from None
+            raise ValueError(f"model {name}: {error}; or delete {folder.parents[1]} to fetch it anew") from None
     return folder
 
 
@@ -73,25 +73,25 @@ def hub_error(error: Exception, repository: str, writing: bool = False) -> str:
         if isinstance(cause, errors.HfHubHTTPError) and cause.response is not None:
             return f"the Hub answered {cause.response.status_code} for {repository}, which is not whole in the cache; try later"
         if cause is None or isinstance(cause, errors.OfflineModeIsEnabled) or _is_of_the_way(cause):
-            return f"the Hub cannot be reached for {repository}, which is not whole in the cache; is there a network?"
+            return f"the Hub cannot be reached for {repository}, which is not whole in the cache; see whether there is a network"
         error = cause
     if _is_of_the_way(error):
-        return f"the Hub cannot be reached for {repository}; is there a network?"
+        return f"the Hub cannot be reached for {repository}; see whether there is a network"
     if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
         return _refused(error, repository)
     if isinstance(error, errors.HFValidationError):
-        return f"{repository} is no name that the Hub knows: it is owner/name, of letters, digits, -, _ and ."
+        return f"{repository} is no name that the Hub knows: it must be owner/name, of letters, digits, -, _ and ."
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"{repository} does not fit the disk of the cache, {error.filename or 'which is full'}"
+        return f"{repository} does not fit the disk of the cache, {error.filename or 'which is full'}; make room, or name another with HF_HOME"
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return (
             f"the cache cannot take {repository}: {error.filename or 'it'} may not be written; name another with HF_HOME, or set "
             "HF_HUB_OFFLINE=1 to take what is there"
         )
     if isinstance(error, json.JSONDecodeError):
-        return f"the Hub's {repository} is not answered for as the Hub does: is a page to log in to this network in the way?"
+        return f"the Hub's {repository} is not answered for as the Hub does; see whether a page to log in to this network is in the way"
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"the Hub's {repository} did not come through: {type(error).__name__}: {first[:200]}"
+    return f"the Hub's {repository} did not come through: {type(error).__name__}: {first[:200]}; try later"
 
 
 def _is_of_the_way(error: BaseException) -> bool:
@@ -104,8 +104,8 @@ def _refused(error, repository: str) -> str:
     code, said = error.response.status_code, error.response.headers.get("X-Error-Message") or ""
     reason = {
         401: "the Hub does not take this token; log in with `hf auth login`, or set HF_TOKEN",
-        403: f"the Hub refuses {repository} to this token: it may not write there, or lacks the right to",
-        409: f"the Hub has {repository} already",
+        403: f"the Hub refuses {repository} to this token: it may not write there, or lacks the right to; take one that may",
+        409: f"the Hub has {repository} already; take another name",
         429: "the Hub has had too many requests from here; try later",
-    }.get(code, f"the Hub answered {code} for {repository}")
+    }.get(code, f"the Hub answered {code} for {repository}; try later")
     return reason + (f" ({' '.join(said.split())[:200]})" if said else "")

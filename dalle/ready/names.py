@@ -82,9 +82,7 @@ def _find(name: str | Path, setting: str, more: str) -> Path:
         warn(f"{setting} {text}: is the ready model; the folder {path.absolute()} holds none")
     if ready is not None:
         return ready
-    require(
-        not path.exists(), f"{setting} {text}: is a file; a model is a folder with {WEIGHTS} in it, or in its parts"
-    )
+    require(not path.exists(), f"{setting} {text}: is a file; name a folder with {WEIGHTS} in it, or in its parts")
     if _HUB_NAME.fullmatch(text):
         from dalle.ready.hub import fetch
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from dalle.config import Sampling, shape
-from dalle.config.checks import printable
+from dalle.config.checks import Cause, printable
 from dalle.sampling.candidates import Source, out_of_memory
 from dalle.sampling.drawing import Drawing, read_drawing
 from dalle.sampling.prompt import Prompt
@@ -54,13 +54,15 @@ def read_record(path: str | Path, hashes: dict[str, str]) -> Drawing:
     missing = [name for name in _NEEDED if name not in drawing.settings]
     if missing:
         raise ValueError(
-            f"{path}: does not say its {', '.join(missing)}: it was drawn by another version of this program"
+            f"{path}: does not say its {', '.join(missing)}: it was drawn by another version of this program; draw it with that one"
         )
     for name, found in hashes.items():
         drawn_with = drawing.settings["models"].get(name)
         if drawn_with != found and name not in _BESIDE:
             shown = f"{printable(str(drawn_with))[:16]}…" if drawn_with else "an unknown one"
-            raise ValueError(f"{path}: was drawn with another {name}: expected {shown}, found {found[:16]}…")
+            raise ValueError(
+                f"{path}: was drawn with another {name}: expected {shown}, found {found[:16]}…; draw it with that one"
+            )
     _check_settings(path, drawing.settings)
     return drawing
 
@@ -72,10 +74,10 @@ def _check_settings(path: str | Path, settings: dict[str, Any]) -> None:
         shape.check_values(Sampling, known)
         for name, value in known.items():
             if isinstance(value, str) and name != "precision":  # which a configuration may put in quotes
-                raise ValueError(f"{name} {shape.shown(value)}: is text")
+                raise Cause(f"{name} {shape.shown(value)}: is text")
         Sampling(**known)
         if not isinstance(settings["chunk"], int):
-            raise ValueError("chunk is none")
+            raise Cause("chunk is none")
         for name, least, most in (
             ("place", 0, settings["chunk"] - 1),
             ("captions_together", 1, _MOST_TOGETHER),
@@ -83,12 +85,12 @@ def _check_settings(path: str | Path, settings: dict[str, Any]) -> None:
         ):
             value = settings.get(name, least)
             if type(value) is not int or not least <= value <= most:
-                raise ValueError(f"{name} {shape.shown(value)}: must lie between {least} and {most}")
+                raise Cause(f"{name} {shape.shown(value)}: must lie between {least} and {most}")
         for name in ("device", "processor", "torch", "kernels"):
             if not isinstance(settings[name], str):
-                raise ValueError(f"{name} {shape.shown(settings[name])}: must be text")
+                raise Cause(f"{name} {shape.shown(settings[name])}: must be text")
     except ValueError as error:
-        raise ValueError(f"{path}: its metadata are damaged: {error}") from None
+        raise ValueError(f"{path}: its metadata are damaged: {error}; take another copy") from None
 
 
 def choose_device(settings: dict[str, Any]) -> str:
@@ -123,9 +125,9 @@ def draw_again(pipeline: Source, drawing: Drawing) -> Drawing:
         if prompt is not None:
             pipeline.check_prompt(prompt)
         if not captions or not 0 <= place < sampling.chunk:
-            raise ValueError("its place in the chunk is not in the chunk")
+            raise Cause("its place in the chunk is not in the chunk")
     except (TypeError, ValueError) as error:
-        raise ValueError(f"the metadata are damaged: {error}") from None
+        raise ValueError(f"the metadata are damaged: {error}; take another copy") from None
     threads = torch.get_num_threads()
     try:
         if pipeline.device.type == "cpu":
@@ -136,7 +138,7 @@ def draw_again(pipeline: Source, drawing: Drawing) -> Drawing:
             raise
         raise ValueError(
             f"out of memory with {sampling.chunk} candidates at a time, with which it was drawn: another width would draw "
-            "other bits"
+            "other bits; free memory, or take a larger machine"
         ) from None
     finally:
         torch.set_num_threads(threads)

@@ -245,7 +245,9 @@ class Chunks:
     def _halve(self, seed: int) -> None:
         self.source.release()
         if self.width == 1:
-            raise ValueError("out of memory even with one candidate at a time: this model needs a larger machine")
+            raise ValueError(
+                "out of memory even with one candidate at a time: this model needs more; take a larger machine"
+            )
         warn(f"out of memory with {self.width} candidates at a time; from seed {seed} on {self.width // 2} at a time")
         self.width //= 2
 

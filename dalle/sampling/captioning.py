@@ -135,7 +135,7 @@ def ln_p(
     text_C, image_C = torch.cat(found, dim=1)[:, : len(text_CU)]
     if not (text_C.isfinite().all() and image_C.isfinite().all()):
         raise ValueError(
-            f"the prior's logits are not finite: its weights are broken, or no match for precision {precision}"
+            f"the prior's logits are not finite: its weights are broken, or no match for precision {precision}; try fp32"
         )
     return text_C, image_C
 
@@ -156,12 +156,12 @@ def read_prompts_file(path: str | Path) -> list[dict[str, Any]]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
     except OSError as error:
-        raise ValueError(f"captions {path}: {error.strerror}") from None
+        raise ValueError(f"captions {path}: {error.strerror}; name a file that can be read") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"captions {path}: is not UTF-8 text ({error.reason}): convert it first") from None
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line]
     if not numbered:
-        raise ValueError(f"captions {path}: has no caption in it")
+        raise ValueError(f"captions {path}: has no caption in it; write one a line")
     if path.suffix != ".jsonl":
         return [{"prompt": line} for _, line in numbered]
     return [_prompt_of(line, f"captions {path}, line {number}") for number, line in numbered]
@@ -174,9 +174,11 @@ def _prompt_of(line: str, where: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError):
         caption = None
     if not isinstance(caption, str):
-        raise ValueError(f'{where}: is not an object like {{"caption": "a red circle"}}')
+        raise ValueError(f'{where}: must be an object like {{"caption": "a red circle"}}')
     if not caption.strip():
-        raise ValueError(f"{where}: the caption is empty")
+        raise ValueError(f"{where}: the caption is empty; write one")
     if not is_encodable(caption):
-        raise ValueError(f"{where}: the caption holds half a character (\\ud800 to \\udfff), which is no text")
+        raise ValueError(
+            f"{where}: the caption holds half a character (\\ud800 to \\udfff), which is no text; write it as UTF-8"
+        )
     return {**entry, "prompt": caption}

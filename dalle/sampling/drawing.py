@@ -23,6 +23,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dalle.config import Images, plain_json
+from dalle.config.checks import Cause
 from dalle.data.images import opened
 from dalle.outputs.whole import replace_bytes
 
@@ -139,7 +140,7 @@ def read_drawing(path: str | Path) -> Drawing:
     try:
         data = Path(path).expanduser().read_bytes()
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
+        raise ValueError(f"{path}: {error.strerror}; name a PNG that can be read") from None
     return drawing_of(data, path)
 
 
@@ -152,7 +153,7 @@ def drawing_of(data: bytes, path: str | Path, max_pixels: int = Images.max_pixel
             text = dict(file.text)
             image = file.convert("RGB")
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {error}; name a PNG of dalle-sample") from None
     if "captions" in text:
         raise ValueError(f"{path}: is a picture of several drawings; name one of those in images/ beside it")
     try:
@@ -161,16 +162,16 @@ def drawing_of(data: bytes, path: str | Path, max_pixels: int = Images.max_pixel
         settings, packed = known["settings"], known.get("codes")
         times = known.get("times", 1)  # which earlier versions did not count
     except (KeyError, TypeError, ValueError):
-        what = "does not say how it was drawn: no PNG of dalle-sample, or its text was lost"
+        what = "does not say how it was drawn: it is no PNG of dalle-sample, or its text was lost; name one"
         raise ValueError(f"{path}: {what}") from None
     sound = type(seed) is type(rank) is type(times) is int and abs(seed) < 2**62
     sound = sound and type(score) in (int, float, type(None))
     if not (sound and isinstance(settings, dict) and isinstance(settings.get("models", {}), dict)):
-        raise ValueError(f"{path}: its metadata are damaged")
+        raise ValueError(f"{path}: its metadata are damaged; take another copy")
     try:
         codes_I = None if packed is None else unpack_codes(packed)
     except (TypeError, ValueError):
-        raise ValueError(f"{path}: its metadata are damaged: its codes cannot be unpacked") from None
+        raise ValueError(f"{path}: its metadata are damaged: its codes cannot be unpacked; take another copy") from None
     return Drawing(image, caption, score, seed, rank, settings, codes_I, times)
 
 
@@ -185,7 +186,7 @@ def unpack_codes(text: str) -> np.ndarray:
     try:
         unpacked = inflate.decompress(base64.b64decode(text, validate=True), _MAX_UNPACKED_BYTES)
     except zlib.error as error:
-        raise ValueError(f"no packed codes: {error}") from None
+        raise Cause(f"no packed codes: {error}") from None
     if not inflate.eof or inflate.unused_data:
-        raise ValueError("no packed codes: they do not end where they should")
+        raise Cause("no packed codes: they do not end where they should")
     return np.frombuffer(unpacked, "<u4").astype(np.int64)

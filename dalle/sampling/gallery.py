@@ -120,8 +120,8 @@ def _checked(line: bytes, source: str) -> dict[str, Any]:
     the results is deleted."""
     try:
         record = plain_json.load(line, source)
-    except ValueError as error:
-        raise ValueError(f"{error}; name another folder with --output") from None
+    except plain_json.Damaged as error:
+        raise ValueError(f"{error.what}; name another folder with --output") from None
     # earlier versions did not say how many
     told = {"times": 1, "candidates": 1} | record if isinstance(record, dict) else {}
     if not all(name in told and plain_json.is_a(told[name], kind) for name, kind in _KINDS.items()):

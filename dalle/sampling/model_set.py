@@ -145,7 +145,9 @@ def _check_sizes(prior: Path, config: PriorModel, dvae: DVAEModel, tokenizer: To
         ("tokens of captions at most", config.text_vocabulary, max(config.text_vocabulary, tokenizer.vocabulary)),
     ):
         if ours != theirs:
-            raise ValueError(f"the prior {prior} has {ours:,} {said}, and what it was trained with {theirs:,}")
+            raise ValueError(
+                f"the prior {prior} has {ours:,} {said}, and what it was trained with {theirs:,}; take what it was trained with"
+            )
 
 
 def _tuning(prior: Path) -> Tuning:
@@ -156,7 +158,7 @@ def _tuning(prior: Path) -> Tuning:
             tuning = Tuning(float(header["caption_dropout"]), float(header["sampling_temperature"]))
             Sampling(temperature=tuning.temperature)  # refuses what is none
         except (KeyError, ValueError) as error:
-            raise ValueError(f"the header of the weights in {prior} is damaged: {error}") from None
+            raise ValueError(f"the header of the weights in {prior} is damaged: {error}; take another copy") from None
         return tuning
     try:
         return Tuning(float(read_settings(prior / "config.yaml")["caption_dropout"]))
@@ -178,7 +180,7 @@ def check_clip(source: str, hashes: dict[str, str] | None) -> str:
         open_clip_name(source)
         return source
     if read_config(source, "clip").reads != "pixels":
-        raise ValueError(f"the reranker {source} reads codes, not pixels: it makes a shortlist, as --codes_clip")
+        raise ValueError(f"the reranker {source} reads codes, not pixels: give it as --codes_clip, for a shortlist")
     return (
         read_header(source)["hash"] if hashes is None else _check_trained_for(f"the reranker {source}", source, hashes)
     )

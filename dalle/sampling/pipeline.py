@@ -116,7 +116,7 @@ class Pipeline:
         prompt = None
         if prompt_image is not None or rows or region is not None:
             if prompt_image is None:
-                raise ValueError("an image prompt needs an image beside rows or region")
+                raise ValueError("an image prompt needs an image beside rows or region; give prompt_image")
             prompt = self.prompt(prompt_image, rows, region, known)
         work = Work((caption or "",), n, n if keep is None else keep, seed, sampling, prompt, shortlist)
         best, parts = Best(work.keep), draw(self, work)

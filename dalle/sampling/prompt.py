@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from dalle.config import Images, PriorModel
-from dalle.config.checks import warn
+from dalle.config.checks import Cause, warn
 from dalle.data.images import centre_crop, decode, to_rgb
 from dalle.decoding.token_loop import Given
 from dalle.models.dvae import DVAE
@@ -54,27 +54,29 @@ class Prompt:
             bits = np.frombuffer(base64.b64decode(values["kept"], validate=True), np.uint8)
             kept_I = np.unpackbits(bits).astype(bool)[: len(codes_I)]  # the last byte is filled up
         except (KeyError, TypeError, ValueError):
-            raise ValueError("the given codes in the metadata cannot be read") from None
+            raise Cause("the given codes in the metadata cannot be read") from None
         if kept_I.shape != codes_I.shape or len(bits) != math.ceil(len(codes_I) / 8):
-            raise ValueError("the given codes in the metadata cannot be read")
+            raise Cause("the given codes in the metadata cannot be read")
         return cls(codes_I, kept_I)
 
     def check(self, config: PriorModel) -> None:
         """Raises ValueError unless these are codes of such a prior."""
         if self.kept_I.shape != self.codes_I.shape:
-            raise ValueError(f"{len(self.codes_I)} codes are given, and of {len(self.kept_I)} whether they are kept")
+            raise ValueError(
+                f"{len(self.codes_I)} codes are given, and of {len(self.kept_I)} whether they are kept; say it of each"
+            )
         check_codes(np.where(self.kept_I, self.codes_I, 0), config)
 
 
 def check_codes(codes_I: np.ndarray, config: PriorModel) -> None:
     """Raises ValueError unless these are the codes of an image of such a prior. On a GPU one that is none ends the process."""
     if codes_I.shape != (config.image_slots,):
-        raise ValueError(f"{codes_I.size} codes, where an image of this prior has {config.image_slots}")
+        raise Cause(f"{codes_I.size} codes, where an image of this prior has {config.image_slots}")
     if not np.issubdtype(codes_I.dtype, np.integer):
-        raise ValueError(f"codes of type {codes_I.dtype}, where this prior takes whole numbers")
+        raise Cause(f"codes of type {codes_I.dtype}, where this prior takes whole numbers")
     if codes_I.min() < 0 or codes_I.max() >= config.codebook_size:
         wrong = codes_I[(codes_I < 0) | (codes_I >= config.codebook_size)][0]
-        raise ValueError(f"code {wrong}, where this prior has codes 0 to {config.codebook_size - 1}")
+        raise Cause(f"code {wrong}, where this prior has codes 0 to {config.codebook_size - 1}")
 
 
 def read_image(path: str | Path, option: str) -> Image.Image:
@@ -82,9 +84,9 @@ def read_image(path: str | Path, option: str) -> Image.Image:
     try:
         return decode(Path(path).read_bytes(), Images.max_pixels)
     except OSError as error:
-        raise ValueError(f"{option} {path}: {error.strerror}") from None
+        raise ValueError(f"{option} {path}: {error.strerror}; name an image that can be read") from None
     except ValueError as error:
-        raise ValueError(f"{option} {path}: {error}") from None
+        raise ValueError(f"{option} {path}: {error}; name another image") from None
 
 
 def make_prompt(
@@ -113,7 +115,7 @@ def make_prompt(
     """
     if (rows == 0) == (region is None):
         raise ValueError(
-            "an image prompt needs either the number of token rows to keep (at least 1), or a region to draw"
+            "rows and region: give one of them, the number of token rows to keep (at least 1) or a region to draw"
         )
     if region is None:
         if not 0 < rows < grid:
@@ -135,15 +137,19 @@ def _outside(region: tuple[int, int, int, int], size: tuple[int, int], grid: int
     x0, y0, x1, y1 = region
     shown = ",".join(map(str, region))
     if x0 >= x1 or y0 >= y1:
-        raise ValueError(f"region {shown}: is empty; it is left,top,right,bottom in pixels")
+        raise ValueError(f"region {shown}: is empty; give left,top,right,bottom in pixels")
     if x0 < 0 or y0 < 0 or x1 > size[0] or y1 > size[1]:
-        raise ValueError(f"region {shown}: leaves the prompt image, which has {size[0]}×{size[1]} px")
+        raise ValueError(
+            f"region {shown}: leaves the prompt image, which has {size[0]}×{size[1]} px; give one within it"
+        )
     side = min(size)
     left, top = (size[0] - side) // 2, (size[1] - side) // 2  # of the centre crop
     first_column, first_row = (max(0, (at - offset) * grid // side) for at, offset in ((x0, left), (y0, top)))
     end_column, end_row = (min(grid, -((offset - at) * grid // side)) for at, offset in ((x1, left), (y1, top)))
     if first_column >= end_column or first_row >= end_row:
-        raise ValueError(f"region {shown}: lies in what the centre crop of {side}×{side} px cuts off")
+        raise ValueError(
+            f"region {shown}: lies in what the centre crop of {side}×{side} px cuts off; give one that reaches into it"
+        )
     drawn_YX = np.zeros((grid, grid), bool)
     drawn_YX[first_row:end_row, first_column:end_column] = True
     if drawn_YX.all():
@@ -170,7 +176,7 @@ def known_codes(path: str | Path, drawing: Drawing, codes: str | None, config: P
     try:
         check_codes(drawing.codes_I, config)
     except ValueError as error:
-        raise ValueError(f"{path}: its metadata are damaged: {error}") from None
+        raise ValueError(f"{path}: its metadata are damaged: {error}; take another copy") from None
     return drawing.codes_I
 
 

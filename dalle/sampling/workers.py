@@ -83,7 +83,9 @@ def _receive(connection: Connection, workers: dict, names: dict) -> tuple[str, o
         except (EOFError, OSError):
             workers[connection].join(_END_S)
             code = workers[connection].exitcode
-            raise WorkerDied(f"{names[connection]} died with {_exit(code)}; the others were ended") from None
+            raise WorkerDied(
+                f"{names[connection]} died with {_exit(code)}; the others were ended; look for what it said above"
+            ) from None
         if kind != "warning":
             return kind, content
         warn(content)

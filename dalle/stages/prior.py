@@ -120,11 +120,13 @@ def _check(config: TrainPrior, shards: TokenShards, valid_shards: TokenShards | 
         check_link(f"the tokens in {config.valid_data} were made by another dVAE than {config.dvae}", found, dvae_hash)
     for name, expected in (("grid", shards.meta.grid), ("codebook_size", shards.meta.codebook_size)):
         if getattr(config.model, name) != expected:
-            raise ValueError(f"model.{name} {getattr(config.model, name)}: the tokens in {config.data} have {expected}")
+            raise ValueError(
+                f"model.{name} {getattr(config.model, name)}: the tokens in {config.data} have {expected}; set it to that"
+            )
     if config.model.text_vocabulary < tokenizer.vocabulary:
         raise ValueError(
             f"model.text_vocabulary {config.model.text_vocabulary}: the tokenizer {config.tokenizer} has "
-            f"{tokenizer.vocabulary} tokens"
+            f"{tokenizer.vocabulary} tokens; set it to that"
         )
 
 

@@ -45,7 +45,7 @@ def start_of(
     for name in other:
         if not (frozen and name in _OF_THE_DECODER):
             advice = (
-                f"may differ are {', '.join(_OF_THE_DECODER)} alone"
+                f"leave it out, for only these may differ: {', '.join(_OF_THE_DECODER)}"
                 if frozen
                 else "leave it out, or start from another"
             )

@@ -109,7 +109,7 @@ def read_classes(config: TrainTextEncoder, spec: str, network: Features, counts:
             see()
     see()
     if not names:
-        raise ValueError(f"{spec}: no sample can be used: {counts.line()}")
+        raise ValueError(f"{spec}: no sample can be used: {counts.line()}; name shards of images with captions")
     known, classes_N = np.unique(np.array(names), return_inverse=True)
     return Classes(np.concatenate(seen), captions, classes_N, known.tolist())
 
@@ -183,7 +183,7 @@ class ClassBatches:
         for name, value in self._order().items():
             if value != state.get(name):
                 raise ValueError(
-                    f"{name} {value}: the checkpoint was written with {state.get(name)}, and what is drawn depends on it"
+                    f"{name} {value}: the checkpoint was written with {state.get(name)}, and what is drawn depends on it; set it back"
                 )
         self.position = state["batches"]
 

@@ -56,10 +56,10 @@ def check_captions(captions: Iterable[str]) -> None:
     """Raises ValueError for a caption to draw that is empty, or no text."""
     for caption in captions:
         if not caption.strip():
-            raise ValueError("the caption is empty")
+            raise ValueError("the caption is empty; say what to draw")
         if clean(caption) != caption:
             raise ValueError(
-                f"the caption {caption!r} is no text: it has bytes of another encoding than the terminal's, or half a character"
+                f"the caption {caption!r} is no text: it has bytes of another encoding than the terminal's, or half a character; type it as UTF-8"
             )
 
 

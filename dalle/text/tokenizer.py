@@ -21,6 +21,7 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
+from dalle.config.checks import Cause
 from dalle.outputs.whole import replace_bytes
 from dalle.text.merging import merge
 from dalle.text.words import LOWER, WordCounts, clean, words
@@ -49,7 +50,7 @@ class Tokenizer:
         content = json.loads(self._content)
         model = content["model"]
         if misfit := _misfit(content):
-            raise ValueError(misfit)
+            raise Cause(misfit)
         # of what it says about its use nothing but how text becomes words
         content |= {"truncation": None, "padding": None, "post_processor": None, "added_tokens": []}
         content["model"] = model | {"dropout": None}
@@ -103,15 +104,17 @@ class Tokenizer:
         is missing, or no tokenizer of this kind."""
         path = Path(path)
         if not path.is_file():
-            raise ValueError(f"no such tokenizer file: {path}")
+            raise ValueError(f"no such tokenizer file: {path}; train one with dalle-train-tokenizer")
         try:
             backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
         except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"{path} is not a tokenizer file: {error}") from error
+            raise ValueError(
+                f"{path} is not a tokenizer file: {error}; train one with dalle-train-tokenizer"
+            ) from error
         try:
             tokenizer = cls(backend)
         except ValueError as error:
-            raise ValueError(f"the tokenizer {path} cannot be used: {error}") from None
+            raise ValueError(f"the tokenizer {path}: {error}") from None
         tokenizer.words = WordCounts.load(counts_file(path), tokenizer.hash)
         return tokenizer
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from tokenizers import Regex, normalizers, pre_tokenizers
 
 from dalle.config import plain_json
+from dalle.config.checks import Cause
 
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 """Scripts that put no spaces between words."""
@@ -59,7 +60,7 @@ class WordCounts:
             values = plain_json.read(path)
             counts, fewer_than = dict(values["counts"]), int(values["fewer_than"])
             if not plain_json.is_a(counts, dict[str, int]):
-                raise ValueError("its counts are no numbers")
+                raise Cause("its counts are no numbers")
             return cls(counts, fewer_than) if values["tokenizer_hash"] == tokenizer_hash else None
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(f"{path} does not hold counts of words ({error!r}): remove it") from None

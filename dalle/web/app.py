@@ -134,7 +134,7 @@ def _json(body: bytes) -> Any:
     try:
         return json.loads(body)
     except (ValueError, RecursionError):  # of brackets in brackets without end
-        raise ValueError("the request: is no JSON") from None
+        raise ValueError("the request: is no JSON; send it as such") from None
 
 
 def _kind(name: str) -> str | None:

@@ -106,7 +106,7 @@ def read_ask(values: Any, schema: dict[str, Any]) -> Ask:
             raise ValueError(f"{_shown(name)}: unknown; {known}")
     for name in schema["required"]:
         if name not in values:
-            raise ValueError(f"{name}: is missing")
+            raise ValueError(f"{name}: is missing; send it")
     taken = {name: _checked(name, values.get(name, rule.get("default")), rule) for name, rule in rules.items()}
     if not taken["caption"].strip():
         raise ValueError("caption: is empty; say what to draw")
@@ -117,7 +117,7 @@ def read_ask(values: Any, schema: dict[str, Any]) -> Ask:
     ask = Ask(**taken)
     if (ask.image is None) == (ask.rows > 0 or ask.region is not None):
         raise ValueError(
-            "image: an image needs either rows, which are kept, or a region, which is drawn, and they need an image"
+            "image: give it with rows, which are kept, or with a region, which is drawn, and neither without an image"
         )
     if ask.rows and ask.region is not None:
         raise ValueError("rows and region: give one of them, the rows to keep or the region to draw")
@@ -151,9 +151,11 @@ def _check_text(name: str, value: str, rule: dict[str, Any]) -> None:
     if "enum" in rule and value not in rule["enum"]:
         raise ValueError(f"{name} {_shown(value)}: no such one here; there are {', '.join(rule['enum'])}")
     if len(value) < rule.get("minLength", 0):
-        raise ValueError(f"{name}: is empty; say what to draw" if name == "caption" else f"{name}: is empty")
+        raise ValueError(f"{name}: is empty; say what to draw" if name == "caption" else f"{name}: is empty; give one")
     if len(value) > rule.get("maxLength", len(value)):
-        raise ValueError(f"{name}: has {len(value):,} characters, of which at most {rule['maxLength']:,} are taken")
+        raise ValueError(
+            f"{name}: has {len(value):,} characters, of which at most {rule['maxLength']:,} are taken; send fewer"
+        )
 
 
 def _allowed(rule: dict[str, Any]) -> str:

@@ -128,5 +128,5 @@ async def read_body(request: Request, most_bytes: int) -> bytes:
                 raise too_large
             parts.append(part)
     if limit.cancelled_caught:
-        raise Refused(f"the request did not arrive within {_BODY_S} s", 408)
+        raise Refused(f"the request did not arrive within {_BODY_S} s; send it again", 408)
     return b"".join(parts)

@@ -51,11 +51,11 @@ def _read_image(ask: Ask, found: Models, most_pixels: int) -> tuple[Prompt, np.n
     try:
         data = base64.b64decode(ask.image, validate=True)
     except (binascii.Error, ValueError):
-        raise ValueError("image: is no base64") from None
+        raise ValueError("image: is no base64; send it as such") from None
     try:
         image = decode(data, most_pixels)
     except ValueError as error:
-        raise ValueError(f"image: {error}") from None
+        raise ValueError(f"image: {error}; send another") from None
     try:
         origin = drawing_of(data, "image", most_pixels)
     except ValueError:

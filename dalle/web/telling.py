@@ -72,7 +72,7 @@ def bundle(values: Any, limits: Serve) -> tuple[bytes, str]:
         try:
             data = base64.b64decode(file, validate=True)
         except ValueError:
-            raise ValueError(f"drawings[{number}]: is no base64") from None
+            raise ValueError(f"drawings[{number}]: is no base64; send it as such") from None
         drawings.append(drawing_of(data, f"drawings[{number}]", limits.most_pixels // most))
     if values["as"] == "grid":
         return grid_png(drawings), "image/png"

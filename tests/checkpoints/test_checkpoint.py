@@ -458,7 +458,9 @@ def test_damage_that_opening_finds(tmp_path):
         state.write_text(state_was)
 
     part.write_bytes(part_was[:-1])
-    refused(r"step-0000007 is damaged: rank-00001\.safetensors has [\d,]+ bytes, not [\d,]+; there is no older one")
+    refused(
+        r"step-0000007 is damaged: rank-00001\.safetensors has [\d,]+ bytes, not [\d,]+; start anew, for there is no"
+    )
     part.unlink()
     refused(r"damaged: rank-00001\.safetensors: No such file or directory")
     state.write_text(state_was[:-1])

@@ -40,7 +40,7 @@ def test_one_bare_argument_is_the_caption():
 
 def test_keys_have_two_dashes():
     for token, nearest in (("-n", "n"), ("-temperature", "sampling.temperature"), ("-seed=3", "seed")):
-        message = f"unknown key {token.split('=')[0]}; the nearest known one is {nearest} "
+        message = f"unknown key {token.split('=')[0]}; the nearest known one is {nearest}; write keys with two dashes"
         with pytest.raises(ValueError, match=message):
             _sample(token, "5", "a cat")
     with pytest.raises(ValueError, match="--output: expected one argument"):

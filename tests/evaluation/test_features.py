@@ -273,7 +273,7 @@ def test_images_of_another_kind_are_refused(network):
     sizes = [noise(1)[0], noise(1, 48)[0]]
     for images, message in (
         (sizes, "different sizes cannot be in one batch"),
-        (noise(2).astype(np.float32) / 255, "float32, but must be uint8"),
+        (noise(2).astype(np.float32) / 255, "float32: they must be uint8"),
         (noise(2)[..., :1], "must be"),
         (noise(2)[0], "must be"),
         (noise(2)[:0], "at least one"),

@@ -84,15 +84,18 @@ def _same_number(folder):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda f: (f / "cats").mkdir(), r"cats is not named by a number; the layout is DIR/00000/metadata\.jsonl"),
+        (lambda f: (f / "cats").mkdir(), r"cats is not named by a number; lay it out as DIR/00000/metadata\.jsonl"),
         (lambda f: (f / "²").mkdir(), "² is not named by a number"),
         (_same_number, "0 and 00000 have one number"),
         (lambda f: _picture(f / "one.png"), r"holds both folders and one\.png"),
         (lambda f: (f / "00001/metadata.jsonl").unlink(), r"00001/metadata\.jsonl: No such file"),
-        (lambda f: (f / "00001/metadata.jsonl").write_text("{"), r"00001/metadata\.jsonl: is no JSON object"),
-        (lambda f: (f / "00001/metadata.jsonl").write_text("[]"), r"00001/metadata\.jsonl: is no JSON object"),
-        (lambda f: (f / "00001/metadata.jsonl").write_text('{"prompt": 5}'), r"metadata\.jsonl: is no JSON object"),
-        (lambda f: (f / "00001/metadata.jsonl").write_text('{"prompt": " "}'), r"metadata\.jsonl: is no JSON object"),
+        (lambda f: (f / "00001/metadata.jsonl").write_text("{"), r"00001/metadata\.jsonl: must be a JSON object"),
+        (lambda f: (f / "00001/metadata.jsonl").write_text("[]"), r"00001/metadata\.jsonl: must be a JSON object"),
+        (lambda f: (f / "00001/metadata.jsonl").write_text('{"prompt": 5}'), r"metadata\.jsonl: must be a JSON object"),
+        (
+            lambda f: (f / "00001/metadata.jsonl").write_text('{"prompt": " "}'),
+            r"metadata\.jsonl: must be a JSON object",
+        ),
         (lambda f: sample_path(f, 1, 0).unlink(), r"00001/samples: holds no image"),
         (lambda f: (sample_path(f, 1, 0).unlink(), (f / "00001/samples").rmdir()), "00001/samples: holds no image"),
         (lambda f: _picture(f / "00001/samples/best.png"), r"best\.png is not named by a number"),
@@ -109,7 +112,7 @@ def test_a_folder_of_another_layout_is_refused(folder, spoil, message):
 def test_a_folder_without_images_is_refused(tmp_path):
     with pytest.raises(ValueError, match="gone: is no folder"):
         read_layout(tmp_path / "gone")
-    with pytest.raises(ValueError, match="holds no images; the layout is"):
+    with pytest.raises(ValueError, match="holds no images; lay it out as"):
         read_layout(tmp_path)
     (tmp_path / "a.txt").write_text("a dot")
     with pytest.raises(ValueError, match="holds no images"):

@@ -119,7 +119,7 @@ def test_too_few_images_and_wrong_ones_are_refused(dvae):
         ([IMAGES[:1]], 1, "at least 2"),
         ([IMAGES[:4]], 5, "only 4 of 5"),
         ([IMAGES[:4]], 3, "images 0 to 3 of 3"),
-        ([IMAGES[:4] / 255], 4, "float64, but must be uint8"),
+        ([IMAGES[:4] / 255], 4, "float64: they must be uint8"),
         ([pictures(4, side_px=7)], 4, "multiples of 2"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -209,7 +209,7 @@ def test_what_is_wrong_with_folders_is_one_line(folders, made, tmp_path):
         (f"{ours} {tmp_path}/empty", "empty: holds no images"),
         (f"{ours} {tmp_path}/broken", "broken/00003/samples/0000.png"),
         (f"{ours} {tmp_path}/bare", "00002/samples: holds no image"),
-        *((f"{ours} {tmp_path}/{name}", "is no JSON object like") for name in ("unsaid", "unread", "list")),
+        *((f"{ours} {tmp_path}/{name}", "must be a JSON object like") for name in ("unsaid", "unread", "list")),
     ):
         with pytest.raises(ValueError, match=told) as said:
             study(["--images", images, "--output", str(tmp_path / "out")])

@@ -102,7 +102,7 @@ def test_all_wrong_settings(tmp_path, monkeypatch, part):
         (None, "run.steps null: must be a whole number"),
         ([1], r"run.steps \[1\]: must be a whole number"),
         (float("inf"), "run.steps inf: must be a whole number"),
-        (10**30, "run.steps 10+: no machine counts so far"),
+        (10**30, "run.steps 10+: no machine counts so far; give a smaller number"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_file(tmp_path, value, said):

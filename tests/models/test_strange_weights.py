@@ -195,7 +195,7 @@ def test_longest_sequences():
     with pytest.raises(ValueError, match="grid 256 with text_slots 256: makes 65,792 slots"):
         PriorModel(text_slots=256, grid=256)
     assert PRIOR_SIZES.slots == 22
-    with pytest.raises(ValueError, match="architecture local-dir:/x: is the name of one that open_clip has"):
+    with pytest.raises(ValueError, match="architecture local-dir:/x: must be the name of one that open_clip has"):
         CLIPModel(architecture="local-dir:/x")
 
 

@@ -43,7 +43,9 @@ def test_words_that_find_no_room_are_told_of_after_the_work(tmp_path, words):
     done = _run(tmp_path / "out", ">/dev/full", *words)
     assert (tmp_path / "out").read_text() == "work"
     told = done.stderr.replace("said\n", "").replace("of a library", "").splitlines()
-    assert told == ["dalle-x: standard output: No space left on device: its work is done, its last words are lost"]
+    assert told == [
+        "dalle-x: standard output: No space left on device: its work is done, its last words are lost; send it elsewhere"
+    ]
     assert done.returncode == 2
 
 

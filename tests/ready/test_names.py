@@ -82,7 +82,7 @@ def test_what_is_no_name_is_said_in_one_line(ready, monkeypatch, name, said):
 
 def test_a_file_is_no_model(ready, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="file: is a file; a model is a folder"):
+    with pytest.raises(ValueError, match="file: is a file; name a folder"):
         find_model(tmp_path / "file")
 
 

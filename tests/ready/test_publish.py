@@ -338,8 +338,8 @@ def test_a_model_that_does_not_load_is_not_published(hub, whole):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"repo": "tiny"}, "repo tiny: is owner/name"),
-        ({"repo": "a/b@main"}, "repo a/b@main: is owner/name"),
+        ({"repo": "tiny"}, "repo tiny: must be owner/name"),
+        ({"repo": "a/b@main"}, "repo a/b@main: must be owner/name"),
         ({"private": True}, "private: is of a repository"),
         ({"about": "two\nlines"}, "about: must be one line"),
         ({"licence": " "}, "licence: must be one line"),

@@ -229,10 +229,10 @@ def test_files_of_captions(tmp_path):
     ]
     for content, message in (
         ('{"caption": "a"}\n{"caption": " "}', r"captions\.jsonl, line 2: the caption is empty"),
-        ('{"caption": "a"}\n\nred circle', "line 3: is not an object"),
-        ('{"text": "a"}', "line 1: is not an object"),
-        ('{"prompt": 5}', "line 1: is not an object"),
-        ('{"caption": 5}', "line 1: is not an object"),
+        ('{"caption": "a"}\n\nred circle', "line 3: must be an object"),
+        ('{"text": "a"}', "line 1: must be an object"),
+        ('{"prompt": 5}', "line 1: must be an object"),
+        ('{"caption": 5}', "line 1: must be an object"),
         ('{"caption": "a"}\n{"caption": "a \\ud800"}', "line 2: the caption holds half a character"),
         (" \n", "has no caption"),
     ):

@@ -279,7 +279,7 @@ def test_drawings_that_cannot_be_made_again(pipeline, tmp_path):
         ({"caption": None}, "empty"),
         ({"rows": 4, "prompt_image": PICTURE}, "rows 4"),
         ({"rows": 2}, "image prompt"),
-        ({"prompt_image": PICTURE}, "image prompt"),
+        ({"prompt_image": PICTURE}, "rows and region: give one of them"),
         ({"region": (0, 0, 8, 8)}, "image prompt"),
         ({"sampling": Sampling(top_k=17)}, "top_k 17: .* 16 codes"),
     ],

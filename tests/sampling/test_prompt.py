@@ -50,8 +50,8 @@ def test_a_region_is_snapped_outward(size, region, cells, snapped):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "either"),
-        ({"rows": 1, "region": (0, 0, 8, 8)}, "either"),
+        ({}, "rows and region: give one of them"),
+        ({"rows": 1, "region": (0, 0, 8, 8)}, "rows and region: give one of them"),
         ({"rows": 4}, "rows 4: must lie between 1 and 3"),
         ({"region": (8, 8, 8, 16)}, "8,8,8,16: is empty"),
         ({"region": (8, 8, 33, 16)}, "leaves the prompt image, which has 32×32 px"),

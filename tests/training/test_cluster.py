@@ -439,7 +439,7 @@ def test_damage_ends_a_resume_on_all_ranks_before_anything_is_used(tmp_path):
         assert len(set(complaints)) == 1, name
         assert complaints[0] is not None, name
         assert "step-0000002 is damaged: rank-0000" in complaints[0]
-        assert f"of {key} are not those that were written; there is no older one" in complaints[0]
+        assert f"of {key} are not those that were written; start anew, for there is no older one" in complaints[0]
 
 
 def test_machines_whose_weights_differ_end_the_run():

@@ -236,7 +236,7 @@ def test_starts_that_cannot_be(models, shapes_folder, sharpened, tmp_path):
     )
     frozen = _dvae(shapes_folder, out, "--from", str(dvae), "--freeze", "encoder")
     _refused(
-        r"model\.encoder_width 16: .* has 8; may differ are decoder_input_width",
+        r"model\.encoder_width 16: .* has 8; leave it out, for only these may differ: decoder_input_width",
         "dvae",
         [*frozen, "--model.encoder_width", "16"],
     )

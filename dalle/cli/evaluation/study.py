@@ -73,5 +73,5 @@ def _named(spec: str, setting: str) -> list[str]:
         return names(spec)
     except ValueError:
         raise ValueError(
-            f"{setting} {spec!r}: nothing is there; a space in a name takes a backslash before it"
+            f"{setting} {spec!r}: nothing is there; name a folder, with a backslash before a space in it"
         ) from None

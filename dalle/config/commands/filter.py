@@ -47,7 +47,7 @@ class Filters:
         if None not in (self.min_caption_chars, self.max_caption_chars):
             require(
                 self.min_caption_chars <= self.max_caption_chars,
-                f"min_caption_chars {self.min_caption_chars}: is over max_caption_chars {self.max_caption_chars}",
+                f"min_caption_chars {self.min_caption_chars}: is over max_caption_chars {self.max_caption_chars}; lower one, or raise the other",
             )
         require(
             self.language is None or re.fullmatch("[a-z]{2}", self.language) is not None,
@@ -61,7 +61,9 @@ class Filters:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"boilerplate {pattern!r}: is no regular expression ({error})") from None
+                raise ValueError(
+                    f"boilerplate {pattern!r}: is no regular expression ({error}); write it as Python's re does"
+                ) from None
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Publish:
     def __post_init__(self) -> None:
         require(
             self.repo is None or re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo, re.ASCII) is not None,
-            f"repo {self.repo}: is owner/name, of letters, digits, -, _ and .",
+            f"repo {self.repo}: must be owner/name, of letters, digits, -, _ and .",
         )
         require(
             self.repo is not None or not self.private, "private: is of a repository; name it with --repo owner/name"

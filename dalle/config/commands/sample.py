@@ -85,7 +85,7 @@ class Sample:
         if self.again is not None:
             self._check_again()
             return
-        require(not self.caption or bool(self.caption.strip()), "caption: is empty")
+        require(not self.caption or bool(self.caption.strip()), "caption: is empty; say what to draw")
         require(
             not self.caption or self.captions is None,
             "caption and captions: give one of them, the caption itself or the file of many",
@@ -145,7 +145,7 @@ class Sample:
         require(parts < 2, "rows and region: give one of them, the rows to keep or the region to draw")
         require(
             given == (parts == 1),
-            f"{image} and rows: an image prompt needs both, the file and how many token rows to keep (or, in place of rows, "
+            f"{image} and rows: give both for an image prompt, the file and how many token rows to keep (or, in place of rows, "
             "the region to draw)",
         )
         if self.region is not None:
@@ -159,6 +159,9 @@ class Sample:
             x0, y0, x1, y1 = (int(part) for part in self.region.split(","))
         except ValueError:
             raise ValueError(f"region {self.region}: must be four whole numbers, left,top,right,bottom") from None
-        require(x0 < x1 and y0 < y1, f"region {self.region}: is empty; it is left,top,right,bottom in pixels")
-        require(x0 >= 0 and y0 >= 0, f"region {self.region}: begins outside the image")
+        require(x0 < x1 and y0 < y1, f"region {self.region}: is empty; give left,top,right,bottom in pixels")
+        require(
+            x0 >= 0 and y0 >= 0,
+            f"region {self.region}: begins outside the image; give left,top,right,bottom in pixels, none negative",
+        )
         return x0, y0, x1, y1

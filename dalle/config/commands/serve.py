@@ -53,7 +53,9 @@ class Serve:
     def __post_init__(self) -> None:
         at_least(self, 1, "chunk", "most_n", "most_waiting", "most_caption_chars")
         require(0 <= self.port < 2**16, f"port {self.port}: must lie between 0, which takes a free one, and 65535")
-        require(bool(self.host.strip()), "host: is empty; 127.0.0.1 is this machine alone, 0.0.0.0 all addresses")
+        require(
+            bool(self.host.strip()), "host: is empty; give 127.0.0.1 for this machine alone, 0.0.0.0 for all addresses"
+        )
         for name in ("seconds", "upload_mb", "upload_megapixels"):
             require(getattr(self, name) > 0, f"{name} {getattr(self, name)}: must be positive")
         require(
@@ -61,7 +63,7 @@ class Serve:
             f"upload_megapixels {self.upload_megapixels}: must be at most {MOST_PIXELS // 10**6}, which Pillow opens",
         )
         require(bool(self.models), "model: is empty; name one, such as shapes, or several with spaces between")
-        require(len(set(self.models)) == len(self.models), f"model {self.model}: names one twice")
+        require(len(set(self.models)) == len(self.models), f"model {self.model}: names one twice; name each once")
 
     @property
     def models(self) -> tuple[str, ...]:

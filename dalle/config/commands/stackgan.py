@@ -82,7 +82,7 @@ class TrainStackGAN:
         least = 2 * self.run.accumulation_steps
         require(
             self.run.batch_size >= least,
-            f"run.batch_size {self.run.batch_size}: batch normalisation and wrong captions take two pairs or more for each of "
+            f"run.batch_size {self.run.batch_size}: must be two or more, which batch normalisation and wrong captions take, for each of "
             f"{self.run.accumulation_steps} accumulation_steps",
         )
 

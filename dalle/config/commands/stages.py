@@ -58,7 +58,7 @@ def _check_prior_only(run: Run) -> None:
         ("precision", run.precision, run.precision != "fp16-per-block"),
         ("compression", run.compression, run.compression is None),
     ):
-        require(allowed, f"run.{name} {found}: is for the prior alone, whose resblocks it works on")
+        require(allowed, f"run.{name} {found}: is for the prior alone, whose resblocks it works on; leave it out")
 
 
 @dataclass(frozen=True)
@@ -243,8 +243,8 @@ class TrainCLIP:
         )
         require(
             self.run.batch_size >= 2 * self.run.accumulation_steps,
-            f"run.batch_size {self.run.batch_size}: a pair is learned by telling it from the others of its micro-batch, so "
-            f"it takes two pairs or more for each of {self.run.accumulation_steps} accumulation_steps",
+            f"run.batch_size {self.run.batch_size}: a pair is learned by telling it from the others of its micro-batch; "
+            f"take two pairs or more for each of {self.run.accumulation_steps} accumulation_steps",
         )
 
 

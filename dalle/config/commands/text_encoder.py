@@ -49,7 +49,7 @@ class TrainTextEncoder:
             ("precision", self.run.precision, self.run.precision in ("fp32", "bf16")),
             ("compression", self.run.compression, self.run.compression is None),
         ):
-            require(allowed, f"run.{name} {found}: is for the prior alone, whose resblocks it works on")
+            require(allowed, f"run.{name} {found}: is for the prior alone, whose resblocks it works on; leave it out")
         require(
             self.run.accumulation_steps == 1,
             f"run.accumulation_steps {self.run.accumulation_steps}: the classes of a batch are told from one another, so it "
@@ -57,7 +57,7 @@ class TrainTextEncoder:
         )
         require(
             self.run.batch_size >= 2,
-            f"run.batch_size {self.run.batch_size}: a class is learned by telling it from the others of its batch, so it takes "
+            f"run.batch_size {self.run.batch_size}: a class is learned by telling it from the others of its batch; take "
             "two or more",
         )
         require(

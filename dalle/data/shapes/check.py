@@ -107,7 +107,7 @@ def read(image: Image.Image | np.ndarray) -> Reading:
     if isinstance(image, Image.Image):
         image = np.asarray(image.convert("RGB"))
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or min(image.shape[:2]) < 32:
-        raise ValueError(f"an image must be uint8 [Y,X,3] of at least 32 x 32, not {image.dtype} {list(image.shape)}")
+        raise ValueError(f"an image of {image.dtype} {list(image.shape)}: must be uint8 [Y,X,3] of at least 32 x 32")
     pixels_YXC = image.astype(np.float32)
     background_YXC = _background(pixels_YXC)
     away_YXC = pixels_YXC - background_YXC

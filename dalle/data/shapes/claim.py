@@ -27,13 +27,15 @@ class Claim:
             raise ValueError(f"arrangement {self.arrangement!r}: must be one of {', '.join(ARRANGEMENTS)}")
         needed = 1 + max((max(i, j) for _, i, j in self.relations), default=0)
         if len(self.objects) != needed:
-            raise ValueError(f"arrangement {self.arrangement!r} is of {needed} objects, not {len(self.objects)}")
+            raise ValueError(
+                f"arrangement {self.arrangement!r} is of {needed} objects, not {len(self.objects)}; name so many"
+            )
         if self.position is not None and (self.position not in POSITIONS or needed != 1):
             raise ValueError(f"position {self.position!r}: must be one of {', '.join(POSITIONS)}, and of a lone object")
         for thing in self.objects:
             if thing.shape not in SHAPES or thing.colour not in COLOURS or thing.size not in (None, *SIZES):
                 raise ValueError(
-                    f"{thing}: the shapes are {', '.join(SHAPES)}; the colours {', '.join(COLOURS)}; the sizes {', '.join(SIZES)}"
+                    f"{thing}: must be of the shapes {', '.join(SHAPES)}; of the colours {', '.join(COLOURS)}; of the sizes {', '.join(SIZES)}"
                 )
 
     @property
@@ -59,4 +61,6 @@ class Claim:
             objects = tuple(ClaimedObject(o["shape"], o["colour"], o.get("size")) for o in data["objects"])
             return cls(objects, data["arrangement"], data.get("position"))
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not a claim of the drawn data set ({error!r}): {data!r}") from error
+            raise ValueError(
+                f"not a claim of the drawn data set ({error!r}): {data!r}; make it with Claim.to_json"
+            ) from error

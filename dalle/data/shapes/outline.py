@@ -36,7 +36,7 @@ def outline(shape: str) -> np.ndarray:
             (-a, -a),
         ]
     else:
-        raise ValueError(f"shape {shape!r} has no corners")
+        raise ValueError(f"shape {shape!r} has no corners; draw it as an ellipse")
     points = np.array(corners, dtype=np.float64)
     low, high = points.min(axis=0), points.max(axis=0)
     return (points - (low + high) / 2) / (high - low).max()

@@ -86,7 +86,9 @@ def check_language(filters: Filters) -> None:
         return
     known = sorted(_detector().labels)
     if filters.language not in known:
-        raise ValueError(f"filters.language {filters.language}: is none that the detector knows: {', '.join(known)}")
+        raise ValueError(
+            f"filters.language {filters.language}: is none that the detector knows; known are {', '.join(known)}"
+        )
 
 
 @lru_cache

@@ -68,7 +68,9 @@ class Maker:
             self._share = ledger.settle(self.filters.duplicates == "join", self.valid_share, self.most_valid)
             counts, caption_counts = ledger.counts()
             if counts.read == counts.num_filtered + counts.num_broken:
-                raise ValueError(f"source {self.name}: no image can be used: {counts.line()}")
+                raise ValueError(
+                    f"source {self.name}: no image can be used: {counts.line()}; mend them, or loosen the filters"
+                )
             shown = examples(ledger)
             pictures, train, valid = self._write(ledger, folder, set(shown))
             figures = inspect(ledger) | {"shards": train.names() + valid.names(), "hash": _joint_hash(train, valid)}

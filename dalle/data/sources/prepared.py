@@ -71,6 +71,7 @@ def read_prepared(output: str | Path) -> Prepared | None:
         counts = {name: Counts.from_json(values[name]) for name in ("counts", "caption_counts")}
         return plain_json.made(Prepared, values | counts, str(path)).within(Path(output))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
+        what = error.what if isinstance(error, plain_json.Damaged) else error
         raise ValueError(
-            f"{path} was not written by dalle-filter ({error}): delete it, or name another folder"
+            f"{path} was not written by dalle-filter ({what}): delete it, or name another folder"
         ) from None

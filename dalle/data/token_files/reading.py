@@ -42,14 +42,20 @@ def read_meta(path: Path) -> Meta:
     """What a `meta.json` says. Raises ValueError, with its name, where it is damaged."""
     meta = plain_json.made(Meta, plain_json.read(path), str(path))
     if not (1 <= meta.grid < 2**12 and 2 <= meta.codebook_size <= 2**16):
-        raise ValueError(f"{path} is damaged: it has grid {meta.grid} and codebook_size {meta.codebook_size}")
+        raise ValueError(
+            f"{path} is damaged: it has grid {meta.grid} and codebook_size {meta.codebook_size}; make it again with dalle-tokenize"
+        )
     if sum(meta.shard_sizes) < 1 or min(meta.shard_sizes) < 0:
-        raise ValueError(f"{path} is damaged: its shards are of {list(meta.shard_sizes)[:9]} pairs")
+        raise ValueError(
+            f"{path} is damaged: its shards are of {list(meta.shard_sizes)[:9]} pairs; make it again with dalle-tokenize"
+        )
     if meta.samples:
         try:
             Counts.from_json(meta.samples).line()
         except (KeyError, TypeError, ValueError, AttributeError):
-            raise ValueError(f"{path} is damaged: its samples are no counts") from None
+            raise ValueError(
+                f"{path} is damaged: its samples are no counts; make it again with dalle-tokenize"
+            ) from None
     return meta
 
 
@@ -61,7 +67,7 @@ def look_at_shard(path: Path, meta: Meta, shard: int):
         file = safe_open(path, framework="numpy")
         found = {name: file.get_slice(name) for name in ("codes_NI", "captions_utf8", "caption_ends_N")}
     except FileNotFoundError:
-        raise ValueError(f"token shard {path} is missing") from None
+        raise ValueError(f"token shard {path} is missing; make it again with dalle-tokenize") from None
     except (SafetensorError, OSError) as error:
         raise ValueError(f"token shard {path} cannot be read ({error}): make it again") from None
     for name, dtype, shape in (("codes_NI", "U16", [rows, slots]), ("caption_ends_N", "I64", [rows])):
@@ -84,7 +90,7 @@ def load_shard(path: Path, meta: Meta, shard: int):
     except (SafetensorError, OSError) as error:
         raise ValueError(f"token shard {path} cannot be read ({error}): make it again") from None
     if len(ends_N) and not (ends_N[0] >= 0 and (np.diff(ends_N) >= 0).all() and ends_N[-1] == len(text)):
-        raise ValueError(f"token shard {path} is damaged: its captions do not end where they should")
+        raise ValueError(f"token shard {path} is damaged: its captions do not end where they should; make it again")
     return codes_NI, text, ends_N
 
 
@@ -95,9 +101,11 @@ def read_pair(
     which begins with `where`, for codes beyond the codebook, and captions that are none."""
     codes_I = codes_NI[row : row + 1][0]
     if codes_I.max() >= codebook_size:
-        raise ValueError(f"{where} is damaged: it has code {codes_I.max()}, and the codebook {codebook_size:,}")
+        raise ValueError(
+            f"{where} is damaged: it has code {codes_I.max()}, and the codebook {codebook_size:,}; make it again"
+        )
     start = int(ends_N[row - 1]) if row else 0
     captions = plain_json.load(text[start : int(ends_N[row])].tobytes(), where, halves=True)
     if not captions or not plain_json.is_a(captions, list[str]):
-        raise ValueError(f"{where} is damaged: its captions are none")
+        raise ValueError(f"{where} is damaged: its captions are none; make it again")
     return codes_I, [clean(caption) for caption in captions]

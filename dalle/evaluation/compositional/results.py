@@ -70,7 +70,7 @@ def judge(prompted: Iterable[Prompted], progress: Callable[[int], None] = lambda
     drawn = [entry for entry in prompted if "scene" in entry.metadata]
     if not drawn:
         raise ValueError(
-            "compositional figures need captions of the drawn data set, whose metadata have a scene; none has"
+            "compositional figures need captions of the drawn data set, whose metadata have a scene, and none has; draw captions of its shards"
         )
     results = []
     for _, samples in groupby(load(drawn), key=lambda sample: sample.prompted.number):

@@ -118,7 +118,9 @@ def is_right(reading: Reading, metadata: Mapping[str, Any]) -> bool:
             sum(seen.shape == item["class"] for seen in reading.objects) >= item["count"] for item in exclude
         )
     except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"no rules about drawn shapes ({error!r}): {include!r}, {exclude!r}") from None
+        raise ValueError(
+            f"no rules about drawn shapes ({error!r}): {include!r}, {exclude!r}; write them as dalle-draw-shapes --skills does"
+        ) from None
 
 
 def _check_rules(include: Sequence[Mapping[str, Any]], exclude: Sequence[Mapping[str, Any]]) -> None:
@@ -128,7 +130,7 @@ def _check_rules(include: Sequence[Mapping[str, Any]], exclude: Sequence[Mapping
         known = item["class"] in SHAPES and item.get("color", "red") in COLOURS and relation in _RELATIONS
         if not (known and item["count"] >= 1 and target < index):
             raise ValueError(
-                f"{dict(item)!r}: the classes are {', '.join(SHAPES)}; the colours {', '.join(COLOURS)}; the positions "
+                f"{dict(item)!r}: must be of the classes {', '.join(SHAPES)}; of the colours {', '.join(COLOURS)}; of the positions "
                 f"{', '.join(_RELATIONS)}, of an earlier object"
             )
 

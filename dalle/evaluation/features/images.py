@@ -73,7 +73,7 @@ def check_images(images_BYX3: np.ndarray) -> None:
             "resize or crop them to one size first"
         )
     if images_BYX3.dtype != np.uint8:
-        raise ValueError(f"images are {images_BYX3.dtype}, but must be uint8 in 0 to 255")
+        raise ValueError(f"images are {images_BYX3.dtype}: they must be uint8 in 0 to 255")
     if images_BYX3.ndim != 4 or images_BYX3.shape[3] != 3 or not images_BYX3.size:
         raise ValueError(f"images of shape {list(images_BYX3.shape)}: they must be [B, Y, X, 3] and at least one")
 

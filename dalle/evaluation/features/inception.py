@@ -31,13 +31,15 @@ def inception(file: str | None, device: str | torch.device = "cpu") -> Network:
     """
     path = _in_hub() if file is None else Path(file)
     if not path.is_file():
-        raise ValueError(f"features inception:{path}: no such file; it can be had from {_URL}")
+        raise ValueError(f"features inception:{path}: no such file; take it from {_URL}")
     held = path.read_bytes()
     sha256 = hashlib.sha256(held).hexdigest()
     try:
         tensors = torch.load(io.BytesIO(held), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} holds no weights of the FID Inception network: it is no file of tensors") from error
+        raise ValueError(
+            f"{path} holds no weights of the FID Inception network: it is no file of tensors; take {FILES[0]}"
+        ) from error
     network = _network(tensors, path).to(device)
     check_finite(network, f"the Inception network of {path}")
 
@@ -76,5 +78,5 @@ def _network(tensors: dict[str, torch.Tensor], path: Path) -> torch.nn.Module:
     except (RuntimeError, TypeError, AttributeError) as error:  # names or shapes that differ, or no dict
         raise ValueError(
             f"{path} holds the weights of another network: the FID Inception network is that of {FILES[0]}, whose last "
-            "layer has 1,008 classes (torchvision's has 1,000)"
+            "layer has 1,008 classes (torchvision's has 1,000): take that"
         ) from error

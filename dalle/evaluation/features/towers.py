@@ -57,7 +57,7 @@ def open_clip_tower(model: str, device: str | torch.device = "cpu") -> Network:
     except ValueError as error:
         reason = " ".join(str(error).split())[:400]
         if "weights_only" in reason:  # PyTorch's advice here is to run what is in the file
-            reason = "the file holds no weights that can be read safely"
+            reason = "the file holds no weights that can be read safely; name another"
         raise ValueError(f"features open_clip:{model}: {reason}") from error
     named = f"{architecture}:{Path(weights).name}" if weights else f"{architecture} (random weights)"
     return _tower(f"open_clip:{named}", content_hash(clip.net.visual.state_dict()), clip, device)

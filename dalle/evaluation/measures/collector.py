@@ -56,11 +56,11 @@ class Collected:
 
     def __init__(self, source: Source, num_images: int, radii_px: Sequence[float], seed: int, sample: int):
         if num_images < 2:
-            raise ValueError(f"{num_images} images: measures of a set need at least 2")
+            raise ValueError(f"{num_images} images: measures of a set need at least 2; give more")
         if not radii_px or min(radii_px) < 0 or len(set(radii_px)) < len(radii_px):
             raise ValueError(f"blur radii {list(radii_px)}: they must be different, in pixels, and at least 0")
         if sample < 2:
-            raise ValueError(f"sample {sample}: at least 2 images are needed to compare")
+            raise ValueError(f"sample {sample}: must be at least 2, to compare")
         self.source, self.num_images, self.seed = source, num_images, seed
         self.image_size: tuple[int, int] | None = None
         self.seen_N = np.zeros(num_images, dtype=bool)
@@ -75,11 +75,11 @@ class Collected:
         first, last = int(indices_B.min()), int(indices_B.max())
         if first < 0 or last >= self.num_images or len(np.unique(indices_B)) < len(indices_B):
             raise ValueError(
-                f"images {first} to {last} of {self.num_images}: indices must differ and be in 0 to {self.num_images - 1}"
+                f"images {first} to {last} of {self.num_images}: they must differ and be in 0 to {self.num_images - 1}"
             )
         if self.seen_N[indices_B].any():
             again = int(indices_B[self.seen_N[indices_B]][0])
-            raise ValueError(f"image {again} was added twice")
+            raise ValueError(f"image {again} was added twice; add each once")
         self.image_size = image_size
         self.seen_N[indices_B] = True
 
@@ -96,7 +96,7 @@ class Collected:
         if mine != theirs:
             raise ValueError(
                 f"collected with {theirs[0].name}, {theirs[1:]}, which cannot join {mine[0].name}, {mine[1:]} "
-                "(images, seed, radii, sample)"
+                "(images, seed, radii, sample); collect both alike"
             )
         if other.image_size is None:
             return
@@ -108,7 +108,7 @@ class Collected:
         """Raises ValueError where images are missing."""
         seen = int(self.seen_N.sum())
         if seen < self.num_images:
-            raise ValueError(f"only {seen} of {self.num_images} images were added")
+            raise ValueError(f"only {seen} of {self.num_images} images were added; add all of them")
 
 
 class Collector:
@@ -152,13 +152,15 @@ class Collector:
             indices_B = np.arange(self._next, self._next + len(images_BYX3))
         indices_B = np.asarray(indices_B, dtype=np.int64)
         if len(indices_B) != len(images_BYX3):
-            raise ValueError(f"{len(indices_B)} indices of {len(images_BYX3)} images")
+            raise ValueError(f"{len(indices_B)} indices of {len(images_BYX3)} images; give one for each")
         size = images_BYX3.shape[1:3]
         self.collected.place((int(size[0]), int(size[1])), indices_B)
         for radius, sums in self.collected.at.items():
             seen = self._features(blurred(images_BYX3, radius))
             if not np.isfinite(seen.features_BE).all():
-                raise ValueError(f"{self._features.name} gives features that are not finite: its weights are broken")
+                raise ValueError(
+                    f"{self._features.name} gives features that are not finite: its weights are broken; take another --features"
+                )
             sums.moments.add(seen.features_BE)
             sums.sample.add(indices_B, seen.features_BE)
             if seen.logits_BK is not None:

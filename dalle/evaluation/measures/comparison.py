@@ -127,9 +127,13 @@ def _check_alike(images: Collected, reference: Collected) -> None:
             raise ValueError(f"{name}: {error}") from None
     if images.source != reference.source:
         told = [f"{c.source.name} ({c.source.hash[:16]}…)" for c in (images, reference)]
-        raise ValueError(f"images were seen by {told[0]}, the reference by {told[1]}: figures need one network")
+        raise ValueError(
+            f"images were seen by {told[0]}, the reference by {told[1]}: figures need one network; take the same for both"
+        )
     if list(images.at) != list(reference.at):
-        raise ValueError(f"images have blur radii {list(images.at)}, the reference {list(reference.at)}")
+        raise ValueError(
+            f"images have blur radii {list(images.at)}, the reference {list(reference.at)}; take the same for both"
+        )
     if max(images.at) > 0 and images.image_size != reference.image_size:
         sizes = [f"{x}×{y}" for y, x in (images.image_size, reference.image_size)]
         raise ValueError(

@@ -50,7 +50,7 @@ def find_lpips(device: str | torch.device = "cpu") -> tuple[Lpips | None, str]:
         # its trunk is unpickled by torchvision: nothing but the published file may come so far
         if found != Path(name).stem.rpartition("-")[2]:
             raise ValueError(
-                f"{folder / name} is damaged: its SHA-256 begins with {found}, not with what its name says"
+                f"{folder / name} is damaged: its SHA-256 begins with {found}, not with what its name says; delete it, and fetch it anew"
             )
         library = extra("torchmetrics.image.lpip")
         return Lpips(trunk, library.LearnedPerceptualImagePatchSimilarity(trunk).net.to(device)), ""

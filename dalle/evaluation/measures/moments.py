@@ -46,5 +46,5 @@ class Moments:
     def covariance(self) -> np.ndarray:
         """[E, E], unbiased as numpy.cov has it. Raises ValueError for fewer than two features."""
         if self.count < 2:
-            raise ValueError(f"a covariance needs at least 2 images, not {self.count}")
+            raise ValueError(f"a covariance needs at least 2 images, not {self.count}; add more")
         return self.scatter_EE / (self.count - 1)

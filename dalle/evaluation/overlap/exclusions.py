@@ -33,11 +33,11 @@ def read_exclusions(path: str | Path) -> set[str]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"exclusion list {path}: no such file; dalle-dedup writes one, exclude.txt")
+        raise ValueError(f"exclusion list {path}: no such file; name one, such as the exclude.txt of dalle-dedup")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"exclusion list {path}: is not UTF-8 text ({error.reason})") from None
+        raise ValueError(f"exclusion list {path}: is not UTF-8 text ({error.reason}); save it as such") from None
     names = set()
     for number, line in enumerate(text.split("\n"), 1):
         name = line.removesuffix("\r")
@@ -46,7 +46,7 @@ def read_exclusions(path: str | Path) -> set[str]:
         if problem := _problem(name):
             shown = _plain(name[:_SHOWN_CHARACTERS]) + "…" * (len(name) > _SHOWN_CHARACTERS)
             raise ValueError(
-                f"exclusion list {path}, line {number}: {shown!r} {problem}; a line holds SHARD/KEY or KEY, or begins with '# '"
+                f"exclusion list {path}, line {number}: {shown!r} {problem}; write SHARD/KEY or KEY, or begin it with '# '"
             )
         names.add(name)
     return names

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dalle.config import EVERY_IMAGE, Images, plain_json
+from dalle.config.checks import Cause
 from dalle.data.counts import Counts
 from dalle.data.identity import difference, identity
 from dalle.data.shards import Position
@@ -175,7 +176,7 @@ def embed(
         _go_on(folder, header, shards, features, size_px, images, commit_s, told)
     if header.rows == 0:
         counts = Counts.from_json(header.counts)
-        raise ValueError(f"{', '.join(shards[:3])}: no image can be used: {counts.line()}")
+        raise ValueError(f"{', '.join(shards[:3])}: no image can be used: {counts.line()}; name shards with images")
     shape, path = (header.rows, features.width), folder / FEATURES
     _check_sizes(folder, header)
     return Index(folder, shards, images, size_px, header, np.memmap(path, header.dtype, "r", shape=shape))
@@ -234,7 +235,9 @@ def _batches(stream: ImageStream, size: int) -> Iterator[tuple[Position, list[tu
 def _embedded(features: Features, batch: list[tuple[Place, np.ndarray]], dtype: str) -> np.ndarray:
     rows_BE = np.asarray(features(np.stack([image for _, image in batch])).features_BE, np.float32)
     if rows_BE.shape != (len(batch), features.width):
-        raise ValueError(f"{features.name}: {rows_BE.shape[1]} numbers for an image, where it says {features.width}")
+        raise ValueError(
+            f"{features.name}: {rows_BE.shape[1]} numbers for an image, where it says {features.width}; mend its width"
+        )
     if not (finite_B := np.isfinite(rows_BE).all(axis=1)).all():
         place = batch[int(np.argmin(finite_B))][0]
         raise ValueError(f"{features.name}: its numbers of image {place.key} are not finite; take another --features")
@@ -277,13 +280,14 @@ def _read_header(folder: Path) -> Header | None:
     try:
         values = plain_json.read(path, infinite=True)
         if values.pop("version") != _VERSION:
-            raise ValueError("of another version of this program")
+            raise Cause("of another version of this program")
         header = plain_json.made(Header, values, HEADER)
         Counts.from_json(header.counts)
         assert header.rows >= 0 and _row_bytes(header) > 0
         return header
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        raise ValueError(f"{path}: is damaged ({error}); remove {folder} to begin anew") from None
+        what = error.what if isinstance(error, plain_json.Damaged) else error
+        raise ValueError(f"{path}: is damaged ({what}); remove {folder} to begin anew") from None
 
 
 def _other(folder: Path, wanted: Header) -> bool:

@@ -76,7 +76,9 @@ def memorised(
         ValueError: there are no samples or no real images, sizes are mixed, or the index is of another network
     """
     if train.header.features["hash"] != features.hash:
-        raise ValueError(f"{train.folder}: was embedded by {train.header.features['name']}, of another hash")
+        raise ValueError(
+            f"{train.folder}: was embedded by {train.header.features['name']}, of another hash; embed it with these features"
+        )
     sides = {"samples": set(), "held-out real images": set()}
     distances_N, rows_N = _distances(samples, "samples", train, features, batch_size, sides)
     real_M, _ = _distances(real, "held-out real images", train, features, batch_size, sides)
@@ -122,7 +124,7 @@ def _distances(
             raise ValueError(f"{name}: of different sizes ({told} px); bring them to one")
         parts.append(np.asarray(features(np.stack(batch)).features_BE, np.float32))
     if not parts:
-        raise ValueError(f"{name}: there are none, so nothing can be said about what is remembered")
+        raise ValueError(f"{name}: there are none, so nothing can be said about what is remembered; give some")
     found = nearest(np.concatenate(parts), train.blocks())
     return 1 - found.cosines_QK[:, 0], found.rows_QK[:, 0]
 

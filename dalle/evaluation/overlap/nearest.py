@@ -68,7 +68,9 @@ def nearest(queries_QE: np.ndarray, blocks: Iterable[np.ndarray], k: int = 1) ->
     first_row = 0
     for block in blocks:
         if block.shape[1] != width:
-            raise ValueError(f"features of {width} numbers cannot be compared with features of {block.shape[1]}")
+            raise ValueError(
+                f"features of {width} numbers cannot be compared with features of {block.shape[1]}; take one network for both"
+            )
         rows_NE = unit(np.asarray(block, np.float32))
         if len(rows_NE) and num_queries:
             found = found.merged(_in_block(faiss, queries_QE, rows_NE, k), first_row)

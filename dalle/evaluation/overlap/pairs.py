@@ -42,7 +42,9 @@ def near_pairs(evaluation: Index, train: Index) -> list[Near]:
     """
     ours, theirs = evaluation.header, train.header
     if ours.features["hash"] != theirs.features["hash"] or evaluation.size_px != train.size_px:
-        raise ValueError(f"{evaluation.folder} and {train.folder}: of different feature networks or image sizes")
+        raise ValueError(
+            f"{evaluation.folder} and {train.folder}: of different feature networks or image sizes; embed both alike"
+        )
     found = nearest(evaluation.rows_NE, train.blocks())
     cosines_Q, rows_Q = found.cosines_QK[:, 0], found.rows_QK[:, 0]
     places, train_places = evaluation.places(range(len(rows_Q))), train.places(rows_Q.tolist())

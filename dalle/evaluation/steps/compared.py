@@ -46,7 +46,7 @@ def read_compared(spec: str) -> dict[str, Path]:
             f"compare {spec}: {name} is there twice; give names of their own, as in NAME={folder or word}",
         )
         found[name] = Path(folder if separator else word)
-    require(len(found) >= 2, f"compare {spec}: takes the folders of two evaluations or more, with spaces between them")
+    require(len(found) >= 2, f"compare {spec}: give the folders of two evaluations or more, with spaces between them")
     return found
 
 

@@ -67,21 +67,21 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     try:
         content = plain_json.read(Path(path))
     except OSError as error:
-        raise ValueError(f"manifest {path}: {error.strerror}") from None
+        raise ValueError(f"manifest {path}: {error.strerror}; name one of dalle-evaluate") from None
     except ValueError:
-        raise ValueError(f"manifest {path}: is damaged, or no JSON") from None
+        raise ValueError(f"manifest {path}: is damaged, or no JSON; name one of dalle-evaluate") from None
     parts = {"request": dict, "captions": list, "identities": dict, "machine": dict, "figures": dict}
     if not isinstance(content, dict) or content.get("program") != _PROGRAM:
-        raise ValueError(f"manifest {path}: is none of {_PROGRAM}")
+        raise ValueError(f"manifest {path}: is none of {_PROGRAM}; name one")
     for name, kind in parts.items():
         if not isinstance(content.get(name), kind):
-            raise ValueError(f"manifest {path}: is damaged: it has no {name}")
+            raise ValueError(f"manifest {path}: is damaged: it has no {name}; take a whole copy")
     if not isinstance(content.get("versions", {}), dict):
-        raise ValueError(f"manifest {path}: is damaged: its versions are none")
+        raise ValueError(f"manifest {path}: is damaged: its versions are none; take a whole copy")
     if not content["captions"]:
-        raise ValueError(f"manifest {path}: is damaged: it has no captions")
+        raise ValueError(f"manifest {path}: is damaged: it has no captions; take a whole copy")
     if not all(isinstance(each, dict) and isinstance(each.get("prompt"), str) for each in content["captions"]):
-        raise ValueError(f"manifest {path}: is damaged: one of its captions has no prompt")
+        raise ValueError(f"manifest {path}: is damaged: one of its captions has no prompt; take a whole copy")
     return {**content, "path": str(path)}
 
 

@@ -81,7 +81,7 @@ def read_reference(spec: str, size_px: int, most: int | None) -> Reference:
         digests.append(hashlib.blake2b(pair.image.tobytes(), digest_size=16).hexdigest())
         digest.update(pair.image.tobytes())
     if len(keys) < 2:
-        raise ValueError(f"reference {spec}: a distance needs two images or more, and there is {len(keys)}")
+        raise ValueError(f"reference {spec}: a distance needs two images or more, and there is {len(keys)}; name more")
     return Reference(spec, size_px, shards, keys, digests, captions, scenes, digest.hexdigest(), counts.line())
 
 

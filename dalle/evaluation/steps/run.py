@@ -59,7 +59,7 @@ def run(config: Evaluate, folder: Path, manifest: dict[str, Any] | None, say: Ca
     identities["samples"] = evaluation.sample_hash()
     differing = [] if manifest is None else manifests.other_samples(manifest, identities["samples"])
     if differing and config.images is not None:
-        raise ValueError(f"manifest {manifest['path']}: {differing[0]}")
+        raise ValueError(f"manifest {manifest['path']}: {differing[0]}; name the images that it was made of")
     sections = evaluation.sections()
     figures = _plain({part.key: part.figures for part in sections if part.figures})
     sections.append(_made_section(config, sources, identities))

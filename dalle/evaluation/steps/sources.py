@@ -88,7 +88,7 @@ def find_sources(config: Evaluate, folder: Path, captions: list[dict[str, Any]] 
     networks = [features(spec, device) for spec in dict.fromkeys(config.features.split())]
     names = [each.name for each in networks]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"features {config.features}: {twice[0]} is there twice")
+        raise ValueError(f"features {config.features}: {twice[0]} is there twice; name each once")
     train = [] if config.train is None else expand(config.train)
     models = None
     if config.model is not None:
@@ -113,7 +113,9 @@ def find_sources(config: Evaluate, folder: Path, captions: list[dict[str, Any]] 
         if missing := unmatched(names, places):
             notes.append(f"{len(missing):,} of {len(names):,} names of the exclusion list are of no reference image.")
         if len(reference) - len(excluded) < 2:
-            raise ValueError(f"exclude {config.exclude}: leaves {len(reference) - len(excluded)} reference images")
+            raise ValueError(
+                f"exclude {config.exclude}: leaves {len(reference) - len(excluded)} reference images; leave it out, or name more --reference"
+            )
     sampling = config.sampling if models is None else models.settle(config.sampling)
     judge = _judge(config, models, device)
     return Sources(
@@ -165,11 +167,9 @@ def _side(prompted: list[Prompted]) -> int:
         try:
             width, height = header_size(path.read_bytes(), Images.max_pixels)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise ValueError(f"{path}: {error}; take it out, or save it anew as PNG") from None
         if width != height:
-            raise ValueError(
-                f"{path}: is {width}×{height} px; real images are brought to squares, so these must be such"
-            )
+            raise ValueError(f"{path}: is {width}×{height} px; bring it to a square, as real images are")
         first = first or (path, width)
         if width != first[1]:
             raise ValueError(
@@ -177,7 +177,7 @@ def _side(prompted: list[Prompted]) -> int:
                 "size first"
             )
     if len(prompted) < 2:
-        raise ValueError(f"images: measures of a set need two or more, and there is {len(prompted)}")
+        raise ValueError(f"images: measures of a set need two or more, and there is {len(prompted)}; draw more")
     return first[1]
 
 

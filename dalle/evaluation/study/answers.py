@@ -100,7 +100,9 @@ def read_answers(paths: Sequence[Path], design: Design) -> tuple[list[Answer], S
                 answers.append(answer)
     if not any(_is_pair(answer, design) for answer in answers):
         why = "; ".join(skipped.lines()) or "none was given"
-        raise ValueError(f"answers: none of {len(paths)} files has an answer to this study ({why})")
+        raise ValueError(
+            f"answers: none of {len(paths)} files has an answer to this study ({why}); name those that workers sent"
+        )
     return answers, skipped
 
 

@@ -121,9 +121,7 @@ def read_design(path: Path) -> Design:
     except (ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
-        raise ValueError(
-            f"{path}: is damaged or of another version; answers can be scored with the one they were made by"
-        )
+        raise ValueError(f"{path}: is damaged or of another version; score answers with the one that they were made by")
     return design
 
 

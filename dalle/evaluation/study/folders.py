@@ -27,7 +27,7 @@ def model_names(folders: list[str], setting: str) -> list[str]:
     """A name for each folder: its own, or its path where two have the same. Raises ValueError where one is named twice."""
     paths = [Path(folder) for folder in folders]
     if len({path.resolve() for path in paths}) < len(paths):
-        raise ValueError(f"{setting} {' '.join(folders)}: names one folder twice")
+        raise ValueError(f"{setting} {' '.join(folders)}: names one folder twice; name each once")
     names = [path.resolve().name for path in paths]
     return names if len(set(names)) == len(names) else [str(path.resolve()) for path in paths]
 
@@ -46,7 +46,7 @@ def same_captions(models: dict[str, dict[str, Path]], setting: str) -> list[str]
         ):
             if missing:
                 raise ValueError(
-                    f"{setting} {lacks}: lacks {len(missing)} of the captions of {has}, the first {missing[0]!r}; a study "
-                    "compares images of the same captions"
+                    f"{setting} {lacks}: lacks {len(missing)} of the captions of {has}, the first {missing[0]!r}; draw "
+                    "them too, for a study compares images of the same captions"
                 )
     return list(captions)

@@ -44,12 +44,14 @@ def make(config: Study, folders: list[str]) -> Made:
         ValueError: fewer than two folders, one that cannot be read or has other captions, or too few real images
     """
     if len(folders) < 2:
-        raise ValueError(f"images {config.images}: names one folder; a study compares two or more")
+        raise ValueError(f"images {config.images}: names one folder; name two or more, which a study compares")
     names = model_names(folders, "images")
     models = {name: first_images(folder, "images") for name, folder in zip(names, folders, strict=True)}
     real = {} if config.real is None else first_images(config.real, "real")
     if config.real is not None and len(real) < 2:
-        raise ValueError(f"real {config.real}: holds one caption, and a catch trial takes the images of two")
+        raise ValueError(
+            f"real {config.real}: holds one caption, and a catch trial takes the images of two; add another"
+        )
     captions = same_captions(models, "images")
     random = Random(f"{config.seed}: which captions")
     if len(captions) > config.captions:

@@ -44,21 +44,25 @@ def bert(source: str, pool: Pool, device: torch.device) -> TextEncoder:
     transformers = _transformers()
     folder = Path(source) if Path(source).is_dir() else _fetched(source)
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise ValueError(f"{source} holds no model of transformers in safetensors (config.json, model.safetensors)")
+        raise ValueError(
+            f"{source} holds no model of transformers in safetensors (config.json, model.safetensors); name one that does"
+        )
     try:
         with _quiet(transformers):
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
             model = transformers.AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     except Exception as error:  # transformers raises many kinds for a damaged file, or one that is missing
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ValueError(f"{source} holds no BERT with its tokenizer: {reason}") from error
+        raise ValueError(f"{source} holds no BERT with its tokenizer: {reason}; name one that does") from error
     if getattr(model.config, "is_encoder_decoder", False) or not hasattr(model.config, "hidden_size"):
-        raise ValueError(f"{source} holds a {model.config.model_type}, which is no encoder of the BERT family")
+        raise ValueError(
+            f"{source} holds a {model.config.model_type}, which is no encoder of the BERT family; name one"
+        )
     model = model.float().eval().requires_grad_(False).to(device)
     check_finite(model, source)
     most = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", _MOST_TOKENS), _MOST_TOKENS)
     if tokenizer.pad_token is None:
-        raise ValueError(f"{source} has no padding token, so it is no encoder of the BERT family")
+        raise ValueError(f"{source} has no padding token, so it is no encoder of the BERT family; name one")
 
     def read(captions: Sequence[str]) -> torch.Tensor:
         tokens = tokenizer(list(captions), padding=True, truncation=True, max_length=most, return_tensors="pt").to(
@@ -119,7 +123,7 @@ def _fetched(name: str) -> Path:
     except Exception as error:  # of many kinds, by the Hub's library and the HTTP client beneath it
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(
-            f"there is no folder {name}, and the Hub did not give a repository of this name: {reason}"
+            f"there is no folder {name}, and the Hub did not give a repository of this name: {reason}; name one that is there"
         ) from error
 
 

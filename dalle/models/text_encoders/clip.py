@@ -33,7 +33,7 @@ def open_clip_text(model: str, device: torch.device) -> TextEncoder:
     if architecture not in architectures():
         raise ValueError(
             f"{model} is neither a folder of dalle-train-clip nor ARCHITECTURE/TAG_OR_FILE of open_clip, which has no "
-            f"{architecture}; names are such as ViT-B-32/openai"
+            f"{architecture}; name one such as ViT-B-32/openai"
         )
     if not weights or not weights[0]:
         raise ValueError(f"{model} names no weights: add a tag or a file, such as {architecture}/openai")
@@ -42,7 +42,7 @@ def open_clip_text(model: str, device: torch.device) -> TextEncoder:
     except ValueError as error:
         reason = " ".join(str(error).split())[:400]
         if "weights_only" in reason:  # PyTorch's advice here is to run what is in the file
-            reason = f"{weights[0]} holds no weights that can be read safely"
+            reason = f"{weights[0]} holds no weights that can be read safely; name another"
         raise ValueError(reason) from error
     return _text_tower(f"clip:{model}", clip, device)
 

@@ -50,7 +50,9 @@ class TextEncoder:
                 features_BE = self.read(some).float()
                 if not bool(features_BE.isfinite().all()):
                     at = int((~features_BE.isfinite()).any(dim=1).nonzero()[0])
-                    raise ValueError(f"text encoder {self.name}: not finite for the caption {some[at]!r}: it is broken")
+                    raise ValueError(
+                        f"text encoder {self.name}: not finite for the caption {some[at]!r}: it is broken; take another"
+                    )
                 parts.append(features_BE)
         return torch.cat(parts)
 

@@ -103,7 +103,7 @@ class GANPipeline:
 
     def check_prompt(self, prompt: Prompt) -> None:
         """Raises ValueError: there is no prompt that fits."""
-        raise ValueError("an image prompt is made of codes, and this model is a GAN, which has none")
+        raise ValueError("an image prompt is made of codes, and this model is a GAN, which has none; leave it out")
 
     def chunk_width(self, sampling: Sampling) -> int:
         """Candidates of each caption that are drawn together."""

@@ -99,9 +99,12 @@ def find_gan(folder: Path, text_encoder: str | None = None) -> GANModels:
             kind = read_config(first, "stackgan")
         except ValueError as error:
             raise ValueError(
-                f"model {folder}: is a stage II, which begins with stage I's images, but {error}"
+                f"model {folder}: is a stage II, which begins with stage I's images ({error}): put that there"
             ) from None
-        require(kind.stage == 1, f"model {folder}: its {STAGE_ONE}/ holds a stage {kind.stage}, not a stage 1")
+        require(
+            kind.stage == 1,
+            f"model {folder}: its {STAGE_ONE}/ holds a stage {kind.stage}, not a stage 1; put one there",
+        )
         hashes |= {"stage_one": read_header(first)["hash"], "stage_two": header["hash"]}
         check_link(f"model {folder}: was trained with another stage I", header["stage_one_hash"], hashes["stage_one"])
     return GANModels(first, second, text_encoder or header["text_encoder"], None, sizes, hashes)

@@ -36,7 +36,7 @@ def choose_captions(shards: TokenShards, count: int, seed: int) -> list[str]:
         if len(found) == count:
             return found
         if not found and number + 1 == len(shards):
-            raise ValueError(f"best_of: no pair of {shards.folder} has a caption to draw")
+            raise ValueError(f"best_of: no pair of {shards.folder} has a caption to draw; name data with captions")
     raise AssertionError("every epoch has a caption")
 
 

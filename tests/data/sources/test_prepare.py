@@ -221,7 +221,7 @@ def test_another_language_is_left_out_and_short_english_is_not():
     )
     assert [caption for caption in english if caption_reason(caption, filters)] == []
     assert caption_reason("猫が好き", Filters(language="en", language_min_chars=5)) is None  # of four characters
-    with pytest.raises(ValueError, match=r"filters\.language xx: is none that the detector knows: .*, en, "):
+    with pytest.raises(ValueError, match=r"filters\.language xx: is none that the detector knows; known are .*, en, "):
         prepared("nowhere", "out", Filters(language="xx"))
 
 

@@ -92,7 +92,7 @@ def test_the_column_is_told_and_can_be_chosen(tmp_path):
     prepared(source, tmp_path / "b", caption_column="mine")
     assert written(tmp_path / "b") == {"0001.png": ["m"]}
     with pytest.raises(
-        ValueError, match=r"caption_column other: .*a\.csv has no such column; its columns: file, title"
+        ValueError, match=r"caption_column other: .*a\.csv has no such column; name one of its columns: file, title"
     ):
         prepared(source, tmp_path / "c", caption_column="other")
 

@@ -143,7 +143,7 @@ def test_what_cannot_be_judged_is_refused(folder):
     with pytest.raises(ValueError, match="captions of the drawn data set"):
         judge([])
     write_prompt(folder / "images", 3, {**skill_captions(2)[3], "include": [{"class": "bench", "count": 1}]})
-    with pytest.raises(ValueError, match=r"prompt 3 in .*00003/samples: .*the classes are circle"):
+    with pytest.raises(ValueError, match=r"prompt 3 in .*00003/samples: .*the classes circle"):
         judge(read_layout(folder / "images"))
     for place in range(2):
         Image.new("RGB", (16, 16)).save(sample_path(folder / "images", 1, place))

@@ -106,7 +106,7 @@ def test_what_was_not_made_alike_is_left_out_and_said(evaluated, tmp_path, chang
 
 def test_refusals(evaluated, tmp_path):
     for spec, message in (
-        ("one=a", "takes the folders of two evaluations or more"),
+        ("one=a", "give the folders of two evaluations or more"),
         ("one=a one=b", "one is there twice"),
     ):
         with pytest.raises(ValueError, match=message):

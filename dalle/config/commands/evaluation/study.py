@@ -32,7 +32,7 @@ class WorkerChecks:
     def __post_init__(self) -> None:
         at_least(self, 0, "fast_s", "fast_share", "agreement", "catch_share", "same_side", "same_side_answers")
         for name, value in (("agreement", self.agreement), ("catch_share", self.catch_share)):
-            require(value <= 1, f"checks.{name} {value}: is a share, at most 1")
+            require(value <= 1, f"checks.{name} {value}: must be at most 1, for it is a share")
 
 
 @dataclass(frozen=True)

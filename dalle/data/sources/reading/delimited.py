@@ -50,7 +50,9 @@ def bounded_lines(file: TextIO, path: Path) -> Iterator[str]:
     """The lines from where a file stands on. Raises ValueError for one that is longer than any of a table."""
     while line := file.readline(_LINE_CHARS):
         if len(line) == _LINE_CHARS and not line.endswith(("\n", "\r")):
-            raise ValueError(f"{path} is no table of text: a line of over {_LINE_CHARS:,} characters")
+            raise ValueError(
+                f"{path} is no table of text: a line of over {_LINE_CHARS:,} characters; give a .csv or .tsv"
+            )
         yield line
 
 
@@ -112,9 +114,9 @@ def _opened(path: Path, usual: frozenset[str]) -> Iterator[tuple[Iterator[list[s
             quoting = csv.QUOTE_NONE if _UNQUOTED.search(path.name) else csv.QUOTE_MINIMAL
             yield _rows(csv.reader(bounded_lines(file, path), delimiter=delimiter, quoting=quoting), path), delimiter
     except (csv.Error, UnicodeError) as error:
-        raise ValueError(f"{path} is no table of text: {error}") from None
+        raise ValueError(f"{path} is no table of text: {error}; save it as UTF-8") from None
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+        raise ValueError(f"{path}: cannot be read: {error.strerror}; see that it may be read") from None
 
 
 def _rows(reader: Any, path: Path) -> Iterator[list[str]]:
@@ -122,7 +124,7 @@ def _rows(reader: Any, path: Path) -> Iterator[list[str]]:
     for row in reader:
         if reader.line_num - before > _MOST_LINES:
             raise ValueError(
-                f'{path}: the row from line {before + 1} on has over {_MOST_LINES} lines: a quote (") that is never closed'
+                f'{path}: the row from line {before + 1} on has over {_MOST_LINES} lines: a quote (") that is never closed; close it'
             )
         before = reader.line_num
         if any(map(str.strip, row)):

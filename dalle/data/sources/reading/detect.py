@@ -19,8 +19,8 @@ from dalle.data.sources.reading.walk import fingerprint
 _NAMES_SHARE = 0.8
 """Of the images whose names have to be captions before names are taken for captions."""
 _NEEDED = (
-    "captions are read from a NAME.txt or NAME.json beside NAME.jpg, from a table (.csv, .tsv, .json, .jsonl, .parquet) with a "
-    "column of files and one of captions, or from names of files or folders such as 'a red apple.jpg'"
+    "give them in a NAME.txt or NAME.json beside NAME.jpg, in a table (.csv, .tsv, .json, .jsonl, .parquet) with a "
+    "column of files and one of captions, or as names of files or folders such as 'a red apple.jpg'"
 )
 
 
@@ -86,18 +86,16 @@ def detect(source: str, output: Path | None = None, choice: Choice = Choice()) -
         try:
             os.listdir(path)
         except OSError as error:
-            raise ValueError(f"source {source}: cannot be read: {error.strerror}") from None
+            raise ValueError(f"source {source}: cannot be read: {error.strerror}; see that it may be read") from None
         return _folder(path, output, choice)
     if is_file and (is_table(path.name) or path.suffix.lower().strip(".") in MAYBE_TABLES):
         return _tables(path.parent, [path], choice, f"{path.name} was given", is_given=True)
     if is_file and path.suffix.lower().strip(".") in _ARCHIVES:
         raise ValueError(f"source {source}: is an archive: unpack it, and give the folder")
     if not os.path.lexists(path) and not re.search(r"\.(tar|tgz|tar\.gz)\b|[*{]|://", source):
-        raise ValueError(f"source {source}: there is no such file or folder")
+        raise ValueError(f"source {source}: there is no such file or folder; name one that is there")
     if is_file and not re.search(r"\.(tar|tgz|tar\.gz)$", path.name.lower()):
-        raise ValueError(
-            f"source {source}: is neither a folder, nor a table (.csv, .tsv, .json, .jsonl, .parquet), nor a .tar"
-        )
+        raise ValueError(f"source {source}: must be a folder, a table (.csv, .tsv, .json, .jsonl, .parquet) or a .tar")
     return _shards(Path(), expand(source), "shards were given")
 
 
@@ -153,7 +151,10 @@ def _folder(root: Path, output: Path | None, choice: Choice) -> Source:
         )
     if wanted == "table" or (wanted is None and tables):
         if not tables:
-            raise ValueError(wrong or f"source {root}: holds no table (.csv, .tsv, .json, .jsonl, .parquet)")
+            raise ValueError(
+                wrong
+                or f"source {root}: holds no table (.csv, .tsv, .json, .jsonl, .parquet); put one there, or name it"
+            )
         source = _tables(root, _one_table(root, tables, choice), choice, f"it holds {_files(tables)}")
         if found.with_txt or found.json_captions:
             source.notes.append(
@@ -185,7 +186,9 @@ def _of_images(
     if wanted == "files" or (wanted is None and found.with_txt + json):
         kinds = tuple(kind for kind, number in (("txt", found.with_txt), ("json", found.with_json)) if number)
         if not found.with_txt + json:
-            raise ValueError(f"source {root}: no image has a .txt or .json with a caption beside it")
+            raise ValueError(
+                f"source {root}: no image has a .txt or .json with a caption beside it; put them there, or leave --captions files out"
+            )
         told = " and ".join(f".{kind}" for kind, number in (("txt", found.with_txt), ("json", json)) if number)
         why = f"{max(found.with_txt, json):,} of its {found.images:,} images have such a file beside them"
         if found.with_txt and json:
@@ -256,4 +259,4 @@ def _without_images(root: Path, found: Survey) -> str:
     line = f"source {root}: no images (.{', .'.join(EXTENSIONS)})"
     if told:
         line += f"; it holds files of other kinds: {told}"
-    return line + (": unpack the archives" if found.others.keys() & _ARCHIVES else "")
+    return line + (": unpack the archives" if found.others.keys() & _ARCHIVES else "; name a folder of images")

@@ -34,9 +34,9 @@ def line_rows(path: Path) -> Iterator[Row]:
                     values = None
                 yield values if isinstance(values, dict) else None
     except UnicodeError as error:
-        raise ValueError(f"{path} is no table of text: {error}") from None
+        raise ValueError(f"{path} is no table of text: {error}; save it as UTF-8") from None
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+        raise ValueError(f"{path}: cannot be read: {error.strerror}; see that it may be read") from None
 
 
 def looks_like_rows(path: Path, usual_caption: frozenset[str]) -> bool:
@@ -60,9 +60,9 @@ def file_rows(path: Path) -> Iterator[Row]:
         size = path.stat().st_size
         values = json.loads(path.read_bytes()) if size <= _MOST_BYTES else None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
+        raise ValueError(f"{path} is no JSON: {error}; write it anew as JSON") from None
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+        raise ValueError(f"{path}: cannot be read: {error.strerror}; see that it may be read") from None
     if size > _MOST_BYTES:
         raise ValueError(f"{path}: has {size:,} bytes, and would be read whole: save it as .jsonl, an object a line")
     if isinstance(values, dict) and _objects(values.get("images")):
@@ -71,7 +71,9 @@ def file_rows(path: Path) -> Iterator[Row]:
         return iter(rows)
     if isinstance(values, list):
         return (row if isinstance(row, dict) else None for row in values)
-    raise ValueError(f"{path}: holds no list of images and captions, and no object of files with captions")
+    raise ValueError(
+        f"{path}: holds no list of images and captions, and no object of files with captions; write it as one of them"
+    )
 
 
 def _of_files(values: dict[str, Any]) -> Iterator[Row]:

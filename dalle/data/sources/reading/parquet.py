@@ -53,4 +53,4 @@ def parquet_rows(path: Path, *columns: str) -> Iterator[tuple[Any, ...]]:
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} is damaged or no Parquet file: {str(error).splitlines()[0]}")
+    return ValueError(f"{path} is damaged or no Parquet file: {str(error).splitlines()[0]}; write it anew")

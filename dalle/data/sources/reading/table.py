@@ -107,7 +107,7 @@ def _chosen(path: Path, names: Sequence[str], wanted: str | None, usual: Sequenc
     if wanted is not None:
         found = [n for n in names if n == wanted] or [n for n in names if plain(n) == plain(wanted)]
         if not found:
-            raise ValueError(f"{option} {wanted}: {path} has no such column; its columns: {_told(names)}")
+            raise ValueError(f"{option} {wanted}: {path} has no such column; name one of its columns: {_told(names)}")
         return found
     return sorted((n for n in names if plain(n) in usual), key=lambda n: usual.index(plain(n)))
 
