@@ -167,7 +167,7 @@ def test_bytes_a_weight_are_those_of_the_table():
     }
     assert _bytes([zero.grad_partitions_flat_buffer]) == 4 * (matrices + others)
     assert _bytes(moments) == 4 * matrices + 8 * others
-    assert _bytes(stack.buffer_NSL for stack in made.before_step.powersgd._stacks) == 2 * matrices
+    assert _bytes(stack.buffer_NSL for stack in made.before_step.powersgd.stacks()) == 2 * matrices
 
 
 def test_the_table_has_the_buckets_of_the_configurations():
