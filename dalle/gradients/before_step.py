@@ -61,7 +61,7 @@ class BeforeStep:
         if run.compression is not None:
             wire = Exchange(self.machines.replicas, run.compression.format)
             shapes = {name: self._rows(name, parts) for name, parts in matrices.items()}
-            compressed = (shapes, run.compression, self._num_shards, wire, world.device)
+            compressed = (shapes, run.compression, self._num_shards, self._shard, wire, world.device)
             self.powersgd = PowerSGD(*compressed, _blocks(shapes))
         self._fp32 = Exchange(self.machines.replicas) if self.machines else None
         self._gradients: dict[str, torch.Tensor] = {}  # of this update

@@ -1,8 +1,8 @@
 """Averages over the machines, in the format of the wire.
 
-Every process gets its part of a tensor from all others, averages it in fp32, and sends what came of it to all. That is what a
-ring all-reduce sends, with two roundings instead of one at each hop, and it works where the library has no sum for the format
-(1-6-9). It is also the place for work that one process can do for all: what is computed of the average of a part is computed
+Every process gets its part of a tensor from all others, averages it in fp32, and sends what came of it to all. That is as many
+bytes as a ring all-reduce sends, with two roundings instead of one at each hop, and it works where the library has no sum for
+the format (1-6-9). It is also the place for work that one process can do for all: what is computed of the average of a part is computed
 once, by its owner, and all get the same bits of it. Fp32 without such work is one all-reduce.
 
 An exchange is a generator that gives its collectives as they begin, and is to go on when they have ended: so several may be
@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.nn import functional as F
 
 from dalle.gradients.lowbit import ONE_SIX_NINE
 
@@ -67,21 +66,22 @@ class Exchange:
         """
         codes_N = encode(values_N, self.format)
         theirs = codes_N
+        width, mine = codes_N.element_size(), sizes[self.number]
         if self.size > 1:
-            width, mine = codes_N.element_size(), sizes[self.number]
             theirs = codes_N.new_empty(self.size * mine)
             given, got = [size * width for size in sizes], [mine * width] * self.size
             yield dist.all_to_all_single(_bytes(theirs), _bytes(codes_N), got, given, group=self.group, async_op=True)
-        mean = decode(theirs, self.format).view(self.size, sizes[self.number]).mean(dim=0)
+        mean = decode(theirs, self.format).view(self.size, mine).mean(dim=0)
         found = encode(compute(mean), self.format)
         if self.size == 1:
             return [decode(found, self.format)]
-        longest = max(sizes) + more
-        found = F.pad(found, (0, longest - found.numel()))
-        everyones = found.new_empty(self.size * longest)
-        yield dist.all_gather_into_tensor(_bytes(everyones), _bytes(found), group=self.group, async_op=True)
-        rows = decode(everyones, self.format).view(self.size, longest)
-        return [row[: size + more] for row, size in zip(rows, sizes, strict=True)]
+        back = [size + more for size in sizes]
+        everyones = found.new_empty(sum(back))
+        got, given = [size * width for size in back], [back[self.number] * width] * self.size
+        # not a gather, whose parts would have to be as large as the largest
+        copies = found.repeat(self.size)
+        yield dist.all_to_all_single(_bytes(everyones), _bytes(copies), got, given, group=self.group, async_op=True)
+        return list(decode(everyones, self.format).split(back))
 
 
 def finished(steps: Steps) -> Any:

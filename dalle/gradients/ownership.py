@@ -1,12 +1,14 @@
-"""Which process orthogonalises which matrices, and which matrices travel together.
+"""Which machine orthogonalises which matrices, and which matrices travel together.
 
-A matrix's P is orthogonalised by one machine for all. So what travels together has to be matrices enough for every machine,
-or some would receive and send more than others: with two machines a resblock is enough, with the paper's 128 it takes the
-whole model of 384. The fewer matrices travel together, the more of the exchange the backward pass hides.
+A matrix's P is orthogonalised by one machine for all. So what travels together has to be matrices enough for every machine, or
+some would receive and send more than others. The m processes of a machine compress their shards each for itself, so what
+counts is what all of them own: with two machines the matrices of a resblock are enough, with the paper's 128 of 8 processes
+those of ten resblocks of its 128. The fewer travel together, the more of the exchange the backward pass hides.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,25 +19,29 @@ _UNEVEN = 1.1
 """How much larger than the average the largest share may be."""
 
 
-def shares(counts: Sequence[int], sizes: Sequence[int], owners: int, first: int = 0) -> list[list[int]]:
-    """How many matrices of each kind each process owns: always the next largest to the one that has least so far.
+def shares(
+    counts: Sequence[int], sizes: Sequence[int], owners: int, ordinals: int = 1, first: int = 0
+) -> list[list[list[int]]]:
+    """How many matrices of each kind each machine owns: always the next largest goes to the one that has least so far.
 
     Args:
         counts: matrices of each kind
         sizes: elements of each
-        owners: processes
-        first: of those that have equally little this one, or else the next after it, comes first
+        owners: machines
+        ordinals: processes of a machine, which have as many matrices each
+        first: of machines that have equally little this one, or else the next after it, comes first
 
     Returns:
-        for each kind one number a process
+        by ordinal and kind one number a machine
     """
-    loads, found = [0] * owners, [[0] * owners for _ in counts]
-    order = [(first + number) % owners for number in range(owners)]
+    loads = [(0, place, (first + place) % owners) for place in range(owners)]
+    found = [[[0] * owners for _ in counts] for _ in range(ordinals)]
     for kind in sorted(range(len(counts)), key=lambda kind: -sizes[kind]):
-        for _ in range(counts[kind]):
-            owner = min(order, key=loads.__getitem__)
-            loads[owner] += sizes[kind]
-            found[kind][owner] += 1
+        for of_ordinal in found:
+            for _ in range(counts[kind]):
+                load, place, owner = loads[0]
+                heapq.heapreplace(loads, (load + sizes[kind], place, owner))
+                of_ordinal[kind][owner] += 1
     return found
 
 
@@ -45,7 +51,7 @@ class Layout:
 
     Args:
         shapes: (rows, columns) of each stack's
-        owned: `shares`, by stack
+        owned: matrices that each owner has, by stack
     """
 
     shapes: list[tuple[int, int]]
@@ -74,31 +80,34 @@ class Layout:
         return [torch.cat(matrices) for matrices in zip(*by_owner, strict=True)]
 
 
-def together(blocks: Sequence[Sequence[str]], sizes: dict[str, tuple[int, int]], owners: int) -> list[list[str]]:
+def together(
+    blocks: Sequence[Sequence[str]], sizes: dict[str, tuple[int, int]], owners: int, ordinals: int = 1
+) -> list[list[str]]:
     """Names that travel together: as few whole resblocks as can be shared out evenly.
 
     Args:
         blocks: names of the matrices of each resblock, in the order in which their gradients come
         sizes: by name, matrices side by side under it, and elements of P of each
-        owners: processes that share a group's
+        owners, ordinals: see `shares`
 
     Returns:
-        names by group, in the order of the resblocks; what is left over at the end, and uneven, belongs to the last group
+        names by group, in the order of the resblocks; what is left over at the end, and uneven, is a group all the same: it is
+        the one that nothing hides
     """
     groups: list[list[str]] = []
     waiting: list[str] = []
     for block in blocks:
         waiting = [*waiting, *block]
-        if _even([sizes[name] for name in waiting], owners):
+        if _is_even([sizes[name] for name in waiting], owners, ordinals):
             groups.append(waiting)
             waiting = []
-    if waiting:
-        groups = [*groups[:-1], [*groups[-1], *waiting]] if groups else [waiting]
-    return groups
+    return [*groups, waiting] if waiting else groups
 
 
-def _even(matrices: list[tuple[int, int]], owners: int) -> bool:
+def _is_even(matrices: list[tuple[int, int]], owners: int, ordinals: int) -> bool:
     counts, sizes = zip(*matrices, strict=True)
-    found = shares(counts, sizes, owners)
-    loads = [sum(row[owner] * size for row, size in zip(found, sizes, strict=True)) for owner in range(owners)]
+    loads = [0] * owners
+    for of_ordinal in shares(counts, sizes, owners, ordinals):
+        for row, size in zip(of_ordinal, sizes, strict=True):
+            loads = [load + count * size for load, count in zip(loads, row, strict=True)]
     return max(loads) * owners <= _UNEVEN * sum(loads)

@@ -66,6 +66,7 @@ class PowerSGD:
         shapes: by name, what this process holds of each matrix: (rows, columns, number of matrices side by side in the rows)
         config: rank (of no more than a shard's shorter side, where it is larger), format, seed
         ranks_per_machine: m, the shards of a matrix
+        ordinal: this process's number among them
         exchange: between the machines
         device: of the buffers
         blocks: names of each resblock's matrices, in the order in which their gradients come; None takes all together
@@ -79,6 +80,7 @@ class PowerSGD:
         shapes: dict[str, tuple[int, int, int]],
         config: Compression,
         ranks_per_machine: int,
+        ordinal: int,
         exchange: Exchange,
         device: torch.device,
         blocks: Sequence[Sequence[str]] | None = None,
@@ -86,10 +88,11 @@ class PowerSGD:
         self.rank = config.rank_of_shard(ranks_per_machine)
         self.format, self.exchange, self.shapes = config.format, exchange, shapes
         sent = {name: (shapes[name][2], math.prod(self._p_shape(name))) for name in shapes}
-        self.groups = together(blocks or [list(shapes)], sent, exchange.size)
+        self.groups = together(blocks or [list(shapes)], sent, exchange.size, ranks_per_machine)
         """Names of the matrices that travel together"""
         self._stacks = [self._stacked(names, config.seed, device) for names in self.groups]
-        self._layouts = [self._layout(stacks, number) for number, stacks in enumerate(self._stacks)]
+        place = (ranks_per_machine, ordinal)
+        self._layouts = [self._layout(stacks, number, *place) for number, stacks in enumerate(self._stacks)]
         # powers of two that P and Q are multiplied with before they are sent; every process of a replica group derives
         # the same from the same averages
         self.scales = torch.ones(2, device=device)
@@ -127,11 +130,12 @@ class PowerSGD:
         num_matrices = sum(self.shapes[name][2] for name in names)
         return _Stack(names, q0_LK, encode(torch.zeros(num_matrices, short, long, device=device), self.format))
 
-    def _layout(self, stacks: list[_Stack], number: int) -> Layout:
+    def _layout(self, stacks: list[_Stack], number: int, ordinals: int, ordinal: int) -> Layout:
         """A group's P, shared out among the machines."""
         counts = [len(stack.buffer_NSL) for stack in stacks]
         shapes = [self._p_shape(stack.names[0]) for stack in stacks]
-        return Layout(shapes, shares(counts, [math.prod(shape) for shape in shapes], self.exchange.size, number))
+        sizes = [math.prod(shape) for shape in shapes]
+        return Layout(shapes, shares(counts, sizes, self.exchange.size, ordinals, number)[ordinal])
 
     def factorise(self, group: int, gradients: dict[str, torch.Tensor]) -> Steps:
         """Agree with the other machines on P and Q of the buffers and gradients of one of `groups`. All machines take the

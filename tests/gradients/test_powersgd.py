@@ -58,7 +58,7 @@ class _Exchange:
 
 def _machines(count: int, config: Compression, ranks_per_machine: int = 2, blocks=None) -> list[PowerSGD]:
     wire = _Wire(count, config.format)
-    shape = (SHAPES, config, ranks_per_machine)
+    shape = (SHAPES, config, ranks_per_machine, 1)
     return [PowerSGD(*shape, _Exchange(wire, number), CPU, blocks) for number in range(count)]
 
 
