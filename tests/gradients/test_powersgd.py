@@ -103,10 +103,12 @@ def _matrices(flat: torch.Tensor, name: str) -> list[np.ndarray]:
     return list(flat.double().numpy().reshape(parts, rows // parts, columns))
 
 
-def test_updates_are_those_of_the_steps_written_out():
-    machines = _machines(3, Compression(rank=8, format="fp32"))
-    q0 = {stack.names[0]: stack.q0_LK.double().numpy() for stack in machines[0].stacks()}
-    q0_of = {name: q0[stack.names[0]] for stack in machines[0].stacks() for name in stack.names}
+@pytest.mark.parametrize("blocks", [None, [["qkv"], ["narrow"], ["widen", "project"]]])
+def test_updates_are_those_of_the_steps_written_out(blocks):
+    """Whatever travels together: all matrices, or first q, k and v, which 3 machines can share out evenly."""
+    machines = _machines(3, Compression(rank=8, format="fp32"), blocks=blocks)
+    assert len(machines[0].groups) == (2 if blocks else 1)
+    q0_of = {name: stack.q0_LK.double().numpy() for stack in machines[0].stacks() for name in stack.names}
     kept = {
         name: [[np.zeros(m.shape) for m in _matrices(torch.zeros(r * c), name)] for _ in machines]
         for name, (r, c, _) in SHAPES.items()
@@ -125,7 +127,34 @@ def test_updates_are_those_of_the_steps_written_out():
                     np.testing.assert_allclose(_matrices(applied[n][name], name)[part], expected, atol=1e-8)
                 total += (expected**2).sum()
         assert squares == pytest.approx([total] * 3, rel=1e-5)  # the norm of what is applied, found from Q alone
-    assert machines[0].exchange.wire.calls == 4 * 3  # P there and back, and Q, of all matrices together
+    assert machines[0].exchange.wire.calls == 4 * 3 * len(machines[0].groups)  # P there and back, and Q
+
+
+@pytest.mark.parametrize("format", ["fp32", "bf16", "1-6-9"])
+def test_one_owner_s_columns_are_as_good_as_everyone_s(format):
+    """What of a gradient is not applied, against P and Q that every machine makes of the same averages in double precision."""
+    machines = _machines(2, Compression(rank=8, format=format))
+    gradients = []
+    for number in range(2):
+        spectrum = {name: 2.0 ** -torch.arange(columns).float() for name, (_, columns, _) in SHAPES.items()}
+        drawn = _gradients(number)
+        gradients.append({n: (g.view(-1, len(spectrum[n])) * spectrum[n]).flatten() for n, g in drawn.items()})
+    applied, _ = _update(machines, gradients)
+    assert all(torch.equal(applied[0][name], applied[1][name]) for name in SHAPES)
+    found = [machine.exchange.found for machine in machines]
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))  # P, to the bit
+    q0_of = {name: stack.q0_LK.double().numpy() for stack in machines[0].stacks() for name in stack.names}
+    # rank 4 of 8 to 32; P and Q, rounded to 2⁻⁹ or less, add 2⁻⁸ of what is applied at most
+    for name in SHAPES:
+        for part in range(SHAPES[name][2]):
+            held = [_matrices(gradients[n][name], name)[part] for n in range(2)]
+            expected, _ = _reference(held, q0_of[name])
+            mean = np.mean(held, axis=0)
+            lost, least = (
+                np.linalg.norm(mean - matrix) for matrix in (_matrices(applied[0][name], name)[part], expected)
+            )
+            assert 0.01 * np.linalg.norm(mean) < least
+            assert abs(lost - least) < 2**-7 * np.linalg.norm(mean)
 
 
 @pytest.mark.parametrize("format", ["fp32", "bf16", "1-6-9"])
