@@ -82,7 +82,7 @@ def trained(world, early: bool, folder: str, **run) -> list:
 with joined() as world:
     folder = os.environ["FOLDER"]
     told = {"events": events(world, accumulation_steps=2, **COMPRESSED)}
-    for number, run in enumerate(({"zero_stage": 3}, COMPRESSED, COMPRESSED | SCALED)):
+    for number, run in enumerate(({"zero_stage": 3}, COMPRESSED | SCALED)):
         runs = [trained(world, early, f"{folder}/{number} {early}", **run) for early in (False, True)]
         told[f"bits {number}"] = runs
     name = "layers.0.mlp.widen.weight"
@@ -112,9 +112,9 @@ def test_all_machines_have_the_same_bits_of_p(found):
     assert found["events"]["p"] == 1
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(2))
 def test_when_exchanges_begin_changes_no_bit(found, number):
-    """Of losses, norms, skipped updates and all that a checkpoint holds: uncompressed, compressed, with scales and micro-batches."""
+    """Of losses, norms, skipped updates and all that a checkpoint holds: uncompressed; compressed, with scales and micro-batches."""
     after, early = found[f"bits {number}"]
     assert early == after
     assert early[2] == [0, 0, 1, 0]
