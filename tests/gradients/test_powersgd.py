@@ -273,6 +273,33 @@ def test_scales_of_the_wire_keep_large_and_small_gradients():
         assert machines[0].scales.tolist() == machines[1].scales.tolist() != [1.0, 1.0]
 
 
+def test_the_scale_of_the_wire_changes_neither_columns_nor_the_next_scale():
+    """Where the 1e-6 · I counts for as much as P itself. The largest number that was sent to an owner comes with its columns."""
+    columns, largest, following = [], [], []
+    for scale in (1.0, 2.0**20):
+        machines = _machines(2, Compression(rank=4, format="1-6-9"))
+        for machine in machines:
+            machine.scales[0] = scale
+        _update(machines, [_gradients(number, 1e-7) for number in range(2)])
+        parts = machines[0].exchange.found[0].split([n + 1 for n in machines[0]._layouts[0].sizes()])
+        columns.append(torch.cat([part[:-1] for part in parts]))
+        largest.append(torch.stack([part[-1] for part in parts]))
+        following.append(machines[0].scales[0].item())
+    assert (columns[0] - columns[1]).abs().max() < 2**-8  # rounded to 2⁻¹⁰
+    assert (largest[1] / largest[0] / 2**20 - 1).abs().max() < 2**-8
+    # a power of two that brings the largest to between 2⁻⁷ and 2⁻⁶
+    assert following[0] == following[1] and 2**-7 < following[0] * largest[0].max() <= 2**-6
+
+
+def test_the_scale_of_the_wire_follows_smaller_gradients():
+    """Full rank, so that what waits from before shrinks to its rounding, a thousandth, with each update."""
+    machines, scales = _machines(2, Compression(rank=32, format="1-6-9")), []
+    for scale in (1.0, 1e-6, 1e-6):
+        _update(machines, [_gradients(number, scale) for number in range(2)])
+        scales.append(machines[0].scales.clone())
+    assert (scales[2] > 2**8 * scales[0]).all()
+
+
 def test_what_no_format_can_hold_saturates():
     machines = _machines(2, Compression(rank=4, format="1-6-9"))
     for step in range(3):
