@@ -17,6 +17,7 @@ def _cases() -> dict[str, torch.Tensor]:
     few_rows = torch.cat([1e3 * torch.randn(2, 3, COLUMNS, generator=g), torch.zeros(2, ROWS - 3, COLUMNS)], dim=1)
     falling = normal * 10.0 ** -torch.arange(COLUMNS)
     cases = {"normal": normal, "small": 1e-4 * normal, "large": 1e20 * normal, "falling": falling}
+    cases["large, of rank one"] = 1e6 * rank_one  # of condition 1e14: too much for a Gram matrix without a shift
     return cases | {
         "zero": torch.zeros_like(normal),
         "rank one": rank_one,
