@@ -1,12 +1,17 @@
 """What happens to the gradients between the backward pass and the optimiser: unscaling, averaging over the machines,
 compression, the norm, clipping, and the decision to skip. Nothing of it is read on the host; from stage 1 on DeepSpeed
 then reads the norm.
+
+With weights sharded, unscaling and what machines exchange begin in the backward pass, group by group of gradients, and go
+on beside it (`overlap.py`); whether all were finite, the norm, and with it what the optimiser is given, wait for all of them.
+Elsewhere gradients are first reduced when the backward pass has ended, and all begins then, in the same order. Of
+micro-batches the last alone sends.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -14,13 +19,15 @@ import torch.distributed as dist
 from dalle.checkpoints.restoring import Restoring
 from dalle.cluster.topology import World
 from dalle.config import Run
-from dalle.gradients.exchange import Exchange
+from dalle.gradients.exchange import Exchange, Steps
+from dalle.gradients.overlap import Overlap
 from dalle.gradients.partition import Piece, Shards, Whole
 from dalle.gradients.powersgd import PowerSGD
 from dalle.gradients.scaling import GradientScales
 
-_BUCKET_ELEMENTS = 2**26
-"""Largest number of uncompressed gradients that are averaged in one call."""
+_BUCKET_ELEMENTS = 2**22
+"""Number of uncompressed gradients from which on they are averaged in a call of their own: 16 MB, of which a network need not
+have more at a time, and the first of which need not wait for the last."""
 
 
 class BeforeStep:
@@ -54,8 +61,14 @@ class BeforeStep:
         if run.compression is not None:
             wire = Exchange(self.machines.replicas, run.compression.format)
             shapes = {name: self._rows(name, parts) for name, parts in matrices.items()}
-            self.powersgd = PowerSGD(shapes, run.compression, self._num_shards, wire, world.device)
+            compressed = (shapes, run.compression, self._num_shards, self._shard, wire, world.device)
+            self.powersgd = PowerSGD(*compressed, _blocks(shapes))
         self._fp32 = Exchange(self.machines.replicas) if self.machines else None
+        self._gradients: dict[str, torch.Tensor] = {}  # of this update
+        self._finite = torch.empty(0)
+        self._groups = self._in_order()
+        self._overlap = Overlap([names for _, names in self._groups], self._exchange, world.device)
+        self._is_early = bool(self._groups) and shards.tell_reduced(self._overlap.arrived)
 
     def _rows(self, name: str, parts: int) -> tuple[int, int, int]:
         """What PowerSGD has to know of this process's rows of a matrix."""
@@ -67,6 +80,47 @@ class BeforeStep:
             )
         return rows // self._num_shards, columns, parts
 
+    def _in_order(self) -> list[tuple[int | None, list[str]]]:
+        """Gradients that machines exchange together: the number of PowerSGD's group, None for what is never compressed, and
+        names. First what the backward pass has first: gradients come from the last parameter to the first."""
+        groups: list[tuple[int | None, list[str]]] = list(enumerate(self.powersgd.groups)) if self.powersgd else []
+        compressed = {name for _, names in groups for name in names}
+        pieces = self.shards.pieces
+        plain = [name for name in reversed(pieces) if name not in compressed] if self.world.num_machines > 1 else []
+        while plain:
+            count, size = 0, 0
+            while count < len(plain) and size < _BUCKET_ELEMENTS:
+                size += math.prod(pieces[plain[count]].shape) // self._num_shards
+                count += 1
+            groups.append((None, plain[:count]))
+            plain = plain[count:]
+        places = {name: place for place, name in enumerate(pieces)}
+        return sorted(groups, key=lambda group: -min(places[name] for name in group[1]))
+
+    def open(self) -> None:
+        """The last backward pass of an update begins: what is complete of its gradients may be sent."""
+        self._begin()
+        if self._is_early:
+            self._gradients = self.shards.gradients()  # the memory that they will be in
+            self._overlap.open()
+
+    def _begin(self) -> None:
+        num_flags = 1 if self.scales is None else len(self.scales.failures)
+        self._finite = torch.ones(num_flags, dtype=torch.bool, device=self.world.device)
+
+    def _exchange(self, number: int) -> Steps:
+        """What is done to one of the groups as soon as its gradients are there."""
+        group, names = self._groups[number]
+        mine = {name: self._gradients[name] for name in names if name in self._gradients}
+        self._unscale(mine)
+        if group is not None:
+            yield from self.powersgd.factorise(group, mine)
+        elif mine:
+            held = list(mine.values())
+            mean_N = yield from self._fp32.mean(torch.cat([tensor.flatten() for tensor in held]))
+            for tensor, part in zip(held, mean_N.split([t.numel() for t in held]), strict=True):
+                tensor.copy_(part.view_as(tensor))
+
     @torch.no_grad()
     def __call__(self) -> dict[str, torch.Tensor]:
         """Prepare the gradients for the optimiser, or make it skip this update.
@@ -75,13 +129,12 @@ class BeforeStep:
             device scalars: `gradient_norm` before clipping, 0 where it is not finite; `skipped`, 1 or 0; `hopeless`, 1 where
             it was skipped and no smaller gradient scale can help
         """
-        gradients = self.shards.gradients()
-        finite = torch.ones((), dtype=torch.bool, device=self.world.device)
-        if self.scales is not None:
-            finite = self._unscale(gradients)
-        squares = torch.zeros((), device=self.world.device)
-        if self.powersgd or self.world.num_machines > 1:
-            squares = self._average(gradients)
+        gradients = self._gradients = self.shards.gradients()
+        self._overlap.finish()
+        exchanged = {name for _, names in self._groups for name in names}
+        self._unscale({name: gradient for name, gradient in gradients.items() if name not in exchanged})
+        finite = self._update_scales()
+        squares = self.powersgd.squares() if self.powersgd else torch.zeros((), device=self.world.device)
         compressed = self.powersgd.shapes if self.powersgd else {}
         plain = [gradient for name, gradient in gradients.items() if name not in compressed]
         if plain:
@@ -97,6 +150,7 @@ class BeforeStep:
             for name, gradient in self.powersgd.apply(applied):
                 torch.mul(gradient, factor, out=gradients[name].view(gradient.shape))
         self.shards.write_gradients(gradients)
+        self._gradients = {}
         if self._whole:
             self.shards.optimizer.found_inf = (~applied).float()
         hopeless = ~applied if self.scales is None else ~(applied | self.scales.falling)
@@ -106,35 +160,18 @@ class BeforeStep:
             "hopeless": hopeless.float(),
         }
 
-    def _unscale(self, gradients: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _unscale(self, gradients: dict[str, torch.Tensor]) -> None:
+        """Take scales out of some gradients, in place, and note what was not finite."""
+        if self.scales is not None:
+            parameters = self.shards.parameters
+            pairs = ((parameters[name], gradient) for name, gradient in gradients.items())
+            self._finite &= self.scales.unscale(pairs)
+
+    def _update_scales(self) -> torch.Tensor:
         """Whether the gradients of all processes are finite, after the scales have learnt of it."""
-        parameters = self.shards.parameters
-        finite_N = self.scales.unscale((parameters[name], gradient) for name, gradient in gradients.items())
-        return self.scales.update(self.world.sum((~finite_N).float()) == 0)
-
-    def _average(self, gradients: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Average over the machines; the square of the compressed gradients' norm, infinite when one was not finite."""
-        squares = torch.zeros((), device=self.world.device)
-        if self.powersgd:
-            mine = {name: gradients.pop(name) for name in self.powersgd.shapes}
-            squares = self.powersgd.factorise(mine)
-            plain = dict(gradients)
-            gradients |= mine
-            self._average_plain(list(plain.values()))
-        else:
-            self._average_plain(list(gradients.values()))
-        return squares
-
-    def _average_plain(self, tensors: list[torch.Tensor]) -> None:
-        bucket, size = [], 0
-        for number, tensor in enumerate(tensors, 1):
-            bucket.append(tensor)
-            size += tensor.numel()
-            if number == len(tensors) or size + tensors[number].numel() > _BUCKET_ELEMENTS:
-                mean_N = self._fp32(torch.cat([t.flatten() for t in bucket]))
-                for held, part in zip(bucket, mean_N.split([t.numel() for t in bucket]), strict=True):
-                    held.copy_(part.view_as(held))
-                bucket, size = [], 0
+        if self.scales is None:
+            return self._finite.all()
+        return self.scales.update(self.world.sum((~self._finite).float()) == 0)
 
     def _over_shards(self, squares: torch.Tensor) -> torch.Tensor:
         """The sum over a whole model's shards, not finite when any process's is not."""
@@ -176,3 +213,11 @@ class BeforeStep:
         self.powersgd.load_buffers(buffers)
         scales = restoring.read("error_scales")
         self.powersgd.scales.copy_(scales[self._shard] if len(scales) == self._num_shards else scales.amin(dim=0))
+
+
+def _blocks(names: Iterable[str]) -> list[list[str]]:
+    """Names of weights by the module that they are in, which is a resblock's, the last first."""
+    blocks: dict[str, list[str]] = {}
+    for name in names:
+        blocks.setdefault(name.rsplit(".", 2)[0], []).append(name)
+    return list(reversed(blocks.values()))

@@ -1,23 +1,26 @@
 """Averages over the machines, in the format of the wire.
 
-Fp32 is one all-reduce. A 16-bit format is summed in fp32 all the same: every process gets its part of the tensor from
-all others as codes, averages it, and sends the codes of the average to all. That is what a ring all-reduce sends, with
-two roundings instead of one at each hop, and it works where the library has no sum for the format (1-6-9).
+Every process gets its part of a tensor from all others, averages it in fp32, and sends what came of it to all. That is as many
+bytes as a ring all-reduce sends, with two roundings instead of one at each hop, and it works where the library has no sum for
+the format (1-6-9). It is also the place for work that one process can do for all: what is computed of the average of a part is computed
+once, by its owner, and all get the same bits of it. Fp32 without such work is one all-reduce.
+
+An exchange is a generator that gives its collectives as they begin, and is to go on when they have ended: so several may be
+under way (`overlap.py`). All processes of the group have to begin them in one order.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.nn import functional as F
 
 from dalle.gradients.lowbit import ONE_SIX_NINE
 
-Average = Callable[[torch.Tensor], torch.Tensor]
-"""From a flat fp32 tensor to its mean over the machines."""
+Steps = Generator[dist.Work, None, Any]
 
 
 class Exchange:
@@ -29,26 +32,70 @@ class Exchange:
     """
 
     def __init__(self, group: dist.ProcessGroup, format: str = "fp32"):
-        self.group, self.format, self.size = group, format, dist.get_world_size(group)
+        self.group, self.format = group, format
+        self.size, self.number = dist.get_world_size(group), dist.get_rank(group)
 
-    def __call__(self, values_N: torch.Tensor) -> torch.Tensor:
+    def mean(self, values_N: torch.Tensor) -> Steps:
         """The mean over the group, fp32 [N]. All of the group have to call it with as many elements."""
-        if self.size == 1:
-            return decode(encode(values_N, self.format), self.format)
-        if self.format == "fp32":
+        if self.format == "fp32" and self.size > 1:
             mean_N = values_N / self.size
-            dist.all_reduce(mean_N, group=self.group)
+            yield dist.all_reduce(mean_N, group=self.group, async_op=True)
             return mean_N
         part = math.ceil(values_N.numel() / self.size)
-        codes = F.pad(encode(values_N, self.format), (0, self.size * part - values_N.numel()))
-        theirs = torch.empty_like(codes)
-        # bytes: gloo does not know every 16-bit type
-        dist.all_to_all_single(theirs.view(torch.uint8), codes.view(torch.uint8), group=self.group)
-        mean = decode(theirs, self.format).view(self.size, part).mean(dim=0)
-        dist.all_gather_into_tensor(
-            codes.view(torch.uint8), encode(mean, self.format).view(torch.uint8), group=self.group
-        )
-        return decode(codes, self.format)[: values_N.numel()]
+        sizes = [max(0, min(part, values_N.numel() - number * part)) for number in range(self.size)]
+        parts = yield from self.owned(values_N, sizes, lambda mean: mean)
+        return torch.cat(parts)
+
+    def owned(
+        self,
+        values_N: torch.Tensor,
+        sizes: Sequence[int],
+        compute: Callable[[torch.Tensor], torch.Tensor],
+        more: int = 0,
+    ) -> Steps:
+        """What is computed by the owner of each part from its mean.
+
+        Args:
+            values_N: fp32, the parts one after the other
+            sizes: elements of each process's part, the same for all
+            compute: from the mean of this process's part, fp32, to as many elements and `more`
+            more: see `compute`
+
+        Returns:
+            fp32, by process: what its `compute` gave, rounded to the format; the same bits on all, its own included
+        """
+        codes_N = encode(values_N, self.format)
+        theirs = codes_N
+        width, mine = codes_N.element_size(), sizes[self.number]
+        if self.size > 1:
+            theirs = codes_N.new_empty(self.size * mine)
+            given, got = [size * width for size in sizes], [mine * width] * self.size
+            yield dist.all_to_all_single(_bytes(theirs), _bytes(codes_N), got, given, group=self.group, async_op=True)
+        mean = decode(theirs, self.format).view(self.size, mine).mean(dim=0)
+        found = encode(compute(mean), self.format)
+        if self.size == 1:
+            return [decode(found, self.format)]
+        back = [size + more for size in sizes]
+        everyones = found.new_empty(sum(back))
+        got, given = [size * width for size in back], [back[self.number] * width] * self.size
+        # not a gather, whose parts would have to be as large as the largest
+        copies = found.repeat(self.size)
+        yield dist.all_to_all_single(_bytes(everyones), _bytes(copies), got, given, group=self.group, async_op=True)
+        return list(decode(everyones, self.format).split(back))
+
+
+def finished(steps: Steps) -> Any:
+    """What an exchange gives, waited for."""
+    while True:
+        try:
+            next(steps).wait()
+        except StopIteration as stopped:
+            return stopped.value
+
+
+def _bytes(codes: torch.Tensor) -> torch.Tensor:
+    """As gloo, which does not know every 16-bit type, takes them."""
+    return codes.view(torch.uint8)
 
 
 def encode(values: torch.Tensor, format: str) -> torch.Tensor:

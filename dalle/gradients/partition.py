@@ -11,13 +11,18 @@ DeepSpeed has no common door to these; this module is it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from dalle.checkpoints.checkpoint import Checkpoint
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+Told = Callable[[Collection[str]], None]
+"""Hears of gradients, by name."""
 
 
 def whole_shape(parameter: nn.Parameter) -> tuple[int, ...]:
@@ -64,6 +69,15 @@ class Shards(ABC):
     @abstractmethod
     def gradients(self) -> dict[str, torch.Tensor]:
         """After the backward pass: this process's part of each gradient, averaged over the processes that shard."""
+
+    def tell_reduced(self, told: Told) -> bool:
+        """Whether it can be heard of gradients while the backward pass goes on, from now on in every one of them.
+
+        Args:
+            told: called with the names of those that the processes that shard have just averaged, and added to what
+                earlier micro-batches of the update gave: what `gradients` gives has them then, in the stream of the call
+        """
+        return False
 
     @abstractmethod
     def write_gradients(self, gradients: dict[str, torch.Tensor]) -> None:
@@ -201,6 +215,30 @@ class Sharded(_Flat):
             share = p.ds_tensor.ds_numel  # the last shards may be shorter, or empty
             start = min(ordinal * share, p.ds_numel)
             self.pieces[name] = Piece(tuple(p.ds_shape), start, min(share, p.ds_numel - start))
+        self._held = {} if zero.offload_optimizer else self._laid_end_to_end(zero.grad_partitions_flat_buffer)
+
+    def _laid_end_to_end(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """By name, views of this process's gradients, which DeepSpeed adds up there."""
+        parameters = [p for group in self._groups for p in group]
+        parts = flat.split([p.partition_numel() for p in parameters])
+        found = {
+            self._names[id(p)]: part[: self.pieces[self._names[id(p)]].size]
+            for p, part in zip(parameters, parts, strict=True)
+        }
+        return {name: found[name] for name in self.parameters}
+
+    def tell_reduced(self, told: Told) -> bool:
+        if self.zero.offload_optimizer:  # then they are not on the device that computes
+            return False
+        plain = self.zero.partition_grads
+
+        def partition_grads(parameters: list[nn.Parameter], partitions: list[torch.Tensor]) -> list[torch.Tensor]:
+            held = plain(parameters, partitions)
+            told([self._names[id(p)] for p in parameters])
+            return held
+
+        self.zero.partition_grads = partition_grads
+        return True
 
     def weights(self) -> dict[str, tuple[Piece, torch.Tensor]]:
         held = {
@@ -209,6 +247,8 @@ class Sharded(_Flat):
         return super().weights() | held
 
     def gradients(self) -> dict[str, torch.Tensor]:
+        if self._held:
+            return dict(self._held)
         held = self.zero.get_fp32_grad_partitions()
         found = {}
         for group, parameters in enumerate(self._groups):
@@ -229,3 +269,12 @@ class Sharded(_Flat):
         state = self.optimizer.state.get(self._flats[group], {})
         size = self.pieces[name].size
         return {moment: state[moment].narrow(0, offset, size) for moment in MOMENTS if moment in state}
+
+
+def moment_dtypes(checkpoint: Checkpoint, names: list[str]) -> dict[str, dict[str, torch.dtype]]:
+    """The formats of the moments that a checkpoint has, by parameter."""
+    found = {}
+    for name in names:
+        kept = [moment for moment in MOMENTS if f"{moment}/{name}" in checkpoint.shapes]  # Muon has but the first
+        found[name] = {moment: checkpoint.dtype(f"{moment}/{name}") for moment in kept}
+    return found

@@ -27,7 +27,7 @@ from dalle.cluster.agreement import check_same_weights
 from dalle.cluster.topology import World
 from dalle.config import Optimizer, Run
 from dalle.gradients.before_step import BeforeStep
-from dalle.gradients.partition import MOMENTS, Partitioned, Piece, Sharded, Shards, Whole
+from dalle.gradients.partition import Partitioned, Piece, Sharded, Shards, Whole, moment_dtypes
 from dalle.gradients.scaling import GradientScales, gradient_scales
 from dalle.models.folder import weights_file
 from dalle.models.prior import InputMajorLinear, Linear
@@ -114,6 +114,8 @@ class Engine:
                 self._engine.step()  # between micro-batches it counts them, and changes nothing
             batch = {name: value() if callable(value) else value for name, value in batch.items()}
             loss, metrics = self._engine(batch)
+            if number == len(micro_batches) - 1:  # a gradient that is complete from now on is sent at once
+                self.before_step.open()
             self._engine.backward(self.scales.scaled(loss) if self.scales else loss)
             for name, value in metrics.items():
                 totals[name] = totals[name] + value if name in totals else value
@@ -210,7 +212,7 @@ class Engine:
                 restoring.fill(f"model/{name}", tensor, piece.start, piece.shared)
             if self.run.zero_stage > 0:
                 self._engine.optimizer.refresh_fp32_params()
-            dtypes = _moment_dtypes(checkpoint, list(self.shards.pieces))
+            dtypes = moment_dtypes(checkpoint, list(self.shards.pieces))
             self.shards.make_moments(int(restoring.read("steps")), dtypes)
             for name, piece in self.shards.pieces.items():
                 held = self.shards.moments(name)  # below stage 3 nothing of some parameters, which others hold
@@ -278,15 +280,6 @@ def recompute_blocks(model: nn.Module) -> None:
     """Let a model's `recomputable` parts be computed again in the backward pass. None of them draws random numbers."""
     for module in model.recomputable():
         wrap(module, partial(recomputed, use_reentrant=False, preserve_rng_state=False))
-
-
-def _moment_dtypes(checkpoint: Checkpoint, names: list[str]) -> dict[str, dict[str, torch.dtype]]:
-    """The formats of the moments that a checkpoint has, by parameter."""
-    found = {}
-    for name in names:
-        kept = [moment for moment in MOMENTS if f"{moment}/{name}" in checkpoint.shapes]  # Muon has but the first
-        found[name] = {moment: checkpoint.dtype(f"{moment}/{name}") for moment in kept}
-    return found
 
 
 def _communicate_in_16_bit(objective: nn.Module, run: Run) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dalle.config import Compression
-from dalle.gradients.exchange import decode, encode
+from dalle.gradients.exchange import decode, encode, finished
 from dalle.gradients.lowbit import ONE_SIX_NINE
 from dalle.gradients.powersgd import PowerSGD
 
@@ -18,26 +18,48 @@ SHAPES = {"qkv": (3 * 8, 16, 3), "project": (8, 16, 1), "widen": (32, 16, 1), "n
 
 
 class _Wire:
-    """The mean over so many threads, in a format."""
+    """What passes between so many threads, in a format."""
 
     def __init__(self, machines: int, format: str = "fp32"):
         self.machines, self.format = machines, format
-        self.barrier, self.held = threading.Barrier(machines), {}
-        self.calls = 0
+        self.barrier, self.held = threading.Barrier(machines), [None] * machines
+        self.calls, self.bytes = 0, 0
 
-    def __call__(self, values: torch.Tensor) -> torch.Tensor:
-        self.held[threading.get_ident()] = decode(encode(values, self.format), self.format)
+    def all(self, number: int, values: torch.Tensor) -> list[torch.Tensor]:
+        """Everybody's, rounded to the format."""
+        self.held[number] = decode(encode(values, self.format), self.format)
         self.barrier.wait()
-        mean = torch.stack([self.held[i] for i in sorted(self.held)]).mean(dim=0)
+        found = list(self.held)
         if self.barrier.wait() == 0:
-            self.calls, self.held = self.calls + 1, {}
-        self.barrier.wait()
-        return mean
+            self.calls += 1
+        return found
 
 
-def _machines(count: int, config: Compression, ranks_per_machine: int = 2) -> list[PowerSGD]:
+class _Exchange:
+    """One thread's end of it."""
+
+    def __init__(self, wire: _Wire, number: int):
+        self.wire, self.size, self.number = wire, wire.machines, number
+        self.found: list[torch.Tensor] = []
+
+    def mean(self, values):
+        mean = torch.stack(self.wire.all(self.number, values)).mean(dim=0)
+        return decode(encode(mean, self.wire.format), self.wire.format)
+        yield  # a generator, as the real one
+
+    def owned(self, values, sizes, compute, more=0):
+        means = torch.stack(self.wire.all(self.number, values)).mean(dim=0).split(sizes)
+        parts = self.wire.all(self.number, compute(means[self.number]))
+        assert [part.numel() for part in parts] == [size + more for size in sizes]
+        self.found.append(torch.cat(parts))
+        return parts
+        yield
+
+
+def _machines(count: int, config: Compression, ranks_per_machine: int = 2, blocks=None) -> list[PowerSGD]:
     wire = _Wire(count, config.format)
-    return [PowerSGD(SHAPES, config, ranks_per_machine, wire, CPU) for _ in range(count)]
+    shape = (SHAPES, config, ranks_per_machine, 1)
+    return [PowerSGD(*shape, _Exchange(wire, number), CPU, blocks) for number in range(count)]
 
 
 def _gradients(seed: int, scale: float = 1e-3) -> dict[str, torch.Tensor]:
@@ -49,7 +71,9 @@ def _update(machines: list[PowerSGD], gradients: list[dict], applied: bool = Tru
     """What one update applies on each machine, and the squared norms they found."""
 
     def one(machine: PowerSGD, mine: dict):
-        squares = machine.factorise(mine)
+        for number, names in enumerate(machine.groups):
+            finished(machine.factorise(number, {name: mine[name] for name in names}))
+        squares = machine.squares()
         return {name: gradient.flatten() for name, gradient in machine.apply(torch.tensor(applied))}, squares.item()
 
     with ThreadPoolExecutor(len(machines)) as pool:
@@ -79,10 +103,12 @@ def _matrices(flat: torch.Tensor, name: str) -> list[np.ndarray]:
     return list(flat.double().numpy().reshape(parts, rows // parts, columns))
 
 
-def test_updates_are_those_of_the_steps_written_out():
-    machines = _machines(3, Compression(rank=8, format="fp32"))
-    q0 = {stack.names[0]: stack.q0_LK.double().numpy() for stack in machines[0]._stacks}
-    q0_of = {name: q0[stack.names[0]] for stack in machines[0]._stacks for name in stack.names}
+@pytest.mark.parametrize("blocks", [None, [["qkv"], ["narrow"], ["widen", "project"]]])
+def test_updates_are_those_of_the_steps_written_out(blocks):
+    """Whatever travels together: all matrices, or first q, k and v, which 3 machines can share out evenly."""
+    machines = _machines(3, Compression(rank=8, format="fp32"), blocks=blocks)
+    assert len(machines[0].groups) == (2 if blocks else 1)
+    q0_of = {name: stack.q0_LK.double().numpy() for stack in machines[0].stacks() for name in stack.names}
     kept = {
         name: [[np.zeros(m.shape) for m in _matrices(torch.zeros(r * c), name)] for _ in machines]
         for name, (r, c, _) in SHAPES.items()
@@ -101,7 +127,34 @@ def test_updates_are_those_of_the_steps_written_out():
                     np.testing.assert_allclose(_matrices(applied[n][name], name)[part], expected, atol=1e-8)
                 total += (expected**2).sum()
         assert squares == pytest.approx([total] * 3, rel=1e-5)  # the norm of what is applied, found from Q alone
-    assert machines[0].average.calls == 4 * 2  # one grouped call each for P and Q
+    assert machines[0].exchange.wire.calls == 4 * 3 * len(machines[0].groups)  # P there and back, and Q
+
+
+@pytest.mark.parametrize("format", ["fp32", "bf16", "1-6-9"])
+def test_one_owner_s_columns_are_as_good_as_everyone_s(format):
+    """What of a gradient is not applied, against P and Q that every machine makes of the same averages in double precision."""
+    machines = _machines(2, Compression(rank=8, format=format))
+    gradients = []
+    for number in range(2):
+        spectrum = {name: 2.0 ** -torch.arange(columns).float() for name, (_, columns, _) in SHAPES.items()}
+        drawn = _gradients(number)
+        gradients.append({n: (g.view(-1, len(spectrum[n])) * spectrum[n]).flatten() for n, g in drawn.items()})
+    applied, _ = _update(machines, gradients)
+    assert all(torch.equal(applied[0][name], applied[1][name]) for name in SHAPES)
+    found = [machine.exchange.found for machine in machines]
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))  # P, to the bit
+    q0_of = {name: stack.q0_LK.double().numpy() for stack in machines[0].stacks() for name in stack.names}
+    # rank 4 of 8 to 32; P and Q, rounded to 2⁻⁹ or less, add 2⁻⁸ of what is applied at most
+    for name in SHAPES:
+        for part in range(SHAPES[name][2]):
+            held = [_matrices(gradients[n][name], name)[part] for n in range(2)]
+            expected, _ = _reference(held, q0_of[name])
+            mean = np.mean(held, axis=0)
+            lost, least = (
+                np.linalg.norm(mean - matrix) for matrix in (_matrices(applied[0][name], name)[part], expected)
+            )
+            assert 0.01 * np.linalg.norm(mean) < least
+            assert abs(lost - least) < 2**-7 * np.linalg.norm(mean)
 
 
 @pytest.mark.parametrize("format", ["fp32", "bf16", "1-6-9"])
@@ -123,7 +176,7 @@ def test_nothing_is_lost(format):
         torch.testing.assert_close(left + taken[name], given[name], atol=tolerance, rtol=0)
         last = gradients[0][name] + gradients[1][name]
         assert left.norm() > last.norm()  # more than an update's worth has to wait: the rank is small
-    assert all(stack.buffer_NSL.element_size() == (4 if format == "fp32" else 2) for stack in machines[0]._stacks)
+    assert all(stack.buffer_NSL.element_size() == (4 if format == "fp32" else 2) for stack in machines[0].stacks())
 
 
 @pytest.mark.parametrize("format", ["fp32", "bf16", "1-6-9"])
@@ -150,10 +203,10 @@ def test_the_seed_draws_the_fixed_matrices():
     applied = {}
     for seed in (0, 1):
         machines = _machines(2, Compression(rank=4, format="fp32", seed=seed))
-        held = [stack.q0_LK.clone() for stack in machines[0]._stacks]
+        held = [stack.q0_LK.clone() for stack in machines[0].stacks()]
         applied[seed] = _update(machines, gradients)[0][0]
         for machine in machines:
-            assert all(torch.equal(stack.q0_LK, q0) for stack, q0 in zip(machine._stacks, held, strict=True))
+            assert all(torch.equal(stack.q0_LK, q0) for stack, q0 in zip(machine.stacks(), held, strict=True))
     again = _update(_machines(2, Compression(rank=4, format="fp32")), gradients)[0][0]
     for name in SHAPES:
         assert torch.equal(applied[0][name], again[name])
@@ -218,6 +271,33 @@ def test_scales_of_the_wire_keep_large_and_small_gradients():
         # rank 16 of 8 rows is full, so only rounding is between: 2⁻¹⁰ in the buffer, in P and in Q
         assert (applied[0]["project"] - expected).norm() < 0.01 * expected.norm()
         assert machines[0].scales.tolist() == machines[1].scales.tolist() != [1.0, 1.0]
+
+
+def test_the_scale_of_the_wire_changes_neither_columns_nor_the_next_scale():
+    """Where the 1e-6 · I counts for as much as P itself. The largest number that was sent to an owner comes with its columns."""
+    columns, largest, following = [], [], []
+    for scale in (1.0, 2.0**20):
+        machines = _machines(2, Compression(rank=4, format="1-6-9"))
+        for machine in machines:
+            machine.scales[0] = scale
+        _update(machines, [_gradients(number, 1e-7) for number in range(2)])
+        parts = machines[0].exchange.found[0].split([n + 1 for n in machines[0]._layouts[0].sizes()])
+        columns.append(torch.cat([part[:-1] for part in parts]))
+        largest.append(torch.stack([part[-1] for part in parts]))
+        following.append(machines[0].scales[0].item())
+    assert (columns[0] - columns[1]).abs().max() < 2**-8  # rounded to 2⁻¹⁰
+    assert (largest[1] / largest[0] / 2**20 - 1).abs().max() < 2**-8
+    # a power of two that brings the largest to between 2⁻⁷ and 2⁻⁶
+    assert following[0] == following[1] and 2**-7 < following[0] * largest[0].max() <= 2**-6
+
+
+def test_the_scale_of_the_wire_follows_smaller_gradients():
+    """Full rank, so that what waits from before shrinks to its rounding, a thousandth, with each update."""
+    machines, scales = _machines(2, Compression(rank=32, format="1-6-9")), []
+    for scale in (1.0, 1e-6, 1e-6):
+        _update(machines, [_gradients(number, scale) for number in range(2)])
+        scales.append(machines[0].scales.clone())
+    assert (scales[2] > 2**8 * scales[0]).all()
 
 
 def test_what_no_format_can_hold_saturates():

@@ -114,6 +114,7 @@ def test_16_bits_lose_nothing_of_an_update():
                 seen.update({n: g.flatten().clone() for n, g in engine.shards.gradients().items()})
                 return told
 
+            watched.open = whole.open
             engine.before_step = watched
             cluster.train(engine, 0, 1)
             matrices = engine.model.matrices()

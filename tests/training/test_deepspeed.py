@@ -29,11 +29,16 @@ OPTIMIZER = {
             "get_param_id",
         ),
         *("get_fp32_grad_partitions", "offload_optimizer", "parameter_offload", "grad_partitions_flat_buffer"),
+        "partition_grads",
     ],
 }
 OPTIMIZER[2] = OPTIMIZER[1]
 """Of DeepSpeed's optimiser, by ZeRO stage; `optimizer` (the client's) and `refresh_fp32_params` at all."""
-PARAMETER = {1: ["_hp_mapping"], 2: ["_hp_mapping"], 3: ["ds_tensor", "ds_shape", "ds_numel", "ds_id"]}
+PARAMETER = {
+    1: ["_hp_mapping"],
+    2: ["_hp_mapping"],
+    3: ["ds_tensor", "ds_shape", "ds_numel", "ds_id", "partition_numel"],
+}
 
 
 def _engine(zero_stage: int, optimizer: dict | None = None, **run) -> Engine:
@@ -74,6 +79,40 @@ def test_what_we_read_is_there(zero_stage):
         assert hasattr(parameters[0].ds_tensor, "ds_numel")
         assert callable(zero.parameter_offload.partition_all_parameters)
     _update(made)
+
+
+def test_gradients_are_where_deepspeed_adds_them_up():
+    """In the very memory that it gives to its optimiser; and it tells of all of them, once, before the backward pass has ended."""
+    made, found, told, order = _engine(3, offload="device"), {}, [], []
+    zero, step, backward = made._engine.optimizer, made.before_step, made._engine.backward
+    names = {id(p): name for name, p in made.model.named_parameters()}
+    assert made.shards.tell_reduced(lambda some: (told.extend(some), order.append("reduced")))
+
+    def passed(loss):
+        backward(loss)
+        order.append("end")
+
+    def watched():
+        theirs, ours = zero.get_fp32_grad_partitions(), made.shards.gradients()
+        for group, parameters in enumerate(zero.fp16_groups):
+            for number, p in enumerate(parameters):
+                name = names[id(p)]
+                found[name] = [(t.data_ptr(), t.numel()) for t in (theirs[group][number], ours[name])]
+        return step()
+
+    watched.open = step.open
+    made.before_step, made._engine.backward = watched, passed
+    _update(made)
+    assert found.keys() == set(names.values())
+    assert all(theirs == ours for theirs, ours in found.values())
+    assert sorted(told) == sorted(names.values())
+    assert order.count("reduced") > 2 and order[-1] == "end"
+
+
+def test_what_is_in_main_memory_is_not_told_of():
+    made = _engine(3, offload="cpu")
+    assert not made.shards.tell_reduced(lambda some: None)
+    assert not _engine(1).shards.tell_reduced(lambda some: None)
 
 
 def test_the_functions_we_call_are_there():
@@ -167,7 +206,7 @@ def test_bytes_a_weight_are_those_of_the_table():
     }
     assert _bytes([zero.grad_partitions_flat_buffer]) == 4 * (matrices + others)
     assert _bytes(moments) == 4 * matrices + 8 * others
-    assert _bytes(stack.buffer_NSL for stack in made.before_step.powersgd._stacks) == 2 * matrices
+    assert _bytes(stack.buffer_NSL for stack in made.before_step.powersgd.stacks()) == 2 * matrices
 
 
 def test_the_table_has_the_buckets_of_the_configurations():

@@ -53,10 +53,30 @@ def run(options: argparse.Namespace) -> list[dict]:
     ]
 
 
+class _Counted:
+    """In place of `Exchange`: one machine, of which nothing is sent but counted."""
+
+    size, number = 1, 0
+
+    def __init__(self):
+        self.elements = 0
+
+    def mean(self, values_N: torch.Tensor):
+        self.elements += values_N.numel()
+        return values_N
+        yield
+
+    def owned(self, values_N: torch.Tensor, sizes: list[int], compute, more: int = 0):
+        self.elements += values_N.numel()
+        return [values_N.new_empty(sizes[0] + more)]
+        yield
+
+
 def elements(name: str, rank: int) -> dict[str, int]:
     """Of one GPU and one update: elements of its shards of the matrices' gradients, of what the compressor has averaged in
     their place, of what is never compressed, and of P and Q by the table of appendix E."""
     from dalle.config import Compression, PriorModel
+    from dalle.gradients.exchange import finished
     from dalle.gradients.powersgd import PowerSGD
     from dalle.models.prior import Prior
 
@@ -66,21 +86,16 @@ def elements(name: str, rank: int) -> dict[str, int]:
         prior = Prior(config)
     parameters, parts = dict(prior.named_parameters()), prior.matrices()
     shapes = {name: (parameters[name].shape[0] // _GPUS, parameters[name].shape[1], parts[name]) for name in parts}
-    averaged: list[int] = []
-
-    def average(values_N: torch.Tensor) -> torch.Tensor:
-        averaged.append(values_N.numel())
-        return values_N
-
+    wire = _Counted()
     # as many elements in every format, and on the meta device this one is quick
-    compressor = PowerSGD(shapes, Compression(rank, "fp32"), _GPUS, average, meta)
-    compressor.factorise(
-        {name: torch.empty(rows * columns, device=meta) for name, (rows, columns, _) in shapes.items()}
-    )
+    compressor = PowerSGD(shapes, Compression(rank, "fp32"), _GPUS, 0, wire, meta)
+    gradients = {name: torch.empty(rows * columns, device=meta) for name, (rows, columns, _) in shapes.items()}
+    for group, names in enumerate(compressor.groups):
+        finished(compressor.factorise(group, {name: gradients[name] for name in names}))
     width = config.width
     return {
         "matrices": sum(rows * columns for rows, columns, _ in shapes.values()),
-        "averaged": sum(averaged),
+        "averaged": wire.elements,
         "rest": sum(math.ceil(p.numel() / _GPUS) for name, p in parameters.items() if name not in shapes),
         "table": config.depth * 6 * width * (rank // _GPUS) * (_GPUS + 2) // _GPUS,
     }
