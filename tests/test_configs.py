@@ -214,7 +214,7 @@ def _mentioned(page):
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
     for span in re.findall(r"`([^`]+)`", text):
         span = " ".join(span.split())
-        if span.split()[0] in COMMANDS and " --" in span and not re.search(r"…|\.\.\.", span):
+        if span.partition(" ")[0] in COMMANDS and " --" in span and not re.search(r"…|\.\.\.", span):
             yield span
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from dalle.cli.doctor import command, self_test
 from dalle.cli.doctor.command import doctor, judged
-from dalle.cli.doctor.self_test import Wrong, losses, tried
+from dalle.cli.doctor.self_test import losses, tried
+from dalle.config.checks import Cause
 from dalle.machine import checkup
 from dalle.machine.finding import Finding
 from dalle.ready.names import ready_names
@@ -110,7 +111,7 @@ def test_a_stage_that_fails_and_those_that_need_it():
         tried(
             {
                 "one": ((), lambda: "well"),
-                "two": ((), _raises(Wrong("the loss does not fall"))),
+                "two": ((), _raises(Cause("the loss does not fall"))),
                 "three": (("one", "two"), lambda: pytest.fail("it needs two")),
                 "four": (("three",), lambda: pytest.fail("it needs three")),
                 "five": ((), _raises(RuntimeError("no\nmemory"))),
@@ -146,7 +147,7 @@ def test_losses_that_fall_or_do_not(tmp_path, found, falls, said):
     if said is not None:
         assert losses(tmp_path, falls) == said
         return
-    with pytest.raises(Wrong, match=r"does not fall|not finite"):
+    with pytest.raises(Cause, match=r"does not fall|not finite"):
         losses(tmp_path, falls)
 
 
@@ -165,5 +166,5 @@ def test_pictures_that_are_none(tmp_path, monkeypatch, colours, said):
     if said is None:
         assert self_test._drawn(tmp_path, []) == "1 picture drawn"
         return
-    with pytest.raises(Wrong, match=said):
+    with pytest.raises(Cause, match=said):
         self_test._drawn(tmp_path, [])

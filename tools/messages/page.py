@@ -12,7 +12,14 @@ from messages.wording import wordings
 THEMES = {
     "The command line and files of settings": (
         *("__main__", "cli/arguments", "cli/open_options", "cli/describe", "cli/demo", "cli/road"),
-        *("config/plain_json", "config/plain_yaml", "config/shape", "config/shipped"),
+        *(
+            "config/plain_json",
+            "config/plain_yaml",
+            "config/shape",
+            "config/shipped",
+            "cli/shell",
+            "config/commands/completion",
+        ),
     ),
     "Where something is written": ("outputs",),
     "Pictures, captions and shards": ("data", "text", "cli/data", "config/commands/filter"),
@@ -31,6 +38,7 @@ THEMES = {
         *("config/sampling", "config/commands/sample", "config/commands/caption"),
     ),
     "Evaluation": ("evaluation", "cli/evaluation", "config/commands/evaluation"),
+    "This machine": ("machine", "cli/doctor", "config/commands/doctor"),
     "The page": ("web", "cli/serve", "config/commands/serve"),
 }
 """Titles with the places below `dalle/` that belong there; of two that fit a file the longer one counts."""

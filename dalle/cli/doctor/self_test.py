@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from dalle.config.checks import Cause
 from dalle.machine.asking import Told, telling
 from dalle.machine.finding import Finding
 
@@ -80,10 +81,6 @@ Stages = dict[str, tuple[tuple[str, ...], Callable[[], str]]]
 """Of each stage, by its name: those that it needs, and what runs it and tells what it found."""
 
 
-class Wrong(Exception):
-    """A stage came to its end, and what it made is not what it should be."""
-
-
 def main(folder: Path) -> None:
     """Try all stages, and tell of each."""
     with telling() as tell:
@@ -111,7 +108,7 @@ def tried(stages: Stages) -> Iterator[Told]:
         except (Exception, SystemExit) as error:
             failed.add(name)
             said = " ".join(str(error).split())[:300]
-            kind = "" if isinstance(error, ValueError | Wrong) else f"{type(error).__name__}: "
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             yield _told(Finding(name, "fail", f"{kind}{said}, after {time.monotonic() - began_s:.1f} s", _REPORT))
         else:
             yield _told(Finding(name, "ok", f"{found}, in {time.monotonic() - began_s:.1f} s"))
@@ -153,15 +150,15 @@ def _stages(folder: Path) -> Stages:
 
 
 def losses(run: Path, falls: bool) -> str:
-    """What became of a training's loss. falls: whether its last updates must have a smaller one than its first. Raises Wrong."""
+    """What became of a training's loss. falls: whether its last updates must have a smaller one than its first. Raises Cause."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     found = [line["loss"] for line in lines if "loss" in line]
     if None in found or not found:
-        raise Wrong(f"the loss is not finite in {found.count(None)} of {len(found)} updates")
+        raise Cause(f"the loss is not finite in {found.count(None)} of {len(found)} updates")
     some = min(5, len(found) // 2)
     first, last = (sum(part) / some for part in (found[:some], found[-some:]))
     if falls and not last < first:
-        raise Wrong(f"the loss does not fall: {first:.3g} at first, {last:.3g} at last, in {len(found)} updates")
+        raise Cause(f"the loss does not fall: {first:.3g} at first, {last:.3g} at last, in {len(found)} updates")
     if falls:
         return f"the loss falls from {first:.3g} to {last:.3g} in {len(found)} updates"
     return f"{len(found)} updates have a finite loss"
@@ -183,7 +180,7 @@ def _tokenizer(data: str, file: str) -> str:
     tokenizer = Tokenizer.load(file)
     back = tokenizer.decode(tokenizer.encode(_CAPTION))
     if back != _CAPTION:
-        raise Wrong(f"{_CAPTION!r} comes back as {back!r}")
+        raise Cause(f"{_CAPTION!r} comes back as {back!r}")
     return f"{tokenizer.vocabulary} tokens, and a caption comes back from them"
 
 
@@ -194,12 +191,12 @@ def _tokenize(data: str, folder: Path) -> str:
     tokenize(["--data", data, "--dvae", str(folder / "dvae"), "--output", str(folder / "tokens")])
     shards = TokenShards(str(folder / "tokens"))
     if len(shards) != 64:
-        raise Wrong(f"of 64 drawings {len(shards)} have codes")
+        raise Cause(f"of 64 drawings {len(shards)} have codes")
     return f"{len(shards)} drawings as {shards.meta.grid**2} codes each"
 
 
 def _drawn(output: Path, options: list[str]) -> str:
-    """Draw a caption's candidates, and look at the pictures. Raises Wrong."""
+    """Draw a caption's candidates, and look at the pictures. Raises Cause."""
     import numpy as np
     from PIL import Image
 
@@ -208,12 +205,12 @@ def _drawn(output: Path, options: list[str]) -> str:
     sample([_CAPTION, *options, "--output", str(output), "--sampling.chunk", "4"])
     pictures = sorted((output / "images").rglob("*.png"))
     if not pictures:
-        raise Wrong("no picture was written")
+        raise Cause("no picture was written")
     for path in pictures:
         with Image.open(path) as picture:
             # numbers that are none become one colour
             if np.asarray(picture.convert("L"), dtype=float).std() < 1:
-                raise Wrong("a drawn picture is of one colour, as of numbers that are not finite")
+                raise Cause("a drawn picture is of one colour, as of numbers that are not finite")
     return f"{len(pictures)} picture{'s' * (len(pictures) > 1)} drawn"
 
 
