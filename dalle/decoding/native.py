@@ -65,9 +65,16 @@ def library() -> ctypes.CDLL | None:
     return found
 
 
+def library_there() -> ctypes.CDLL:
+    """`library`, for those who have seen that it is there."""
+    found = library()
+    assert found is not None
+    return found
+
+
 def name() -> str:
     """Of what was compiled: another compiler or processor makes another one, which may round otherwise."""
-    return Path(library()._name).stem
+    return Path(library_there()._name).stem
 
 
 def pointer(tensor: torch.Tensor | None) -> int | None:
@@ -103,7 +110,7 @@ def _folder() -> Path:
         OSError: neither can be made, or others may write there
     """
     cache_folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    failed = None
+    failed: OSError | None = None
     for folder in (Path(cache_folder) / "dalle", Path(tempfile.gettempdir()) / f"dalle-{os.getuid()}"):
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -115,6 +122,7 @@ def _folder() -> Path:
         except OSError as error:
             error.filename = str(folder)
             failed = failed or error
+    assert failed is not None
     raise failed
 
 

@@ -48,6 +48,11 @@ class _Stack:
     q_NLK: torch.Tensor | None = None
 
 
+def _there(exchanged: torch.Tensor | None) -> torch.Tensor:
+    assert exchanged is not None
+    return exchanged
+
+
 class PowerSGD:
     """Compresses the gradients of matrices.
 
@@ -114,13 +119,14 @@ class PowerSGD:
         all_finite = [_finite(self._given(stack)).all() for stack in self._stacks]
         self._exchange("p_NSK", 0, lambda stack: self._waiting(stack) @ stack.q0_LK)
         for stack in self._stacks:
+            assert stack.p_NSK is not None
             identity_SK = torch.eye(*stack.p_NSK.shape[1:], device=stack.p_NSK.device)
             # a matrix with a number that is not finite would end the process in some implementations of QR
             usable_N11 = _finite(stack.p_NSK)
             p_NSK = stack.p_NSK.where(usable_N11, 0) + _IDENTITY * identity_SK
             stack.p_NSK = torch.linalg.qr(p_NSK).Q.where(usable_N11, torch.nan)
         self._exchange("q_NLK", 1, lambda stack: self._waiting(stack).mT @ stack.p_NSK)
-        squares = torch.stack([stack.q_NLK.square().sum() for stack in self._stacks]).sum()
+        squares = torch.stack([_there(stack.q_NLK).square().sum() for stack in self._stacks]).sum()
         return squares.where(torch.stack(all_finite).all(), torch.inf)
 
     def _given(self, stack: _Stack) -> torch.Tensor:
@@ -157,7 +163,7 @@ class PowerSGD:
         """
         self.scales.copy_(torch.where(applied, self._next_scales, self.scales))
         for stack in self._stacks:
-            sent_NSL = stack.p_NSK @ stack.q_NLK.mT
+            sent_NSL = _there(stack.p_NSK) @ _there(stack.q_NLK).mT
             left_NSL = torch.where(applied, self._waiting(stack) - sent_NSL, decode(stack.buffer_NSL, self.format))
             stack.buffer_NSL = encode(left_NSL.where(_finite(left_NSL), 0), self.format)
             yield from self._standing(stack, sent_NSL)

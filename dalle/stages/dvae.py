@@ -190,7 +190,7 @@ class _Validation:
         """Images above their reconstructions."""
         images = self.images[:_PICTURES]
         back_BYXC = to_pixels(self.model.decode(self.model.encode(to_tensor(images).to(self.device))))
-        return {"reconstructions": Image.fromarray(np.vstack([np.hstack(images), np.hstack(back_BYXC)]))}
+        return {"reconstructions": Image.fromarray(np.vstack([np.hstack(images), np.hstack(list(back_BYXC))]))}
 
     def _batches(self) -> Iterator[torch.Tensor]:
         for first in range(0, len(self.images), _VALIDATION_BATCH_SIZE):

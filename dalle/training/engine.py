@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import nn
@@ -86,7 +87,7 @@ class Engine:
         return Sharded(self.model, zero.optimizer, zero, deepspeed.utils.safe_set_local_grad, ordinal)
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> Any:  # an nn.Module with `recomputable` and, where there is sharding, `resblocks`
         return self.objective.model
 
     def update(
@@ -245,13 +246,14 @@ def _prepare(objective: nn.Module, run: Run, world: World) -> GradientScales | N
     all processes, it has changed before.
     """
     scales = gradient_scales(objective, run, world)
+    model: Any = objective.model
     if run.recompute:
-        recompute_blocks(objective.model)
+        recompute_blocks(model)
     if run.compile:  # not the model: an objective calls what it likes of it, and only a call is compiled
         objective.compile()
     _communicate_in_16_bit(objective, run)
     if run.zero_stage == 3:  # a resblock's weights come and go together
-        blocks = list({type(block) for block in objective.model.resblocks()})
+        blocks = list({type(block) for block in model.resblocks()})
         _import_deepspeed().utils.set_z3_leaf_modules(objective, blocks)
     return scales
 
@@ -267,14 +269,14 @@ def _settle(objective: nn.Module, zero, run: Run) -> None:
     if run.zero_stage == 0:
         # convolutions are faster so (1.7 times on a CPU). DeepSpeed broadcasts weights as bytes and refuses such ones at its
         # start; sharded parameters are flat and cannot be
-        objective.to(memory_format=torch.channels_last)
+        objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
     if run.zero_stage == 3 and run.offload == "device":
         # DeepSpeed means fp32 weights to have no second copy, but takes "cpu" and torch.device("cpu") for two devices
         for flat, held in zip(zero.fp32_partitioned_groups_flat, zero.fp16_partitioned_groups_flat, strict=True):
             flat.data = held.data
 
 
-def recompute_blocks(model: nn.Module) -> None:
+def recompute_blocks(model: Any) -> None:
     """Let a model's `recomputable` parts be computed again in the backward pass. None of them draws random numbers."""
     for module in model.recomputable():
         wrap(module, partial(recomputed, use_reentrant=False, preserve_rng_state=False))
@@ -299,7 +301,8 @@ def _communicate_in_16_bit(objective: nn.Module, run: Run) -> None:
     init_autocast_params(SimpleNamespace(module=objective, zero_quantized_weights=lambda: False), torch.bfloat16, [])
     for module in objective.modules():
         if type(module) in _SIXTEEN_BIT:
-            module.weight.comm_dtype = torch.bfloat16 if run.precision == "bf16" else torch.float16
+            weight: Any = module.weight
+            weight.comm_dtype = torch.bfloat16 if run.precision == "bf16" else torch.float16
 
 
 def _import_deepspeed():
