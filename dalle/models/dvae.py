@@ -245,8 +245,7 @@ class DVAE(nn.Module):
             fan_in = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
             std = math.sqrt((2 if self.config.init == "he" else 1) / fan_in)
             nn.init.normal_(module.weight, std=std)
-            assert module.bias is not None
-            nn.init.zeros_(module.bias)
+            nn.init.zeros_(module.get_parameter("bias"))
 
     def recomputable(self) -> list[nn.Module]:
         """What may be computed again in the backward pass in place of being remembered: the groups. Their inputs are kept,

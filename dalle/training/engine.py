@@ -237,7 +237,7 @@ def sharded_construction(run: Run, world: World) -> AbstractContextManager:
     return _import_deepspeed().zero.Init(data_parallel_group=group, config_dict_or_path=settings(run, world))
 
 
-def _prepare(objective: nn.Module, run: Run, world: World) -> GradientScales | None:
+def _prepare(objective: Any, run: Run, world: World) -> GradientScales | None:
     """Make of an objective, whose model was written for one device, what the run asks for; its gradient scales, if any.
 
     All of it comes before DeepSpeed, which hangs its hooks on the modules as it finds them and reads the marks once. Among
@@ -246,14 +246,13 @@ def _prepare(objective: nn.Module, run: Run, world: World) -> GradientScales | N
     all processes, it has changed before.
     """
     scales = gradient_scales(objective, run, world)
-    model: Any = objective.model
     if run.recompute:
-        recompute_blocks(model)
+        recompute_blocks(objective.model)
     if run.compile:  # not the model: an objective calls what it likes of it, and only a call is compiled
         objective.compile()
     _communicate_in_16_bit(objective, run)
     if run.zero_stage == 3:  # a resblock's weights come and go together
-        blocks = list({type(block) for block in model.resblocks()})
+        blocks = list({type(block) for block in objective.model.resblocks()})
         _import_deepspeed().utils.set_z3_leaf_modules(objective, blocks)
     return scales
 
@@ -291,7 +290,7 @@ def _moment_dtypes(checkpoint: Checkpoint, names: list[str]) -> dict[str, dict[s
     return found
 
 
-def _communicate_in_16_bit(objective: nn.Module, run: Run) -> None:
+def _communicate_in_16_bit(objective: Any, run: Run) -> None:
     """Mark the parameters that DeepSpeed is to gather, and whose gradients it is to reduce, in 16 bits. Its own mark for
     fp16 would bring a loss scale of its own."""
     if run.precision == "fp32":
@@ -301,8 +300,7 @@ def _communicate_in_16_bit(objective: nn.Module, run: Run) -> None:
     init_autocast_params(SimpleNamespace(module=objective, zero_quantized_weights=lambda: False), torch.bfloat16, [])
     for module in objective.modules():
         if type(module) in _SIXTEEN_BIT:
-            weight: Any = module.weight
-            weight.comm_dtype = torch.bfloat16 if run.precision == "bf16" else torch.float16
+            module.weight.comm_dtype = torch.bfloat16 if run.precision == "bf16" else torch.float16
 
 
 def _import_deepspeed():
