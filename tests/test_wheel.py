@@ -79,10 +79,11 @@ def _surroundings() -> dict[str, str]:
 def _run(environment, folder, command, *arguments):
     line = [str(environment / "bin" / command), *arguments]
     # a home of its own: what was fetched or compiled for this user is not there
-    surroundings = _surroundings() | {"HOME": str(folder), "XDG_CACHE_HOME": str(folder / ".cache")}
+    home = environment.parent / "home"
+    surroundings = _surroundings() | {"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache")}
     for name in ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE"):
         surroundings.pop(name, None)
-    done = subprocess.run(line, cwd=folder, env=surroundings, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(line, cwd=folder, env=surroundings, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
