@@ -6,6 +6,14 @@ The public face, loaded when first used so that configuration errors and worker 
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # so that a type checker knows what `__getattr__` gives
+    from dalle.models.dvae import DVAE
+    from dalle.models.prior import Prior
+    from dalle.sampling.loading import load
+    from dalle.sampling.pipeline import Pipeline
+    from dalle.text import Tokenizer
 
 __version__ = "0.1.0"
 
@@ -19,7 +27,7 @@ _HOMES = {
 __all__ = ["DVAE", "Pipeline", "Prior", "Tokenizer", "load"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'dalle' has no attribute {name!r}")

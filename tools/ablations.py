@@ -134,7 +134,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings at a time")
-    options, options.more = parser.parse_known_args()
+    options, more = parser.parse_known_args()
+    options.more = more
     runs = [(name, seed) for seed in range(options.seeds) for name in NAMES]
     results: dict[str, list[dict[str, float]]] = {name: [] for name in NAMES}
     try:

@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     names = parser.add_subparsers(dest="name", metavar="NAME", required=True)
     for name, module in BENCHMARKS.items():
-        summary = module.__doc__.partition("\n\n")[0]
+        summary = (module.__doc__ or "").partition("\n\n")[0]
         own = names.add_parser(name, help=summary, description=module.__doc__, formatter_class=form)
         own.add_argument("--json", action="store_true", help="print the last line alone")
         if name in _STEPS:

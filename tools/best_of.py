@@ -48,22 +48,23 @@ def judge(model: Path, prior: Path, captions: int, candidates: int, seed: int) -
     from dalle.data.shapes import Claim, holds, read
     from dalle.evaluation.accuracy import distinct
     from dalle.evaluation.accuracy import judge as judged
-    from dalle.sampling.loading import load
+    from dalle.sampling.loading import load_transformer
     from dalle.stages.best_of.results import agreement
 
-    pipeline = load(model, prior=prior)
+    pipeline = load_transformer(model, prior=prior)
     pairs = distinct(f"{escape(model)}/data/valid-*.tar", pipeline.dvae.config.image_size_px, captions)
     found: dict[str, list[float]] = {name: [] for name in COLUMNS if name != "seconds"}
     first = _EVALUATION_SEED + seed * candidates
     for pair, judgement in zip(pairs, judged(pipeline, pairs, candidates, first, keep=candidates), strict=True):
+        assert pair.scene is not None, "of `distinct`"
         claim, scenes = Claim.from_json(pair.scene), set()
         for drawing in judgement.drawings:
-            reading = read(drawing.image)
+            reading = read(drawing.picture)
             if holds(reading, claim):
                 scenes.add(
                     frozenset((o.shape, o.colour, o.size, round(8 * o.x), round(8 * o.y)) for o in reading.objects)
                 )
-        codes = [drawing.codes_I for drawing in judgement.drawings for _ in range(drawing.times)]
+        codes = [d.codes_I for d in judgement.drawings if d.codes_I is not None for _ in range(d.times)]
         found["unranked"].append(judgement.shares["candidates"])
         found["reranked"].append(judgement.shares["reranked"])
         found["differing"].append(len(judgement.drawings))
@@ -235,12 +236,12 @@ def main() -> None:
     with ThreadPoolExecutor(options.jobs) as pool:
         futures = [pool.submit(cell, arm, seed, options) for seed, arm in cells]
         try:
-            found = [future.result() for future in futures]
+            made = [future.result() for future in futures]
         except RuntimeError as error:
             pool.shutdown(cancel_futures=True)
             sys.exit(f"best_of: {error}")
     results: dict[str, list[dict]] = {arm: [] for arm in arms}
-    for (_, arm), result in zip(cells, found, strict=True):
+    for (_, arm), result in zip(cells, made, strict=True):
         results[arm].append(result)
     print(table(results))
 

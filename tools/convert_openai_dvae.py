@@ -74,7 +74,7 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"no such file: {path}")
     if zipfile.is_zipfile(path) and any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
         raise ValueError(f"{path} is a TorchScript archive, not a pickled module")
-    restricted = ModuleType("restricted_pickle")
+    restricted: Any = ModuleType("restricted_pickle")
     restricted.Unpickler = _Unpickler
     restricted.load = lambda file, **options: _Unpickler(file, **options).load()
     try:

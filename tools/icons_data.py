@@ -133,6 +133,7 @@ def write(folder: Path, split: str, samples: Iterator[dict]) -> int:
             if extension in sample:
                 info = tarfile.TarInfo(f"{sample['__key__']}.{extension}")
                 info.size = len(sample[extension])
+                assert tar is not None
                 tar.addfile(info, io.BytesIO(sample[extension]))
         count += 1
     _finish(tar, partial, folder, split, count)

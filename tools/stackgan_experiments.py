@@ -26,9 +26,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without an installation
 sys.path.insert(0, str(Path(__file__).parent))
 
+import torch
 from ablations import how_to_start, run_all
 
 from dalle.cli import arguments
+from dalle.cluster.topology import World
 from dalle.config import TrainStackGAN
 from dalle.stages.adversarial.collapse import Collapse
 
@@ -120,7 +122,13 @@ def stable(lines: list[dict[str, Any]], config: TrainStackGAN) -> bool:
         lines: of metrics.jsonl, log lines and validations
         config: of the training
     """
-    watching = Collapse(config.objective, config.model.unconditional, config.run.steps, stops=True, world=_Alone())
+    watching = Collapse(
+        config.objective,
+        config.model.unconditional,
+        config.run.steps,
+        stops=True,
+        world=World(0, 1, torch.device("cpu")),
+    )
     for line in lines:
         if "loss" not in line:
             watching.validated.update({name.removeprefix("valid/"): value for name, value in line.items()})
@@ -129,13 +137,6 @@ def stable(lines: list[dict[str, Any]], config: TrainStackGAN) -> bool:
         if watching.give_up() is not None:
             return False
     return True
-
-
-class _Alone:
-    """The processes of a training that is over."""
-
-    def gather(self, value: Any) -> list[Any]:
-        return [value]
 
 
 def _run(module: str, function: str, settings: dict[str, Any], more: list[str]) -> None:

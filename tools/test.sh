@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv, installs with the test extra, checks the style, runs the tests: two at a time, each on one thread, which at their
+# Makes .venv, installs with the test extra, checks style and types, runs the tests: two at a time, each on one thread, which at their
 # sizes is quicker than one on two. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -7,5 +7,10 @@ source tools/venv.sh
 install test
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
+# for the newest Python and the oldest, beside one another
+.venv/bin/mypy --python-version 3.13 &
+newest=$!
+.venv/bin/mypy
+wait "$newest"
 export OMP_NUM_THREADS=1
 exec .venv/bin/python -m pytest --numprocesses 2 --dist worksteal "$@"

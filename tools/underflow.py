@@ -26,6 +26,7 @@ import sys
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -77,8 +78,8 @@ def train(name: str, options: argparse.Namespace) -> dict:
     """One training: its losses, skipped updates, and what became of the gradients in the resblocks, first to last."""
     device = torch.device(options.device)
     torch.manual_seed(options.seed)
-    sizes = {"width": options.width, "depth": options.depth, "heads": max(2, options.width // 64)}
-    tokens = {"text_vocabulary": COLOURS, "codebook_size": COLOURS}
+    sizes: dict[str, Any] = {"width": options.width, "depth": options.depth, "heads": max(2, options.width // 64)}
+    tokens: dict[str, Any] = {"text_vocabulary": COLOURS, "codebook_size": COLOURS}
     model = Prior(PriorModel(text_slots=options.grid + 1, grid=options.grid, **tokens, **sizes))
     objective = PriorLoss(model, PriorObjective()).to(device)
     scales = _scales(name, objective, options.replicas, device)
@@ -94,7 +95,7 @@ def train(name: str, options: argparse.Namespace) -> dict:
         loss, metrics = objective(batch(options.batch_size, options.grid, draw, device))
         scales.scaled(loss).backward()
         watch.look_at_matrices()
-        finite = scales.unscale((p, p.grad) for p in objective.parameters())
+        finite = scales.unscale((p, p.grad) for p in objective.parameters() if p.grad is not None)
         applied.append(bool(scales.update(finite)))
         if applied[-1]:
             nn.utils.clip_grad_norm_(objective.parameters(), CLIP_NORM)
@@ -140,7 +141,7 @@ class Watch:
         self.looking = False
         self._num_blocks, self._matrices = len(blocks), []
         # by kind and resblock, of each gradient: share of underflow, median, largest
-        self._found = defaultdict(list)
+        self._found: dict[tuple[str, int], list[torch.Tensor]] = defaultdict(list)
         for number, block in enumerate(blocks):
             for module in block.modules():
                 if matrices := [p for p in module.parameters(recurse=False) if p.ndim > 1]:
@@ -155,6 +156,7 @@ class Watch:
 
     def look_at_matrices(self) -> None:
         for number, matrix in self._matrices:
+            assert matrix.grad is not None
             self._look("matrices", number, matrix.grad)
 
     def _look(self, kind: str, number: int, gradient: torch.Tensor) -> None:

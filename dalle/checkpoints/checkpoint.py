@@ -228,7 +228,8 @@ def verify(path: str | Path, world: World, mark: Callable[[], None] = lambda: No
     Raises:
         ValueError: on all ranks, as `open_checkpoint` does
     """
-    checkpoint, proof = None, _proof(path, world.rank, world.size)
+    checkpoint: Checkpoint | None = None
+    proof = _proof(path, world.rank, world.size)
     while True:
         mark()
         complaint = cause = reached = None
@@ -241,6 +242,7 @@ def verify(path: str | Path, world: World, mark: Callable[[], None] = lambda: No
         if complaints := [c for c, _ in told if c]:
             raise ValueError(complaints[0]) from cause
         if all(done for _, done in told):
+            assert checkpoint is not None, "a proof ends with the checkpoint or a complaint"
             return checkpoint
 
 

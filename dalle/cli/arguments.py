@@ -115,7 +115,7 @@ def run(main: Callable[[], None], prog: str) -> None:
         all_say_it = isinstance(error, SaidByAll)
         if rank == "0" or not all_say_it:
             print(f"{who}: {printable(str(error))}", file=sys.stderr)
-        sys.exit(error.EXIT_CODE if all_say_it else 2)
+        sys.exit(error.EXIT_CODE if isinstance(error, SaidByAll) else 2)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
@@ -213,7 +213,7 @@ def _normalise(cls: type, argv: list[str], places: tuple[str, ...]) -> list[str]
         elif name in flags and not equals and following not in ("true", "false", "null"):
             result.append(f"--{name}=true")
         elif name == "config" and (equals or following):
-            result.append(f"--config={shipped.find(value if equals else following)}")
+            result.append(f"--config={shipped.find(value if equals else following or '')}")
             i += 0 if equals else 1
         elif equals or following is None or following.startswith("--") or name == "help":
             result.append(f"--{name}{equals}{value}")

@@ -25,12 +25,12 @@ def caption(argv: list[str] | None = None) -> None:
     config = arguments.parse(Caption, "dalle-caption", argv, positional="image")
 
     from dalle.sampling.captioning import read_captions_file, score
-    from dalle.sampling.loading import load
+    from dalle.sampling.loading import load_transformer
     from dalle.sampling.prompt import read_image
 
     captions = read_captions_file(config.captions)
     image = read_image(config.image, "image")
-    pipeline = load(config.model, config.dvae, config.prior, rerank=False, precision=config.precision)
+    pipeline = load_transformer(config.model, config.dvae, config.prior, rerank=False, precision=config.precision)
     scored = score(pipeline, image, captions, config.rank_by, config.batch_size, config.precision)
     if config.json:
         facts = {"image": config.image, "rank_by": config.rank_by, "precision": config.precision}

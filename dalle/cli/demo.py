@@ -106,9 +106,9 @@ def _judge(config: Demo, folder: Path, valid_shards: str, began_s: float) -> Non
     from dalle.evaluation import accuracy
     from dalle.sampling.gallery import write_gallery
     from dalle.sampling.grid import write_sheet
-    from dalle.sampling.loading import load
+    from dalle.sampling.loading import load_transformer
 
-    pipeline = load(folder, precision=config.sampling.precision)
+    pipeline = load_transformer(folder, precision=config.sampling.precision)
     pairs = accuracy.distinct(valid_shards, pipeline.dvae.config.image_size_px, config.captions)
     judged = accuracy.judge(pipeline, pairs, config.candidates, config.seed, config.sampling)
     judgements = list(tqdm(judged, total=len(pairs), unit=" captions", disable=not sys.stderr.isatty()))

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from dalle.cli import arguments
 from dalle.config import CharCNNRNNModel, CLIPModel, Describe, DVAEModel, PriorModel, StackGANModel, TrainTokenizer
+
+if TYPE_CHECKING:
+    from dalle.masks import Kind
 
 
 def main() -> None:
@@ -33,7 +37,7 @@ def describe_file(path: str, tokenizer: str | None = None) -> dict:
     model = arguments.read_yaml(path).get("model")
     if not isinstance(model, dict):
         raise ValueError(f"{path} has no section `model`; name the configuration of a training")
-    classes = {
+    classes: dict[str, Any] = {
         "dvae": DVAEModel,
         "prior": PriorModel,
         "clip": CLIPModel,
@@ -57,14 +61,15 @@ def _describe(kind: str, config, tokenizer_file: str | None) -> dict:
     from dalle.models.text_encoders.char_cnn_rnn import LetterEncoder
     from dalle.text import Tokenizer
 
-    tokenizer = Tokenizer.load(tokenizer_file) if tokenizer_file else None
+    tokenizer: Any = Tokenizer.load(tokenizer_file) if tokenizer_file else None  # or what stands in for one
+    model: nn.Module
     if kind == "clip" and config.architecture is None and tokenizer is None:
         tokenizer = SimpleNamespace(vocabulary=TrainTokenizer.vocabulary)
     with torch.device("meta"):
         if kind == "stackgan":
             model = nn.ModuleDict({"generator": generator(config), "discriminator": Discriminator(config)})
         else:
-            others = {"dvae": DVAE, "prior": Prior, "text-encoder": LetterEncoder}
+            others: dict[str, Any] = {"dvae": DVAE, "prior": Prior, "text-encoder": LetterEncoder}
             model = CLIP(config, tokenizer) if kind == "clip" else others[kind](config)
     parameters = {name: list(p.shape) for name, p in model.named_parameters()}
     counts = {name: p.numel() for name, p in model.named_parameters()}
@@ -84,11 +89,12 @@ def _describe(kind: str, config, tokenizer_file: str | None) -> dict:
         description["grid"], description["downsampling"] = config.grid, config.downsampling
     if kind == "prior":
         description["slots"] = config.slots
+        assert isinstance(model, Prior)
         description["layers"] = _layers(model.kinds, config)
     return description
 
 
-def _layers(kinds: list[str], config: PriorModel) -> list[dict]:
+def _layers(kinds: list[Kind], config: PriorModel) -> list[dict]:
     """Each layer's mask: its kind, the keys that an image slot sees among the image, and the share of the causal
     triangle that the whole mask keeps."""
     from dalle.masks import attention_mask, image_mask

@@ -45,8 +45,7 @@ def laid_over(values: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     result = dict(values)
     for name, value in more.items():
         before = result.get(name)
-        both = isinstance(before, dict) and isinstance(value, dict)
-        result[name] = laid_over(before, value) if both else value
+        result[name] = laid_over(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
     return result
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -172,7 +172,10 @@ def _captions(config: Sample, origin: Drawing | None) -> tuple[str, ...]:
     if config.captions is not None:
         lines = (" ".join(line.split()) for line in read_captions_file(config.captions))
         return tuple(dict.fromkeys(lines))  # one that stands there twice is drawn once
-    return (config.caption or origin.caption,)
+    if config.caption:
+        return (config.caption,)
+    assert origin is not None
+    return (origin.caption,)
 
 
 def _gallery(config: Sample) -> Callable[[Path, str, dict[str, str]], Gallery]:
@@ -183,6 +186,7 @@ def _gallery(config: Sample) -> Callable[[Path, str, dict[str, str]], Gallery]:
 
     if config.layout == "gallery":
         return Gallery
+    assert config.captions is not None
     prompts = read_prompts_file(config.captions)
     return partial(LayoutGallery, prompts=prompts, candidates=config.n, keep=config.keep, overwrite=config.overwrite)
 
@@ -209,10 +213,14 @@ def _prompt(config: Sample, models: Found, origin: Drawing | None) -> Prompt | N
         return None
     if isinstance(models, GANModels):
         raise ValueError(f"an image prompt is made of codes, and {config.model} is a GAN, which has none: leave it out")
-    image = read_image(config.prompt_image, "prompt_image") if origin is None else origin.image
     grid, size_px = models.prior_config.grid, models.dvae_config.image_size_px
     known = None
-    if origin is not None:
+    if origin is None:
+        assert config.prompt_image is not None
+        image = read_image(config.prompt_image, "prompt_image")
+    else:
+        assert config.variations_of is not None
+        image = origin.picture
         known = known_codes(config.variations_of, origin, codes_of(models.hashes), models.prior_config)
 
     def encode(image_YX3: np.ndarray) -> np.ndarray:
@@ -223,24 +231,37 @@ def _prompt(config: Sample, models: Found, origin: Drawing | None) -> Prompt | N
 
 def _parts(
     config: Sample, work: Work, models: Found, processes: int, tell: Callable[[int], None]
-) -> tuple[Iterator[Part], Callable[[], Viewer]]:
+) -> tuple[Generator[Part, None, None], Callable[[], Viewer]]:
     """What is drawn, in this process, which tells each slot that it has come to, or in several; and what decodes a shortlist of
     it here. Models are loaded when they are first needed."""
     from dalle.sampling.candidates import draw
     from dalle.sampling.loading import load_models, load_viewer
+    from dalle.sampling.model_set import Models
+    from dalle.sampling.pipeline import Pipeline
     from dalle.sampling.workers import draw_with_workers
 
     load_these = partial(load_models, models, precision=config.sampling.precision)
     if processes > 1:
         load_there = partial(_load_in_worker, load_these)
-        return draw_with_workers(load_there, work, processes), cache(partial(load_viewer, models))
+
+        @cache
+        def viewer_here() -> Viewer:
+            assert isinstance(models, Models), "a shortlist of a GAN was refused"
+            return load_viewer(models)
+
+        return draw_with_workers(load_there, work, processes), viewer_here
     pipeline = cache(load_these)
 
-    def parts() -> Iterator[Part]:
+    def parts() -> Generator[Part, None, None]:
         if work.captions:
             yield from draw(pipeline(), work, progress=tell)
 
-    return parts(), lambda: pipeline().viewer()
+    def viewer() -> Viewer:
+        drawing = pipeline()
+        assert isinstance(drawing, Pipeline), "a shortlist of a GAN was refused"
+        return drawing.viewer()
+
+    return parts(), viewer
 
 
 def _load_in_worker(load: Callable[..., Source], device: str) -> Source:
@@ -268,6 +289,7 @@ def _again(config: Sample, path: Path) -> None:
     from dalle.sampling.loading import find, load_models
 
     models = find(config.model, config.dvae, config.prior, rerank=False, text_encoder=config.text_encoder)
+    assert config.again is not None
     drawing = read_record(config.again, models.hashes)
     device = choose_device(drawing.settings)
     if found := differences(drawing.settings, device, models.kernels(device, drawing.settings["compile"])):
@@ -278,6 +300,8 @@ def _again(config: Sample, path: Path) -> None:
     save_drawing(again, path)
     differing = count_differing_pixels(drawing, again)
     if differing:
-        print(f"{path}: {differing} of {again.image.width * again.image.height} pixels are not those of {config.again}")
+        print(
+            f"{path}: {differing} of {again.picture.width * again.picture.height} pixels are not those of {config.again}"
+        )
         sys.exit(1)
     print(f"{path}: all pixels are those of {config.again}")

@@ -188,15 +188,15 @@ def _asked(argv: list[str], name: str) -> str | None:
 def _settings_of_start(argv: list[str], kind: str) -> list[str]:
     """The sizes of the finished model that `start_from` names, and how a prior wants to be drawn with, as options: before all
     others, so that what is asked for overrides them. A run that has a checkpoint needs them no more."""
-    folder = _asked(argv, "start_from")
+    asked = _asked(argv, "start_from")
     resumed = _given(argv, "resume") not in (None, "false") and _holds_checkpoint(
         Path(_given(argv, "output") or "").expanduser()
     )
-    if folder in (None, "", "null") or resumed:
+    if asked is None or asked in ("", "null") or resumed:
         return []
     from dalle.models.folder import read_header, read_start
 
-    folder = _find_part(folder, kind, "start_from")
+    folder = _find_part(asked, kind, "start_from")
     found = {f"model.{name}": value for name, value in asdict(read_start(folder, kind)).items()}
     if kind == "prior":
         header = read_header(folder)
@@ -209,12 +209,12 @@ def _with_folders(config: Training, kind: str) -> Training:
     named by the prior that has it. Of a run that has a checkpoint, what it began with may be gone."""
     if isinstance(config, TrainStackGAN | TrainTextEncoder):
         return config
-    found = {}
+    found: dict[str, Any] = {}
     if config.start_from is not None and not (config.resume and _holds_checkpoint(Path(config.output))):
         found["start_from"] = str(_find_part(config.start_from, kind, "start_from"))
-    if kind != "dvae" and config.dvae is not None:
+    if not isinstance(config, TrainDVAE) and config.dvae is not None:
         found["dvae"] = str(_find_part(config.dvae, "dvae", "dvae"))
-    tokenizer = None if kind == "dvae" else config.tokenizer
+    tokenizer = None if isinstance(config, TrainDVAE) else config.tokenizer
     if tokenizer is not None and Path(tokenizer).suffix != ".json" and not Path(tokenizer).is_file():
         found["tokenizer"] = str(_find_part(tokenizer, "prior", "tokenizer") / "tokenizer.json")
     return replace(config, **found)

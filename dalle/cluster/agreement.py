@@ -92,7 +92,7 @@ def _sum_of_bits(tensors: Iterable[torch.Tensor]) -> int:
     if not sums:
         return 0
     odd = torch.arange(1, 2 * len(sums), 2, device=sums[0].device)  # two tensors that change places show
-    return (torch.stack(sums) * odd).sum().item()
+    return int((torch.stack(sums) * odd).sum())
 
 
 def _code_hash() -> str:

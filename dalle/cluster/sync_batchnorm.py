@@ -40,6 +40,8 @@ class SynchronisedBatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x_BCYX)
         # about a value near the mean, or the difference of squares would lose digits
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        assert self.num_batches_tracked is not None
         centre_C = self.running_mean.detach().clone()
         centred_BCYX = x_BCYX - centre_C[:, None, None]
         moments_2C = torch.stack([centred_BCYX.mean(dim=(0, 2, 3)), centred_BCYX.square().mean(dim=(0, 2, 3))])

@@ -142,7 +142,7 @@ class Watch:
         self._send({"place": place[:3], "still_s": still_s, "stack": stack})
         # for when this thread cannot run, because the process is suspended or a call holds the interpreter's lock: the others
         # end then, and this timer, which needs neither, ends the process itself
-        faulthandler.dump_traceback_later(self.limits.still_s, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(self.limits.still_s, exit=True, file=sys.__stderr__ or 2)
 
     def _follow(self) -> None:
         """Beat, and hear the hub, until it says that all is over or who is at fault."""
@@ -200,5 +200,5 @@ def _in_one_line(error: BaseException) -> str:
 
 
 def _main_stack() -> str:
-    frame = sys._current_frames().get(threading.main_thread().ident)
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
     return "".join(traceback.format_stack(frame, limit=20)) if frame else ""

@@ -188,6 +188,7 @@ class Hub(threading.Thread):
                 if key.fileobj is self.listener:
                     self._accept()
                 else:
+                    assert isinstance(key.fileobj, socket.socket)
                     self._receive(key.fileobj)
             now_s = time.monotonic()
             if now_s >= next_beat_s:

@@ -8,11 +8,14 @@ import math
 import types
 import typing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dalle.config.checks import Cause
 
-_Made = TypeVar("_Made")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_Made = TypeVar("_Made", bound="DataclassInstance")
 
 
 class Damaged(ValueError):

@@ -77,7 +77,7 @@ def allowed(kind: Any) -> str | None:
         return "one of " + ", ".join(str(v) for v in typing.get_args(kind))
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         parts = [allowed(k) for k in typing.get_args(kind)]
-        return " or ".join(parts) if all(parts) else None
+        return None if None in parts else " or ".join(filter(None, parts))
     if typing.get_origin(kind) is tuple:
         return f"a list of {allowed(typing.get_args(kind)[0])}s".replace("a list of a whole", "a list of whole")
     if typing.get_origin(kind) is dict:
@@ -95,7 +95,9 @@ def shown(value: Any) -> str:
 
 def section(kind: Any) -> type | None:
     """The dataclass of a setting that holds settings of its own, whether or not it may be null."""
-    found = [each for each in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(each)]
+    found = [
+        each for each in (kind, *typing.get_args(kind)) if isinstance(each, type) and dataclasses.is_dataclass(each)
+    ]
     return found[0] if found else None
 
 

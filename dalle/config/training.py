@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass, field, fields, replace
 from types import SimpleNamespace
-from typing import Literal
+from typing import Any, Literal
 
 from dalle.config.checks import at_least, at_most, require
 
@@ -78,11 +78,19 @@ class Schedule:
         steps = self._in_updates(run_steps)
         if self.start != self.end:  # in a run too short for the ramp it is a step
             steps["end_step"] = max(steps["end_step"], 1 + steps["begin_step"])
-        return replace(self, **steps)
+        ramp: dict[str, Any] = {**steps}
+        return replace(self, **ramp)
 
     def _in_updates(self, run_steps: int) -> dict[str, int]:
         told = {name: getattr(self, name) for name in ("begin_step", "end_step", "warmup_steps")}
         return {n: round(float(v[:-1]) / 100 * run_steps) if isinstance(v, str) else v for n, v in told.items()}
+
+    def _updates(self) -> tuple[int, int, int]:
+        begin_step, end_step, warmup_steps = self.begin_step, self.end_step, self.warmup_steps
+        assert isinstance(begin_step, int) and isinstance(end_step, int) and isinstance(warmup_steps, int), (
+            "`over` first"
+        )
+        return begin_step, end_step, warmup_steps
 
     @property
     def has_shares(self) -> bool:
@@ -92,19 +100,21 @@ class Schedule:
     def unreached(self, run_steps: int) -> str | None:
         """What of it lies beyond the end of a run of `run_steps`, in a sentence; null where nothing does."""
         ramp = self.over(run_steps)
-        if ramp.end_step > run_steps:
+        _, end_step, warmup_steps = ramp._updates()
+        if end_step > run_steps:
             at = f"this run ends at {run_steps} with {ramp(run_steps):.3g}"
-            return f"end {self.end:g} would be reached at update {ramp.end_step}; {at}"
-        if ramp.warmup_steps > run_steps:
-            return f"the warm-up takes {ramp.warmup_steps} updates; this run ends at {run_steps}"
+            return f"end {self.end:g} would be reached at update {end_step}; {at}"
+        if warmup_steps > run_steps:
+            return f"the warm-up takes {warmup_steps} updates; this run ends at {run_steps}"
         return None
 
     def __call__(self, step: int) -> float:
         """The value for update `step`, counted from 0. Of shares `over` makes updates first."""
-        warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        if self.end_step == self.begin_step:
+        begin_step, end_step, warmup_steps = self._updates()
+        warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+        if end_step == begin_step:
             return self.start * warmup
-        progress = min(1.0, max(0.0, (step - self.begin_step) / (self.end_step - self.begin_step)))
+        progress = min(1.0, max(0.0, (step - begin_step) / (end_step - begin_step)))
         if self.shape == "halving":
             halvings = round(math.log2(self.start / self.end))
             return self.start * 0.5 ** math.floor(progress * halvings) * warmup

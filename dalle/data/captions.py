@@ -32,7 +32,8 @@ def read_captions(sample: dict) -> tuple[list[str], dict | None]:
     if "__twice__" in sample:
         raise Broken("a file is there twice", f".{sample['__twice__']}")
     extra, is_json = json_values(sample)
-    is_text, captions = is_json, []
+    is_text = is_json
+    captions: list[str] = []
     for found in (extra.get("captions"), _text(sample), *map(extra.get, _NAMES)):
         if captions:
             break

@@ -87,7 +87,8 @@ class Counts:
             reasons = self._reasons(left_out).setdefault(left_out.reason, Reason())
             reasons.count += 1
             if len(reasons.first) < _NAMED:
-                reasons.first.append(tuple(printable(t) for t in (*place(sample), left_out.detail)))
+                shard, key = place(sample)
+                reasons.first.append((printable(shard), printable(key), printable(left_out.detail)))
 
     def _reasons(self, left_out: LeftOut) -> dict[str, Reason]:
         if isinstance(left_out, OtherFile):

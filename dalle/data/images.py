@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from dalle.config import Images
 from dalle.config.checks import Cause
@@ -67,7 +67,7 @@ def header_size(data: bytes, max_pixels: int = Images.max_pixels) -> tuple[int, 
 @contextmanager
 def opened(
     data: bytes, max_pixels: int = Images.max_pixels, formats: tuple[str, ...] = FORMATS
-) -> Iterator[Image.Image]:
+) -> Iterator[ImageFile.ImageFile]:
     """An image of which the header is read and the pixels are not. Raises ValueError, also for what Pillow raises within the
     block, and TooManyPixels."""
     try:
@@ -87,11 +87,11 @@ def opened(
         raise Cause(f"image does not decode: {error}") from error
 
 
-def _scale_transparent_colour(file: Image.Image) -> None:
+def _scale_transparent_colour(file: ImageFile.ImageFile) -> None:
     key = file.info.get("transparency")
     if file.format != "PNG" or key is None or not file.tile:
         return
-    factor = _KEY_FACTORS.get(file.tile[0][3])
+    factor = _KEY_FACTORS.get(str(file.tile[0][3]))
     if factor is not None:
         scaled = tuple(int(value * factor) for value in np.atleast_1d(key))
         file.info["transparency"] = scaled if len(scaled) > 1 else scaled[0]

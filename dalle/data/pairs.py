@@ -123,7 +123,7 @@ class PairBatches(IterableDataset):
                     for stream in streams.values():
                         stream.finish()
                 yield {
-                    "images_BCYX": to_tensor([usable.pair.image for usable in taken]),
+                    "images_BCYX": to_tensor([usable.whole.image for usable in taken]),
                     "captions": [self._choose(usable) for usable in taken],
                     "places": [place(usable.sample) for usable in taken],
                     "concepts": [self.told(usable.sample, usable.captions) for usable in taken] if self.told else [],

@@ -65,6 +65,12 @@ class Usable:
         except Broken as error:
             return error
 
+    @property
+    def whole(self) -> Pair:
+        """The pair of a row whose pixels decode."""
+        assert isinstance(self.pair, Pair)
+        return self.pair
+
 
 class StreamRows:
     """The rows that one stream fills, update after update, as one reader of the stream goes through them.
@@ -104,6 +110,7 @@ class StreamRows:
             tried.add(usable.sample, usable.pair)
             if ahead % _CHECK_EVERY == 0:
                 (self.tally.all + tried).check_limit(self._limit)
+        raise AssertionError("they are counted without end")
 
     def finish(self) -> None:
         """Pass over what is left of this update."""

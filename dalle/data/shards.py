@@ -87,10 +87,10 @@ class _Header(tarfile.TarInfo):
     webdataset's own reader of tars."""
 
     @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
+    def fromtarfile(cls, tar: tarfile.TarFile) -> _Header:
         try:
             return super().fromtarfile(tar)
-        except tarfile.EOFHeaderError:  # a block of zeros, as at the end
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # a block of zeros, as at the end
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(str(error)) from error
@@ -103,7 +103,7 @@ def _files(shard: str) -> Iterator[tuple[str, str, bytes | None]]:
     stream = _opened(shard)
     with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Header, encoding="utf-8") as tar:
         while (member := tar.next()) is not None:
-            tar.members.clear()  # it would remember them all
+            tar.members.clear()  # type: ignore[attr-defined]  # it would remember them all; typeshed has it not
             if member.isdir() or re.match(r"__[^/]*__($|/)", member.name):
                 continue
             key, dot, extension = member.name.rpartition(".")
@@ -111,7 +111,9 @@ def _files(shard: str) -> Iterator[tuple[str, str, bytes | None]]:
             if not member.isreg() or member.issparse():  # whose holes would be read as zeros without end
                 yield member.name, "link" if not member.isreg() else "other", None
             elif dot and extension in _KINDS and not member.name.rpartition("/")[2].startswith("."):
-                yield key, extension, tar.extractfile(member).read()
+                file = tar.extractfile(member)
+                assert file is not None
+                yield key, extension, file.read()
             else:
                 yield member.name, "other", None
         while block := tar.fileobj.read(tarfile.RECORDSIZE):

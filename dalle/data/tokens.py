@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -171,9 +171,9 @@ class TokenShards:
 
     def pair(self, shard: int, row: int) -> tuple[np.ndarray, list[str]]:
         """Codes uint16 [I] and captions of one pair. Raises ValueError where they are damaged."""
-        return read_pair(
-            *self._open(shard), row, self.meta.codebook_size, f"token shard {self._path(shard)}, pair {row},"
-        )
+        codes_NI, text, ends_N = self._open(shard)
+        where = f"token shard {self._path(shard)}, pair {row},"
+        return read_pair(codes_NI, text, ends_N, row, self.meta.codebook_size, where)
 
     def place(self, number: int, seed: int) -> tuple[int, int, int]:
         """(epoch, shard, row) of the pair that comes at `number` (from 0) in the endless shuffled order.
@@ -204,6 +204,14 @@ class TokenShards:
         return places
 
 
+class Pairs(Protocol):
+    """What `TokenBatches` asks of its data: `TokenShards`, or a mixture of them."""
+
+    def place(self, number: int, seed: int) -> tuple[int, int, int]: ...
+
+    def pair(self, shard: int, row: int) -> tuple[np.ndarray, list[str]]: ...
+
+
 class TokenBatches(Dataset):
     """Batch number n of one rank, a pure function of (seed, n).
 
@@ -211,7 +219,7 @@ class TokenBatches(Dataset):
     caption has more tokens than are read.
 
     Args:
-        shards: the data, or a mixture that has their `place` and `pair`
+        shards: the data
         tokenizer: encodes the captions
         caption_tokens: T − 1, the most tokens of a caption that are read
         batch_size: micro-batch of this rank; the global one is `batch_size * world_size`
@@ -223,7 +231,7 @@ class TokenBatches(Dataset):
 
     def __init__(
         self,
-        shards: TokenShards,
+        shards: Pairs,
         tokenizer: Tokenizer,
         caption_tokens: int,
         batch_size: int,

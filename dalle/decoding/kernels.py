@@ -109,7 +109,7 @@ class NativeKernels(Kernels):
     """In C++, for a CPU."""
 
     def __init__(self):
-        self.library = native.library()
+        self.library = native.library_there()
         self.name = native.name()
 
     def attend(self, qkv_RzHK, cache, slot_1, visible_M, bias_M):

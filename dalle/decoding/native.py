@@ -65,6 +65,13 @@ def library() -> ctypes.CDLL | None:
     return found
 
 
+def library_there() -> ctypes.CDLL:
+    """`library`, for those who have seen that it is there."""
+    found = library()
+    assert found is not None
+    return found
+
+
 def compiler() -> str | None:
     """The C++ compiler that is taken; null where there is none."""
     return os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
@@ -72,7 +79,7 @@ def compiler() -> str | None:
 
 def place() -> Path:
     """The file of what was compiled."""
-    return Path(library()._name)
+    return Path(library_there()._name)
 
 
 def name() -> str:
@@ -117,7 +124,7 @@ def _folder() -> Path:
     Raises:
         OSError: neither can be made, or others may write there
     """
-    failed = None
+    failed: OSError | None = None
     for folder in (cache_folder(), Path(tempfile.gettempdir()) / f"dalle-{os.getuid()}"):
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -129,6 +136,7 @@ def _folder() -> Path:
         except OSError as error:
             error.filename = str(folder)
             failed = failed or error
+    assert failed is not None
     raise failed
 
 

@@ -7,6 +7,7 @@ Axes: R rows of the batch, D width, H heads, K head width, V codes, I image slot
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,6 +30,9 @@ class Product(nn.Module):
         dtype: of the product
         gelu: whether GELU follows
     """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
 
     def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor, dtype: torch.dtype, gelu: bool = False):
         super().__init__()
@@ -67,6 +71,8 @@ class HeadProduct(Product):
         dtype: of the product
     """
 
+    exact_bias: torch.Tensor
+
     def __init__(self, head: Head, dtype: torch.dtype):
         super().__init__(head.weight, head.bias, dtype)
         self.register_buffer("exact_bias", head.bias.detach(), persistent=False)
@@ -87,7 +93,7 @@ def with_products(prior: Prior, dtype: torch.dtype) -> Prior:
     if isinstance(prior.image_head, Product):
         return prior
     taken_over = dtype != torch.float32 and prior.image_head.weight.dtype == dtype
-    model = prior if taken_over else _twin(prior)
+    model: Any = prior if taken_over else _twin(prior)  # whose products become others
     for layer in model.layers:
         attention, mlp = layer.attention, layer.mlp
         attention.qkv = Product(attention.qkv.weight, attention.qkv.bias, dtype)
@@ -117,7 +123,8 @@ class SlotLayer:
         self.heads = attention.heads
         self.attention_norm, self.mlp_norm = attention.norm, mlp.norm
         self.qkv, self.project, self.narrow = attention.qkv, attention.project, mlp.project
-        self.widen = mlp.widen.with_gelu()
+        assert isinstance(mlp.widen, Product)
+        self.widen: Product = mlp.widen.with_gelu()
 
 
 class SlotModel:

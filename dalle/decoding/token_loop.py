@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -175,7 +176,8 @@ class TokenLoop:
         return self._step[1]
 
     def _new_caches(self, captions: int, candidates: int) -> list[LayerCache]:
-        config, options = self.prior.config, {"device": self.device, "dtype": self.dtype}
+        config = self.prior.config
+        options: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
         heads, width, text = config.heads, config.width // config.heads, config.text_slots
         return [
             LayerCache(
@@ -200,7 +202,8 @@ class _Batch:
     def __init__(self, shape: tuple[int, int, bool], caches: list[LayerCache], prior: Prior):
         captions, candidates, guided = self.shape = shape
         self.caches = caches
-        slots, options = prior.config.image_slots, {"device": prior.image_head.weight.device, "dtype": torch.int64}
+        slots = prior.config.image_slots
+        options: dict[str, Any] = {"device": prior.image_head.weight.device, "dtype": torch.int64}
         self.slot_1 = torch.zeros(1, **options)
         self.held_R = torch.zeros(captions * candidates * (1 + guided), **options)
         self.seeds_X = torch.zeros(captions * candidates, **options)

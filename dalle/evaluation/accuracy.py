@@ -73,6 +73,7 @@ def judge(
         scores = np.concatenate([c.scores_CN for c in chunks], axis=1)
         back = pipeline.reconstruct(np.stack([p.image for p in batch]), sampling.precision)
         for row, (pair, images_NYX3, scores_N, back_YX3) in enumerate(zip(batch, images, scores, back, strict=True)):
+            assert pair.scene is not None, "of `distinct`"
             claim = Claim.from_json(pair.scene)
             right_N = np.array([shows(image, claim) for image in images_NYX3])
             order_N = np.argsort(-scores_N, kind="stable")

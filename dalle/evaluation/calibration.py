@@ -108,7 +108,7 @@ def section(found: Calibration) -> Section:
         "The logistic fit whose error is given was made on other captions."
     )
     figures = {name: value for name, value in vars(found).items()}
-    notes = ()
+    notes: tuple[str, ...] = ()
     if found.auc is None:
         notes = (
             f"All {found.candidates:,} candidates are {'right' if found.share_right else 'wrong'}: nothing to tell apart.",

@@ -94,7 +94,7 @@ def image_pairs(
     def batches() -> Iterator[Batch]:
         passes = PairPasses(spec, images, config.image_size_px, _ENCODED_TOGETHER, passes=1, seed=0)
         found = load(passes, workers, **({"prefetch_factor": 2} if workers else {}))
-        model = load_dvae(dvae, device).to(memory_format=torch.channels_last)
+        model = load_dvae(dvae, device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
         for batch in found:
             if isinstance(batch, Counts):
                 continue

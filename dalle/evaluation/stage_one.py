@@ -143,7 +143,7 @@ def section(found: StageOne, key: str = "stage_one", title: str = "Stage one: re
     at = found.distances.at[0]
     used = 100 * found.codes_used / found.codebook_size
     lpips_name = "LPIPS" if found.lpips_trunk is None else f"LPIPS ({found.lpips_trunk})"
-    rows = [
+    rows: list[list[Any]] = [
         ["PSNR, dB (more is better)", found.psnr_db],
         ["SSIM (more is better)", found.ssim],
         [f"{lpips_name} (less is better)", found.lpips],

@@ -98,8 +98,8 @@ class HeldOut:
 
     def to_json(self) -> dict[str, Any]:
         """Of metrics.json."""
-        plain = ("prior_hash", "dvae_hash", "tokenizer_hash", "source", "pairs_hash", "images", "caption_tokens")
-        plain += ("cut_captions", "codebook_size", "precision", "text_weight")
+        plain = ["prior_hash", "dvae_hash", "tokenizer_hash", "source", "pairs_hash", "images", "caption_tokens"]
+        plain += ["cut_captions", "codebook_size", "precision", "text_weight"]
         losses = {name: getattr(self, name).to_json() for name in ("text", "image", "weighted")}
         return {
             **{name: getattr(self, name) for name in plain},
@@ -249,7 +249,8 @@ def _belonging(prior: str | Path, pairs: Pairs) -> tuple[Tokenizer, dict[str, st
 
 def _rebatched(batches: Iterator[Batch], size: int) -> Iterator[Batch]:
     """The same pairs, so many at a time; the last are perhaps fewer."""
-    codes, captions = np.empty((0, 0), np.int64), []
+    codes = np.empty((0, 0), np.int64)
+    captions: list[str] = []
     for more_BI, more in batches:
         codes = np.concatenate([codes, more_BI]) if len(captions) else more_BI
         captions = captions + more

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -55,10 +56,11 @@ class BeforeStep:
         self.clip_norm = clip_norm or math.inf
         self.powersgd: PowerSGD | None = None
         self._whole = isinstance(shards, Whole)
-        sharded = self.machines is not None and not self._whole
-        self._num_shards = self.machines.ranks_per_machine if sharded else 1
-        self._shard = self.machines.ordinal if sharded else 0
+        shared_out = None if self._whole else self.machines
+        self._num_shards = 1 if shared_out is None else shared_out.ranks_per_machine
+        self._shard = 0 if shared_out is None else shared_out.ordinal
         if run.compression is not None:
+            assert self.machines is not None
             wire = Exchange(self.machines.replicas, run.compression.format)
             shapes = {name: self._rows(name, parts) for name, parts in matrices.items()}
             compressed = (shapes, run.compression, self._num_shards, self._shard, wire, world.device)
@@ -152,7 +154,8 @@ class BeforeStep:
         self.shards.write_gradients(gradients)
         self._gradients = {}
         if self._whole:
-            self.shards.optimizer.found_inf = (~applied).float()
+            optimizer: Any = self.shards.optimizer  # ours, or PyTorch's fused one, which looks for it
+            optimizer.found_inf = (~applied).float()
         hopeless = ~applied if self.scales is None else ~(applied | self.scales.falling)
         return {
             "gradient_norm": norm.where(norm.isfinite(), 0),
@@ -189,6 +192,7 @@ class BeforeStep:
         """
         if self.powersgd is None:
             return
+        assert self.machines is not None
         for name, values in self.powersgd.buffers():
             total = values.clone()
             dist.reduce(total, group=self.machines.replicas, group_dst=writer(f"error/{name}"))
@@ -204,6 +208,7 @@ class BeforeStep:
         run that did not compress, leaves them empty."""
         if self.powersgd is None or "error_scales" not in restoring:
             return
+        assert self.machines is not None
         buffers = {}
         for name in self.powersgd.shapes:
             piece = self.shards.pieces[name]

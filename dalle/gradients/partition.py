@@ -13,6 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -60,7 +61,8 @@ class Shards(ABC):
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer):
         self.model, self.optimizer = model, optimizer
-        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        # of any type, for what DeepSpeed hangs on to them
+        self.parameters: dict[str, Any] = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
     def weights(self) -> dict[str, tuple[Piece, torch.Tensor]]:
         """What this process holds of the parameters and buffers: the very memory, of the whole tensor's shape or flat."""

@@ -56,6 +56,11 @@ class _Stack:
     q_NLK: torch.Tensor | None = None
 
 
+def _there(exchanged: torch.Tensor | None) -> torch.Tensor:
+    assert exchanged is not None
+    return exchanged
+
+
 class PowerSGD:
     """Compresses the gradients of matrices.
 
@@ -209,7 +214,7 @@ class PowerSGD:
         """
         self.scales.copy_(torch.where(applied, self._next_scales(), self.scales))
         for stack in self.stacks():
-            sent_NSL = stack.p_NSK @ stack.q_NLK.mT
+            sent_NSL = _there(stack.p_NSK) @ _there(stack.q_NLK).mT
             left_NSL = torch.where(applied, self._waiting(stack) - sent_NSL, decode(stack.buffer_NSL, self.format))
             stack.buffer_NSL = encode(left_NSL.where(_finite(left_NSL), 0), self.format)
             yield from self._standing(stack, sent_NSL)

@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -231,7 +232,7 @@ class GradientScales:
 
 def gradient_scales(objective: nn.Module, run: Run, world: World) -> GradientScales | None:
     """Those that the precision of a run asks for; None in fp32 and bf16."""
-    options = {
+    options: dict[str, Any] = {
         "replicas": world.size,
         "accumulation_steps": run.accumulation_steps,
         "device": world.device,
@@ -240,7 +241,8 @@ def gradient_scales(objective: nn.Module, run: Run, world: World) -> GradientSca
     if run.precision == "fp16":
         return GradientScales.overall(objective, **options)
     if run.precision == "fp16-per-block":
-        return GradientScales.per_block(objective.model.resblocks(), **options)
+        model: Any = objective.model
+        return GradientScales.per_block(model.resblocks(), **options)
     return None
 
 

@@ -51,6 +51,8 @@ class MaskedAttention(nn.Module):
         conv_kernel: side of the convolutional mask's kernel
     """
 
+    mask_SS: torch.Tensor
+
     def __init__(self, kind: Kind, text_slots: int, grid: int, conv_kernel: int = 11):
         super().__init__()
         self.kind, self.text_slots, self.grid, self.conv_kernel = kind, text_slots, grid, conv_kernel
@@ -93,8 +95,9 @@ class MaskedAttention(nn.Module):
 
     def by_windows(self, q_BHSK: torch.Tensor, k_BHSK: torch.Tensor, v_BHSK: torch.Tensor) -> torch.Tensor:
         """Dense products of windows, on a CPU."""
-        ordered = (self._ordered(x_BHSK).flatten(0, 1) for x_BHSK in (q_BHSK, k_BHSK, v_BHSK))
-        out_PSK = window_attention(*ordered, self.text_slots, self.windows)
+        assert self.windows is not None
+        q_PSK, k_PSK, v_PSK = (self._ordered(x_BHSK).flatten(0, 1) for x_BHSK in (q_BHSK, k_BHSK, v_BHSK))
+        out_PSK = window_attention(q_PSK, k_PSK, v_PSK, self.text_slots, self.windows)
         return self._ordered(out_PSK.unflatten(0, q_BHSK.shape[:2]))
 
     def _ordered(self, x_BHSK: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,9 @@ from dalle.models.likelihood import unit_range
 from dalle.models.weights import check_finite
 from dalle.text import Cuts, Tokenizer, clean
 
+_SCHEMAS: list[torch.library.Library] = []
+"""They live as long as these objects."""
+
 
 def ready_torchvision() -> None:
     """Make `import torchvision` work beside a torch without CUDA. A torchvision built for CUDA cannot load its operators
@@ -33,7 +36,7 @@ def ready_torchvision() -> None:
     except RuntimeError:
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        ready_torchvision.library = library  # the schemas live as long as this object
+        _SCHEMAS.append(library)
 
 
 def _open_clip():
@@ -52,6 +55,9 @@ class CLIP(nn.Module):
         tokenizer: ours; null uses open_clip's for the named architecture
         pretrained: an open_clip tag or a checkpoint file; null starts at random
     """
+
+    mean: torch.Tensor
+    std: torch.Tensor
 
     def __init__(self, config: CLIPModel, tokenizer: Tokenizer | None = None, pretrained: str | None = None):
         super().__init__()

@@ -15,6 +15,7 @@ from collections import OrderedDict
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
 
 from dalle.config import DVAEModel
 from dalle.models import likelihood
@@ -102,7 +103,7 @@ class _Float32Conv(nn.Conv2d):
             return super().forward(x_BCYX)
 
 
-def _pointwise_product(x_BCYX: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def _pointwise_product(x_BCYX: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """A 1×1 convolution as a matrix product: on a GPU convolutions are TF32 by default, with 10 bits, products are not."""
     return F.linear(x_BCYX.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
 
@@ -119,7 +120,7 @@ class _PointwiseConv(torch.autograd.Function):
     @torch.autocast("cpu", enabled=False)
     def backward(ctx, dy_BCYX):
         x_BCYX, weight = ctx.saved_tensors
-        dx_BCYX = torch.nn.grad.conv2d_input(x_BCYX.shape, weight, dy_BCYX) if ctx.needs_input_grad[0] else None
+        dx_BCYX = conv2d_input(x_BCYX.shape, weight, dy_BCYX) if ctx.needs_input_grad[0] else None
         # one row for each pixel
         x, dy = (t.permute(0, 2, 3, 1).flatten(0, 2) for t in (x_BCYX, dy_BCYX))
         return dx_BCYX, (dy.T @ x).view_as(weight), dy.sum(dim=0)
@@ -178,7 +179,8 @@ class Decoder(nn.Module):
 
     def from_codes(self, codes_BYX: torch.Tensor) -> torch.Tensor:
         """The maps of hard codes, int64 [B, Y/f, X/f]: the 1×1 conv of a one-hot is a table of codes."""
-        conv = self.blocks.input
+        conv = self.blocks[0]
+        assert isinstance(conv, nn.Conv2d) and conv.bias is not None
         if conv.kernel_size == (1, 1):
             rows_BYXC = F.embedding(codes_BYX, conv.weight[:, :, 0, 0].T) + conv.bias
             x_BCYX = rows_BYXC.permute(0, 3, 1, 2)
@@ -243,7 +245,7 @@ class DVAE(nn.Module):
             fan_in = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
             std = math.sqrt((2 if self.config.init == "he" else 1) / fan_in)
             nn.init.normal_(module.weight, std=std)
-            nn.init.zeros_(module.bias)
+            nn.init.zeros_(module.get_parameter("bias"))
 
     def recomputable(self) -> list[nn.Module]:
         """What may be computed again in the backward pass in place of being remembered: the groups. Their inputs are kept,
@@ -274,7 +276,7 @@ class DVAE(nn.Module):
         """ln p of every code, [K] fp32: what the codes' KL is taken against."""
         if self.code_prior_K is None:
             K = self.config.codebook_size
-            return torch.full((K,), -math.log(K), device=self.encoder.blocks.input.weight.device)
+            return torch.full((K,), -math.log(K), device=next(self.encoder.parameters()).device)
         return self.code_prior_K.float().log_softmax(dim=0)
 
     def likelihood_maps(self, z_BKYX: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -214,7 +214,7 @@ class Weightless(TorchFunctionMode):
                 return None
             return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
 
-        self._hook = register_module_parameter_registration_hook(without_values)
+        self._hook = register_module_parameter_registration_hook(without_values)  # type: ignore[arg-type]  # a hook may return one
         return super().__enter__()
 
     def __exit__(self, *error) -> None:

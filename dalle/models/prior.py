@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from einops import rearrange
@@ -149,7 +149,8 @@ class Prior(nn.Module):
         self.image_rows = Embedding(config.grid, width)
         self.image_columns = Embedding(config.grid, width)
         residual_std = _STD / math.sqrt(2 * config.depth)
-        self.layers = nn.ModuleList(Layer(width, config.heads, residual_std) for _ in range(config.depth))
+        layers = nn.ModuleList(Layer(width, config.heads, residual_std) for _ in range(config.depth))
+        self.layers = cast("Sequence[Layer]", layers)  # whose own type forgets what it holds
         self.norm = nn.LayerNorm(width)
         self.text_head = Head(width, config.text_vocabulary)
         self.image_head = Head(width, config.codebook_size)

@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -59,7 +60,8 @@ def write_weights(
         like: tensors of the same names, dtypes and shapes, for a mapping that reads; they may be on the meta device
     """
     like = tensors if like is None else like
-    layout, end = {}, 0
+    layout: dict[str, dict[str, Any]] = {}
+    end = 0
     # the largest elements first, as the library has it, so that every tensor begins at a multiple of its element's size
     for name in sorted(like, key=lambda name: (-like[name].element_size(), name)):
         num_bytes = like[name].numel() * like[name].element_size()

@@ -52,10 +52,10 @@ class ContrastiveLoss(nn.Module):
             if identities is not None:
                 false_BM = alike(identities, gathered(identities, self.world_size))
                 false_BM[torch.arange(len(own_B), device=own_B.device), own_B] = False
-            directions = (
+            first, second = (
                 _nats(scale * a @ b.T, own_B, false_BM) for a, b in ((images_BE, texts_ME), (texts_BE, images_ME))
             )
-            return sum(directions) / 2
+            return (first + second) / 2
 
 
 def alike(identities: torch.Tensor, others: torch.Tensor) -> torch.Tensor:

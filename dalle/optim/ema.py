@@ -60,6 +60,7 @@ class EMA:
         if not self._away:
             _lerp(self._averages, self._live, weight)
             return
+        assert self._stream is not None and self._worker is not None
         self._wait()  # long done, 25 updates later
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):

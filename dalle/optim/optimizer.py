@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,7 +42,7 @@ def build(model: nn.Module, config: Optimizer) -> torch.optim.Optimizer:
     apart = {id(p) for p in [*muon, *in_16_bits]}
     rest = [p for p in parameters.values() if id(p) not in apart]
     orthogonal = {"weight_decay": config.weight_decay, "muon_factor": config.muon_step_size_factor}
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in muon if id(p) not in input_major], "input_major": False, **orthogonal},
         {"params": [p for p in muon if id(p) in input_major], "input_major": True, **orthogonal},
         {"params": in_16_bits, "weight_decay": config.weight_decay, "moments": "16-bit"},
@@ -94,7 +95,7 @@ class PaperAdamW(torch.optim.AdamW):
                     self.state[p].update(codes)
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self) -> None:  # type: ignore[override]  # no closure is ever given
         """One update. What is updated here loses its gradient, so that PyTorch's AdamW passes it over."""
         for group in self.param_groups:
             if group["moments"] == "16-bit" or group["variance_limit"] is not None:
@@ -123,8 +124,9 @@ class PaperAdamW(torch.optim.AdamW):
         constants = (beta1, beta2, group["eps"], group["variance_limit"])
         update = _compiled_update() if device.type == "cuda" else _update
         for p, step_size, root in zip(parameters, step_sizes, roots, strict=True):
-            for piece in _pieces(p, p.grad, self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"]):
-                update(*piece, step_size, root, decay, skip, *constants)
+            moments = self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"]
+            for part, gradient, mean, variance in _pieces(p, p.grad, *moments):
+                update(part, gradient, mean, variance, step_size, root, decay, skip, *constants)
             p.grad = None
 
 
@@ -170,7 +172,7 @@ class MuonAdamW(PaperAdamW):
     MOMENTUM = 0.95
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self) -> None:  # type: ignore[override]  # no closure is ever given
         """One update. Muon's matrices lose their gradient, so that AdamW passes them over."""
         # Asking the host is the price of one branch in place of one for every tensor; Muon is for trainings of minutes.
         if self.found_inf is not None and self.found_inf.item():
@@ -221,7 +223,7 @@ class RMSprop(torch.optim.Optimizer):
         super().__init__(list(parameters), {"lr": lr, "beta": beta, "eps": eps})
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self) -> None:  # type: ignore[override]  # no closure is ever given
         """One update."""
         for group in self.param_groups:
             for p in group["params"]:

@@ -3,6 +3,8 @@ eye). Plain arithmetic on the logged losses, which are the same on every rank.""
 
 from __future__ import annotations
 
+from typing import Any
+
 from dalle.config import Plateau
 
 
@@ -57,7 +59,7 @@ class PlateauRule:
             "count": self._count,
         }
 
-    def load_state_dict(self, state: dict[str, float | int | None]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
         self.reductions, self._best, self._windows_since = state["reductions"], state["best"], state["windows_since"]
         self._sum, self._count = state["sum"], state["count"]

@@ -34,7 +34,7 @@ _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 
 
 @contextmanager
-def locked(path: Path, what: str, command: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+def locked(path: Path, what: str, command: str, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Within the block this process holds the lock.
 
     Args:
@@ -94,7 +94,7 @@ def _write(file: BinaryIO, path: Path, command: str, token: str) -> None:
     os.fsync(file.fileno())
 
 
-def _take(path: Path, mine: Path, what: str, command: str, token: str, waiting: Callable[[], None]) -> None:
+def _take(path: Path, mine: Path, what: str, command: str, token: str, waiting: Callable[[], object]) -> None:
     while True:
         try:
             os.link(mine, path)
@@ -158,7 +158,7 @@ def _is_same(path: Path, held: BinaryIO) -> bool:
 
 
 def _is_gone(
-    holder: dict[str, Any], path: Path, held: BinaryIO, mine: Path, what: str, waiting: Callable[[], None]
+    holder: dict[str, Any], path: Path, held: BinaryIO, mine: Path, what: str, waiting: Callable[[], object]
 ) -> bool:
     inode = os.fstat(held.fileno()).st_ino
     if holder and holder.get("inode") != inode and holder.get("path") != str(path.resolve()):
@@ -197,7 +197,7 @@ def _machine() -> str:
         return socket.gethostname()
 
 
-def _is_silent(path: Path, mine: Path, doubt: str, waiting: Callable[[], None]) -> bool:
+def _is_silent(path: Path, mine: Path, doubt: str, waiting: Callable[[], object]) -> bool:
     """Wait until the lock is touched, or has not been for too long. Both times are the file system's own."""
     os.utime(mine)
     with suppress(FileNotFoundError):

@@ -29,7 +29,7 @@ def claimed(
     command: str,
     writes: Sequence[str] = ("*",),
     overwrite: bool | None = None,
-    waiting: Callable[[], None] = lambda: None,
+    waiting: Callable[[], object] = lambda: None,
 ) -> Iterator[Path]:
     """Within the block the folder is there, bears the command's mark, and no other process claims it. What was left of
     partial work is removed first. A folder in which nothing was written is left as it was found, or not at all.

@@ -16,7 +16,7 @@ from dalle.config.checks import printable
 from dalle.data.samples import Pair, read_pairs
 from dalle.outputs.whole import replace_text, save_picture
 from dalle.sampling.gallery import Gallery
-from dalle.sampling.loading import load
+from dalle.sampling.loading import load_transformer
 
 _MOST_CAPTIONS = 12
 """Of each kind."""
@@ -68,7 +68,7 @@ def draw_gallery(
         the captions, held-out ones first; files are relative to `gallery/`
     """
     reranked = (folder / "clip" / "model.safetensors").is_file()
-    pipeline = load(folder, rerank=reranked)
+    pipeline = load_transformer(folder, rerank=reranked)
     size_px = pipeline.dvae.config.image_size_px
     kinds = {True: _distinct(valid, images, size_px) if valid else [], False: _distinct(train, images, size_px)}
     how = f"best of {candidates}" if reranked else f"{_SHOWN} of {candidates}, unranked"
@@ -89,8 +89,8 @@ def draw_gallery(
     gallery.write()
     rows.sort(key=lambda row: not row.held_out)
     replace_text(gallery.folder / _ROWS, json.dumps([asdict(row) for row in rows], ensure_ascii=False, indent=1))
-    held_out = sum(row.held_out for row in rows)
-    say(f"{held_out} held-out caption{'s' * (held_out != 1)} and {len(rows) - held_out} of the training, {how}")
+    unseen = sum(row.held_out for row in rows)
+    say(f"{unseen} held-out caption{'s' * (unseen != 1)} and {len(rows) - unseen} of the training, {how}")
     return rows
 
 

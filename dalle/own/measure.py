@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -31,14 +32,14 @@ def update_s(kind: str, config: TrainDVAE | TrainPrior | TrainCLIP, world: World
         seconds: that it may take, unless three updates take longer
     """
     world = grouped(world, config.run)
-    if kind == "prior":
+    if isinstance(config, TrainPrior):
         model = Prior(config.model)
         objective, batches = PriorObjective(model, config.objective), _meaningless(config, world)
         return _timed(objective, config, world, batches, lambda *_: None, seconds)
     stage = importlib.import_module(f"dalle.stages.{kind}").stage(config, world)
-    batches = iter(stage.loader)
-    with closing(batches):  # with it the loader's processes end
-        return _timed(stage.objective, config, world, batches, stage.prepare, seconds)
+    loading: Any = iter(stage.loader)
+    with closing(loading):  # with it the loader's processes end
+        return _timed(stage.objective, config, world, loading, stage.prepare, seconds)
 
 
 def _timed(

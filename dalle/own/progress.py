@@ -53,6 +53,12 @@ class Progress:
         values = self._stages.get(stage)
         return Done(**values) if values else None
 
+    def begun(self, stage: str) -> Done:
+        """`of` a stage that was begun."""
+        done = self.of(stage)
+        assert done is not None
+        return done
+
     def is_finished(self, stage: str, inputs: dict[str, str]) -> bool:
         """Whether a stage was finished with just these."""
         done = self.of(stage)
@@ -74,7 +80,7 @@ class Progress:
 
     def add(self, stage: str, seconds: float, finished: bool) -> None:
         """Note that a stage that was begun has taken so long, and whether it has come to its end."""
-        done = self.of(stage)
+        done = self.begun(stage)
         self._write(stage, Done(done.inputs, finished, round(done.seconds + seconds, 1)))
 
     def spent_s(self) -> float:
@@ -116,5 +122,6 @@ def set_aside(folder: Path, names: list[str], aside: Path | None = None) -> Path
         aside = next(path for number in count(1) if not (path := folder / f"earlier-{number}").exists())
         aside.mkdir()
     for path in there:
+        assert aside is not None
         os.replace(path, aside / path.name)
     return aside

@@ -197,7 +197,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _flat(settings: dict, prefix: str = "") -> dict[str, Any]:
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in settings.items():
         found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return found

@@ -49,7 +49,7 @@ def fetch(name: str) -> Path:
     return folder
 
 
-def hub_error(error: Exception, repository: str, writing: bool = False) -> str:
+def hub_error(error: BaseException, repository: str, writing: bool = False) -> str:
     """What went wrong between here and the Hub, in words that follow "and".
 
     Args:

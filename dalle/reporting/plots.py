@@ -31,7 +31,12 @@ def svg(name: str, width_inches: float, height_inches: float, draw: Callable[[An
     from matplotlib.figure import Figure
 
     # Text stays text; the salt keeps the ids of several inline plots apart.
-    settings = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9.0, "axes.formatter.useoffset": False}
+    settings: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "font.size": 9.0,
+        "axes.formatter.useoffset": False,
+    }
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(width_inches, height_inches), facecolor="none")
         FigureCanvasSVG(figure)

@@ -15,7 +15,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,8 +116,9 @@ class Telemetry:
         self._last_active_s = active_s
         units_per_s = num_units / elapsed_s if elapsed_s > 0 else math.nan
         self.step = step
-        record = {f"{self.unit}_per_s": units_per_s}
+        record: dict[str, float | list[float]] = {f"{self.unit}_per_s": units_per_s}
         if self.flops_per_unit is not None:
+            assert self.limit_flops_per_s is not None
             record["mfu"] = units_per_s * self.flops_per_unit / self.limit_flops_per_s
         record["data_wait"] = waited_s / elapsed_s if elapsed_s > 0 else math.nan
         for key, value in values.items():
@@ -213,7 +214,7 @@ class Telemetry:
         """A clock that stands still while paused."""
         return (time.monotonic() if self._pause_began_s is None else self._pause_began_s) - self._paused_s
 
-    def _write(self, record: dict[str, float | list[float]]) -> None:
+    def _write(self, record: Mapping[str, float | list[float]]) -> None:
         assert "step" not in record and "time_s" not in record, "step and time_s are written by Telemetry"
         time_s = round(time.monotonic() - self._origin_s, 3)
         # JSON has no NaN or infinity; a diverging run must stay readable by any reader.
@@ -246,7 +247,7 @@ class Telemetry:
         except OSError as error:
             self._say(f"warning: {what} was not written: {error}")
 
-    def _show_progress(self, record: dict[str, float | list[float]]) -> None:
+    def _show_progress(self, record: Mapping[str, Any]) -> None:
         if not self._show:
             return
         shown = {key: record[key] for key in self._shown if key in record}

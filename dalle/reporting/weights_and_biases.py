@@ -13,7 +13,12 @@ def start_run(settings: Wandb, title: str, folder: Path, run_id: str | None) -> 
     try:
         import wandb
 
-        where = {"project": settings.project, "name": settings.name or title, "mode": settings.mode, "dir": str(folder)}
+        where: dict[str, Any] = {
+            "project": settings.project,
+            "name": settings.name or title,
+            "mode": settings.mode,
+            "dir": str(folder),
+        }
         run = wandb.init(**where, id=run_id, resume="allow" if run_id else None)
         # wandb's own step may not go back, which it does when a run resumes from an earlier checkpoint.
         run.define_metric("*", step_metric="step")

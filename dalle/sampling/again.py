@@ -148,6 +148,6 @@ def draw_again(pipeline: Source, drawing: Drawing) -> Drawing:
 
 def count_differing_pixels(one: Drawing, other: Drawing) -> int:
     """Pixels that are not the same in both; all of them where the sizes differ."""
-    if one.image.size != other.image.size:
-        return max(d.image.width * d.image.height for d in (one, other))
-    return int((np.asarray(one.image) != np.asarray(other.image)).any(axis=-1).sum())
+    if one.picture.size != other.picture.size:
+        return max(d.picture.width * d.picture.height for d in (one, other))
+    return int((np.asarray(one.picture) != np.asarray(other.picture)).any(axis=-1).sum())

@@ -51,8 +51,9 @@ class Candidates:
 
     def first(self, count: int) -> Candidates:
         """The first candidates of each caption."""
-        arrays = (self.images_CNYX3, self.codes_CNI, self.seeds_CN, self.scores_CN)
-        return Candidates(self.captions, *(a if a is None else a[:, :count] for a in arrays), self.settings)
+        arrays = (self.images_CNYX3, self.codes_CNI, self.scores_CN)
+        images_CNYX3, codes_CNI, scores_CN = (a if a is None else a[:, :count] for a in arrays)
+        return Candidates(self.captions, images_CNYX3, codes_CNI, self.seeds_CN[:, :count], scores_CN, self.settings)
 
     def drawing(self, caption: int, place: int, rank: int = 0) -> Drawing:
         """One of them, by the numbers of its caption and of its place in the chunk."""
@@ -119,8 +120,8 @@ class Source(Protocol):
         reading: Reading,
         first_seed: int | np.ndarray,
         sampling: Sampling,
-        prompt: Prompt | None,
-        progress: Callable[[int], None],
+        prompt: Prompt | None = None,
+        progress: Callable[[int], None] = ...,
     ) -> Candidates: ...
 
     def release(self) -> None: ...

@@ -15,12 +15,12 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from dalle.config import Images, plain_json
 from dalle.config.checks import Cause
@@ -51,17 +51,24 @@ class Drawing:
     codes_I: np.ndarray | None = field(default=None, compare=False, repr=False)
     times: int = 1
 
+    @property
+    def picture(self) -> Image.Image:
+        """The image of a drawing that was decoded: of any but those that a shortlist is made of."""
+        assert self.image is not None
+        return self.image
+
     def fingerprint(self) -> bytes:
         """16 bytes, the same for drawings of the same codes, or, where these are not known, of the same pixels, and for no
         others."""
         if self.codes_I is not None:
             return fingerprint(self.codes_I)
-        return hashlib.blake2b(self.image.tobytes(), digest_size=16).digest()
+        return hashlib.blake2b(self.picture.tobytes(), digest_size=16).digest()
 
     def _repr_png_(self) -> bytes:
         """What a notebook shows: small images enlarged by whole factors, their pixels sharp."""
-        factor = max(1, _SHOWN_PX // max(self.image.size))
-        shown = self.image.resize((factor * self.image.width, factor * self.image.height), Image.Resampling.NEAREST)
+        image = self.picture
+        factor = max(1, _SHOWN_PX // max(image.size))
+        shown = image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
         buffer = io.BytesIO()
         shown.save(buffer, format="PNG")
         return buffer.getvalue()
@@ -84,6 +91,14 @@ def codes_of(hashes: Mapping[str, str]) -> str | None:
     """What the codes of a drawing's dVAE are known by, of the hashes of its models; None where they name none. Another dVAE
     of the same decodes them, perhaps to other pixels."""
     return hashes.get("codes", hashes.get("dvae"))
+
+
+@overload
+def finite_score(drawing: Drawing, missing: float) -> float: ...
+
+
+@overload
+def finite_score(drawing: Drawing, missing: None = None) -> float | None: ...
 
 
 def finite_score(drawing: Drawing, missing: float | None = None) -> float | None:
@@ -127,7 +142,7 @@ def png_of(drawing: Drawing) -> bytes:
     text.add_itxt("caption", drawing.caption)
     text.add_itxt("dalle", to_json({**facts(drawing), **codes}))
     buffer = io.BytesIO()
-    drawing.image.save(buffer, format="PNG", pnginfo=text)
+    drawing.picture.save(buffer, format="PNG", pnginfo=text)
     return buffer.getvalue()
 
 
@@ -150,6 +165,7 @@ def drawing_of(data: bytes, path: str | Path, max_pixels: int = Images.max_pixel
     try:
         with opened(data, max_pixels, formats=("PNG",)) as file:
             file.load()
+            assert isinstance(file, PngImageFile)  # the one format that was asked for
             text = dict(file.text)
             image = file.convert("RGB")
     except ValueError as error:

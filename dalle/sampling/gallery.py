@@ -51,7 +51,7 @@ class Gallery:
                 save_drawing(drawing, self.folder / name)
             counted = {} if candidates is None else {"candidates": candidates}
             record = {"caption": drawing.caption, **facts(drawing), **counted, "file": file}
-            section.add(record, drawing.image.size, heading=caption)
+            section.add(record, drawing.picture.size, heading=caption)
         before = self._sections.get(caption)
         self._dropped |= set() if before is None else set(before.files) - set(section.files)
         self._sections[caption] = section

@@ -109,7 +109,7 @@ class _Cells:
     def __init__(self, drawings: list[Drawing]) -> None:
         if not drawings:
             raise ValueError("a grid needs at least one drawing; give one")
-        self._images = {id(drawing): _enlarge(drawing.image) for drawing in drawings}
+        self._images = {id(drawing): _enlarge(drawing.picture) for drawing in drawings}
         self._image_y = max(image.height for image in self._images.values())
         self._font = ImageFont.load_default(size=SCORE_PX)
         self.width = max(image.width for image in self._images.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import overload
 
 import torch
 
@@ -59,6 +60,23 @@ def load(
     return load_models(found, device, precision)
 
 
+def load_transformer(
+    folder: str | Path,
+    dvae: str | Path | None = None,
+    prior: str | Path | None = None,
+    rerank: bool | None = None,
+    device: str | torch.device | None = None,
+    precision: Precision = Sampling.precision,
+    shortlist: bool = False,
+    codes_clip: str | Path | None = None,
+) -> Pipeline:
+    """`load` for those who need codes. Raises ValueError likewise, and for a GAN."""
+    found = find(folder, dvae, prior, None, rerank, shortlist, codes_clip)
+    if isinstance(found, GANModels):
+        raise ValueError(f"model {folder}: is a GAN, which has no codes; name a transformer")
+    return load_models(found, device, precision)
+
+
 def find(
     folder: str | Path,
     dvae: str | Path | None = None,
@@ -89,6 +107,24 @@ def _with_clip(models: GANModels, folder: Path, clip: str | Path | None, rerank:
         return models
     source = find_clip(clip or folder / "clip")
     return replace(models, clip=source, hashes={**models.hashes, "clip": check_clip(source, None)})
+
+
+@overload
+def load_models(
+    models: Models, device: str | torch.device | None = None, precision: Precision = Sampling.precision
+) -> Pipeline: ...
+
+
+@overload
+def load_models(
+    models: GANModels, device: str | torch.device | None = None, precision: Precision = Sampling.precision
+) -> GANPipeline: ...
+
+
+@overload
+def load_models(
+    models: Found, device: str | torch.device | None = None, precision: Precision = Sampling.precision
+) -> Pipeline | GANPipeline: ...
 
 
 def load_models(
@@ -126,5 +162,6 @@ def _load_gan(models: GANModels, device: str | torch.device, reranker: CLIP | No
 
 def load_viewer(models: Models) -> Viewer:
     """What decodes a shortlist that other processes drew. Raises ValueError when a model is damaged."""
+    assert models.clip is not None, "a shortlist without a reranker was refused"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Viewer(load_dvae(models.dvae, device), load_clip(models.clip, device))

@@ -102,13 +102,18 @@ def find_models(
     Raises:
         ValueError: a model is missing or of another kind, or was trained with another dVAE or tokenizer
     """
-    whole = None
+    whole: Path | None = None
     # whoever names all that draws needs no whole model, unless something else of it is asked for
     if prior is None or dvae is None or (rerank and clip is None) or (shortlist and codes_clip is None):
         whole = find_model(folder)
     replaced = prior is not None or dvae is not None
-    prior = whole / "prior" if prior is None else find_part(prior, "prior")
-    dvae = whole / "dvae" if dvae is None else find_part(dvae, "dvae")
+
+    def own(name: str) -> Path:
+        assert whole is not None
+        return whole / name
+
+    prior = own("prior") if prior is None else find_part(prior, "prior")
+    dvae = own("dvae") if dvae is None else find_part(dvae, "dvae")
     prior_config = read_config(prior, "prior")  # names what is wrong with the folder before anything else does
     tokenizer = Tokenizer.load(prior / "tokenizer.json")
     dvae_config = read_config(dvae, "dvae")
@@ -119,7 +124,7 @@ def find_models(
         hashes["codes"] = codes
     source = None
     if rerank or (clip is not None and rerank is None):
-        source = find_clip(clip or whole / "clip")
+        source = find_clip(clip or own("clip"))
         hashes["clip"] = check_clip(source, hashes)
     elif rerank is None and whole is not None and (whole / "clip" / WEIGHTS).is_file():
         source = str(whole / "clip")
@@ -132,7 +137,7 @@ def find_models(
             source = None
     reader = None
     if shortlist:
-        reader = str(find_part(codes_clip, "codes-clip") if codes_clip else whole / "codes-clip")
+        reader = str(find_part(codes_clip, "codes-clip") if codes_clip else own("codes-clip"))
         hashes["codes_clip"] = _check_codes_clip(reader, hashes)
     return Models(prior, dvae, source, tokenizer, prior_config, dvae_config, hashes, _tuning(prior), reader)
 
@@ -203,6 +208,7 @@ def _check_trained_for(which: str, source: str, hashes: dict[str, str]) -> str:
     header = read_header(source)
     for name, said, found in (("dvae", "dVAE", codes_of(hashes)), ("tokenizer", "tokenizer", hashes["tokenizer"])):
         if trained_with := header.get(f"{name}_hash"):
+            assert found is not None
             check_link(f"{which} was trained for another {said}", trained_with, found)
     return header["hash"]
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -62,6 +62,40 @@ class Pipeline:
         self.device = prior.image_head.weight.device
         self._read_prior = read_prior
         self._loops: dict[tuple[str, bool], TokenLoop] = {}
+
+    @overload
+    def generate(
+        self,
+        caption: str | None = None,
+        n: int = 32,
+        keep: int | None = None,
+        seed: int = 0,
+        sampling: Sampling = Sampling(),
+        prompt_image: Image.Image | None = None,
+        rows: int = 0,
+        region: tuple[int, int, int, int] | None = None,
+        variations_of: str | Path | None = None,
+        progress: Callable[[int], None] = ...,
+        shortlist: int | None = None,
+        **options: Any,
+    ) -> list[Drawing]: ...
+
+    @overload
+    def generate(
+        self,
+        caption: list[str] | tuple[str, ...],
+        n: int = 32,
+        keep: int | None = None,
+        seed: int = 0,
+        sampling: Sampling = Sampling(),
+        prompt_image: Image.Image | None = None,
+        rows: int = 0,
+        region: tuple[int, int, int, int] | None = None,
+        variations_of: str | Path | None = None,
+        progress: Callable[[int], None] = ...,
+        shortlist: int | None = None,
+        **options: Any,
+    ) -> list[list[Drawing]]: ...
 
     def generate(
         self,
@@ -162,6 +196,7 @@ class Pipeline:
 
     def viewer(self) -> Viewer:
         """What decodes a shortlist."""
+        assert self.clip is not None, "a shortlist without a reranker was refused"
         return Viewer(self.dvae, self.clip, self.release)
 
     def _check_shortlist(self, shortlist: int | None, n: int) -> None:
@@ -209,13 +244,16 @@ class Pipeline:
         if prompt is not None:
             self.check_prompt(prompt)
         captions, width = len(reading.captions), sampling.chunk
+        assert width is not None, "settled by `Chunks`"
         seeds_CN = (torch.as_tensor(first_seed).reshape(-1, 1) + torch.arange(width)).expand(captions, -1)
         given = None if prompt is None else prompt.given(captions)
         codes_CNI = self._loop(sampling).codes(reading.text, seeds_CN, sampling, given, progress)
         codes_RI, texts_RE, images_CNYX3 = codes_CNI.flatten(0, 1), None, None
+        scores_R: np.ndarray | None
         if reading.embeddings_CE is not None:
             texts_RE = reading.embeddings_CE.repeat_interleave(width, dim=0)
         if reading.as_codes:
+            assert self.codes_clip is not None and texts_RE is not None, "`read` has embedded the captions with it"
             scores_R = score_codes(self.codes_clip, codes_RI, texts_RE)
             blamed = ("reader of codes", "draw without a shortlist, or name another (codes_clip)")
         else:

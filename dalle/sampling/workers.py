@@ -10,10 +10,12 @@ import multiprocessing.connection
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 import torch
 import torch.multiprocessing
@@ -30,7 +32,7 @@ class WorkerDied(RuntimeError):
     """A worker ended before its work was done."""
 
 
-def draw_with_workers(load: Callable[[str], Source], work: Work, processes: int) -> Iterator[Part]:
+def draw_with_workers(load: Callable[[str], Source], work: Work, processes: int) -> Generator[Part, None, None]:
     """What `draw` yields, in the order in which it is done; the best of it are the very same.
 
     Args:
@@ -47,7 +49,7 @@ def draw_with_workers(load: Callable[[str], Source], work: Work, processes: int)
     devices = [f"cuda:{i % gpus}" if gpus else "cpu" for i in range(processes)]
     threads = 0 if gpus else max(1, torch.get_num_threads() // processes)
     counter = context.Value("q", 0)
-    workers: dict[Connection, torch.multiprocessing.Process] = {}
+    workers: dict[Connection, BaseProcess] = {}
     names: dict[Connection, str] = {}
     try:
         with _interrupts_ignored():  # which the workers inherit: Ctrl-C is for this process, which ends them
@@ -63,7 +65,8 @@ def draw_with_workers(load: Callable[[str], Source], work: Work, processes: int)
                 connection.send(min(widths))
         running = set(workers)
         while running:
-            for connection in multiprocessing.connection.wait(list(running)):
+            ready = multiprocessing.connection.wait(list(running))
+            for connection in [each for each in running if each in ready]:
                 result = _result(_receive(connection, workers, names))
                 if isinstance(result, Part):
                     yield result
@@ -91,7 +94,7 @@ def _receive(connection: Connection, workers: dict, names: dict) -> tuple[str, o
         warn(content)
 
 
-def _result(message: tuple[str, object]) -> object:
+def _result(message: tuple[str, Any]) -> Any:
     kind, content = message
     if kind == "refused":
         raise ValueError(content)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from dalle.cluster.topology import World
-from dalle.config import Precision, TrainCLIP
+from dalle.config import TrainCLIP
 from dalle.data.counts import Counts
 from dalle.data.pairs import PairBatches, PairLoader, to_tensor
 from dalle.data.samples import Pair, read_pairs
@@ -41,7 +41,7 @@ def stage(config: TrainCLIP, world: World) -> Stage:
         links["tokenizer_hash"] = tokenizer.hash
         files |= tokenizer.files()
     size_px = _image_size_px(model, dvae)
-    if dvae is not None:
+    if dvae is not None and config.dvae is not None:
         if config.model.reads == "codes":
             _check_codes(config, dvae)
         elif size_px % dvae.config.downsampling:
@@ -79,15 +79,14 @@ def stage(config: TrainCLIP, world: World) -> Stage:
     )
 
 
-def _prepare(
-    model: CLIP, dvae: DVAE | None, precision: Precision, cuts: Cuts
-) -> Callable[[list[dict], int, World], None]:
+def _prepare(model: CLIP, dvae: DVAE | None, precision: str, cuts: Cuts) -> Callable[[list[dict], int, World], None]:
     def prepare(micro_batches: list[dict], step: int, world: World) -> None:
         for batch in micro_batches:
             tokens_BU = model.tokens(batch["captions"], cuts)
             batch["clip_tokens_BU"] = tokens_BU.to(world.device)
             batch["identities_BK"] = identities(tokens_BU, batch["places"]).to(world.device)
             if model.config.reads == "codes":
+                assert dvae is not None
                 batch["codes_BI"] = codes(dvae, batch["images_BCYX"], precision)
             elif dvae is not None:
                 # every second image, the others in the next update: each row is of one stream of the data, and the rows
@@ -100,7 +99,10 @@ def _prepare(
 
 def _image_size_px(model: CLIP, dvae: DVAE | None) -> int:
     """Side of the images that are read from the shards."""
-    return dvae.config.image_size_px if model.config.reads == "codes" else model.image_size_px
+    if model.config.reads == "codes":
+        assert dvae is not None, "codes without a dVAE were refused"
+        return dvae.config.image_size_px
+    return model.image_size_px
 
 
 def _check_codes(config: TrainCLIP, dvae: DVAE) -> None:
@@ -124,14 +126,14 @@ def _next_command(config: TrainCLIP) -> str:
 
 
 @torch.no_grad()
-def codes(dvae: DVAE, images_BCYX: torch.Tensor, precision: Precision) -> torch.Tensor:
+def codes(dvae: DVAE, images_BCYX: torch.Tensor, precision: str) -> torch.Tensor:
     """Codes int64 [B, I] of images, in raster order."""
     with torch.autocast(images_BCYX.device.type, torch.bfloat16, enabled=precision == "bf16"):
         return dvae.encode(images_BCYX).flatten(1)
 
 
 @torch.inference_mode()
-def reconstruct(dvae: DVAE, images_BCYX: torch.Tensor, precision: Precision) -> torch.Tensor:
+def reconstruct(dvae: DVAE, images_BCYX: torch.Tensor, precision: str) -> torch.Tensor:
     """uint8 images after encoding and decoding: what a perfect prior's samples look like."""
     with torch.autocast(images_BCYX.device.type, torch.bfloat16, enabled=precision == "bf16"):
         return to_uint8(dvae.decode(dvae.encode(images_BCYX)))
@@ -173,6 +175,7 @@ class _Validation:
         self.same_caption_ids = same_captions(self.captions)
 
     def _pairs(self, counts: Counts | None = None) -> Iterator[list[Pair]]:
+        assert self.config.valid_data is not None
         images = replace(self.config.images, augmentation="none", cache_bytes=0)
         size_px = _image_size_px(self.model, self.dvae)
         pairs = read_pairs(self.config.valid_data, images, size_px, counts=counts)
@@ -183,6 +186,7 @@ class _Validation:
         """What the model reads of them: pixels, or codes."""
         images_BCYX = to_tensor([pair.image for pair in pairs]).to(self.device)
         if self.config.model.reads == "codes":
+            assert self.dvae is not None
             return codes(self.dvae, images_BCYX, self.config.run.precision).cpu()
         if self.dvae is not None:
             images_BCYX = reconstruct(self.dvae, images_BCYX, self.config.run.precision)

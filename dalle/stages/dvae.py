@@ -195,7 +195,7 @@ class _Validation:
         images = self.images[:_PICTURES]
         codes_BYX = self.model.encode(to_tensor(images).to(self.device))
         back_BYXC = to_pixels(self.model.decode(codes_BYX))
-        shown = {"reconstructions": Image.fromarray(np.vstack([np.hstack(images), np.hstack(back_BYXC)]))}
+        shown = {"reconstructions": Image.fromarray(np.vstack([np.hstack(images), np.hstack(list(back_BYXC))]))}
         if self.config.freeze:
             return shown
         use_K = code_counts(codes_BYX, self.config.model.codebook_size) if self.use_K is None else self.use_K

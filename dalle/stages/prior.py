@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,8 @@ def stage(config: TrainPrior, world: World) -> Stage:
         model = Prior(config.model)
     objective = PriorObjective(model, config.objective)
     batch_size = config.run.micro_batch_size(world.size)
-    learned, trained_on, facts = shards, f"{len(shards):,} pairs", {}
+    learned: TokenShards | Mixture = shards
+    trained_on, facts = f"{len(shards):,} pairs", {}
     if config.best_of is not None:
         kept = TokenShards(Path(config.output) / FOLDER, look=world.is_main)
         learned = Mixture(shards, kept, config.best_of.share)
@@ -164,7 +166,11 @@ class _Validation:
         codes, captions = zip(*(self.shards.pair(*place) for place in places), strict=True)
         captions = [c[0] for c in captions]
         pipeline = Pipeline(self._plain_model(), load_dvae(self.config.dvae, self.world.device), self.tokenizer)
-        options = {"temperature": self.config.sampling_temperature, "precision": self.precision, "compile": False}
+        options: dict[str, Any] = {
+            "temperature": self.config.sampling_temperature,
+            "precision": self.precision,
+            "compile": False,
+        }
         sampling = Sampling(chunk=_DRAWN_PER_CAPTION, **options)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CaptionWarning)  # the log says how many captions are cut

@@ -163,6 +163,7 @@ def _low(
 def _stage_one(config: TrainStackGAN, text_encoder_hash: str, world: World) -> Generator:
     """The generator of stage one. Raises ValueError where there is none, or none that fits."""
     folder = config.stage_one
+    assert folder is not None
     try:
         sizes = read_config(folder, "stackgan")
     except ValueError as error:

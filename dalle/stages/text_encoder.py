@@ -197,7 +197,7 @@ def held_out_retrieval(model: LetterEncoder, data: Classes, world: World) -> dic
     which is what is trained."""
     first, length = [captions[0] for captions in data.captions], model.config.caption_chars
     parts = [slice(start, start + _READ_TOGETHER) for start in range(0, len(first), _READ_TOGETHER)]
-    texts_NE = [model.embed_texts(letters(first[part], length).to(world.device)) for part in parts]
-    images_NE = [model.embed_images(torch.from_numpy(data.features_NE[part]).to(world.device)) for part in parts]
-    images_NE, texts_NE = (torch.cat(parts).float().cpu().numpy() for parts in (images_NE, texts_NE))
+    texts = [model.embed_texts(letters(first[part], length).to(world.device)) for part in parts]
+    images = [model.embed_images(torch.from_numpy(data.features_NE[part]).to(world.device)) for part in parts]
+    images_NE, texts_NE = (torch.cat(each).float().cpu().numpy() for each in (images, texts))
     return retrieval(images_NE, texts_NE, data.classes_N.tolist())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ def merge(word: str, ranks: Ranks, dropout: float, generator: np.random.Generato
         dropout: probability in [0, 1) that a merge is skipped in a step
         generator: NumPy's default one, or another that can be moved
     """
-    symbols: list[str | None] = list(word)
+    symbols: list[Any] = list(word)  # None where one has become part of another
     num_pairs = len(symbols) - 1
     if num_pairs < 1:
         return symbols
@@ -37,6 +38,7 @@ def merge(word: str, ranks: Ranks, dropout: float, generator: np.random.Generato
     waiting = [(found, at) for at in range(num_pairs) if (found := rank(at)) is not None]
     heapq.heapify(waiting)
     left = _Left(len(symbols))
+    moved: Any = generator.bit_generator
     first = place = 0  # how many numbers come before this step, and before the generator
     skipped: list[tuple[int, int]] = []
     while waiting:
@@ -44,7 +46,7 @@ def merge(word: str, ranks: Ranks, dropout: float, generator: np.random.Generato
         if rank(at) != found:
             continue  # one of the two has become part of another symbol
         wanted = first + left.before(at)
-        generator.bit_generator.advance(wanted - place)
+        moved.advance(wanted - place)
         place = wanted + 1
         if generator.random() < dropout:
             skipped.append((found, at))
@@ -63,7 +65,7 @@ def merge(word: str, ranks: Ranks, dropout: float, generator: np.random.Generato
         for start in (before[at], at) if before[at] >= 0 else (at,):
             if (found := rank(start)) is not None:
                 heapq.heappush(waiting, (found, start))
-    generator.bit_generator.advance(first + num_pairs - place)
+    moved.advance(first + num_pairs - place)
     return [symbol for symbol in symbols if symbol is not None]
 
 

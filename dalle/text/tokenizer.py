@@ -16,6 +16,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -59,7 +60,7 @@ class Tokenizer:
         self._ids: dict[str, int] = model["vocab"]
         self.vocabulary = 1 + max(backend.get_vocab().values())
         """Number of tokens: ids are below it."""
-        pairs = (tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"])
+        pairs: Iterable[Any] = (tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"])
         self._ranks: dict[tuple[str, str], int] = {pair: rank for rank, pair in enumerate(pairs)}
 
     @classmethod

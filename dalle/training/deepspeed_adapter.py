@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch.distributed as dist
-from torch import nn
 
 from dalle.cluster.topology import Machines, World
 from dalle.config import Run
@@ -92,7 +92,7 @@ class Roles:
     get_tensor_model_parallel_world_size = get_model_parallel_world_size
 
 
-def largest_resblock(model: nn.Module) -> int:
+def largest_resblock(model: Any) -> int:
     """Weights of the largest resblock, or, of what has none by that name, of the largest part that is recomputed."""
     parts = model.resblocks() if isinstance(model, Prior) else model.recomputable()
     return max(sum(math.prod(whole_shape(p)) for p in part.parameters()) for part in parts)

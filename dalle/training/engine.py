@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import nn
@@ -86,7 +87,7 @@ class Engine:
         return Sharded(self.model, zero.optimizer, zero, deepspeed.utils.safe_set_local_grad, ordinal)
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> Any:  # an nn.Module with `recomputable` and, where there is sharding, `resblocks`
         return self.objective.model
 
     def update(
@@ -238,7 +239,7 @@ def sharded_construction(run: Run, world: World) -> AbstractContextManager:
     return _import_deepspeed().zero.Init(data_parallel_group=group, config_dict_or_path=settings(run, world))
 
 
-def _prepare(objective: nn.Module, run: Run, world: World) -> GradientScales | None:
+def _prepare(objective: Any, run: Run, world: World) -> GradientScales | None:
     """Make of an objective, whose model was written for one device, what the run asks for; its gradient scales, if any.
 
     All of it comes before DeepSpeed, which hangs its hooks on the modules as it finds them and reads the marks once. Among
@@ -269,20 +270,20 @@ def _settle(objective: nn.Module, zero, run: Run) -> None:
     if run.zero_stage == 0:
         # convolutions are faster so (1.7 times on a CPU). DeepSpeed broadcasts weights as bytes and refuses such ones at its
         # start; sharded parameters are flat and cannot be
-        objective.to(memory_format=torch.channels_last)
+        objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
     if run.zero_stage == 3 and run.offload == "device":
         # DeepSpeed means fp32 weights to have no second copy, but takes "cpu" and torch.device("cpu") for two devices
         for flat, held in zip(zero.fp32_partitioned_groups_flat, zero.fp16_partitioned_groups_flat, strict=True):
             flat.data = held.data
 
 
-def recompute_blocks(model: nn.Module) -> None:
+def recompute_blocks(model: Any) -> None:
     """Let a model's `recomputable` parts be computed again in the backward pass. None of them draws random numbers."""
     for module in model.recomputable():
         wrap(module, partial(recomputed, use_reentrant=False, preserve_rng_state=False))
 
 
-def _communicate_in_16_bit(objective: nn.Module, run: Run) -> None:
+def _communicate_in_16_bit(objective: Any, run: Run) -> None:
     """Mark the parameters that DeepSpeed is to gather, and whose gradients it is to reduce, in 16 bits. Its own mark for
     fp16 would bring a loss scale of its own."""
     if run.precision == "fp32":

@@ -72,6 +72,7 @@ class _Training:
         self.step_size, self.watch = optimizer.step_size.over(run.steps), watch
         self.step = 0
         watch.mark(0, "building the engine")
+        self.engine: Engine | Players
         if stage.opponents:
             self.engine = Players(stage.opponents, stage.objective, optimizer, run, world)
         else:
@@ -81,7 +82,9 @@ class _Training:
         self.ema = None
         if run.ema_decay is not None:
             self.ema = EMA(self.engine.shards.weights(), run.ema_decay, run.ema_every_steps)
-        self.plateau = PlateauRule(optimizer.plateau, self.step_size.warmup_steps) if optimizer.plateau else None
+        warmup_steps = self.step_size.warmup_steps
+        assert isinstance(warmup_steps, int), "`over` has made updates of shares"
+        self.plateau = PlateauRule(optimizer.plateau, warmup_steps) if optimizer.plateau else None
         self.saver = Saver(stage, optimizer, run, folder, self.engine, self.ema, self.plateau)
         if resume:
             self.step = self.saver.resume(lambda: watch.mark(0, "reading a checkpoint"))

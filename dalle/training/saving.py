@@ -129,7 +129,9 @@ class Saver:
             return
         if self.run.zero_stage == 3:
             source = "ema" if self.ema else "model"
-            opened = checkpoint.open_checkpoint(checkpoint.latest(self.folder))
+            latest = checkpoint.latest(self.folder)
+            assert latest is not None
+            opened = checkpoint.open_checkpoint(latest)
             names = self.engine.shards.weights()
             weights = {n: opened.read(f"{source}/{n}").view(opened.shapes[f"{source}/{n}"]) for n in names}
         else:
@@ -150,7 +152,7 @@ class Saver:
         if self.stage.kind != "prior":  # whose loss alone is a mean over the whole batch, however it is taken apart
             names.append("accumulation_steps")
         run = {f"run.{name}": getattr(self.run, name) for name in names}
-        optimizer = {"optimizer": self.optimizer.name, "optimizer.moments": self.optimizer.moments}
+        optimizer: dict[str, Any] = {"optimizer": self.optimizer.name, "optimizer.moments": self.optimizer.moments}
         if self.optimizer.plateau:
             optimizer["optimizer.plateau"] = asdict(self.optimizer.plateau)
         return json.loads(json.dumps({"kind": self.stage.kind, **model, **run, **optimizer, **self.stage.links}))

@@ -104,6 +104,7 @@ class Artist:
     def _finish(self, job: Job, stopped: str | None) -> None:
         """Tell how it ended: with the order of all, best first, or, where there is none, with an error."""
         progress = job.progress
+        assert progress is not None
         ranked = progress.best.ranked()
         if not ranked:
             job.tell("error", error=f"{stopped}, before the first candidates were there; ask for less", status=503)
@@ -122,6 +123,7 @@ class Artist:
                 raise Stopped
             if (slot + 1) % grid:
                 return
+            assert job.progress is not None
             spent_s = job.progress.seconds + time.monotonic() - began_s
             if spent_s > self.seconds:
                 raise _TimeOver
@@ -141,6 +143,7 @@ class _TimeOver(Exception):
 def _begin(shelved: Shelved, order: Order) -> Progress:
     pipeline, prompt = shelved.pipeline, order.prompt
     if order.square_YX3 is not None:
+        assert prompt is not None
         prompt = replace(prompt, codes_I=encode_with(pipeline.dvae, order.square_YX3))
     chunks = Chunks(pipeline, order.sampling)
     return Progress(pipeline.read([order.ask.caption]), chunks, prompt, Best(order.ask.n))
@@ -151,7 +154,11 @@ def _given(prompt: Prompt | None, shelved: Shelved) -> dict[str, str]:
     if prompt is None:
         return {}
     colours_I4 = np.concatenate(
-        [shelved.colours_K3[np.where(prompt.kept_I, prompt.codes_I, 0)], np.uint8(255 * prompt.kept_I)[:, None]], axis=1
+        [
+            shelved.colours_K3[np.where(prompt.kept_I, prompt.codes_I, 0)],
+            (255 * prompt.kept_I).astype(np.uint8)[:, None],
+        ],
+        axis=1,
     )
     return {"given": _text(colours_I4)}
 

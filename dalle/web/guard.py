@@ -4,6 +4,7 @@ it gets."""
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 import anyio
@@ -36,7 +37,7 @@ _BODY_S = 30
 """That a request may take to arrive."""
 
 
-def refusal(message: str, status: int, headers: dict[str, str] | None = None) -> JSONResponse:
+def refusal(message: str, status: int, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """An error as all of them are: JSON of one line."""
     return JSONResponse({"error": message}, status, headers)
 

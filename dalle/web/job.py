@@ -63,7 +63,8 @@ class Job:
         self.gone = False
         self.ended_s: float | None = None
         self.answer: list[Drawing] = []
-        self._loop, self._events = loop, asyncio.Queue()
+        self._loop = loop
+        self._events: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
         self._ahead: int | None = None
 
     def tell(self, event: str, **values: Any) -> None:

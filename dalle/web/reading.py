@@ -48,6 +48,7 @@ def read_order(ask: Ask, models: Mapping[str, Models], limits: Serve) -> Order:
 def _read_image(ask: Ask, found: Models, most_pixels: int) -> tuple[Prompt, np.ndarray | None]:
     """What is kept of an image; and, where its codes are not known, what they are to be made of, uint8 [Y, X, 3] of the models'
     size."""
+    assert ask.image is not None
     try:
         data = base64.b64decode(ask.image, validate=True)
     except (binascii.Error, ValueError):

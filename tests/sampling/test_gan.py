@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import dalle
+from dalle.cli import caption as caption_command
 from dalle.config import Sampling, StackGANModel
 from dalle.models.folder import load_generator, save_weights
 from dalle.models.stackgan.generators import generator
@@ -218,3 +219,12 @@ def test_it_is_evaluated_as_every_model_is(folder, shapes_folder, tmp_path):
     assert set(manifest["identities"]["models"]) == {"stage_one", "stage_two", "text_encoder", "clip"}
     assert {"distances_efficientnet-lite0", "judged", "ranking"} <= set(manifest["figures"])
     assert not {"stage_one", "stage_two"} & set(manifest["figures"])
+
+
+def test_captions_for_an_image_are_not_asked_of_a_gan(folder, tmp_path):
+    """It ended in a traceback: a GAN has no codes that captions could be scored by."""
+    Image.new("RGB", (32, 32)).save(tmp_path / "picture.png")
+    (tmp_path / "captions.txt").write_text("a red circle\n")
+    asked = ["--model", str(folder), "--captions", str(tmp_path / "captions.txt"), str(tmp_path / "picture.png")]
+    with pytest.raises(ValueError, match=f"model {folder}: is a GAN, which has no codes"):
+        caption_command.caption(asked)

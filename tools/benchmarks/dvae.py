@@ -68,7 +68,7 @@ def _ours(config, batch: int, compile: bool, recompute: bool) -> dict[str, Calla
     from dalle.optim import optimizer as optimizers
     from dalle.training.engine import recompute_blocks
 
-    dvae = DVAE(config).to(DEVICE).to(memory_format=torch.channels_last)
+    dvae = DVAE(config).to(DEVICE).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stubs
     images, codes = _inputs(config, batch)
     images = images.to(memory_format=torch.channels_last)
     objective = DVAEObjective(dvae)

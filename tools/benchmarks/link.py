@@ -71,11 +71,12 @@ def run(options: argparse.Namespace) -> list[dict]:
         for jobs in (*timed.values(), trained):
             _train([job for job in jobs if notes.of(job) is None], Path(folder), notes)
         losses = {
-            _name(rank): [notes.of(job)["valid"]["loss"] for job in trained if job["rank"] == rank] for rank in settings
+            _name(rank): [notes.whole(job)["valid"]["loss"] for job in trained if job["rank"] == rank]
+            for rank in settings
         }
         cases = []
         for mbit, jobs in timed.items():
-            found = {_name(rank): [notes.of(job) for job in jobs if job["rank"] == rank] for rank in settings}
+            found = {_name(rank): [notes.whole(job) for job in jobs if job["rank"] == rank] for rank in settings}
             cases.append(case(options, mbit, _measured_mbit(mbit), found, losses))
     if not options.json:
         _print_tables(cases)
@@ -112,6 +113,10 @@ class Notes:
     def of(self, job: dict) -> dict | None:
         """None when it has not been run."""
         return self._found.get(json.dumps(job, sort_keys=True))
+
+    def whole(self, job: dict) -> dict:
+        """Of a job that has been run."""
+        return self._found[json.dumps(job, sort_keys=True)]
 
 
 def _train(jobs: list[dict], folder: Path, notes: Notes) -> None:

@@ -18,6 +18,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.extend(str(Path(__file__).parents[up]) for up in (1, 2))  # so that it runs without an installation
 
@@ -47,7 +48,7 @@ class Job:
 
     mbit: float | None
     rank: int | None
-    format: str
+    format: Any
     seed: int
     steps: int
     validate: bool
@@ -55,7 +56,7 @@ class Job:
     depth: int
     batch_size: int
     step_size: float
-    precision: str
+    precision: Any
 
     def config(self, data: Path, output: Path) -> TrainPrior:
         """The training's settings: weights sharded over the processes of a machine, replicated between machines."""
@@ -125,18 +126,20 @@ def _train(job: Job, data: Path, output: Path, world: World) -> dict:
         prepare(micro_batches, step, world)
 
     def kept() -> dict[str, float]:
+        assert validate is not None
         valid.update(validate())
         return valid
 
     made.prepare, made.validate, made.draw = noted, kept if job.validate else None, None
     loop.train(made, config.optimizer, config.run, output, world)
     pairs = list(itertools.pairwise(began))
+    model: Any = made.objective.model  # whose parameters DeepSpeed has sharded
     return {
         "update_s": [after[0] - before[0] for before, after in pairs],
         "sent_bytes": [after[1] - before[1] for before, after in pairs],
         "valid": valid,
         "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        "parameters": sum(p.ds_numel for p in made.objective.model.parameters()),
+        "parameters": sum(p.ds_numel for p in model.parameters()),
     }
 
 

@@ -219,6 +219,7 @@ def measured_mbit(sender: Machine, receiver: Machine, num_bytes: int) -> float:
     """What a plain socket reaches from one to the other."""
     words = [sys.executable, "-c", _RECEIVE, receiver.address, _PORT, str(num_bytes)]
     receiving = subprocess.Popen(receiver.command(words), stdout=subprocess.PIPE, text=True)
+    assert receiving.stdout is not None
     try:
         receiving.stdout.readline()  # it listens
         _output(sender.command([sys.executable, "-c", _SEND, receiver.address, _PORT, str(num_bytes)]))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -128,7 +129,7 @@ class DenseSampler:
     """
 
     def __init__(self, gpt: peers_prior.GPT, rows: int, dtype: torch.dtype):
-        self.gpt = gpt.to(DEVICE, dtype).eval()
+        self.gpt: Any = gpt.to(DEVICE, dtype).eval()
         config = self.config = gpt.config
         shape = (config.depth, rows, config.heads, config.slots, config.width // config.heads)
         # random, so that slices in the middle of an image attend to something
@@ -211,9 +212,10 @@ def _transformers(config, rows: int, dtype: torch.dtype, steps: int) -> dict[str
         bos_token_id=None,
         eos_token_id=None,  # so that no row ends early
     )
-    gpt2 = GPT2LMHeadModel(sizes).to(DEVICE, dtype).eval()
+    gpt2: Any = GPT2LMHeadModel(sizes)
+    gpt2 = gpt2.to(DEVICE, dtype).eval()
     held_RS = torch.randint(0, config.codebook_size, (1, config.slots), device=DEVICE).repeat(rows, 1)
-    caches = []
+    caches: list[Any] = []
 
     def generate(num_held: int, tokens: int, **more) -> None:
         held_RN = held_RS[:, :num_held]
@@ -241,7 +243,8 @@ def _without(name: str) -> Iterator[None]:
     """In this block a package looks as if it was not installed: transformers imports torchvision where it finds it, and
     one that was built for CUDA cannot be imported beside a PyTorch for the CPU."""
     before = sys.modules.pop(name, None)
-    sys.modules[name] = None
+    modules: dict[str, Any] = sys.modules
+    modules[name] = None
     try:
         yield
     finally:

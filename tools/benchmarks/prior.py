@@ -13,6 +13,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -21,7 +22,10 @@ from torch.nn import functional as F
 from benchmarks import peers_prior
 from benchmarks.sides import DEVICE, Side, best_rate, case, matrix_product, running, seconds
 
-ATTENTION_KINDS = ("row", "column", "conv")
+if TYPE_CHECKING:
+    from dalle.masks import Kind
+
+ATTENTION_KINDS: tuple[Kind, ...] = ("row", "column", "conv")
 _PASSES = ("both", "forward", "backward")
 _WARMUP = 2  # the optimizer's state comes with the second call
 
@@ -201,7 +205,7 @@ def _attention_cases(config, options: argparse.Namespace) -> list[dict]:
     return cases
 
 
-def _attention_ours(kind: str, config, batch: int, compile: bool) -> dict[str, Callable]:
+def _attention_ours(kind: Kind, config, batch: int, compile: bool) -> dict[str, Callable]:
     from dalle.models.attention import MaskedAttention
 
     pattern = MaskedAttention(kind, config.text_slots, config.grid, config.conv_kernel).to(DEVICE)
@@ -218,7 +222,7 @@ def _attention_calls(pattern: Callable, config, batch: int) -> dict[str, Callabl
     """Both passes, and each alone (a backward pass after its forward pass), in bf16. q, k and v are views of one fused
     projection, and the gradient comes from a merge of the heads, as in the model."""
     shape = (batch, config.slots, config.heads, config.width // config.heads)
-    options = {"device": DEVICE, "dtype": torch.bfloat16}
+    options: dict[str, Any] = {"device": DEVICE, "dtype": torch.bfloat16}
     qkv_BSE = torch.randn(batch, config.slots, 3 * config.width, **options, requires_grad=True)
     gradient_BHSK = torch.randn(shape, **options).transpose(1, 2)
     held = []

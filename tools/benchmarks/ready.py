@@ -43,14 +43,14 @@ def run(options: argparse.Namespace) -> list[dict]:
     caption = options.caption or read_card(Path(model) / CARD).example or "a red circle"
     first_s, whole_s, torch_s, draw_s, warm_s, peaks = [], [], [], [], [], [0]
     for number in range(options.repeats + 1):
-        found = {"image": _first_image(model, caption, options.n), "torch": _python("import torch")}
+        image, torch_alone_s = _first_image(model, caption, options.n), _python("import torch")
         with running({"ours": partial(Side, "ours", partial(_ours, model, caption, options.n), True)}) as sides:
             drawn = [sides["ours"].call("draw") for _ in range(2)]
             peaks.append(sides["ours"].peak_memory_bytes)
         if number:
-            first_s.append(found["image"][0])
-            whole_s.append(found["image"][1])
-            torch_s.append(found["torch"])
+            first_s.append(image[0])
+            whole_s.append(image[1])
+            torch_s.append(torch_alone_s)
             draw_s.append(drawn[0])
             warm_s.append(drawn[1])
     settings = {"model": options.model, "caption": caption, "n": options.n, "repeats": options.repeats}
@@ -103,6 +103,7 @@ def _first_image(model: str, caption: str, n: int) -> tuple[float, float]:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
+        assert process.stderr is not None
         seen_s = None
         while process.poll() is None:
             if seen_s is None and images.is_dir() and any(images.glob("*.png")):

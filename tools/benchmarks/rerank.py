@@ -96,7 +96,7 @@ def _timed(options: argparse.Namespace) -> dict:
             prior = PriorModel(grid=dvae.grid, codebook_size=dvae.codebook_size, **sizes)
             sampling = Sampling(chunk=min(options.chunk, options.n), precision=options.precision)
             notes = Path(folder) / "drawn.jsonl"
-            builds["draw"] = partial(sides_sample.ours, prior, sampling.chunk, sampling, notes)
+            builds["draw"] = partial(sides_sample.ours, prior, min(options.chunk, options.n), sampling, notes)
         sides = {name: partial(Side, name, build, True) for name, build in builds.items()}
         with running(sides) as built:
             calls = {name: partial(side.call, "image" if name == "draw" else "rank") for name, side in built.items()}
@@ -214,9 +214,11 @@ def accuracy(options: argparse.Namespace) -> dict[str, float]:
     from dalle.data.naming import escape
     from dalle.data.shapes import Claim, shows
     from dalle.evaluation.accuracy import distinct
-    from dalle.sampling.loading import load
+    from dalle.sampling.loading import load_transformer
 
-    pipeline = load(options.model, shortlist=True, codes_clip=options.codes_clip, precision=options.precision)
+    pipeline = load_transformer(
+        options.model, shortlist=True, codes_clip=options.codes_clip, precision=options.precision
+    )
     shards = options.shards or f"{escape(Path(options.model))}/data/valid-*.tar"
     pairs = distinct(shards, pipeline.dvae.config.image_size_px, options.captions)
     sampling = Sampling(chunk=options.chunk, precision=options.precision)
@@ -237,10 +239,12 @@ def _picked(pipeline, caption: str, n: int, shortlist: int, sampling) -> dict:
     from dataclasses import replace
 
     from dalle.sampling.candidates import Best
+    from dalle.sampling.drawing import Drawing
     from dalle.sampling.ranking.viewer import score_codes
 
     read_1E = pipeline.read([caption], as_codes=True).embeddings_CE
-    full, listed, first, by_seed = Best(1), Best(shortlist), None, {}
+    full, listed, first = Best(1), Best(shortlist), None
+    by_seed: dict[int, Drawing] = {}
     for chunk in pipeline.candidates([caption], n, 0, sampling):
         drawings = chunk.part(0).drawings
         first = first or drawings[0]

@@ -20,6 +20,7 @@ import os
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -156,7 +157,7 @@ def _measured(
     chunk = options.chunk or (min(n, _MOST_TOGETHER) if DEVICE == "cpu" else None)
     sampling = Sampling(chunk=chunk, precision=options.precision, compile=options.compile)
     notes, machine_notes = folder / "ours.jsonl", folder / "machine.jsonl"
-    builds = {
+    builds: dict[str, Callable] = {
         "ours": partial(sides_sample.ours, config, n, sampling, notes),
         "machine": partial(sides_sample.machine, options.precision, machine_notes),
         **{name: peer.build for name, peer in peers.items()},

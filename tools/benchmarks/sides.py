@@ -7,7 +7,7 @@ import multiprocessing
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ _END_S = 10
 # ---- times
 
 
-def seconds(sides: dict[str, Callable[[], float]], repeats: int, warmup: int = 1) -> dict[str, list[float]]:
+def seconds(sides: Mapping[str, Callable[[], float]], repeats: int, warmup: int = 1) -> dict[str, list[float]]:
     """The times of the calls of each, made in turns; each side says how long it took. The first `warmup` are left out."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for round_ in range(warmup + repeats):
@@ -98,12 +98,12 @@ class Side:
 
 
 @contextlib.contextmanager
-def running(sides: dict[str, Callable[[], Side]]) -> Iterator[dict[str, Side]]:
+def running(sides: Mapping[str, Callable[[], Side]]) -> Iterator[dict[str, Side]]:
     """The sides, all at the same time, closed at the end."""
     built: dict[str, Side] = {}
     try:
-        for name, side in sides.items():
-            built[name] = side()
+        for name, start in sides.items():
+            built[name] = start()
         yield built
     finally:
         for side in built.values():

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -142,7 +143,7 @@ def reranking(config, batch: int, precision: str, quick: bool) -> dict[str, Call
     from dalle.models.dvae import DVAE
     from dalle.text import Tokenizer
 
-    narrow = {"encoder_width": 8, "decoder_input_width": 8} if quick else {}
+    narrow: dict[str, Any] = {"encoder_width": 8, "decoder_input_width": 8} if quick else {}
     dvae = (
         DVAE(DVAEModel(image_size_px=8 * config.grid, codebook_size=config.codebook_size, **narrow)).to(DEVICE).eval()
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -64,7 +65,7 @@ def _cases(stage: int, options: argparse.Namespace) -> list[dict]:
     return cases
 
 
-def _config(stage: int, options: argparse.Namespace):
+def _config(stage: Any, options: argparse.Namespace):
     from dalle.config import StackGANModel
 
     return StackGANModel(
@@ -112,7 +113,8 @@ def _ours(config, size: int) -> dict[str, Callable]:
     from dalle.optim import optimizer as optimizers
 
     drawing, judging = (
-        each.to(DEVICE).to(memory_format=torch.channels_last) for each in (generator(config), Discriminator(config))
+        each.to(DEVICE).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
+        for each in (generator(config), Discriminator(config))
     )
     loss = StackGANObjective(kl_weight=_KL_WEIGHT)
     moves = {

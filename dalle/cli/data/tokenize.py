@@ -80,7 +80,7 @@ def _encode(config: Tokenize, folder: Path, model: DVAEModel, digest: str, reque
     passes = PairPasses(config.data, images, model.image_size_px, config.batch_size, config.crops, config.seed)
     batches = load(passes, workers=1, prefetch_factor=2)  # they are decoded while the dVAE is loaded, too
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dvae = load_dvae(config.dvae, device).to(memory_format=torch.channels_last)
+    dvae = load_dvae(config.dvae, device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
     meta = Meta(model.grid, model.codebook_size, digest, precision=config.precision)
     with (
         TokenWriter(folder, meta, config.pairs_per_shard, request) as writer,

@@ -52,6 +52,7 @@ def evaluate(argv: list[str] | None = None) -> None:
 def _compare(config: Evaluate) -> None:
     from dalle.evaluation.steps.compared import compare_evaluations, read_compared
 
+    assert config.compare is not None
     evaluations = read_compared(config.compare)
     with claimed(config.output, _COMMAND, overwrite=config.overwrite) as folder:
         compare_evaluations(evaluations, folder)

@@ -66,7 +66,8 @@ def _score(config: Study) -> None:
     print(f"results: {folder / 'results.json'}")
 
 
-def _named(spec: str, setting: str) -> list[str]:
+def _named(spec: str | None, setting: str) -> list[str]:
+    assert spec is not None
     from dalle.data.naming import names
 
     try:

@@ -38,7 +38,7 @@ def settle(config: TrainFolder, files: PlanFiles) -> TrainFolder:
     if before is None:
         return config
     unsaid = [name for name in ("minutes", "start_from", "freeze", *_CHOICE) if getattr(config, name) is None]
-    kept = {name: before.get(name) for name in unsaid}
+    kept: dict[str, Any] = {name: before.get(name) for name in unsaid}
     if config.start_from not in (None, before["start_from"]):  # other weights, and all of them unless the line says so
         kept.pop("freeze", None)
     changes = {name: getattr(config, name) or before["changes"].get(name, {}) for name in STAGES}
@@ -47,8 +47,8 @@ def settle(config: TrainFolder, files: PlanFiles) -> TrainFolder:
         name: before[name] for name in ("seed", "valid_share", "candidates") if getattr(config, name) == _DEFAULTS[name]
     }
     if config.filters == Filters():
-        values = before["filters"]
-        kept["filters"] = Filters(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
+        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in before["filters"].items()}
+        kept["filters"] = Filters(**values)
     return replace(config, **kept, **changes)
 
 
@@ -109,6 +109,7 @@ def _rest(request: dict[str, Any]) -> dict[str, Any]:
 def _change(stages: Stages, request: dict[str, Any]) -> None:
     """Some settings alone: the other stages stay as they are planned, and trained."""
     files, settings = stages.files, {stage: stages.files.settings(stage) for stage in stages.files.stages}
+    assert files.request is not None
     before = files.request["changes"]
     for stage in files.stages:
         changes = request["changes"].get(stage, {})
@@ -227,6 +228,7 @@ def fit(stages: Stages, stage: str) -> None:
     shared = budget.share(left_s, budget.still_to_come(left), update_s, facts["most"], fixed)
     for each in set(left) - set(by_hand):
         settings[each] = with_updates(settings[each], shared.updates[each])
+    assert files.request is not None
     files.write(settings, files.request, facts | {"update_s": update_s})
 
 
@@ -236,7 +238,7 @@ def tell_time(stages: Stages, stage: str) -> None:
     steps = {each: stages.parse(each).run.steps for each in left}
     left_s = 60 * files.facts["minutes"] - stages.spent_s()
     rest = budget.share(left_s, budget.still_to_come(left), files.facts["update_s"], files.facts["most"])
-    took = stages.progress.of(stage).seconds
+    took = stages.progress.begun(stage).seconds
     print(
         f"{stage}: {in_words(took)}; {in_words(stages.spent_s())} have passed, and the end is expected after "
         f"{in_words(stages.spent_s() + rest.total_s)}"

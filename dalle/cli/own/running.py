@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 from dalle.cli.own.planning import fit, tell_time
 from dalle.cli.own.stages import MADE, Stages
@@ -38,7 +39,9 @@ class Running:
     """One call's work on the stages."""
 
     def __init__(self, stages: Stages):
-        self.stages, self.ran, self.aside, self.is_planning_noted = stages, [], None, False
+        self.stages, self.is_planning_noted = stages, False
+        self.ran: list[str] = []
+        self.aside: Path | None = None
 
     def all(self) -> None:
         """All stages that are missing, in order, then the gallery and the page.
@@ -143,11 +146,13 @@ class Running:
         """A part of ready weights as it is."""
         from dalle.own.start import copy_model
 
+        start = self.stages.start
+        assert start is not None
         if stage == "tokenizer":
-            replace_bytes(self.stages.folder / "tokenizer.json", self.stages.start.tokenizer.read_bytes())
+            replace_bytes(self.stages.folder / "tokenizer.json", start.tokenizer.read_bytes())
         else:
-            copy_model(self.stages.start, stage, self.stages.folder / stage)
-        print(f"as it is in {self.stages.start.name}")
+            copy_model(start, stage, self.stages.folder / stage)
+        print(f"as it is in {start.name}")
 
     def _draw(self) -> None:
         from dalle.own.gallery import draw_gallery

@@ -145,7 +145,7 @@ class Stages:
         for name in [name for name in MADE_FROM[stage] if name != "data"]:
             if self._is_to_begin(name):
                 return True
-            if self.progress.of(name).finished and done.inputs.get(name, now := self._identity(name)) != now:
+            if self.progress.begun(name).finished and done.inputs.get(name, now := self._identity(name)) != now:
                 return True
         return False
 
@@ -173,6 +173,7 @@ class Stages:
     def inputs_of(self, stage: str) -> dict[str, str]:
         """What decides what a stage makes, by what identifies it."""
         if self.is_taken(stage):
+            assert self.start is not None
             return {"start": self.start.hashes["prior" if stage == "tokenizer" else stage]}
         plan = f"{self.config.candidates} {self.config.seed}" if stage == "gallery" else self.files.digest(stage)
         return {"plan": plan, **{name: self._identity(name) for name in MADE_FROM[stage]}}

@@ -44,7 +44,7 @@ class Filters:
         for name in ("min_caption_chars", "max_caption_chars", "min_side_px", "max_aspect_ratio"):
             if getattr(self, name) is not None:
                 at_least(self, 1, name)
-        if None not in (self.min_caption_chars, self.max_caption_chars):
+        if self.min_caption_chars is not None and self.max_caption_chars is not None:
             require(
                 self.min_caption_chars <= self.max_caption_chars,
                 f"min_caption_chars {self.min_caption_chars}: is over max_caption_chars {self.max_caption_chars}; lower one, or raise the other",

@@ -129,7 +129,7 @@ class Sample:
     def _check_again(self) -> None:
         for option in fields(self):
             if option.name not in ("again", "model", "dvae", "prior", "text_encoder", "output", "overwrite"):
-                default = option.default_factory() if option.default is MISSING else option.default
+                default = option.default if option.default_factory is MISSING else option.default_factory()
                 require(
                     getattr(self, option.name) == default,
                     f"again and {option.name}: the file tells all that decides its pixels; leave {option.name} out",

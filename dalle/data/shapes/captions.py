@@ -65,7 +65,8 @@ SENTENCES = {
 
 def captions(scene: Scene, rng: np.random.Generator, num: int = 3) -> list[str]:
     """`num` different captions of one scene. The first may name the background or not, like the others."""
-    claim, texts = Claim.of(scene), []
+    claim = Claim.of(scene)
+    texts: list[str] = []
     while len(texts) < num:
         text = word(claim, rng, scene.background if rng.random() < 0.4 else None)
         if text not in texts and len(text.split()) <= MAX_WORDS:

@@ -15,6 +15,7 @@ CROSS_ARM = 1 / 3  # an arm's share of the diameter
 @cache
 def outline(shape: str) -> np.ndarray:
     """Corners [corner, (x, y)] of a shape whose bounding box is centred on 0 and 1 wide at its wider side; a circle has none."""
+    corners: list[tuple[float, float]]
     if shape == "square":
         corners = [(-1, -1), (1, -1), (1, 1), (-1, 1)]
     elif shape == "triangle":

@@ -150,6 +150,7 @@ def _middle(rng: np.random.Generator, width: int) -> int:
 def _place(rng: np.random.Generator, arrangement: str, position: str | None, widths: list[int]) -> list[tuple]:
     """First cells (x, y) of objects of those widths."""
     if arrangement == "alone":
+        assert position is not None
         starts = {0.0: 0, 0.5: _middle(rng, widths[0]), 1.0: CELLS - widths[0]}
         return [tuple(starts[side] for side in POSITIONS[position])]
     if arrangement in ("left of", "above"):

@@ -76,7 +76,7 @@ def look(item: Item, filters: Filters) -> Looked:
     pixels = hashlib.blake2b(f"{image.width} {image.height}\n".encode(), digest_size=16)
     pixels.update(np.ascontiguousarray(image).data)
     with images.opened(data) as file:
-        extension = COPIED.get(file.format)
+        extension = COPIED.get(file.format or "")
     return replace(
         looked,
         size=image.size,
@@ -128,7 +128,9 @@ def _begin() -> None:
 
 def _end_with_the_caller() -> None:
     # a caller that is killed tells nobody, and the pool's queue, which its workers hold open for each other, never ends
-    parent_process().join()
+    caller = parent_process()
+    assert caller is not None
+    caller.join()
     os._exit(1)
 
 

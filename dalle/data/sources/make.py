@@ -112,7 +112,10 @@ class Maker:
                     self._outside += 1
                     self._first_outside = self._first_outside or item.key
                 if number is None:
-                    ledger.add_captions(ledger.number_of(os.fsencode(item.path)), self._judged(item))
+                    assert item.path is not None
+                    known = ledger.number_of(os.fsencode(item.path))
+                    assert known is not None
+                    ledger.add_captions(known, self._judged(item))
                 else:
                     under_way.append(number)
                     yield item

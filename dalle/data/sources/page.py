@@ -178,10 +178,12 @@ def _kept(shown: list[Example], prepared: Prepared) -> str:
 def _dropped(shown: list[Example], prepared: Prepared) -> str:
     by_reason: dict[str, list[Example]] = {}
     for example in shown:
+        assert example.row.fate is not None
         by_reason.setdefault(example.row.fate.reason, []).append(example)
     parts = []
     for reason, examples in by_reason.items():
         known = prepared.counts.filtered.get(reason) or prepared.counts.broken.get(reason)
+        assert known is not None
         count = f"{known.count:,} images" if known.count != 1 else "1 image"
         cards = "".join(map(_card, examples))
         parts.append(f'<h3>{count}: {html.escape(reason)}</h3><div class="grid">{cards}</div>')

@@ -56,8 +56,8 @@ class Prepared:
 
     def within(self, folder: Path) -> Prepared:
         """The same with the shards of a folder."""
-        train, valid = (None if names is None else f"{escape(folder)}/{names}" for names in (self.train, self.valid))
-        return replace(self, train=train, valid=valid)
+        valid = None if self.valid is None else f"{escape(folder)}/{self.valid}"
+        return replace(self, train=f"{escape(folder)}/{self.train}", valid=valid)
 
 
 def read_prepared(output: str | Path) -> Prepared | None:

@@ -62,6 +62,7 @@ class ShardWriter:
     def _add(self, name: str, data: bytes) -> None:
         info = tarfile.TarInfo(name)  # its defaults, time 0 and no owner, are the same everywhere
         info.size = len(data)
+        assert self._tar is not None
         self._tar.addfile(info, io.BytesIO(data))
         self.digest.update(b"%s %d\n" % (name.encode(), len(data)))
         self.digest.update(data)
@@ -69,7 +70,7 @@ class ShardWriter:
 
     def close(self) -> None:
         """Complete the last shard."""
-        if self._tar is not None:
+        if self._tar is not None and self._file is not None:
             self._tar.close()
             self._file.flush()
             os.fsync(self._file.fileno())  # before it gets its name in the output
@@ -92,7 +93,7 @@ class ShardWriter:
         names = self.names()
         if len(names) < 2:
             return names[0] if names else None
-        first, last = (re.search(r"\d+", name)[0] for name in (names[0], names[-1]))
+        first, last = (re.sub(r"\D", "", name[len(self._name) :]) for name in (names[0], names[-1]))
         return f"{self._name}-{{{first}..{last}}}.tar"
 
 
@@ -107,7 +108,7 @@ def thumbnail(data: bytes) -> str:
     """A small picture as a URL that holds it."""
     image = images.shrink(images.decode(data), _THUMBNAIL_PX)
     if max(image.size) > 2 * _THUMBNAIL_PX:  # of a very long one its beginning
-        image = image.crop((0, 0, *(min(side, 2 * _THUMBNAIL_PX) for side in image.size)))
+        image = image.crop((0, 0, min(image.width, 2 * _THUMBNAIL_PX), min(image.height, 2 * _THUMBNAIL_PX)))
     file = io.BytesIO()
     image.save(file, "WEBP", quality=70)
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"

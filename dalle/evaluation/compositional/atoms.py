@@ -61,4 +61,5 @@ def _truths(match: tuple[SeenObject | None, ...], claim: Claim, is_count: bool) 
     if claim.position:
         yield match[0] is not None and is_at(match[0], claim.position)
     for relation, i, j in claim.relations:
-        yield match[i] is not None and match[j] is not None and stands(match[i], relation, match[j])
+        one, other = match[i], match[j]
+        yield one is not None and other is not None and stands(one, relation, other)

@@ -73,8 +73,8 @@ def judge(prompted: Iterable[Prompted], progress: Callable[[int], None] = lambda
             "compositional figures need captions of the drawn data set, whose metadata have a scene, and none has; draw captions of its shards"
         )
     results = []
-    for _, samples in groupby(load(drawn), key=lambda sample: sample.prompted.number):
-        samples = list(samples)
+    for _, group in groupby(load(drawn), key=lambda sample: sample.prompted.number):
+        samples = list(group)
         entry = samples[0].prompted
         try:
             results.append(judge_images(entry.metadata, [sample.image_YX3 for sample in samples], entry.samples))
@@ -113,8 +113,8 @@ def figures(results: Sequence[Result]) -> dict[str, Any]:
     means, kinds = np.concatenate([result.means_A for result in results]), [a.kind for r in results for a in r.atoms]
     of_kind = {kind: means[np.array(kinds) == kind] for kind in KINDS}
     sizes = sorted({len(result.atoms) for result in results})
-    skills = {skill: _of_skill([r for r in results if r.skill == skill]) for skill in SKILLS}
-    skills = {skill: found for skill, found in skills.items() if found is not None}
+    told = {skill: _of_skill([r for r in results if r.skill == skill]) for skill in SKILLS}
+    skills = {skill: found for skill, found in told.items() if found is not None}
     return {
         "images": sum(len(result.truths_NA) for result in results),
         "atoms": {kind: {"mean": float(m.mean()), "atoms": len(m)} for kind, m in of_kind.items() if len(m)},

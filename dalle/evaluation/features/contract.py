@@ -24,10 +24,17 @@ class Features(Protocol):
     resizer: how images are brought to its own size, in words.
     """
 
-    name: str
-    hash: str
-    width: int
-    resizer: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def hash(self) -> str: ...
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def resizer(self) -> str: ...
 
     def __call__(self, images_BYX3: np.ndarray) -> Seen:
         """uint8 [B, Y, X, 3] of any size to what is seen of them."""

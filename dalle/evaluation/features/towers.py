@@ -20,12 +20,12 @@ def trained_tower(folder: str, device: str | torch.device = "cpu") -> Network:
         ValueError: there is no such folder, ready model or repository, it holds none, or it is damaged
     """
     try:
-        folder = find_part(folder, "clip")
+        found = find_part(folder, "clip")
     except ValueError as error:
         raise ValueError(f"features clip:{folder}: {error}") from None
-    known = read_header(folder)["hash"]
-    clip = load_clip(folder)
-    check_reads_pixels(clip, f"features clip:{folder}")
+    known = read_header(found)["hash"]
+    clip = load_clip(found)
+    check_reads_pixels(clip, f"features clip:{found}")
     # what it is, not where it lay or how that was called
     return _tower(f"clip:{known[:8]}", known, clip, device)
 

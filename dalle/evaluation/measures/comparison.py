@@ -134,8 +134,10 @@ def _check_alike(images: Collected, reference: Collected) -> None:
         raise ValueError(
             f"images have blur radii {list(images.at)}, the reference {list(reference.at)}; take the same for both"
         )
-    if max(images.at) > 0 and images.image_size != reference.image_size:
-        sizes = [f"{x}×{y}" for y, x in (images.image_size, reference.image_size)]
+    ours, theirs = images.image_size, reference.image_size
+    if max(images.at) > 0 and ours != theirs:
+        assert ours is not None and theirs is not None, "of complete ones"
+        sizes = [f"{x}×{y}" for y, x in (ours, theirs)]
         raise ValueError(
             f"images are {sizes[0]} px, the reference {sizes[1]}: blur radii are in pixels, so resize one, or take radius 0 alone"
         )
@@ -148,8 +150,8 @@ def _at(radius: float, images: Sums, reference: Sums) -> AtRadius:
         frechet_distance=distances.frechet_distance(images.moments, reference.moments),
         kernel_distance=distances.kernel_distance(*samples),
         neighbourhoods=distances.neighbourhoods(*samples),
-        class_score=images.classes and images.classes.score(),
-        class_score_reference=reference.classes and reference.classes.score(),
+        class_score=None if images.classes is None else images.classes.score(),
+        class_score_reference=None if reference.classes is None else reference.classes.score(),
     )
 
 

@@ -42,5 +42,6 @@ def _row(at: AtRadius, names: tuple[str, ...], scored: bool) -> list[Any]:
     shares = [None if near is None else getattr(near, name) for name in names]
     cells = [f"{at.radius_px:g}", at.frechet_distance, 1000 * kernel.mean, 1000 * kernel.std, *shares]
     if scored:
+        assert at.class_score is not None and at.class_score_reference is not None
         cells += [at.class_score.mean, at.class_score.std, at.class_score_reference.mean]
     return cells

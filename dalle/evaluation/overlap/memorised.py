@@ -79,7 +79,7 @@ def memorised(
         raise ValueError(
             f"{train.folder}: was embedded by {train.header.features['name']}, of another hash; embed it with these features"
         )
-    sides = {"samples": set(), "held-out real images": set()}
+    sides: dict[str, set[int]] = {"samples": set(), "held-out real images": set()}
     distances_N, rows_N = _distances(samples, "samples", train, features, batch_size, sides)
     real_M, _ = _distances(real, "held-out real images", train, features, batch_size, sides)
     limit = float(np.percentile(real_M, PERCENT))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,7 @@ def _sections(
 ) -> Iterator[Section]:
     features = train.header.features
     excluded = sum(pair.cosine >= threshold.cosine for pair in pairs)
-    rows = [
+    rows: list[list[Any]] = [
         ["Evaluation images", len(pairs)],
         ["Training images", len(train.rows_NE)],
         ["At or above the threshold", excluded],

@@ -91,8 +91,8 @@ def pictures(
     decoder = Decoder(replace(images, augmentation="none"), size_px, seed=0)
     for number, keys in sorted(wanted.items()):
         for sample in read([shards[number]]):
-            place = keys.pop(sample["__key__"], None)
-            if place is not None:
+            if sample["__key__"] in keys:
+                place = keys.pop(sample["__key__"])
                 try:
                     image = decoder(sample, 0).image
                 except LeftOut as error:

@@ -207,7 +207,7 @@ def _samples_section(
         return target
 
     def line(number: int) -> str:
-        pictures = []
+        pictures: list[str] = []
         for place, (name, folder) in enumerate(evaluations.items()):
             if not pictures and (known := reals[name].get(manifests[name]["captions"][number].get("real"))) is not None:
                 real = copied(folder / REAL / f"{known:05}.png", "real", number)

@@ -47,8 +47,10 @@ class Candidates:
     def best_of(self, n: int) -> int:
         """The number of the best of the first n candidates: by score, and of equal ones the first."""
         among = [place for place, number in enumerate(self.numbers) if number < n]
-        best = among[0] if self.scores is None else max(among, key=lambda place: (self.scores[place], -place))
-        return self.numbers[best]
+        if self.scores is None:
+            return self.numbers[among[0]]
+        scores = self.scores
+        return self.numbers[max(among, key=lambda place: (scores[place], -place))]
 
     def is_right(self, number: int) -> bool | None:
         return None if self.right is None else self.right[self.numbers.index(number)]
@@ -148,11 +150,13 @@ def _path(folder: Path, number: int) -> Path:
 
 def _write(prompted: Prompted, ranked: list[Drawing], n: int, seed: int, keep: int, folder: Path) -> None:
     by_seed = sorted(ranked, key=lambda drawing: drawing.seed)
+    scores = [drawing.score for drawing in by_seed if drawing.score is not None]
+    assert len(scores) in (0, len(by_seed)), "all are ranked, or none"
     candidates = Candidates(
         drawn=n,
         numbers=[drawing.seed - seed for drawing in by_seed],
         times=[drawing.times for drawing in by_seed],
-        scores=None if by_seed[0].score is None else [drawing.score for drawing in by_seed],
+        scores=scores or None,
         right=_right(prompted, by_seed),
     )
     write_prompt(folder, prompted.number, prompted.metadata)
@@ -175,6 +179,6 @@ def _right(prompted: Prompted, drawings: list[Drawing]) -> list[bool] | None:
     if not metadata.get("scene"):
         return None
     if metadata.get("tag") in SKILLS and "include" in metadata:
-        return [is_right(read(drawing.image), metadata) for drawing in drawings]
+        return [is_right(read(drawing.picture), metadata) for drawing in drawings]
     claim = Claim.from_json(metadata["scene"])
-    return [bool(shows(drawing.image, claim)) for drawing in drawings]
+    return [bool(shows(drawing.picture, claim)) for drawing in drawings]

@@ -84,12 +84,13 @@ class Evaluation:
 
     def _candidates(self) -> list[Candidates] | None:
         """Of all captions; null unless the candidates of each are known and were ranked."""
-        found = [read_candidates(self.samples, each.number) for each in self.prompted]
-        ranked = all(each is not None and each.scores is not None and each.drawn > 1 for each in found)
-        return found if ranked else None
+        read = [read_candidates(self.samples, each.number) for each in self.prompted]
+        found = [each for each in read if each is not None and each.scores is not None and each.drawn > 1]
+        return found if len(found) == len(read) else None
 
     @cached_property
     def _winners(self) -> dict[int, list[Path]]:
+        assert self.candidates is not None
         n = min(each.drawn for each in self.candidates)
         return {size: winners(self.prompted, self.candidates, self.samples, size) for size in curve_of(n)}
 
@@ -137,10 +138,9 @@ class Evaluation:
         judged = self.prompted
         if self.candidates is not None:
             self.ranking |= accuracy_over_n(self.candidates, min(each.drawn for each in self.candidates))
-            pairs = [
-                (np.repeat(each.scores, each.times), np.repeat(each.right, each.times)) for each in self.candidates
-            ]
-            yield calibration.section(calibration.calibration(*zip(*pairs, strict=True)))
+            scores = [np.repeat(np.array(each.scores), each.times) for each in self.candidates]
+            right = [np.repeat(np.array(each.right), each.times) for each in self.candidates]
+            yield calibration.section(calibration.calibration(scores, right))
             judged = [replace(each, samples=each.samples[:1]) for each in self.prompted]  # the reranker's choice
         yield compositional_section(judge(judged), self.folder)
 
@@ -148,15 +148,17 @@ class Evaluation:
         sources, config = self.sources, self.config
         if not sources.train:
             return
-        network, side_px = sources.networks[0], sources.reference.size_px
+        reference = sources.reference
+        assert reference is not None, "`train` without one was refused"
+        network, side_px = sources.networks[0], reference.size_px
         self.say(f"the nearest training images, by {network.name}")
         index = embed(self.folder / "train-index", sources.train, network, side_px, batch_size=config.batch_size)
-        kept = [number for number in range(len(sources.reference)) if number not in sources.excluded]
+        kept = [number for number in range(len(reference)) if number not in sources.excluded]
         found = memorised(
             _Images(self.firsts),
             [each.prompt for each in self.prompted],
             index,
-            (image for _, image in sources.reference.images(kept)),
+            (image for _, image in reference.images(kept)),
             network,
             self.folder / "nearest",
             self.folder,
@@ -196,7 +198,7 @@ class _Images(Sequence):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, place: int) -> np.ndarray:
+    def __getitem__(self, place: int) -> np.ndarray:  # type: ignore[override]  # of slices none is asked for
         return read_image(self.paths[place])
 
 

@@ -87,10 +87,11 @@ def judged_section(
     """
     ids_N = np.array(same_captions(captions))
     sets = {"samples": images_NE}
-    if reference is not None and None not in reals:
-        there = sorted(set(reals))  # in the order of the shards, as they are read
+    known = [number for number in reals if number is not None]
+    if reference is not None and len(known) == len(reals):
+        there = sorted(set(known))  # in the order of the shards, as they are read
         real_NE = judge.images(reference.batches(together, there))
-        sets["real images"] = real_NE[np.searchsorted(there, reals)]
+        sets["real images"] = real_NE[np.searchsorted(there, known)]
     rows = {name: _row(each_NE, texts_NE, ids_N) for name, each_NE in sets.items()}
     kept = [place for place, number in enumerate(reals) if number not in excluded]
     if len(kept) < len(captions):
@@ -106,7 +107,7 @@ def judged_section(
         f"the k closest of all {len(captions):,} captions, and the other way round. By chance R@1 would be "
         f"{1 / len(np.unique(ids_N)):.3g}. Scores of different CLIPs do not compare."
     )
-    notes = ()
+    notes: tuple[str, ...] = ()
     if judge.chose:
         notes = (
             "The judge is the reranker that chose these samples: it favours what it chose. Name another with --judge.",
@@ -116,4 +117,4 @@ def judged_section(
 
 
 def _row(images_NE: np.ndarray, texts_NE: np.ndarray, ids_N: np.ndarray) -> dict[str, float]:
-    return {"clip_score": float(scores(images_NE, texts_NE).mean()), **retrieval(images_NE, texts_NE, ids_N)}
+    return {"clip_score": float(scores(images_NE, texts_NE).mean()), **retrieval(images_NE, texts_NE, ids_N.tolist())}

@@ -102,6 +102,7 @@ def _line(values: dict[int, float]) -> tuple[list[float], list[float]]:
 
 
 def _any_right(candidates: Candidates, n: int) -> bool:
+    assert candidates.right is not None, "of the drawn data"
     pairs = zip(candidates.numbers, candidates.right, strict=True)
     return any(right for number, right in pairs if number < n)
 

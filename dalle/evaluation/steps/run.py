@@ -54,16 +54,16 @@ def run(config: Evaluate, folder: Path, manifest: dict[str, Any] | None, say: Ca
     if manifest is not None:
         manifests.check_identities(manifest, identities)
     if sources.models is not None:
-        _draw(config, sources, folder, say)
+        _draw(config, sources, sources.models, folder, say)
     evaluation = Evaluation(config, sources, folder, say)
     identities["samples"] = evaluation.sample_hash()
     differing = [] if manifest is None else manifests.other_samples(manifest, identities["samples"])
-    if differing and config.images is not None:
+    if differing and config.images is not None and manifest is not None:
         raise ValueError(f"manifest {manifest['path']}: {differing[0]}; name the images that it was made of")
     sections = evaluation.sections()
     figures = _plain({part.key: part.figures for part in sections if part.figures})
     sections.append(_made_section(config, sources, identities))
-    title = f"Evaluation of {Path(config.model or config.images).resolve().name}"
+    title = f"Evaluation of {Path(config.model or config.images or '').resolve().name}"
     subtitle = f"{len(sources.prompted):,} captions · {time.strftime('%Y-%m-%d %H:%M')}"
     written = manifests.write_manifest(_settled(config, evaluation), sources.prompted, identities, figures)
     replace_text(folder / "metrics.json", json.dumps(figures, indent=1, allow_nan=False) + "\n")
@@ -102,16 +102,16 @@ def headline(figures: dict[str, Any]) -> dict[str, str]:
     return {name: value if isinstance(value, str) else figure_text(value) for name, value in found.items()}
 
 
-def _draw(config: Evaluate, sources: Sources, folder: Path, say: Callable[[str], None]) -> None:
+def _draw(config: Evaluate, sources: Sources, models: Found, folder: Path, say: Callable[[str], None]) -> None:
     samples = folder / SAMPLES
-    request = json.loads(json.dumps(_request(config, sources)))
+    request = json.loads(json.dumps(_request(config, sources, models)))
     _check_request(samples, request, config.overwrite)
     samples.mkdir(exist_ok=True)
     replace_text(samples / _REQUEST, json.dumps(request, indent=1))
     n = config.drawn
     work = Work((), n, n, config.seed, sources.sampling)
     captions = [each.prompt for each in sources.prompted]
-    sources.models.check(captions)
+    models.check(captions)
     total = n * len(sources.prompted)
     say(f"{n} candidates of each of {len(sources.prompted):,} captions")
     with (
@@ -121,7 +121,7 @@ def _draw(config: Evaluate, sources: Sources, folder: Path, say: Callable[[str],
         # what is cut from captions has just been said, once for all
         warnings.filterwarnings("ignore", category=CaptionWarning)
         warnings.filterwarnings("ignore", message="the reranker reads only the beginning")
-        draw_all(drawing_with(config, sources.models), sources.prompted, work, min(config.keep, n), samples, bar.update)
+        draw_all(drawing_with(config, models), sources.prompted, work, min(config.keep, n), samples, bar.update)
 
 
 def drawing_with(config: Evaluate, models: Found) -> Callable[[Work], Iterator[Part]]:
@@ -139,7 +139,7 @@ def _load_in_worker(load_these: Callable[..., Source], device: str) -> Source:
     return load_these(device=device)
 
 
-def _request(config: Evaluate, sources: Sources) -> dict[str, Any]:
+def _request(config: Evaluate, sources: Sources, models: Found) -> dict[str, Any]:
     """All that decides which samples a caption gets."""
     return {
         "n": config.drawn,
@@ -147,7 +147,7 @@ def _request(config: Evaluate, sources: Sources) -> dict[str, Any]:
         "seed": config.seed,
         "captions": [each.prompt for each in sources.prompted],
         "sampling": asdict(sources.sampling),
-        "models": sources.models.hashes,
+        "models": models.hashes,
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from dalle.evaluation.layout import Prompted
@@ -21,7 +22,7 @@ _PX = 96
 def samples_section(
     prompted: Sequence[Prompted],
     reals: Sequence[int | None],
-    scores: Sequence[float] | None,
+    scores: np.ndarray | None,
     reference: Reference | None,
     folder: Path,
     keep: int,

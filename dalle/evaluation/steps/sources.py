@@ -92,8 +92,8 @@ def find_sources(config: Evaluate, folder: Path, captions: list[dict[str, Any]] 
     train = [] if config.train is None else expand(config.train)
     models = None
     if config.model is not None:
-        names = (config.model, config.dvae, config.prior, config.clip, config.rerank)
-        models = find(*names, text_encoder=config.text_encoder)
+        parts = (config.dvae, config.prior, config.clip, config.rerank)
+        models = find(config.model, *parts, text_encoder=config.text_encoder)
     prompted = [] if config.images is None else read_layout(config.images)[: config.most]
     size_px = _side(prompted) if models is None else models.image_size_px
     reference = None if config.reference is None else read_reference(config.reference, size_px, config.most)
@@ -107,11 +107,14 @@ def find_sources(config: Evaluate, folder: Path, captions: list[dict[str, Any]] 
     notes: list[str] = []
     excluded = frozenset[int]()
     if config.exclude is not None:
-        names = read_exclusions(config.exclude)
+        assert reference is not None, "`exclude` without one was refused"
+        left_out = read_exclusions(config.exclude)
         places = list(zip(reference.shards, reference.keys, strict=True))
-        excluded = frozenset(i for i, place in enumerate(places) if is_excluded(names, *place))
-        if missing := unmatched(names, places):
-            notes.append(f"{len(missing):,} of {len(names):,} names of the exclusion list are of no reference image.")
+        excluded = frozenset(i for i, place in enumerate(places) if is_excluded(left_out, *place))
+        if missing := unmatched(left_out, places):
+            notes.append(
+                f"{len(missing):,} of {len(left_out):,} names of the exclusion list are of no reference image."
+            )
         if len(reference) - len(excluded) < 2:
             raise ValueError(
                 f"exclude {config.exclude}: leaves {len(reference) - len(excluded)} reference images; leave it out, or name more --reference"
@@ -137,6 +140,7 @@ def _captions(config: Evaluate, reference: Reference | None) -> list[dict[str, A
         return read_prompts_file(config.captions)[: config.most]
     if config.captions is not None:
         reference = read_reference(config.captions, 32, config.most)
+    assert reference is not None, "neither of them was refused"
     if bare := [key for key, caption in zip(reference.keys, reference.captions, strict=True) if not caption]:
         raise ValueError(
             f"{reference.spec}: {len(bare):,} images have no caption, {bare[0]} for one: give --captions FILE to draw others"
@@ -157,7 +161,7 @@ def _reals(prompted: list[Prompted], reference: Reference | None) -> list[int | 
     if reference is None:
         return [None] * len(prompted)
     numbers = {digest: number for number, digest in enumerate(reference.digests)}
-    return [numbers.get(each.metadata.get("real")) for each in prompted]
+    return [numbers.get(each.metadata.get("real", "")) for each in prompted]
 
 
 def _side(prompted: list[Prompted]) -> int:
@@ -176,7 +180,7 @@ def _side(prompted: list[Prompted]) -> int:
                 f"images of mixed sizes: {first[0]} has {first[1]}×{first[1]} px, {path} has {width}×{width}; bring them to one "
                 "size first"
             )
-    if len(prompted) < 2:
+    if len(prompted) < 2 or first is None:
         raise ValueError(f"images: measures of a set need two or more, and there is {len(prompted)}; draw more")
     return first[1]
 

@@ -129,7 +129,8 @@ def _read_file(path: Path, design: Design, skipped: Skipped) -> _File | None:
     if values.get("study") != design.hash:
         skipped.add("answers to another study", path.name)
         return None
-    worker, name = values.get("worker"), values.get("name", "")
+    worker: Any = values.get("worker")
+    name = values.get("name", "")
     if not _is_count(worker) or not 1 <= worker <= len(design.workers) or not isinstance(name, str):
         skipped.add("no worker of this study", path.name)
         return None
@@ -144,14 +145,19 @@ def _answers(path: Path, values: list[Any], worker: int, design: Design, skipped
         if not isinstance(value, dict):
             skipped.add("an answer that is none", path.name)
             continue
-        trial, left, ms = value.get("trial"), value.get("left"), value.get("ms")
-        place = (trial, left) if isinstance(trial, str) and isinstance(left, str) else ("", "")
-        if place not in shown:
+        trial, left = value.get("trial"), value.get("left")
+        ms: Any = value.get("ms")
+        if not isinstance(trial, str) or not isinstance(left, str) or (trial, left) not in shown:
             skipped.add("a pair that this worker was not shown", path.name)
             continue
-        chosen = {question: value.get(question) for question in QUESTIONS}
-        timed = isinstance(ms, int | float) and not isinstance(ms, bool) and 0 <= ms < math.inf
-        if not timed or any(given not in design.options(trial, question) for question, given in chosen.items()):
+        place = (trial, left)
+        chosen: dict[str, Any] = {question: value.get(question) for question in QUESTIONS}
+        is_time = isinstance(ms, int | float) and not isinstance(ms, bool)
+        if (
+            not is_time
+            or not 0 <= ms < math.inf
+            or any(given not in design.options(trial, question) for question, given in chosen.items())
+        ):
             skipped.add("an answer with a wrong value", path.name)
         elif place in found:
             skipped.add("a second answer to one pair", path.name)

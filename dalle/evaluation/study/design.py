@@ -88,6 +88,12 @@ class Design:
         """Of all the study says, by which answers are known to be its."""
         return hashlib.sha256(_canonical(self._contents()).encode()).hexdigest()
 
+    def model_of(self, image: str) -> str:
+        """The model that drew an image of a pair; those of catch trials alone have none."""
+        model = self.pictures[image].model
+        assert model is not None
+        return model
+
     def options(self, trial: str, question: str) -> tuple[str, ...]:
         """The answers that a worker may give."""
         return (*self.trials[trial].images, *((NEITHER,) if question == "matches" else ()))
@@ -164,7 +170,8 @@ def make_design(
     dealt: list[list[Shown]] = [[] for _ in range(workers)]
     trials: dict[str, Trial] = {}
     for number, (caption, *images) in enumerate(pairs):
-        pair = Trial(caption, tuple(sorted(images)))
+        first, second = sorted(images)
+        pair = Trial(caption, (first, second))
         name = trial_id(pair)
         trials[name] = pair
         # by turns: of five votes three have the first model on the left, and with the next pair the second
@@ -172,7 +179,7 @@ def make_design(
         random.shuffle(sides)
         for worker, side in zip(_seers([len(shown) for shown in dealt], votes, random), sides, strict=True):
             dealt[worker].append(Shown(name, images[side]))
-    catch = [Trial(trial.caption, tuple(sorted(trial.images)), trial.right) for trial in catch_trials]
+    catch = [Trial(trial.caption, (min(trial.images), max(trial.images)), trial.right) for trial in catch_trials]
     trials |= {trial_id(trial): trial for trial in catch}
     orders = tuple(
         _order(shown, catch, trials, repeats, Random(f"{seed}: worker {worker}")) for worker, shown in enumerate(dealt)

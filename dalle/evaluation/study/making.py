@@ -74,7 +74,8 @@ class _Page:
     """The images of a page by ids that tell nothing to those who have not got the images' folders."""
 
     def __init__(self, jpeg_quality: int | None, request: str):
-        self.jpeg_quality, self.sizes = jpeg_quality, set()
+        self.jpeg_quality = jpeg_quality
+        self.sizes: set[str] = set()
         self.pictures: dict[str, Picture] = {}
         self.images: dict[str, str] = {}
         self._contents = hashlib.sha256(request.encode())
@@ -82,7 +83,7 @@ class _Page:
 
     def add(self, picture: Picture, image_YX3: np.ndarray) -> None:
         """Take in an image of a model. Its id is known once all are there."""
-        self._contents.update(np.ascontiguousarray(image_YX3))
+        self._contents.update(np.ascontiguousarray(image_YX3).data)
         self.sizes.add(f"{image_YX3.shape[1]} x {image_YX3.shape[0]}")
         self._waiting.append((picture, self._data_url(image_YX3)))
 
@@ -127,8 +128,8 @@ def _catch_trials(
         asked = list(real) if real else captions
         if real and number % 2:
             caption, other = random.sample(asked, 2)
-            shown = [page.extra(f"real {number} {c}", c, read_image(real[c])) for c in (caption, other)]
-            trials.append(Trial(caption, tuple(shown), {"realistic": (), "matches": (shown[0],)}))
+            right, wrong = (page.extra(f"real {number} {c}", c, read_image(real[c])) for c in (caption, other))
+            trials.append(Trial(caption, (right, wrong), {"realistic": (), "matches": (right,)}))
             continue
         caption = random.choice(asked)
         image = read_image(random.choice(sources)[caption])

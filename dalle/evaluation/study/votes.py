@@ -30,17 +30,17 @@ def comparisons(answers: list[Answer], design: Design) -> list[dict[str, Any]]:
         if is_vote(answer, design):
             for question, given in answer.chosen.items():
                 # models in place of images: then answers can be counted over pairs
-                model = NEITHER if given == NEITHER else design.pictures[given].model
+                model = NEITHER if given == NEITHER else design.model_of(given)
                 votes[answer.trial, question].append(model)
     of: dict[frozenset[str], list[str]] = defaultdict(list)
     for name, trial in design.trials.items():
         if trial.right is None:
-            of[frozenset(design.pictures[image].model for image in trial.images)].append(name)
+            of[frozenset(design.model_of(image) for image in trial.images)].append(name)
     return [
         {"models": list(models)}
         | {
             question: _figures(
-                [given for trial in of[frozenset(models)] if (given := votes[trial, question])],
+                [given for given in (votes[trial, question] for trial in of[frozenset(models)]) if given],
                 (*models, *((NEITHER,) if question == "matches" else ())),
                 design.votes,
             )

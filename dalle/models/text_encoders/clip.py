@@ -7,6 +7,7 @@ a vector of length 1 has numbers so small that the layer behind it begins as a c
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import torch
 
@@ -52,8 +53,8 @@ def _text_tower(name: str, clip: CLIP, device: torch.device) -> TextEncoder:
     clip = clip.to(device)
     weights = {key: t for key, t in clip.net.state_dict().items() if key != "logit_scale"}
 
-    def read(captions: list[str]) -> torch.Tensor:
-        return clip.text_features(clip.tokens(captions).to(device))
+    def read(captions: Sequence[str]) -> torch.Tensor:
+        return clip.text_features(clip.tokens(list(captions)).to(device))
 
     with torch.no_grad():
         width = read(["a"]).shape[1]

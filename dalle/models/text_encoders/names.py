@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -36,7 +37,7 @@ def open_text_encoder(name: str, device: torch.device | str = "cpu") -> TextEnco
         if kind == "clip" and rest:
             return trained_text(rest, device) if Path(rest).is_dir() else open_clip_text(rest, device)
         if kind in ("bert", "bert-mean") and rest:
-            pool = "mean" if kind == "bert-mean" else "first"
+            pool: Literal["first", "mean"] = "mean" if kind == "bert-mean" else "first"
             return minilm(pool, device) if rest == "all-minilm-l6-v2" else bert(rest, pool, device)
         if kind == "chars" and rest:
             return trained_letters(rest, device)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -49,6 +49,30 @@ class GANPipeline:
     ):
         self.generators, self.encoder, self.clip, self.hashes = tuple(generators), encoder, clip, hashes or {}
         self.device = self.generators[0].output.weight.device
+
+    @overload
+    def generate(
+        self,
+        caption: str,
+        n: int = 32,
+        keep: int | None = None,
+        seed: int = 0,
+        sampling: Sampling = Sampling(),
+        progress: Callable[[int], None] = ...,
+        **options: Any,
+    ) -> list[Drawing]: ...
+
+    @overload
+    def generate(
+        self,
+        caption: list[str] | tuple[str, ...],
+        n: int = 32,
+        keep: int | None = None,
+        seed: int = 0,
+        sampling: Sampling = Sampling(),
+        progress: Callable[[int], None] = ...,
+        **options: Any,
+    ) -> list[list[Drawing]]: ...
 
     def generate(
         self,
@@ -127,6 +151,7 @@ class GANPipeline:
         if prompt is not None:
             self.check_prompt(prompt)
         captions, width = len(reading.captions), sampling.chunk
+        assert width is not None, "settled by `Chunks`"
         seeds_CN = (torch.as_tensor(first_seed).reshape(-1, 1) + torch.arange(width)).expand(captions, -1)
         together = self.chunk_width(sampling)
         texts_RE = reading.text.repeat_interleave(width, dim=0)
@@ -135,6 +160,7 @@ class GANPipeline:
         images_RCYX = torch.cat([self._draw(texts_RE[rows], seeds_R[rows], sampling.precision) for rows in batches])
         scores_R = None
         if reading.embeddings_CE is not None:
+            assert self.clip is not None
             scores_R = score_images(self.clip, images_RCYX, reading.embeddings_CE.repeat_interleave(width, dim=0))
             check_scores(scores_R, seeds_R, "reranker", "draw without a reranker (rerank), or name another (clip)")
         progress(0)
@@ -162,9 +188,10 @@ class GANPipeline:
     @torch.inference_mode()
     def _draw(self, texts_BE: torch.Tensor, seeds: Sequence[int], precision: str) -> torch.Tensor:
         """Images uint8 [B, 3, Y, X]."""
-        images_BCYX = None
+        images_BCYX: torch.Tensor | None = None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
             for generator in self.generators:
                 made = {name: value.to(self.device) for name, value in noise(generator.config, seeds).items()}
                 images_BCYX = generator(texts_BE, made["noise_BZ"], made["epsilon_BC"], images_BCYX)[0]
+        assert images_BCYX is not None
         return to_uint8((images_BCYX + 1) / 2)

@@ -53,7 +53,9 @@ class Viewer:
 
     def _view_alike(self, drawings: list[Drawing], text_1E: torch.Tensor, chunk: int) -> Iterator[Drawing]:
         """Those of one chunk width."""
-        codes_RI = torch.from_numpy(np.stack([drawing.codes_I for drawing in drawings])).to(self.device)
+        known = [drawing.codes_I for drawing in drawings if drawing.codes_I is not None]
+        assert len(known) == len(drawings), "a prior's drawings have codes"
+        codes_RI = torch.from_numpy(np.stack(known)).to(self.device)
         given = (codes_RI, text_1E.expand(len(drawings), -1), drawings[0].settings["precision"], chunk)
         seen = self._try(*given)
         if seen is None:
@@ -62,12 +64,13 @@ class Viewer:
         if seen is None:
             raise ValueError("out of memory as the shortlist was decoded: give a smaller sampling.chunk")
         images, scores = seen
+        assert scores is not None
         seeds = [drawing.seed for drawing in drawings]
         check_scores(scores, seeds, "reranker", "draw without a reranker (rerank), or name another (clip)")
         for drawing, image_YX3, score in zip(drawings, images, scores, strict=True):
             yield replace(drawing, image=Image.fromarray(image_YX3), score=float(score))
 
-    def _try(self, *given) -> tuple[np.ndarray, np.ndarray] | None:
+    def _try(self, *given) -> tuple[np.ndarray, np.ndarray | None] | None:
         """None when there was no memory for it. What is done then is done outside, where no error holds on to tensors."""
         try:
             return view(self.dvae, self.clip, *given)
@@ -109,6 +112,7 @@ class Shortlist:
 
     def take(self, part: Part) -> Part:
         """The same part, with no drawings; the last of a caption has those of its shortlist, decoded."""
+        assert self.work.shortlist is not None
         best = self._best.setdefault(part.caption, Best(self.work.shortlist))
         best.add(part.drawings)
         self._drawn[part.caption] += part.drawn

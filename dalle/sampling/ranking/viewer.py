@@ -71,7 +71,10 @@ def view(
         return images_BCYX if clip is None else _look(clip, images_BCYX)
 
     seen = _in_batches(see, codes_RI, min(together or len(codes_RI), most))
-    scores_R = None if clip is None else _scores(seen, texts_RE)
+    scores_R = None
+    if clip is not None:
+        assert texts_RE is not None
+        scores_R = _scores(seen, texts_RE)
     return torch.cat(pixels)[: len(codes_RI)].permute(0, 2, 3, 1).cpu().numpy(), scores_R
 
 
@@ -110,7 +113,7 @@ def _scores(images_RE: torch.Tensor, texts_RE: torch.Tensor) -> np.ndarray:
     return (images_RE * texts_RE).sum(dim=1).cpu().numpy()
 
 
-def check_scores(scores_R: np.ndarray, seeds_R: Sequence[int], reader: str, remedy: str) -> None:
+def check_scores(scores_R: np.ndarray, seeds_R: Sequence[int] | torch.Tensor, reader: str, remedy: str) -> None:
     """Raises ValueError, with the remedy, where a score is not finite."""
     finite_R = np.isfinite(scores_R)
     if not finite_R.all():

@@ -96,5 +96,5 @@ class Validation:
         rows = [np.hstack(self.images[:shown])]
         for seed in range(2):
             drawn_BCYX = self._drawn(self.text_BE[:shown], [seed] * shown)
-            rows.append(np.hstack(to_pixels((drawn_BCYX + 1) / 2)))
+            rows.append(np.hstack(list(to_pixels((drawn_BCYX + 1) / 2))))
         return {"samples": Image.fromarray(np.vstack(rows))}

@@ -62,6 +62,7 @@ def draw_best(config: TrainPrior, world: World, mark: Callable[[str], None] = la
         return  # the models that drew may be gone by now
     shards = TokenShards(config.data, look=world.is_main)
     best_of = config.best_of
+    assert best_of is not None
     models = _models(best_of)
     drew = read_header(models.prior)["dvae_hash"]
     check_link(f"the tokens in {config.data} are of another dVAE than {best_of.model}", shards.meta.dvae_hash, drew)
@@ -168,6 +169,7 @@ def _write(folder: Path, number: int, captions: list[str], judged: Judged, kept:
 
 def _conclude(config: TrainPrior, folder: Path, shards: TokenShards, parts: int, pipeline) -> str | None:
     """Statistics, pictures, and last what makes token shards of the parts. What is wrong, if anything is."""
+    assert config.best_of is not None
     results = write_results(folder, [_path(folder, i) for i in range(parts)], config.best_of, pipeline)
     sizes = results["shard_sizes"]
     if not sum(sizes):
@@ -187,6 +189,7 @@ class _Progress:
     """Lines of the first process, which stands for all: they have as much to do."""
 
     def __init__(self, config: TrainPrior, captions: int, missing: int, world: World, mark: Callable[[str], None]):
+        assert config.best_of is not None
         self.name, self.captions, self.missing, self.world = Path(config.output).name, captions, missing, world
         self.candidates, self.mark = config.best_of.candidates, mark
         self.began_s = self.told_s = time.monotonic()

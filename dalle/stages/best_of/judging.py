@@ -12,7 +12,7 @@ from dalle.config import BestOf, Sampling
 from dalle.data.shapes import Claim, shows
 from dalle.sampling.candidates import Candidates, Chunks
 from dalle.sampling.drawing import fingerprint
-from dalle.sampling.loading import load
+from dalle.sampling.loading import load_transformer
 from dalle.sampling.pipeline import Pipeline
 
 _YES = 1.0
@@ -21,7 +21,7 @@ _YES = 1.0
 
 def load_judged(best_of: BestOf, device: torch.device) -> Pipeline:
     """The models that draw, with the judge where that is one."""
-    return load(
+    return load_transformer(
         best_of.model,
         rerank=best_of.judge == "clip",
         device=device,
@@ -77,19 +77,20 @@ class Judge:
 
     def _draw(self, captions: Sequence[str], seeds: Sequence[int], claims: Sequence[Claim] | None) -> Judged:
         lacking = self.captions_together - len(captions)
-        filled = [*captions, *captions[-1:] * lacking]
+        filled = [*captions, *[captions[-1]] * lacking]
         reading = self.pipeline.read(filled, as_codes=self.best_of.judge == "codes-clip")
-        seeds_C = np.array([*seeds, *seeds[-1:] * lacking], dtype=np.int64)
+        seeds_C = np.array([*seeds, *[seeds[-1]] * lacking], dtype=np.int64)
         chunks = list(self._chunks.draw(reading, range(self.best_of.candidates), seeds_C, None))
         count = len(captions)
         codes_CNI = np.concatenate([chunk.codes_CNI for chunk in chunks], axis=1)[:count].astype(np.uint16)
-        scores = [chunk.scores_CN if claims is None else _check(chunk, claims) for chunk in chunks]
+        scores = [np.asarray(chunk.scores_CN) if claims is None else _check(chunk, claims) for chunk in chunks]
         return Judged(codes_CNI, np.concatenate([each[:count] for each in scores], axis=1).astype(np.float32))
 
 
 def _check(chunk: Candidates, claims: Sequence[Claim]) -> np.ndarray:
     """The checker's scores [C, N] of the first captions of a chunk, each picture being read once."""
     scores = []
+    assert chunk.codes_CNI is not None and chunk.images_CNYX3 is not None
     for claim, codes_NI, images_NYX3 in zip(claims, chunk.codes_CNI, chunk.images_CNYX3, strict=False):
         known: dict[bytes, float] = {}
         for codes_I, image_YX3 in zip(codes_NI, images_NYX3, strict=True):

@@ -86,7 +86,7 @@ def write_results(folder: Path, shards: Sequence[Path], best_of: BestOf, pipelin
         counts_2V[:, : each["code_counts_2V"].shape[1]] += each["code_counts_2V"]
     prints = {fingerprint(codes_I) for each in read for codes_I in each["codes_NI"]}
     captions = len(scores_CN)
-    results = {
+    results: dict[str, Any] = {
         "judge": best_of.judge,
         "captions": captions,
         "candidates": scores_CN.size,

@@ -139,7 +139,7 @@ class Evaluate:
         for option in fields(self):
             if option.name in beside:
                 continue
-            default = option.default_factory() if option.default is MISSING else option.default
+            default = option.default if option.default_factory is MISSING else option.default_factory()
             require(
                 getattr(self, option.name) == default,
                 f"{setting} and {option.name}: {why}; leave {option.name} out",

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from dalle.data.captions import encoding
 from dalle.data.images import EXTENSIONS
@@ -96,7 +96,8 @@ def delimited_pairs(
                     yield None
                     continue
                 row = [*row[:caption_at], delimiter.join(row[caption_at:])]  # it holds the delimiter, and has no quotes
-            yield tuple(row[n] if n < len(row) else "" for n in (image_at, caption_at))
+            image_cell, caption_cell = (row[n] if n < len(row) else "" for n in (image_at, caption_at))
+            yield image_cell, caption_cell
 
 
 @contextmanager
@@ -111,7 +112,7 @@ def _opened(path: Path, usual: frozenset[str]) -> Iterator[tuple[Iterator[list[s
             else:
                 delimiter = _delimiter(line, path, usual)
                 file.seek(0)
-            quoting = csv.QUOTE_NONE if _UNQUOTED.search(path.name) else csv.QUOTE_MINIMAL
+            quoting: Literal[0, 3] = csv.QUOTE_NONE if _UNQUOTED.search(path.name) else csv.QUOTE_MINIMAL
             yield _rows(csv.reader(bounded_lines(file, path), delimiter=delimiter, quoting=quoting), path), delimiter
     except (csv.Error, UnicodeError) as error:
         raise ValueError(f"{path} is no table of text: {error}; save it as UTF-8") from None

@@ -88,7 +88,7 @@ def _of_images(images: list[dict], annotations: Any) -> Iterator[Row]:
     if not _objects(annotations):
         for image in images:
             sentences = image.get("sentences")
-            yield image | ({"captions": [s.get("raw") for s in sentences]} if _objects(sentences) else {})
+            yield image | ({"captions": [s.get("raw") for s in sentences]} if sentences and _objects(sentences) else {})
         return
     names = {_hashable(image.get("id")): image.get("file_name") for image in images}
     for about in annotations:

@@ -142,6 +142,7 @@ def table_items(path: Path, columns: Columns, root: Path | None = None) -> Itera
         columns: of it
         root: the folder that was given, outside of which nothing is read; null where the table itself was
     """
+    rows: Iterator[tuple[Any, Any] | None]
     if _kind(path) == "parquet":
         rows = parquet_rows(path, columns.image, columns.caption)
     elif _kind(path) in DELIMITED:
