@@ -116,8 +116,10 @@ class BeforeStep:
         mine = {name: self._gradients[name] for name in names if name in self._gradients}
         self._unscale(mine)
         if group is not None:
+            assert self.powersgd is not None
             yield from self.powersgd.factorise(group, mine)
         elif mine:
+            assert self._fp32 is not None
             held = list(mine.values())
             mean_N = yield from self._fp32.mean(torch.cat([tensor.flatten() for tensor in held]))
             for tensor, part in zip(held, mean_N.split([t.numel() for t in held]), strict=True):

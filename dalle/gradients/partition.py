@@ -221,7 +221,7 @@ class Sharded(_Flat):
 
     def _laid_end_to_end(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """By name, views of this process's gradients, which DeepSpeed adds up there."""
-        parameters = [p for group in self._groups for p in group]
+        parameters: list[Any] = [p for group in self._groups for p in group]
         parts = flat.split([p.partition_numel() for p in parameters])
         found = {
             self._names[id(p)]: part[: self.pieces[self._names[id(p)]].size]

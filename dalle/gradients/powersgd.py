@@ -168,7 +168,7 @@ class PowerSGD:
         for stack, matrices in zip(stacks, layout.stacked([part[:-1] for part in found]), strict=True):
             stack.p_NSK = matrices
 
-        q_NLK = [self._waiting(stack).mT @ stack.p_NSK for stack in stacks]
+        q_NLK = [self._waiting(stack).mT @ _there(stack.p_NSK) for stack in stacks]
         mean_N = yield from self.exchange.mean(torch.cat([q.flatten() for q in q_NLK]) * self.scales[1])
         self._note(1, mean_N.abs().amax())
         mean_N = mean_N / self.scales[1]
@@ -182,7 +182,7 @@ class PowerSGD:
     def squares(self) -> torch.Tensor:
         """When all groups are factorised: the square of the norm of what `apply` will give for this process's shards, which is
         that of Q, on the device; infinite when one of the gradients was not finite."""
-        squares = torch.stack([stack.q_NLK.square().sum() for stacks in self._stacks for stack in stacks]).sum()
+        squares = torch.stack([_there(stack.q_NLK).square().sum() for stacks in self._stacks for stack in stacks]).sum()
         return squares.where(torch.stack(self._all_finite).all(), torch.inf)
 
     def _given(self, stack: _Stack) -> torch.Tensor:

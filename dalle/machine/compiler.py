@@ -38,10 +38,8 @@ def compiler_finding(command: str | None) -> Finding:
         with tempfile.TemporaryDirectory() as folder:
             source, program = Path(folder) / "it.cpp", Path(folder) / "it"
             source.write_text(_PROGRAM)
-            subprocess.run(
-                [command, "-fopenmp", "-o", str(program), str(source)],
-                **{"capture_output": True, "text": True, "timeout": 60, "check": True},
-            )
+            built = [command, "-fopenmp", "-o", str(program), str(source)]
+            subprocess.run(built, capture_output=True, text=True, timeout=60, check=True)
             subprocess.run([str(program)], timeout=30, check=True)
     except subprocess.SubprocessError as error:
         lines = [line for line in (getattr(error, "stderr", None) or str(error)).splitlines() if line.strip()]

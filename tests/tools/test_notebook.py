@@ -21,11 +21,11 @@ def kept():
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    sys.path.insert(0, str(ROOT / "tools/site"))
+    sys.path.insert(0, str(ROOT / "tools/documentation"))
     try:
         from run_notebook import run
     finally:
-        sys.path.remove(str(ROOT / "tools/site"))
+        sys.path.remove(str(ROOT / "tools/documentation"))
     with pytest.MonkeyPatch.context() as patch:
         # nothing is fetched, and nothing of a person's own settings is read
         for name, value in {"HF_HUB_OFFLINE": "1", "IPYTHONDIR": str(tmp_path_factory.mktemp("ipython"))}.items():

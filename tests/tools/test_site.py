@@ -25,9 +25,9 @@ except ImportError:
 @pytest.fixture(scope="module", autouse=True)
 def _beside_the_hooks():
     """mkdocs imports them from their own folder."""
-    sys.path.insert(0, str(ROOT / "tools/site"))
+    sys.path.insert(0, str(ROOT / "tools/documentation"))
     yield
-    sys.path.remove(str(ROOT / "tools/site"))
+    sys.path.remove(str(ROOT / "tools/documentation"))
 
 
 def _made(name):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -86,7 +87,7 @@ def elements(name: str, rank: int) -> dict[str, int]:
         prior = Prior(config)
     parameters, parts = dict(prior.named_parameters()), prior.matrices()
     shapes = {name: (parameters[name].shape[0] // _GPUS, parameters[name].shape[1], parts[name]) for name in parts}
-    wire = _Counted()
+    wire: Any = _Counted()
     # as many elements in every format, and on the meta device this one is quick
     compressor = PowerSGD(shapes, Compression(rank, "fp32"), _GPUS, 0, wire, meta)
     gradients = {name: torch.empty(rows * columns, device=meta) for name, (rows, columns, _) in shapes.items()}

@@ -68,6 +68,7 @@ def _within(node: ast.AST, file: str, function: str, counts: dict[str, int]) -> 
             continue
         if (kind := _kind(child)) is not None:
             counts[function] = counts.get(function, 0) + 1
+            assert isinstance(child, ast.stmt)
             yield Place(file, function, counts[function], kind, child)
         yield from _within(child, file, function, counts)
 

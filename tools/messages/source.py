@@ -23,7 +23,7 @@ def module_of(file: str) -> Module:
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
     constants, imported = {}, {}
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "dalle":
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "dalle":
             for alias in node.names:
                 imported[alias.asname or alias.name] = _home(node.module, alias.name)
     for node in tree.body:
@@ -65,13 +65,12 @@ def function_of(node: ast.expr, file: str) -> tuple[str, ast.FunctionDef] | None
     return (home[0], function) if function else None
 
 
-def around(place: Place) -> ast.FunctionDef | None:
+def around(place: Place) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
     """The innermost function around a place."""
-    found = None
+    found: ast.FunctionDef | ast.AsyncFunctionDef | None = None
     for node in ast.walk(module_of(place.file).tree):
-        if (
-            isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-            and node.lineno <= place.node.lineno <= node.end_lineno
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.lineno <= place.node.lineno <= (
+            node.end_lineno or node.lineno
         ):
             found = node if found is None or node.lineno > found.lineno else found
     return found

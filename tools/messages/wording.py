@@ -30,7 +30,7 @@ class Scope:
     """
 
     file: str
-    function: ast.FunctionDef | None
+    function: ast.FunctionDef | ast.AsyncFunctionDef | None
     given: dict[str, tuple[str, ...]] = field(default_factory=dict)
     depth: int = 0
 
@@ -43,7 +43,9 @@ def wordings(place: Place) -> list[str]:
 
 
 def _of_statement(place: Place, scope: Scope) -> list[str]:
+    assert isinstance(place.node, ast.Raise | ast.Expr)
     call = place.node.exc if isinstance(place.node, ast.Raise) else place.node.value
+    assert isinstance(call, ast.Call)
     name = ast.unparse(call.func).rpartition(".")[2]
     if place.kind == "check":
         if name == "require":
@@ -60,15 +62,10 @@ def _of_statement(place: Place, scope: Scope) -> list[str]:
 
 def _bounds(call: ast.Call, name: str, scope: Scope) -> list[str]:
     """What `at_least` and `at_most` say of the settings that they are given."""
-    bound, *names = call.args[1:]
-    names = [n.value if isinstance(n, ast.Constant) else placeholder(n) for n in names]
-    most = {k.arg: k.value for k in call.keywords}.get("most")
-    told = []
-    if name == "at_least":
-        told.append(("least", bound))
-    if name == "at_most" or most is not None:
-        told.append(("most", bound if name == "at_most" else most))
-
+    bound, *settings = call.args[1:]
+    names = [str(n.value) if isinstance(n, ast.Constant) else placeholder(n) for n in settings]
+    told = [("least" if name == "at_least" else "most", bound)]
+    told += [("most", k.value) for k in call.keywords if k.arg == "most"]
     return [
         f"{each} {each.upper()}: must be at {which} {_texts(value, scope)[0]}"
         for each in names
@@ -97,8 +94,8 @@ def _texts(node: ast.expr, scope: Scope) -> list[str]:
         return [text for value in node.values for text in _texts(value, scope)]
     if isinstance(node, ast.Name):
         return _named(node, scope)
-    if _is_choice(node):
-        return [text for value in [*node.func.value.values, *node.args[1:]] for text in _texts(value, scope)]
+    if choices := _choices(node):
+        return [text for value in choices for text in _texts(value, scope)]
     if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] not in OF_FORM:
         found = _returned(node, scope)
         if found:
@@ -112,13 +109,19 @@ def _parts(before: ast.expr | None, part: ast.expr, after: ast.expr | None, scop
     """What one part of an f-string may be. What begins it without a space behind it, such as the name of a file, and what ends it
     without one before it, are left out; of functions only the last is followed, since values come before and remedies behind."""
     if isinstance(part, ast.Constant):
-        return [part.value]
-    runs_on = isinstance(after, ast.FormattedValue) or (after is not None and after.value[:1].isalpha())
-    runs_on = runs_on or (after is None and isinstance(before, ast.Constant) and before.value[-1:].isalpha())
+        return [str(part.value)]
+    assert isinstance(part, ast.FormattedValue)
+    runs_on = isinstance(after, ast.FormattedValue) or _words(after)[:1].isalpha()
+    runs_on = runs_on or (after is None and _words(before)[-1:].isalpha())
     if isinstance(part.value, ast.Call) and after is not None:
         return [placeholder(part.value)]
     texts = _texts(part.value, scope)
     return ["" if _PASSED_ON.fullmatch(text) else text for text in texts] if runs_on else texts
+
+
+def _words(part: ast.expr | None) -> str:
+    """Those of a part of an f-string that is no value."""
+    return str(part.value) if isinstance(part, ast.Constant) else ""
 
 
 def _named(node: ast.Name, scope: Scope) -> list[str]:
@@ -139,14 +142,16 @@ def _named(node: ast.Name, scope: Scope) -> list[str]:
     return [placeholder(node)]
 
 
-def _is_choice(node: ast.expr) -> bool:
-    """Whether an expression is `{1: "one"}.get(...)`."""
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Dict)
+def _choices(node: ast.expr) -> list[ast.expr]:
+    """What an expression may be that is `{1: "one"}.get(...)`; none where it is another."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Dict):
+        return [*node.func.value.values, *node.args[1:]]
+    return []
 
 
 def _is_wording(node: ast.expr) -> bool:
     """Whether an expression is words of ours, and not a value that is told."""
-    if _is_choice(node):
+    if _choices(node):
         return True
     if isinstance(node, ast.IfExp):
         return _is_wording(node.body) or _is_wording(node.orelse)

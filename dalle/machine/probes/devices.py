@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import warnings
+from functools import partial
 from typing import Any
 
 from dalle.machine.asking import telling
@@ -78,7 +79,7 @@ def _rates(torch: Any) -> dict[str, float]:
     for name in ("fp32", "bf16"):
         dtype = getattr(torch, PRECISIONS[name])
         a, b = (torch.randn(_RATE_SIDE, _RATE_SIDE).to(dtype) for _ in range(2))
-        rates[name] = best_rate(lambda a=a, b=b: a @ b, 2 * _RATE_SIDE**3, torch.device("cpu"))
+        rates[name] = best_rate(partial(torch.matmul, a, b), 2 * _RATE_SIDE**3, torch.device("cpu"))
     return rates
 
 

@@ -1,6 +1,6 @@
 """Runs docs/notebook.ipynb from top to bottom in a kernel of its own, and keeps what it shows, which the site then shows too:
 
-python tools/site/run_notebook.py
+python tools/documentation/run_notebook.py
 """
 
 from __future__ import annotations

@@ -1,1 +1,0 @@
-"""The documentation site: pages that are made while it is built."""
