@@ -91,13 +91,13 @@ def test_an_image_is_pinned_and_runs_as_nobody_in_particular():
     assert user.isdigit() and int(user) > 0
 
 
-def test_types_are_checked_for_the_oldest_and_the_newest_python_and_no_module_is_left_out():
+def test_types_are_checked_for_the_oldest_python_and_no_module_is_left_out():
     settings = PROJECT["tool"]["mypy"]
     oldest = PROJECT["project"]["requires-python"].removeprefix(">=")
     told = [c.rpartition(" ")[2] for c in PROJECT["project"]["classifiers"] if re.search(r":: 3\.\d+$", c)]
     assert settings["python_version"] == oldest == told[0]
     script = (ROOT / "tools/test.sh").read_text(encoding="utf-8")
-    assert f".venv/bin/mypy --python-version {told[-1]} &" in script and "\n.venv/bin/mypy\n" in script
+    assert re.search(r"(?m)^\.venv/bin/mypy +#", script)
     assert settings["files"] == ["dalle", "tools"] and settings["check_untyped_defs"]
     assert not {"exclude", "ignore_errors", "disable_error_code", "strict_optional"} & set(settings)
     (libraries,) = settings["overrides"]

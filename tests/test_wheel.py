@@ -52,7 +52,8 @@ def environment(wheel, tmp_path_factory):
     (site,) = environment.glob("lib/*/site-packages")
     # the libraries, but not what a .pth file there adds, which is the checkout
     (site / "libraries.pth").write_text(sysconfig.get_path("purelib"))
-    (site / "sitecustomize.py").write_text(_NO_NETWORK)
+    (site / "no_network.py").write_text(_NO_NETWORK)
+    (site / "no_network.pth").write_text("import no_network")  # a sitecustomize may be hidden by another one
     pip = [sys.executable, "-m", "pip", "--python", str(environment / "bin/python"), "install", "--quiet"]
     subprocess.run([*pip, "--no-index", "--no-deps", str(wheel)], check=True)
     return environment

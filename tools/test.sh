@@ -7,10 +7,6 @@ source tools/venv.sh
 install test
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-# for the newest Python and the oldest, beside one another
-.venv/bin/mypy --python-version 3.13 &
-newest=$!
-.venv/bin/mypy
-wait "$newest"
+.venv/bin/mypy   # for the oldest Python; the newest by --python-version 3.13
 export OMP_NUM_THREADS=1
 exec .venv/bin/python -m pytest --numprocesses 2 --dist worksteal "$@"

@@ -82,7 +82,7 @@ def test_a_device_does_not_become_a_file(tmp_path, overwrite):
         told = "is a folder or a device; name a file" if overwrite else "is there already"
         with pytest.raises(ValueError, match=told), claimed_file(path, "dalle-x", overwrite):
             raise AssertionError("the work began")
-        with pytest.raises(OSError, match=f"something else than a file: '{path}'"):
+        with pytest.raises(OSError, match=f"something else than a file: move it away: '{path}'"):
             replace_bytes(path, b"x")
     assert sorted(os.listdir(tmp_path)) == ["link", "pipe"] and stat.S_ISFIFO(pipe.stat().st_mode)
 

@@ -86,7 +86,7 @@ def _complete(action: Action, kind: str | None) -> None:
     """By paths, and by the known names of a kind."""
     function = f"_dalle_{kind}_files"
     known = {"bash": function, "zsh": function, "fish": f"({function})"}
-    action.complete = shtab.FILE if kind is None else known  # type: ignore[attr-defined]
+    action.complete = shtab.FILE if kind is None else known  # type: ignore[attr-defined]  # for shtab alone
 
 
 def _choices(kind: Any) -> list[str]:

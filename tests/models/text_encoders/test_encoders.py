@@ -270,7 +270,7 @@ def test_what_is_no_bert_is_refused(tiny_bert, tmp_path, monkeypatch):
         (tmp_path / "pickled", "holds no model of transformers in safetensors"),
         (tmp_path / "cut", "holds no BERT with its tokenizer"),
         ("nobody/nothing", "there is no folder nobody/nothing, and the Hub .*no way to nobody/nothing"),
-        ("nobody/nothing@main", "no way to nobody/nothing$"),
+        ("nobody/nothing@main", "no way to nobody/nothing; name one that is there$"),
     ):
         with pytest.raises(ValueError, match=message) as refused:
             open_text_encoder(f"bert:{source}")
