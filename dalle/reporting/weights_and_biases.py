@@ -25,9 +25,8 @@ def start_run(settings: Wandb, title: str, folder: Path, run_id: str | None) -> 
     except ImportError as error:
         raise ValueError("wandb is switched on but not installed: `pip install wandb`, or switch it off") from error
     except Exception as error:
-        reason, advice = (
-            " ".join(str(error).split()),
-            "log in with `wandb login`, set its mode to offline, or switch it off",
-        )
-        raise ValueError(f"wandb is switched on but did not start ({reason}): {advice}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"wandb is switched on but did not start ({reason}): log in with `wandb login`, set its mode to offline, or switch it off"
+        ) from error
     return run
