@@ -3,6 +3,7 @@
 import json
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,9 +11,11 @@ from dalle.cli.doctor import command, self_test
 from dalle.cli.doctor.command import doctor, judged
 from dalle.cli.doctor.self_test import losses, tried
 from dalle.config.checks import Cause
+from dalle.config.commands.doctor import Doctor
 from dalle.machine import checkup
 from dalle.machine.finding import Finding
 from dalle.ready.names import ready_names
+from dalle.text import Tokenizer
 
 
 def test_all_of_it_on_this_machine(tmp_path, capfd, monkeypatch):
@@ -168,3 +171,32 @@ def test_pictures_that_are_none(tmp_path, monkeypatch, colours, said):
         return
     with pytest.raises(Cause, match=said):
         self_test._drawn(tmp_path, [])
+
+
+def test_an_output_of_no_name_is_refused():
+    with pytest.raises(ValueError, match="output: is empty; give the folder where runs would go"):
+        Doctor(output=" ")
+
+
+def test_a_caption_that_does_not_come_back(tmp_path, monkeypatch):
+    made = SimpleNamespace(encode=list, decode=lambda tokens: "a blue square", vocabulary=300)
+    monkeypatch.setattr("dalle.cli.data.train_tokenizer.train_tokenizer", lambda argv: None)
+    monkeypatch.setattr(Tokenizer, "load", lambda file: made)
+    with pytest.raises(Cause, match="comes back as 'a blue square'"):
+        self_test._tokenizer("none", str(tmp_path / "none.json"))
+
+
+def test_drawings_without_codes(tmp_path, monkeypatch):
+    class SomeOf64:
+        meta = SimpleNamespace(grid=4)
+
+        def __init__(self, folder):
+            assert folder == str(tmp_path / "tokens")
+
+        def __len__(self):
+            return 63
+
+    monkeypatch.setattr("dalle.cli.data.tokenize.tokenize", lambda argv: None)
+    monkeypatch.setattr("dalle.data.tokens.TokenShards", SomeOf64)
+    with pytest.raises(Cause, match="of 64 drawings 63 have codes"):
+        self_test._tokenize("none", tmp_path)
