@@ -69,7 +69,9 @@ def _demo(argv: list[str] | None, held: ExitStack) -> None:
     arguments.parse(TrainCLIP, "clip", stages["clip"])
     from dalle.sampling.model_set import Tuning, settle
 
-    settle(config.sampling, tuned.model, Tuning(tuned.caption_dropout, tuned.sampling_temperature))
+    settle(
+        config.sampling, tuned.model, Tuning(tuned.caption_dropout, tuned.sampling_temperature, tuned.sampling_guidance)
+    )
     held.enter_context(claimed(folder, "dalle-demo"))
     _clear(folder)
 

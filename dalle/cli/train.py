@@ -200,7 +200,8 @@ def _settings_of_start(argv: list[str], kind: str) -> list[str]:
     found = {f"model.{name}": value for name, value in asdict(read_start(folder, kind)).items()}
     if kind == "prior":
         header = read_header(folder)
-        found |= {name: float(header[name]) for name in ("caption_dropout", "sampling_temperature") if name in header}
+        tuned = ("caption_dropout", "sampling_temperature", "sampling_guidance")
+        found |= {name: float(header[name]) for name in tuned if name in header}
     return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in found.items()]
 
 

@@ -30,8 +30,8 @@ class BestOf:
         share: of the pairs that the prior trains on, in (0, 1]; the others are real, so that what the judge does not see is not
             forgotten
         seed: of the choice of captions and of the candidates
-        sampling: how candidates are drawn. `chunk` counts those of several captions together; `temperature` null is the one that
-            the prior was tuned for
+        sampling: how candidates are drawn. `chunk` counts those of several captions together; `temperature` and `guidance` null
+            are those that the prior was tuned for
     """
 
     model: str

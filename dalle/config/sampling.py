@@ -29,7 +29,7 @@ class Sampling:
         top_p: keep the likeliest codes that together have this probability; null keeps all
         guidance: scale of classifier-free guidance (Ho and Salimans, 2021): logits without the caption, plus so many times
             the difference that the caption makes. 1 is none; another one takes twice the work, and is refused for a
-            prior that was trained without `caption_dropout`
+            prior that was trained without `caption_dropout`. Null takes the one that the prior's folder says, or else 1
         chunk: candidates decoded together; null takes what the device's memory holds, 64 at most on a CPU and 512 on a GPU.
             Matrix products of another shape round differently, so the chunk has one width whatever n is, and is part of
             what an image can be made again from
@@ -40,7 +40,7 @@ class Sampling:
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
-    guidance: float = 1.0
+    guidance: float | None = None
     chunk: int | None = None
     precision: Precision = "bf16"
     compile: bool = True
@@ -52,6 +52,9 @@ class Sampling:
         )
         require(self.top_k is None or self.top_k >= 1, f"top_k {self.top_k}: must be at least 1")
         require(self.top_p is None or 0 < self.top_p <= 1, f"top_p {self.top_p}: must lie in (0, 1]")
-        require(0 <= self.guidance < math.inf, f"guidance {self.guidance}: must be finite and not negative; 1 is none")
+        require(
+            self.guidance is None or 0 <= self.guidance < math.inf,
+            f"guidance {self.guidance}: must be finite and not negative; 1 is none",
+        )
         at_most(self, 2**20, "chunk")
         require(self.chunk is None or self.chunk >= 1, f"chunk {self.chunk}: must be at least 1")

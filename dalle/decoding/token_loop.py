@@ -80,7 +80,7 @@ class TokenLoop:
         Args:
             text_CU: caption tokens int64, PAD after the end
             seeds_CN: one seed for each candidate int64; the same seed draws the same codes, in any place of the batch
-            sampling: temperature, filters, guidance
+            sampling: temperature (null is 1), filters, guidance (null is 1, none)
             given: codes that are kept as they are
             progress: told each slot whose step was issued
 
@@ -95,7 +95,7 @@ class TokenLoop:
         drawn = (~given.kept_I).nonzero().flatten().tolist()
         if not drawn:
             return codes_CI[:, None].repeat(1, candidates, 1)
-        guided = sampling.guidance != 1
+        guided = _guidance(sampling) != 1
         batch = self._batch_of(captions, candidates, guided)
         step = self._step_of(batch, sampling)
         batch.finite_X.fill_(True)
@@ -219,12 +219,13 @@ class _Batch:
 
 def _stepper(model: SlotModel, batch: _Batch, sampling: Sampling) -> Callable[[], None]:
     """Draws the next slot's codes; on CUDA a captured graph of that."""
+    guidance = _guidance(sampling)
 
     def step() -> None:
         logits_RV = model.logits(batch.held_R, batch.slot_1, batch.caches)
         if batch.shape[2]:
             captioned_XV, free_XV = logits_RV.chunk(2)
-            logits_RV = free_XV + sampling.guidance * (captioned_XV - free_XV)
+            logits_RV = free_XV + guidance * (captioned_XV - free_XV)
         uniform_XU = uniform_numbers(batch.seeds_X, batch.slot_1, num_uniform(logits_RV.shape[-1]))
         drawn_X, finite_X = choose(logits_RV, uniform_XU, sampling)
         batch.finite_X.logical_and_(finite_X)
@@ -256,9 +257,14 @@ def choose_chunk(loop: TokenLoop, sampling: Sampling) -> int:
         return sampling.chunk
     room = (_memory_bytes(loop.device) - loop.weight_bytes()) / 2
     width = _MOST_TOGETHER[loop.device.type]
-    while width > 1 and loop.cache_bytes(1, width, sampling.guidance != 1) > room:
+    while width > 1 and loop.cache_bytes(1, width, _guidance(sampling) != 1) > room:
         width //= 2
     return width
+
+
+def _guidance(sampling: Sampling) -> float:
+    """Its scale; where nothing says it there is none."""
+    return 1.0 if sampling.guidance is None else sampling.guidance
 
 
 def _memory_bytes(device: torch.device) -> int:

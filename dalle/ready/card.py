@@ -30,6 +30,7 @@ _RECIPE = (
         "caption_dropout",
         "bpe_dropout",
         "sampling_temperature",
+        "sampling_guidance",
         "images.augmentation",
         "data",
         "start_from",

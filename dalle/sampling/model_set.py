@@ -26,11 +26,12 @@ class Tuning:
 
     Args:
         caption_dropout: that it was trained with; null where nothing says it
-        temperature: that it was tuned for
+        temperature, guidance: that it was tuned for
     """
 
     caption_dropout: float | None = None
     temperature: float = 1.0
+    guidance: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,12 @@ def _tuning(prior: Path) -> Tuning:
     header = read_header(prior)
     if "caption_dropout" in header:
         try:
-            tuning = Tuning(float(header["caption_dropout"]), float(header["sampling_temperature"]))
-            Sampling(temperature=tuning.temperature)  # refuses what is none
+            tuning = Tuning(
+                float(header["caption_dropout"]),
+                float(header["sampling_temperature"]),
+                float(header.get("sampling_guidance", 1.0)),  # an earlier version wrote none
+            )
+            Sampling(temperature=tuning.temperature, guidance=tuning.guidance)  # refuses what is none
         except (KeyError, ValueError) as error:
             raise ValueError(f"the header of the weights in {prior} is damaged: {error}; take another copy") from None
         return tuning
@@ -225,14 +230,19 @@ def settle(sampling: Sampling, config: PriorModel, tuning: Tuning) -> Sampling:
             f"sampling.top_k {sampling.top_k}: this prior chooses among {config.codebook_size} codes; give at most that "
             "many, or null for all"
         )
-    if sampling.guidance != 1 and tuning.caption_dropout == 0:
+    settled = replace(
+        sampling,
+        temperature=tuning.temperature if sampling.temperature is None else sampling.temperature,
+        guidance=tuning.guidance if sampling.guidance is None else sampling.guidance,
+    )
+    if settled.guidance != 1 and tuning.caption_dropout == 0:
         raise ValueError(
-            f"sampling.guidance {sampling.guidance}: this prior was trained with caption_dropout 0, so what it thinks "
+            f"sampling.guidance {settled.guidance}: this prior was trained with caption_dropout 0, so what it thinks "
             "likely without a caption means nothing; leave guidance at 1, or train a prior with --caption_dropout 0.1"
         )
-    if sampling.guidance != 1 and tuning.caption_dropout is None:
+    if settled.guidance != 1 and tuning.caption_dropout is None:
         warn(
-            f"sampling.guidance {sampling.guidance}: nothing says whether this prior was trained with caption_dropout; "
+            f"sampling.guidance {settled.guidance}: nothing says whether this prior was trained with caption_dropout; "
             "one that was not draws less of its captions the more it is guided"
         )
-    return sampling if sampling.temperature is not None else replace(sampling, temperature=tuning.temperature)
+    return settled

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from dalle.objectives.prior import PriorObjective
 from dalle.reporting.best_of import FOLDER
 from dalle.sampling.drawing import Drawing
 from dalle.sampling.grid import make_grid
+from dalle.sampling.model_set import Tuning
 from dalle.sampling.pipeline import Pipeline
 from dalle.stages.best_of.mixture import Mixture
 from dalle.stages.cut_captions import CutCaptions
@@ -89,6 +89,7 @@ def stage(config: TrainPrior, world: World) -> Stage:
         facts={
             "caption_dropout": str(config.caption_dropout),
             "sampling_temperature": str(config.sampling_temperature),
+            "sampling_guidance": str(config.sampling_guidance),
             **facts,
         },
         files=tokenizer.files(),
@@ -165,13 +166,11 @@ class _Validation:
         places = [self.shards.place(number, seed=0)[1:] for number in range(min(_DRAWN_CAPTIONS, len(self.shards)))]
         codes, captions = zip(*(self.shards.pair(*place) for place in places), strict=True)
         captions = [c[0] for c in captions]
-        pipeline = Pipeline(self._plain_model(), load_dvae(self.config.dvae, self.world.device), self.tokenizer)
-        options: dict[str, Any] = {
-            "temperature": self.config.sampling_temperature,
-            "precision": self.precision,
-            "compile": False,
-        }
-        sampling = Sampling(chunk=_DRAWN_PER_CAPTION, **options)
+        given = self.config
+        tuning = Tuning(given.caption_dropout, given.sampling_temperature, given.sampling_guidance)
+        dvae = load_dvae(given.dvae, self.world.device)
+        pipeline = Pipeline(self._plain_model(), dvae, self.tokenizer, tuning=tuning)
+        sampling = Sampling(chunk=_DRAWN_PER_CAPTION, precision=self.precision, compile=False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CaptionWarning)  # the log says how many captions are cut
             chunks = pipeline.candidates(captions, _DRAWN_PER_CAPTION, self.seed, sampling)

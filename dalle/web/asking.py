@@ -28,7 +28,7 @@ class Ask:
     temperature: float | None
     top_k: int | None
     top_p: float | None
-    guidance: float
+    guidance: float | None
     image: str | None
     rows: int
     region: tuple[int, int, int, int] | None
@@ -70,8 +70,8 @@ def request_schema(models: list[str], limits: Serve) -> dict[str, Any]:
                 **{"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1, "default": None},
             },
             "guidance": {
-                "description": "Scale of classifier-free guidance; 1 is none, another one takes twice the work.",
-                **{**number, "minimum": 0, "maximum": 100, "default": 1},
+                "description": "Scale of classifier-free guidance; 1 is none, another one takes twice the work; null takes the model's own.",
+                **{**number, "type": ["number", "null"], "minimum": 0, "maximum": 100, "default": None},
             },
             "image": {
                 "description": "An image file in base64, of which some is kept; it takes rows or region.",

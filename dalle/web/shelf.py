@@ -46,7 +46,7 @@ class Shelved:
             "size_px": self.found.image_size_px,
             "grid": self.found.prior_config.grid,
             "ranks": self.found.clip is not None,
-            "guidance": self.found.tuning.caption_dropout != 0,
+            "guidance": self.found.tuning.guidance if self.found.tuning.caption_dropout != 0 else None,
             "temperature": self.found.tuning.temperature,
         }
 

@@ -43,8 +43,7 @@ def command(drawing: Drawing, order: Order) -> str:
         return shlex.join([*words, "--again", file_name(drawing)])
     words += ["--n", "1", "--keep", "1", "--seed", str(drawing.seed)]
     asked: dict[str, Any] = {"temperature": ask.temperature, "top_k": ask.top_k, "top_p": ask.top_p}
-    asked |= {"guidance": None if ask.guidance == 1 else ask.guidance}
-    asked |= {"chunk": drawing.settings["chunk"], "precision": sampling.precision}
+    asked |= {"guidance": ask.guidance, "chunk": drawing.settings["chunk"], "precision": sampling.precision}
     for name, value in asked.items():
         if value is not None and (name, value) != ("precision", type(sampling).precision):
             words += [f"--sampling.{name}", str(value)]

@@ -225,6 +225,13 @@ REFUSED = [
     (prior, dict(bpe_dropout=1.0), "bpe_dropout 1.0: must lie in [0, 1)"),
     (prior, dict(caption_dropout=-0.1), "caption_dropout -0.1: must lie in [0, 1)"),
     (prior, dict(sampling_temperature=0.0), "sampling_temperature 0.0: must be positive and finite"),
+    (prior, dict(sampling_guidance=-1.0), "sampling_guidance -1.0: must be finite and not negative; 1 is none"),
+    (
+        prior,
+        dict(sampling_guidance=2.0),
+        "sampling_guidance 2.0: a prior that never met an image without its caption cannot be guided; leave it at 1, "
+        "or train with --caption_dropout 0.1",
+    ),
     (clip, dict(model=codes()), "model.reads codes: needs the dVAE whose codes they are; name its folder with --dvae"),
     (
         clip,

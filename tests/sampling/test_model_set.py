@@ -40,12 +40,17 @@ def undropped(models, tmp_path_factory):
 
 def _without_the_facts(prior, target, yaml=True):
     """The same folder as an earlier version wrote it."""
+    gone = ("caption_dropout", "sampling_temperature", "sampling_guidance", "checksums", "seal")
+    return _with_header(prior, target, {k: v for k, v in read_header(prior).items() if k not in gone}, yaml)
+
+
+def _saying(prior, target, **facts):
+    """The same folder whose header says something else."""
+    return _with_header(prior, target, {k: v for k, v in read_header(prior).items() if k != "seal"} | facts)
+
+
+def _with_header(prior, target, header, yaml=True):
     target.mkdir()
-    header = {
-        name: value
-        for name, value in read_header(prior).items()
-        if name not in ("caption_dropout", "sampling_temperature", "checksums", "seal")
-    }
     save_file(load_file(prior / "model.safetensors"), target / "model.safetensors", metadata=header)
     for name in ("tokenizer.json", *(["config.yaml"] if yaml else [])):
         (target / name).write_bytes((prior / name).read_bytes())
@@ -154,9 +159,33 @@ def test_the_temperature_that_a_prior_was_tuned_for_is_the_default(models, undro
     assert (default.codes_I == drawn().codes_I).all()
 
 
+def test_the_guidance_that_a_prior_was_tuned_for_is_the_default(models, tmp_path):
+    guided = _saying(models / "prior", tmp_path / "guided", sampling_guidance="300.0")
+    assert find_models(models, prior=guided).tuning == Tuning(0.1, 0.9, 300.0)
+
+    def drawn(prior, **options):
+        pipeline = dalle.load(models, prior=prior, device="cpu", rerank=False)
+        return pipeline.generate("a red circle", n=2, sampling=Sampling(chunk=2, precision="fp32", **options))[0]
+
+    asked = drawn(models / "prior", guidance=300.0)
+    assert drawn(guided).settings["guidance"] == asked.settings["guidance"] == 300.0
+    assert (drawn(guided).codes_I == asked.codes_I).all()
+    assert drawn(guided, guidance=1.0).settings["guidance"] == drawn(models / "prior").settings["guidance"] == 1.0
+    assert (drawn(guided, guidance=1.0).codes_I == drawn(models / "prior").codes_I).all()
+    assert not (drawn(guided).codes_I == drawn(models / "prior").codes_I).all()
+
+
 def test_what_a_prior_says_survives_a_checkpoint(models, undropped, tmp_path):
-    for prior, tuning in ((models / "prior", Tuning(0.1, 0.9)), (undropped, Tuning(0.0, 1.0))):
-        output = tmp_path / str(tuning.temperature)
+    guided = tmp_path / "guided"
+    folders = ["--dvae", f"{models}/dvae", "--tokenizer", f"{models}/prior/tokenizer.json", "--output", str(guided)]
+    tuned = ["--caption_dropout", "0.1", "--sampling_guidance", "2.5", "--run.steps", "1"]
+    train("prior", TrainPrior, [*TINY_PRIOR, *tuned, "--data", f"{models}/tokens/train", *folders])
+    for prior, tuning in (
+        (models / "prior", Tuning(0.1, 0.9)),
+        (undropped, Tuning(0.0, 1.0)),
+        (guided, Tuning(0.1, 1.0, 2.5)),
+    ):
+        output = tmp_path / f"{tuning.temperature}, {tuning.guidance}"
         export([str(prior), "--output", str(output)])
         assert find_models(models, prior=output, rerank=False).tuning == tuning
 
@@ -166,22 +195,24 @@ def test_what_is_no_such_number_is_refused(models, tmp_path):
     for value in ("0", "-1", "nan", "inf"):
         with pytest.raises(ValueError, match="sampling_temperature"):
             arguments.parse(TrainPrior, "test", [*inputs, f"--sampling_temperature={value}"])
-    weights = load_file(models / "prior/model.safetensors")
     for number, (name, value) in enumerate(
-        [("caption_dropout", "often"), ("sampling_temperature", "-1"), ("sampling_temperature", "nan")]
+        [
+            ("caption_dropout", "often"),
+            ("sampling_temperature", "-1"),
+            ("sampling_temperature", "nan"),
+            ("sampling_guidance", "-1"),
+        ]
     ):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        unsealed = {key: told for key, told in read_header(models / "prior").items() if key != "seal"}
-        save_file(weights, folder / "model.safetensors", metadata={**unsealed, name: value})
-        (folder / "tokenizer.json").write_bytes((models / "prior/tokenizer.json").read_bytes())
+        folder = _saying(models / "prior", tmp_path / str(number), **{name: value})
         with pytest.raises(ValueError, match=r"header of the weights in .* is damaged"):
             find_models(models, prior=folder)
 
 
 def test_settling_leaves_what_was_asked_for(models):
     sizes = find_models(models).prior_config
-    assert settle(Sampling(top_k=3), sizes, Tuning(0.0, 0.5)) == Sampling(top_k=3, temperature=0.5)
-    assert settle(Sampling(temperature=2.0), sizes, Tuning(None, 0.5)) == Sampling(temperature=2.0)
+    tuned = settle(Sampling(top_k=3), sizes, Tuning(0.1, 0.5, 2.0))
+    assert tuned == Sampling(top_k=3, temperature=0.5, guidance=2.0)
+    asked = Sampling(temperature=2.0, guidance=1.0)
+    assert settle(asked, sizes, Tuning(None, 0.5, 3.0)) == asked
     with pytest.raises(ValueError, match="top_k 17"):
         settle(Sampling(top_k=17), sizes, Tuning())

@@ -92,7 +92,8 @@ def test_a_prior_begins_with_the_very_weights(models, tmp_path, more):
     header, before = read_header(tmp_path / "own"), read_header(models / "prior")
     assert header["started_from_hash"] == before["hash"]
     # how it wants to be drawn with is taken over where nothing else is asked for
-    assert (header["caption_dropout"], header["sampling_temperature"]) == ("0.1", "0.9")
+    told = ("caption_dropout", "sampling_temperature", "sampling_guidance")
+    assert [header[name] for name in told] == [before[name] for name in told] == ["0.1", "0.9", "1.0"]
     told = json.loads((tmp_path / "own/run.json").read_text())["started_from"]
     assert told == {"folder": f"{models}/prior", "started_from_hash": before["hash"]}
 

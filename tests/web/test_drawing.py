@@ -70,8 +70,7 @@ def test_the_command_draws_it_again(server, shelved):
         config = parse(Sample, name, words, "caption")
         assert (config.caption, config.n, config.keep, config.seed) == (caption, 1, 1, -3)
         assert config.sampling == replace(
-            Sampling(chunk=4), **{name: options.get(name) for name in ("temperature", "top_k")},
-            guidance=options.get("guidance", 1.0), precision="fp32",
+            Sampling(chunk=4), **{name: options.get(name) for name in ("temperature", "top_k", "guidance")}, precision="fp32",
         )  # fmt: skip
         assert config.model == shelved.name == shelved.folder.name  # of an absolute path no more than the end
 

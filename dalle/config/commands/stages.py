@@ -177,6 +177,7 @@ class TrainPrior:
             one, for guidance and `dalle-caption` (Ho and Salimans, 2022); 0 in the paper
         sampling_temperature: at which the prior draws unless another one is asked for, kept with its weights; 1 in the paper.
             A prior of minutes draws cleaner below it
+        sampling_guidance: scale of guidance with which it draws, likewise; 1, none, in the paper. Others need `caption_dropout`
         best_of: train on the best of the candidates of a prior that is there, beside the real pairs; null (the paper) does not.
             Starts from that prior, unless `start_from` names another
     """
@@ -193,6 +194,7 @@ class TrainPrior:
     bpe_dropout: float = 0.1
     caption_dropout: float = 0.0
     sampling_temperature: float = 1.0
+    sampling_guidance: float = 1.0
     best_of: BestOf | None = None
     model: PriorModel = field(default_factory=PriorModel)
     objective: PriorObjective = field(default_factory=PriorObjective)
@@ -204,6 +206,15 @@ class TrainPrior:
         require(
             0 < self.sampling_temperature < math.inf,
             f"sampling_temperature {self.sampling_temperature}: must be positive and finite",
+        )
+        require(
+            0 <= self.sampling_guidance < math.inf,
+            f"sampling_guidance {self.sampling_guidance}: must be finite and not negative; 1 is none",
+        )
+        require(
+            self.sampling_guidance == 1 or self.caption_dropout > 0,
+            f"sampling_guidance {self.sampling_guidance}: a prior that never met an image without its caption cannot be guided; "
+            "leave it at 1, or train with --caption_dropout 0.1",
         )
 
 

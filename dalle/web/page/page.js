@@ -5,7 +5,7 @@ import * as history from "./history.js";
 
 const at = id => document.getElementById(id);
 const OWN = "the model's own", PENDING = "pending";
-let known = [], limits = {}, running = null, shown = null, said = "", changed = { temperature: false };
+let known = [], limits = {}, running = null, shown = null, said = "", changed = { temperature: false, guidance: false };
 
 // ---- the form
 
@@ -17,8 +17,9 @@ function settle() {
   at("about").title = about;
   at("example").hidden = !example;
   at("example").textContent = `Try: ${example}`;
-  at("guidance-field").hidden = !guidance;
-  if (!guidance) at("guidance").value = 1;
+  at("guidance-field").hidden = guidance === null;
+  if (guidance === null) changed.guidance = false;
+  if (!changed.guidance) at("guidance").value = guidance ?? 1;
   if (!changed.temperature) at("temperature").value = temperature;
   image.ofGrid(grid);
   told();
@@ -28,15 +29,15 @@ function told() {
   const own = model();
   at("temperature-out").textContent = changed.temperature ? Number(at("temperature").value).toFixed(2) : `${own.temperature} (${OWN})`;
   at("top_p-out").textContent = Number(at("top_p").value) === 1 ? "all codes" : Number(at("top_p").value).toFixed(2);
-  at("guidance-out").textContent = Number(at("guidance").value) === 1 ? "1 (none)" : Number(at("guidance").value).toFixed(2);
+  const guidance = Number(at("guidance").value) === 1 ? "1, none" : Number(at("guidance").value).toFixed(2);
+  at("guidance-out").textContent = changed.guidance ? guidance : `${guidance} (${OWN})`;
 }
 
 function anotherSeed() { at("seed").value = crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_000; }
 
 function defaults() {
-  changed.temperature = false;
+  changed.temperature = changed.guidance = false;
   at("top_p").value = 1;
-  at("guidance").value = 1;
   settle();
 }
 
@@ -44,7 +45,7 @@ async function asked() {
   const ask = { caption: at("caption").value, model: model().name, n: Number(at("n").value), seed: Number(at("seed").value) };
   if (changed.temperature) ask.temperature = Number(at("temperature").value);
   if (Number(at("top_p").value) < 1) ask.top_p = Number(at("top_p").value);
-  if (Number(at("guidance").value) !== 1) ask.guidance = Number(at("guidance").value);
+  if (changed.guidance) ask.guidance = Number(at("guidance").value);
   const { blob, ...kept } = image.asked() ?? {};
   return blob ? { ...ask, ...kept, image: await base64(blob) } : ask;
 }
@@ -62,8 +63,8 @@ at("n").addEventListener("input", () => { at("n-range").value = at("n").value; }
 at("n").addEventListener("change", () => { at("n").value = at("n-range").value; });  // which keeps to the limits
 at("dice").addEventListener("click", anotherSeed);
 at("seed").addEventListener("input", () => { at("new-seed").checked = false; });
-at("temperature").addEventListener("input", () => { changed.temperature = true; told(); });
-for (const id of ["top_p", "guidance"]) at(id).addEventListener("input", told);
+for (const id of ["temperature", "guidance"]) at(id).addEventListener("input", () => { changed[id] = true; told(); });
+at("top_p").addEventListener("input", told);
 at("defaults").addEventListener("click", defaults);
 at("caption").addEventListener("keydown", event => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); at("ask").requestSubmit(); }
