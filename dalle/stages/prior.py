@@ -11,6 +11,7 @@ from PIL import Image
 
 from dalle.cluster.topology import World
 from dalle.config import Sampling, TrainPrior
+from dalle.config.training import Precision
 from dalle.data.tokens import TokenBatches, TokenLoader, TokenShards
 from dalle.models.flops import prior_flops
 from dalle.models.folder import check_link, codes_hash, load_dvae
@@ -146,7 +147,7 @@ class _Validation:
         self.batches = TokenBatches(self.shards, tokenizer, config.model.caption_tokens, size, seed=0)
         self.count = min(config.run.validation_batches * world.size, len(self.shards) // size)
         self.seed = config.run.seed
-        self.precision = "fp32" if config.run.precision == "fp32" else "bf16"
+        self.precision: Precision = "fp32" if config.run.precision == "fp32" else "bf16"
 
     def figures(self) -> dict[str, float]:
         """Means over the batches, which the ranks share out. Where weights are sharded each has to compute as many."""
