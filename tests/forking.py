@@ -75,7 +75,7 @@ class Forked:
             self.returncode = int(self._answers.readline())
         return self.returncode
 
-    def communicate(self, timeout: float) -> tuple[str, str]:
+    def communicate(self, timeout: float = 240) -> tuple[str, str]:
         """What it said, stdout and stderr, once it has ended. Raises TimeoutError."""
         self.wait(timeout)
         for file in self._said:

@@ -19,6 +19,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def begin_alone(script: str, *arguments: str) -> Forked:
+    """One process by itself, on the CPU, as leader of a group of its own."""
+    return Forked(script, arguments, clean_environment() | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+
+
 def run_processes(
     script: str,
     count: int,
