@@ -148,8 +148,8 @@ class Engine:
 
     def fits_whole(self) -> bool:
         """Whether the model may be held whole by every process for a while."""
-        shapes = (piece.shape for piece in self.shards.pieces.values())
-        return self.run.zero_stage < 3 or sum(map(math.prod, shapes)) <= _WHOLE_PARAMETERS
+        sizes = (math.prod(piece.shape) for piece in self.shards.pieces.values())
+        return self.run.zero_stage < 3 or sum(sizes) <= _WHOLE_PARAMETERS
 
     def whole_weights(self) -> AbstractContextManager:
         """Within the block the model is whole on every process; all have to enter. Costs nothing below stage 3."""
@@ -160,21 +160,18 @@ class Engine:
     def writes(self, name: str, piece: Piece) -> bool:
         """Whether this process, of all that hold a piece of a tensor, is the one that puts it into checkpoints. Machines
         hold the same and share the work."""
-        if piece.shared:
-            return self.world.is_main
-        return piece.size > 0 and self.world.number == self._writer(name)
+        mine = piece.size > 0 and self.world.number == self._writer(name)
+        return self.world.is_main if piece.shared else mine
 
     def _writer(self, name: str) -> int:
         """The machine that writes a tensor, or its shards."""
-        if self.run.zero_stage == 0:
-            return 0
-        return zlib.crc32(name.encode()) % self.world.num_machines
+        return 0 if self.run.zero_stage == 0 else zlib.crc32(name.encode()) % self.world.num_machines
 
     def check_replicas(self) -> None:
         """See that all processes that hold the same weights hold the same bits: each computes its updates for itself. All
         ranks have to call it. Raises Hopeless on all."""
-        weights = [tensor for _, tensor in self.shards.weights().values()]
-        check_same_weights(self.world, weights, sharded=self.run.zero_stage == 3)
+        held = self.shards.weights().values()
+        check_same_weights(self.world, [tensor for _, tensor in held], sharded=self.run.zero_stage == 3)
 
     def state(self) -> Iterator[Fragment]:
         """What this process puts into a checkpoint, by name of the whole: weights, moments, error buffers, gradient
@@ -303,11 +300,21 @@ def _import_deepspeed():
     # that PyTorch has new names for them is said of DeepSpeed's collectives at every call
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     import deepspeed
-    from deepspeed.ops import __compatible_ops__
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # on a CPU DeepSpeed would compile a kernel for tensor-parallel inference at start: a minute and a compiler, unused
-    __compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    _import_muon()
     if deepspeed.comm.is_initialized() is False:
         deepspeed.init_distributed(verbose=False)
     return deepspeed
+
+
+def _import_muon() -> None:
+    """DeepSpeed's, which it compares every optimiser with: by itself that imports PyTorch's compiler, 2 s of each start."""
+    from deepspeed.runtime import compiler
+
+    whole, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
+    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+
+    compiler.compile = whole

@@ -14,6 +14,7 @@ from dalle.objectives.prior import PriorObjective as PriorLoss
 from dalle.training import deepspeed_adapter, engine
 from dalle.training.engine import Engine, sharded_construction
 from tests.conftest import ROOT
+from tests.processes import ON_CPU, run_processes
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SIZES = PriorModel(text_slots=4, grid=2, text_vocabulary=5, codebook_size=7, width=32, depth=2, heads=2)
@@ -115,11 +116,27 @@ def test_what_is_in_main_memory_is_not_told_of():
     assert not _engine(1).shards.tell_reduced(lambda some: None)
 
 
+def test_a_training_imports_no_compiler():
+    """Which DeepSpeed's Muon does at every start, unused, and takes as long as PyTorch itself."""
+    script = """
+import sys
+from tests.training import cluster
+from dalle.cluster.topology import joined
+with joined() as world:
+    for zero_stage in (1, 3):
+        cluster.train(cluster.make(world, zero_stage=zero_stage), 0, 2)
+print("torch._inductor.compile_fx" in sys.modules)
+"""
+    assert run_processes(script, 1, 1, environment=ON_CPU).splitlines()[-1] == "False"
+
+
 def test_the_functions_we_call_are_there():
     deepspeed = engine._import_deepspeed()
     from deepspeed.ops import __compatible_ops__
+    from deepspeed.runtime import compiler
     from deepspeed.runtime.torch_autocast import init_autocast_params
 
+    assert compiler.compile() is torch.compile and compiler.dummy_decorator(test_what_we_read_is_there)
     assert hasattr(deepspeed.utils.groups, "mpu")
     assert list(inspect.signature(init_autocast_params).parameters) == [
         *("engine", "dtype", "torch_autocast_lower_precision_safe_modules"),
