@@ -79,7 +79,7 @@ def exchanged(layout: Layout) -> Exchanged:
     meter = Meter([*shards.gradients().values(), *(t for stack in stacks for t in (stack.buffer_NSL, stack.q0_LK))])
     with meter, flops, torch.no_grad():
         step.open()
-        for names in layout.sizes.in_backward_order():
+        for names in layout.sizes.in_backward_order:
             if isinstance(shards, _Shards):
                 shards.arrive(names)
             backward.ended += 1

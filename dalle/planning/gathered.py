@@ -15,7 +15,7 @@ def at_the_turn(layout: Layout) -> int:
     wire = layout.sizes.wire_bytes(layout.run)
     distance = _settings(layout)["stage3_max_reuse_distance"]
     behind, total = 0, 0
-    for names in layout.sizes.in_backward_order():
+    for names in layout.sizes.in_backward_order:
         if 2 * behind >= distance:
             break
         total += sum(wire[name] * layout.sizes.parameters[name].numel() for name in names)

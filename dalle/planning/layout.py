@@ -15,6 +15,7 @@ from torch import nn
 
 from dalle.config import Optimizer, PriorModel, Run
 from dalle.config.checks import require
+from dalle.models.flops import attention_flops, prior_flops
 from dalle.models.prior import Prior
 from dalle.training.deepspeed_adapter import largest_resblock
 from dalle.training.engine import communicated_in_16_bit
@@ -40,6 +41,7 @@ class Sizes:
         names = {id(p): name for name, p in self.parameters.items()}
         self.in_16_bit = {names[id(weight)] for weight in communicated_in_16_bit(self.prior)}
 
+    @cached_property
     def in_backward_order(self) -> list[list[str]]:
         """Names of the parameters whose gradients come together: the heads' and the last norm's, each resblock's from the last
         to the first, the embeddings'."""
@@ -49,6 +51,22 @@ class Sizes:
         outside = [name for name in names.values() if name not in within]
         last = [name for name in outside if "head" in name or name.startswith("norm")]
         return [last, *reversed(blocks), [name for name in outside if name not in last]]
+
+    @property
+    def blocks(self) -> list[list[str]]:
+        """Names by resblock, from the first to the last."""
+        return self.in_backward_order[-2:0:-1]
+
+    @cached_property
+    def forward_flops(self) -> list[int]:
+        """Of a sample: of each resblock, from the first to the last, and of the heads."""
+        products = [
+            2 * self.config.slots * sum(self.parameters[name].numel() for name in names if name in self.matrices)
+            for names in self.blocks
+        ]
+        for number, kind in enumerate(self.prior.kinds):
+            products[2 * number] += attention_flops(kind, self.config)
+        return [*products, prior_flops(self.config) // 3 - sum(products)]
 
     def wire_bytes(self, run: Run) -> dict[str, int]:
         """By name, bytes of a weight while processes that shard gather it, and of its gradient while they reduce it."""

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dalle.models.flops import attention_flops, prior_flops
 from dalle.planning.exchanged import Exchanged
 from dalle.planning.layout import Layout
 
@@ -114,30 +113,13 @@ def update(layout: Layout, exchanged: Exchanged, state_bytes: int, rates: Rates)
     return Update(compute, inside, between, (steps - 1) * one_s, max(0.0, between.free_s - backward_s), shared_bytes)
 
 
-def forward_flops(layout: Layout) -> list[int]:
-    """Of a sample: of each resblock, from the first to the last, and of the heads."""
-    sizes, config = layout.sizes, layout.sizes.config
-    products = [
-        2 * config.slots * sum(sizes.parameters[n].numel() for n in names if n in sizes.matrices)
-        for names in _blocks(layout)
-    ]
-    for number, kind in enumerate(sizes.prior.kinds):
-        products[2 * number] += attention_flops(kind, config)
-    return [*products, prior_flops(config) // 3 - sum(products)]
-
-
-def _blocks(layout: Layout) -> list[list[str]]:
-    """Names by resblock, from the first to the last."""
-    return layout.sizes.in_backward_order()[-2:0:-1]
-
-
 def _micro_batch(layout: Layout, rates: Rates) -> tuple[Spans, Spans, Spans, list[float]]:
     """Forward and backward pass: computing and the exchange within and between machines, and when the backward pass of the heads, of
     each resblock from the last to the first, and of the embeddings had ended."""
     compute, inside, between = Spans(), Spans(), Spans()
-    *blocks_s, heads_s = (layout.micro_batch * count / rates.flops for count in forward_flops(layout))
+    *blocks_s, heads_s = (layout.micro_batch * count / rates.flops for count in layout.sizes.forward_flops)
     wire = layout.sizes.wire_bytes(layout.run)
-    sizes_B = [sum(wire[n] * layout.sizes.parameters[n].numel() for n in names) for names in _blocks(layout)]
+    block_bytes = [sum(wire[n] * layout.sizes.parameters[n].numel() for n in names) for names in layout.sizes.blocks]
     sharded = layout.run.zero_stage == 3
 
     def gathered(size: int, after_s: float) -> float:
@@ -155,11 +137,11 @@ def _micro_batch(layout: Layout, rates: Rates) -> tuple[Spans, Spans, Spans, lis
             ended.append(before_s)
         return ended
 
-    passed("forward", list(zip(blocks_s, sizes_B, strict=True)), reduced=False)
+    passed("forward", list(zip(blocks_s, block_bytes, strict=True)), reduced=False)
     ended = [compute.add("heads", 3 * heads_s)]  # whose gradients are made with their logits
     times = 3 if layout.run.recompute else 2
     ended += passed(
-        "backward", [(times * t, size) for t, size in zip(blocks_s[::-1], sizes_B[::-1], strict=True)], reduced=True
+        "backward", [(times * t, size) for t, size in zip(blocks_s[::-1], block_bytes[::-1], strict=True)], reduced=True
     )
     return compute, inside, between, [*ended, ended[-1]]
 

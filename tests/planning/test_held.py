@@ -7,7 +7,7 @@ import pytest
 
 from dalle.config import Compression, Optimizer, PriorModel, Run, Schedule
 from dalle.planning.exchanged import exchanged
-from dalle.planning.held import checkpoint_bytes, in_main_memory, stays
+from dalle.planning.held import stays
 from dalle.planning.layout import Layout, Sizes
 from tests.processes import ON_CPU, run_processes
 

@@ -44,7 +44,8 @@ class DrawShapes:
         require(self.output is not None or self.skills is not None, "output: is missing; give --output FOLDER")
 
 
-def _check_sharding(optimizer: Optimizer, run: Run) -> None:
+def check_sharding(optimizer: Optimizer, run: Run) -> None:
+    """Raises ValueError for an optimiser that cannot be sharded as the run asks."""
     require(
         optimizer.muon_step_size_factor is None or run.zero_stage == 0,
         f"optimizer.muon_step_size_factor {optimizer.muon_step_size_factor} with run.zero_stage {run.zero_stage}: Muon "
@@ -198,7 +199,7 @@ class TrainPrior:
     objective: PriorObjective = field(default_factory=PriorObjective)
 
     def __post_init__(self) -> None:
-        _check_sharding(self.optimizer, self.run)
+        check_sharding(self.optimizer, self.run)
         require(0 <= self.bpe_dropout < 1, f"bpe_dropout {self.bpe_dropout}: must lie in [0, 1)")
         require(0 <= self.caption_dropout < 1, f"caption_dropout {self.caption_dropout}: must lie in [0, 1)")
         require(
@@ -235,7 +236,7 @@ class TrainCLIP:
     images: Images = field(default_factory=lambda: Images(augmentation="prior"))
 
     def __post_init__(self) -> None:
-        _check_sharding(self.optimizer, self.run)
+        check_sharding(self.optimizer, self.run)
         _check_prior_only(self.run)
         require(
             self.model.reads == "pixels" or self.dvae is not None,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from dalle.config.best_of import BestOf
 from dalle.config.checks import at_least, require
+from dalle.config.commands.stages import check_sharding
 from dalle.config.models import PriorModel
 from dalle.config.run import Run
 from dalle.config.training import Optimizer, PriorObjective
@@ -81,6 +82,7 @@ class Plan:
     best_of: BestOf | None = None
 
     def __post_init__(self) -> None:
+        check_sharding(self.optimizer, self.run)
         at_least(self, 1, "machines", "gpus", most=2**16)
         for name in ("memory", "link", "inside", "tflops", "bandwidth", "disk"):
             value = vars(self)[name]
