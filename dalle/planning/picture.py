@@ -32,7 +32,7 @@ def draw(update: Update, path: Path) -> None:
     last_s = max(spans.free_s for spans in rows.values())
     figure = Figure(figsize=(9, 2.9), dpi=150, facecolor="white")
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.15, 0.3, 0.83, 0.58))
+    axes = figure.add_axes((0.16, 0.3, 0.82, 0.58))
     drawn = set()
     for place, spans in enumerate(rows.values()):
         for what, begin_s, end_s in merged(spans, _LEAST_GAP * last_s):

@@ -39,6 +39,12 @@ class Machines:
         )
         return cls(1e9 * config.memory, rates, 1e9 * config.disk, config.price)
 
+    @classmethod
+    def measured(cls, flops: float, memory_bytes: float) -> Machines:
+        """Machines of which the rate of products and the memory are known; all else is what `dalle-plan` takes for granted."""
+        rates = Rates(flops, 1e9 * Plan.link / 8, 1e9 * Plan.inside, 1e9 * Plan.bandwidth)
+        return cls(memory_bytes, rates, 1e9 * Plan.disk, None)
+
 
 class Planned:
     """All that is known of a training on machines.

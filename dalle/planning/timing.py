@@ -127,10 +127,12 @@ def _micro_batch(layout: Layout, rates: Rates) -> tuple[Spans, Spans, Spans, lis
 
     def passed(name: str, order: list[tuple[float, int]], reduced: bool) -> list[float]:
         ended = []
-        begun_s = before_s = compute.free_s
-        for took_s, size in order:
-            ready_s = gathered(size, begun_s)
-            begun_s = max(before_s, ready_s)  # then the next one's weights may come
+        before_s = compute.free_s
+        next_ready_s = gathered(order[0][1], before_s)
+        for number, (took_s, size) in enumerate(order):
+            ready_s = next_ready_s
+            if number + 1 < len(order):  # the next one's weights come while this one is computed
+                next_ready_s = gathered(order[number + 1][1], max(before_s, ready_s))
             before_s = compute.add(name, took_s, ready_s)
             if reduced and sharded:
                 _shared(layout, rates, inside, between, "reduce", size, before_s)

@@ -96,6 +96,7 @@ class TrainDVAE:
         output: folder of the trained model
         valid_data: held-out shards; null means no figures, and pictures of training pairs
         resume: continue from the latest checkpoint in the output folder, whose config.yaml has all other settings
+        dry_run: tell what the training would take on this machine, train nothing and write nothing
         start_from: name, folder or Hub id of a finished dVAE to go on from, whose sizes are taken; also `--from`
         freeze: "encoder" trains the decoder alone, on the codes of a dVAE that `start_from` names: what the codes stand for
             stays, so priors and tokens of that dVAE go on with this one. The decoder may then have sizes of its own. Null
@@ -108,6 +109,7 @@ class TrainDVAE:
     run: Run
     valid_data: str | None = None
     resume: bool = False
+    dry_run: bool = False
     start_from: str | None = None
     freeze: Literal["encoder"] | None = None
     model: DVAEModel = field(default_factory=DVAEModel)
@@ -172,6 +174,7 @@ class TrainPrior:
         output: folder of the trained model
         valid_data: folder of held-out token shards; null means no figures, and pictures for training captions
         resume: continue from the latest checkpoint in the output folder, whose config.yaml has all other settings
+        dry_run: tell what the training would take on this machine, train nothing and write nothing
         start_from: name, folder or Hub id of a finished prior to go on from, whose sizes are taken; also `--from`
         bpe_dropout: probability of skipping a merge while training (Provilkov et al., 2019)
         caption_dropout: probability of training on a pair without its caption, so that the prior also learns images without
@@ -190,6 +193,7 @@ class TrainPrior:
     run: Run
     valid_data: str | None = None
     resume: bool = False
+    dry_run: bool = False
     start_from: str | None = None
     bpe_dropout: float = 0.1
     caption_dropout: float = 0.0
@@ -220,6 +224,7 @@ class TrainCLIP:
             the images alone. Where `model.reads` is codes, they are this dVAE's
         valid_data: held-out shards; null means no validation
         resume: continue from the latest checkpoint in the output folder, whose config.yaml has all other settings
+        dry_run: tell what the training would take on this machine, train nothing and write nothing
         start_from: name, folder or Hub id of a finished CLIP to go on from, whose sizes are taken; also `--from`
     """
 
@@ -231,6 +236,7 @@ class TrainCLIP:
     dvae: str | None = None
     valid_data: str | None = None
     resume: bool = False
+    dry_run: bool = False
     start_from: str | None = None
     model: CLIPModel = field(default_factory=CLIPModel)
     images: Images = field(default_factory=lambda: Images(augmentation="prior"))

@@ -46,6 +46,8 @@ class Plan:
         output: see data
         valid_data: see data
         start_from: see data
+        resume: see data
+        dry_run: see data
         bpe_dropout: see data
         caption_dropout: see data
         sampling_temperature: see data
@@ -76,6 +78,8 @@ class Plan:
     output: str | None = None
     valid_data: str | None = None
     start_from: str | None = None
+    resume: bool = False
+    dry_run: bool = False
     bpe_dropout: float = 0.1
     caption_dropout: float = 0.0
     sampling_temperature: float = 1.0
