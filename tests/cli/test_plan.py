@@ -11,29 +11,15 @@ from dalle.cli.train import train
 from dalle.config import Plan, TrainDVAE, TrainPrior, TrainTextEncoder
 from tests.errors.refused import refused
 
+SIZES = {"text_slots": 8, "grid": 4, "text_vocabulary": 40, "codebook_size": 24, "width": 64, "depth": 2, "heads": 2}
 SMALL = [
-    "--model.text_slots",
-    "8",
-    "--model.grid",
-    "4",
-    "--model.text_vocabulary",
-    "40",
-    "--model.codebook_size",
-    "24",
-    "--model.width",
-    "64",
-    "--model.depth",
-    "2",
-    "--model.heads",
-    "2",
-    "--run.steps",
-    "1000",
-    "--run.batch_size",
-    "8",
-    "--optimizer.step_size.start",
-    "1e-3",
-    "--optimizer.step_size.end",
-    "1e-3",
+    *(f"--model.{name}={value}" for name, value in SIZES.items()),
+    *(
+        "--run.steps=1000",
+        "--run.batch_size=8",
+        "--optimizer.step_size.start=1e-3",
+        "--optimizer.step_size.end=1e-3",
+    ),
 ]
 SHARDED = ["--machines", "2", "--gpus", "2", "--run.zero_stage", "3", "--run.compression.rank", "8"]
 
