@@ -34,11 +34,18 @@ def held(world, model: dict, run: dict, optimizer: dict) -> dict[str, int]:
     for p in prior.parameters():
         p.register_post_accumulate_grad_hook(lambda _: before.append(_in_backward(engine)))
 
+    whole: list[int] = []
+    if run_settings.zero_stage == 3:  # at the last layer but the loss, when most weights are gathered
+        prior.image_head.register_forward_pre_hook(
+            lambda *_: whole.append(sum(p.data.nbytes for p in prior.parameters() if p.data.numel() == p.ds_numel))
+        )
+
     def between():
         found.clear()
         found.update({kind: _bytes(tensors) for kind, tensors in _by_kind(engine, step.powersgd, ema).items()})
         for kind in ("gradients", "buckets"):
             found[kind] = max(found[kind], *(each[kind] for each in before))
+        found["gathered"] = whole[-1] if whole and world.size > 1 else 0  # alone a process gathers nothing
         return step()
 
     between.open = step.open

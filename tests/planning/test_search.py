@@ -2,6 +2,7 @@
 
 import pytest
 
+from dalle.planning.exchanged import exchanged
 from dalle.planning.plan import Machines, Planned
 from dalle.planning.search import layouts, search
 from dalle.planning.timing import Rates
@@ -15,23 +16,27 @@ def _machines(memory: float) -> Machines:
 
 
 def _all(asked) -> list[Planned]:
-    found = []
+    """In full, but for what machines exchange, which is the same of all that shard alike."""
+    found, known = [], {}
     for each in layouts(asked):
+        alike = (each.machines, each.run.zero_stage, each.run.ranks_per_machine, each.run.compression)
         try:
-            found.append(Planned(each, _machines(1.0)))
+            if alike not in known:
+                known[alike] = exchanged(each)
         except ValueError:  # a matrix that such compression cannot cut
             continue
+        found.append(Planned(each, _machines(1.0), known[alike]))
     return found
 
 
 def test_the_fastest_that_fits_is_found():
-    """For several sizes of memory, from one where little fits to one where all does; and what needs least where nothing fits."""
-    asked = layout(2, 2, rank=8, zero_stage=3)
+    """Where little fits, and where half does; and what needs least where nothing fits."""
+    asked = layout(2, 1, rank=8, zero_stage=3, batch_size=2)
     every = _all(asked)
     peaks = sorted(plan.peak_bytes for plan in every)
-    assert len({(p.layout.run, p.layout.machines) for p in every}) == len(every) > 60
+    assert len({(p.layout.run, p.layout.machines) for p in every}) == len(every) > 20
     chosen = set()
-    for memory in (peaks[0], peaks[len(peaks) // 4], peaks[len(peaks) // 2], peaks[-1]):
+    for memory in (peaks[0], peaks[len(peaks) // 2]):
         found = search(asked, _machines(memory))
         best = min(plan.update.seconds for plan in every if plan.peak_bytes <= memory)
         assert found.fastest is not None and found.fastest.fits
