@@ -86,9 +86,8 @@ def activations(config: PriorModel, precision: str, micro_batch: int, recompute:
 def _of_layers(config: PriorModel, precision: str, samples: int, recompute: bool, in_16_bit: bool) -> tuple[int, ...]:
     counts = Counter(layer_kinds(config))
     works = {kind: layer_work(config, kind, precision, samples, recompute, in_16_bit) for kind in counts}
-    kept, forward = (
-        sum(count * getattr(works[kind], of) for kind, count in counts.items()) for of in ("kept", "forward")
-    )
+    kept = sum(count * works[kind].kept for kind, count in counts.items())
+    forward = sum(count * works[kind].forward for kind, count in counts.items())
     return kept, forward - kept, max(work.peak - work.kept for work in works.values())
 
 

@@ -8,9 +8,9 @@ from dalle.outputs.whole import whole_file
 from dalle.planning.timing import Spans, Update
 
 _COLOURS = {
-    "forward": "#3b7ddd",
+    "forward pass": "#3b7ddd",
     "heads": "#7a5cc4",
-    "backward": "#c2469a",
+    "backward pass": "#c2469a",
     "compression": "#8a8a8a",
     "update": "#3f9d5a",
     "gather": "#9cc2f5",

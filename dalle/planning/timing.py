@@ -139,11 +139,13 @@ def _micro_batch(layout: Layout, rates: Rates) -> tuple[Spans, Spans, Spans, lis
             ended.append(before_s)
         return ended
 
-    passed("forward", list(zip(blocks_s, block_bytes, strict=True)), reduced=False)
+    passed("forward pass", list(zip(blocks_s, block_bytes, strict=True)), reduced=False)
     ended = [compute.add("heads", 3 * heads_s)]  # whose gradients are made with their logits
     times = 3 if layout.run.recompute else 2
     ended += passed(
-        "backward", [(times * t, size) for t, size in zip(blocks_s[::-1], block_bytes[::-1], strict=True)], reduced=True
+        "backward pass",
+        [(times * t, size) for t, size in zip(blocks_s[::-1], block_bytes[::-1], strict=True)],
+        reduced=True,
     )
     return compute, inside, between, [*ended, ended[-1]]
 
