@@ -73,8 +73,8 @@ def activations(config: PriorModel, precision: str, micro_batch: int, recompute:
         precision: of the run
         micro_batch: samples
         recompute: whether layers are computed again
-        in_16_bit: whether weights come gathered in the precision of the products, as they do at stage 3; else autocast makes
-            copies of them, which are counted with what a layer keeps
+        in_16_bit: as if weights had the precision of the products; else, as in every training, autocast makes copies of them,
+            which are counted with what a layer keeps
     """
     # of a layer all is in proportion to the samples, but for copies of weights: two counts tell all
     one, two = (_of_layers(config, precision, samples, recompute, in_16_bit) for samples in (1, 2))

@@ -64,11 +64,10 @@ class Planned:
         """Bytes from update to update, by kind."""
         return stays(self.layout, self.sent)
 
-    def activations(self, recompute: bool) -> Activations:
-        run = self.layout.run
-        return activations(
-            self.layout.sizes.config, run.precision, self.layout.micro_batch, recompute, run.zero_stage == 3
-        )
+    def activations(self, recompute: bool, with_copies: bool = True) -> Activations:
+        """Of a micro-batch, with autocast's 16-bit copies of weights, or as if weights had 16 bits."""
+        config, precision = self.layout.sizes.config, self.layout.run.precision
+        return activations(config, precision, self.layout.micro_batch, recompute, not with_copies)
 
     def comes_and_goes(self, recompute: bool) -> int:
         """Bytes beside what stays, at the most: between forward and backward pass, or when machines exchange, which at stage 3
@@ -98,17 +97,18 @@ class Planned:
         seconds, checkpoint = self.update.seconds, checkpoint_bytes(layout, self.sent)
         hours = seconds * run.steps / 3600
         flops = prior_flops(sizes.config) * run.batch_size
-        found = self.activations(run.recompute)
+        found, without = (self.activations(run.recompute, with_copies) for with_copies in (True, False))
         return {
             "parameters": sizes.weights,
             "settings": settings(layout),
             "stays_bytes": self.stays,
             "comes_and_goes_bytes": {
                 "gathered weights": at_the_turn(layout),
-                "activations": self.activations(False).layers,
-                "activations, recomputed": self.activations(True).layers,
+                "activations": self.activations(False, with_copies=False).layers,
+                "activations, recomputed": self.activations(True, with_copies=False).layers,
+                "16-bit copies of weights": found.layers + found.copies - without.layers,
                 "a layer at work": found.layer,
-                "heads and their logits": found.copies + found.heads,
+                "heads and their logits": found.heads,
                 "compression and exchange": self.sent.working_bytes,
             },
             "stay_bytes": sum(self.stays.values()),
