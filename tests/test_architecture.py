@@ -22,6 +22,7 @@ ROOMS = [
         "evaluation",
         "stages",
         "machine",
+        "planning",
         "own",
         "web",
     ),

@@ -15,6 +15,7 @@ from dalle.config.commands.evaluation.evaluate import Evaluate
 from dalle.config.commands.evaluation.study import Study, WorkerChecks
 from dalle.config.commands.filter import Filter, Filters
 from dalle.config.commands.own import TrainFolder
+from dalle.config.commands.planning.plan import Plan
 from dalle.config.commands.publish import Publish
 from dalle.config.commands.sample import Sample
 from dalle.config.commands.schedules import unreached_schedules
@@ -59,6 +60,7 @@ __all__ = [
     "Filters",
     "Images",
     "Optimizer",
+    "Plan",
     "Plateau",
     "Precision",
     "PriorModel",

@@ -41,6 +41,7 @@ class BeforeStep:
         clip_norm: largest global norm; null clips nothing
         scales: of 16-bit gradients; null in fp32 and bf16
         matrices: names of the resblocks' matrices, and how many matrices each holds side by side
+        exchange: what averages over the machines
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class BeforeStep:
         clip_norm: float | None,
         scales: GradientScales | None,
         matrices: dict[str, int],
+        exchange: type[Exchange] = Exchange,
     ):
         self.shards, self.world, self.machines, self.scales = shards, world, world.machines, scales
         self.clip_norm = clip_norm or math.inf
@@ -61,11 +63,11 @@ class BeforeStep:
         self._shard = 0 if shared_out is None else shared_out.ordinal
         if run.compression is not None:
             assert self.machines is not None
-            wire = Exchange(self.machines.replicas, run.compression.format)
+            wire = exchange(self.machines.replicas, run.compression.format)
             shapes = {name: self._rows(name, parts) for name, parts in matrices.items()}
             compressed = (shapes, run.compression, self._num_shards, self._shard, wire, world.device)
             self.powersgd = PowerSGD(*compressed, _blocks(shapes))
-        self._fp32 = Exchange(self.machines.replicas) if self.machines else None
+        self._fp32 = exchange(self.machines.replicas) if self.machines else None
         self._gradients: dict[str, torch.Tensor] = {}  # of this update
         self._finite = torch.empty(0)
         self._groups = self._in_order()

@@ -39,7 +39,7 @@ class Exchange:
         """The mean over the group, fp32 [N]. All of the group have to call it with as many elements."""
         if self.format == "fp32" and self.size > 1:
             mean_N = values_N / self.size
-            yield dist.all_reduce(mean_N, group=self.group, async_op=True)
+            yield self.sum_begun(mean_N)
             return mean_N
         part = math.ceil(values_N.numel() / self.size)
         sizes = [max(0, min(part, values_N.numel() - number * part)) for number in range(self.size)]
@@ -70,7 +70,7 @@ class Exchange:
         if self.size > 1:
             theirs = codes_N.new_empty(self.size * mine)
             given, got = [size * width for size in sizes], [mine * width] * self.size
-            yield dist.all_to_all_single(_bytes(theirs), _bytes(codes_N), got, given, group=self.group, async_op=True)
+            yield self.send_begun(_bytes(theirs), _bytes(codes_N), got, given)
         mean = decode(theirs, self.format).view(self.size, mine).mean(dim=0)
         found = encode(compute(mean), self.format)
         if self.size == 1:
@@ -80,8 +80,16 @@ class Exchange:
         got, given = [size * width for size in back], [back[self.number] * width] * self.size
         # not a gather, whose parts would have to be as large as the largest
         copies = found.repeat(self.size)
-        yield dist.all_to_all_single(_bytes(everyones), _bytes(copies), got, given, group=self.group, async_op=True)
+        yield self.send_begun(_bytes(everyones), _bytes(copies), got, given)
         return list(decode(everyones, self.format).split(back))
+
+    def sum_begun(self, values: torch.Tensor) -> dist.Work:
+        """Sums over the group, in place."""
+        return dist.all_reduce(values, group=self.group, async_op=True)
+
+    def send_begun(self, received: torch.Tensor, sent: torch.Tensor, got: list[int], given: list[int]) -> dist.Work:
+        """From each process so many bytes, and to each so many."""
+        return dist.all_to_all_single(received, sent, got, given, group=self.group, async_op=True)
 
 
 def finished(steps: Steps) -> Any:

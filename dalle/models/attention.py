@@ -90,17 +90,17 @@ class MaskedAttention(nn.Module):
         """FlexAttention over the blocks of 128 × 128 pairs that the mask does not drop whole."""
         assert self.block_mask is not None, "moved to CUDA by `.to`, which makes the block mask"
         flex = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
-        ordered = (self._ordered(x_BHSK) for x_BHSK in (q_BHSK, k_BHSK, v_BHSK))
-        return self._ordered(flex(*ordered, block_mask=self.block_mask))
+        ordered = (self.ordered(x_BHSK) for x_BHSK in (q_BHSK, k_BHSK, v_BHSK))
+        return self.ordered(flex(*ordered, block_mask=self.block_mask))
 
     def by_windows(self, q_BHSK: torch.Tensor, k_BHSK: torch.Tensor, v_BHSK: torch.Tensor) -> torch.Tensor:
         """Dense products of windows, on a CPU."""
         assert self.windows is not None
-        q_PSK, k_PSK, v_PSK = (self._ordered(x_BHSK).flatten(0, 1) for x_BHSK in (q_BHSK, k_BHSK, v_BHSK))
+        q_PSK, k_PSK, v_PSK = (self.ordered(x_BHSK).flatten(0, 1) for x_BHSK in (q_BHSK, k_BHSK, v_BHSK))
         out_PSK = window_attention(q_PSK, k_PSK, v_PSK, self.text_slots, self.windows)
-        return self._ordered(out_PSK.unflatten(0, q_BHSK.shape[:2]))
+        return self.ordered(out_PSK.unflatten(0, q_BHSK.shape[:2]))
 
-    def _ordered(self, x_BHSK: torch.Tensor) -> torch.Tensor:
+    def ordered(self, x_BHSK: torch.Tensor) -> torch.Tensor:
         """Image slots in the order in which what a slot sees lies side by side, or back from it."""
         if self.kind != "column":
             return x_BHSK

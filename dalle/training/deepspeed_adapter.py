@@ -16,6 +16,11 @@ _SUB_GROUP = 100_000_000
 """Weights of a process that are updated together: DeepSpeed copies their gradients first, 0.4 GB."""
 
 
+_KEPT_GATHERED = 1_000_000_000
+"""Weights within which a gathered one has to be used again in order to stay: DeepSpeed's own default, twice the weights on the way
+to the end of the forward pass and back."""
+
+
 def settings(run: Run, world: World, resblock: int | None = None) -> dict:
     """The DeepSpeed configuration. Clipping and the decision to skip are ours (`gradients/before_step.py`).
 
@@ -29,6 +34,7 @@ def settings(run: Run, world: World, resblock: int | None = None) -> dict:
     if run.zero_stage == 3:
         # no parameter stays whole from update to update: the averaged weights are swapped in by swapping the shards
         zero |= {"stage3_param_persistence_threshold": 0, "sub_group_size": _SUB_GROUP}
+        zero["stage3_max_reuse_distance"] = _KEPT_GATHERED
     if run.offload == "cpu":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": world.device.type == "cuda"}
     return {

@@ -288,9 +288,13 @@ def _communicate_in_16_bit(objective: Any, run: Run) -> None:
     from deepspeed.runtime.torch_autocast import init_autocast_params
 
     init_autocast_params(SimpleNamespace(module=objective, zero_quantized_weights=lambda: False), torch.bfloat16, [])
-    for module in objective.modules():
-        if type(module) in _SIXTEEN_BIT:
-            module.weight.comm_dtype = torch.bfloat16 if run.precision == "bf16" else torch.float16
+    for weight in communicated_in_16_bit(objective):
+        weight.comm_dtype = torch.bfloat16 if run.precision == "bf16" else torch.float16
+
+
+def communicated_in_16_bit(objective: nn.Module) -> Iterator[Any]:
+    """The weights that are gathered, and whose gradients are reduced, in a 16-bit precision."""
+    return (module.weight for module in objective.modules() if type(module) in _SIXTEEN_BIT)
 
 
 def _import_deepspeed():

@@ -23,6 +23,7 @@ class TrainStackGAN:
         run: as of every training; `ema_decay` averages the generator, which is what is sampled
         valid_data: held-out shards, for pictures and figures of collapse; null takes training pairs
         resume: continue from the latest checkpoint in the output folder, whose config.yaml has all other settings
+        dry_run: tell what the training would take on this machine, train nothing and write nothing
         stage_one: folder of a trained stage one, whose images stage two begins with
         embeddings: file that keeps the numbers of captions from run to run; null keeps them in the output folder
         class_key: key of the samples' json whose values are classes, such as `name` or `class`: a wrong caption comes from another
@@ -42,6 +43,7 @@ class TrainStackGAN:
     run: Run
     valid_data: str | None = None
     resume: bool = False
+    dry_run: bool = False
     stage_one: str | None = None
     embeddings: str | None = None
     class_key: str | None = None
