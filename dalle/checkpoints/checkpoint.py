@@ -37,9 +37,18 @@ from dalle.checkpoints.rank_file import (
     write_proven,
 )
 from dalle.cluster.topology import World
+from dalle.config import plain_json
 from dalle.config.checks import Cause
 from dalle.models.weights import WeightsFile
 from dalle.outputs.whole import sync_folder
+
+_KINDS = {
+    "step": int,
+    "values": dict[str, Any],
+    "tensors": dict[str, dict[str, Any]],
+    "files": dict[str, dict[str, Any]],
+}
+"""What an index says."""
 
 
 class NotSaved(ValueError):
@@ -189,16 +198,24 @@ def _read_index(path: str | Path) -> Checkpoint:
     if not (path / STATE).is_file():
         raise ValueError(f"{path} is not a complete checkpoint: it holds no {STATE}; name another step-NUMBER")
     try:
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        # halves: names of data files are whatever their file system allows
+        state = plain_json.load((path / STATE).read_bytes(), STATE, halves=True)
         if not isinstance(state, dict):
             raise Cause("it is not a mapping of names to values")
-    except (OSError, ValueError, RecursionError) as error:
+    except plain_json.Damaged as error:
+        raise _damaged(path, error.what.replace(" is damaged", "", 1)) from None
+    except (OSError, Cause) as error:
         raise _damaged(path, f"{STATE}: {_reason(error)}") from error
     if "tensors" not in state:
         raise ValueError(f"checkpoint {path} was written by another version of this program: read it with that one")
     try:
         if _state_hash(state) != state.get("sha256"):
             raise Cause("its hash is not the one it was written with")
+        for name, kind in _KINDS.items():
+            if not plain_json.is_a(state.get(name), kind):
+                raise Cause(f"{name} is missing, or of another kind")
+        if wrong := [file for file in state["files"] if not re.fullmatch(r"rank-\d+\.safetensors", file)]:
+            raise Cause(f"it names the file {wrong[0]!a}, which is of another place")
         shapes = {name: tuple(tensor["shape"]) for name, tensor in state["tensors"].items()}
         for name, tensor in state["tensors"].items():
             _check_parts(name, shapes[name], tensor["parts"])
