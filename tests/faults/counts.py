@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+DAMAGED = int(os.environ.get("DALLE_FAULTS_DAMAGED", "500"))
+"""Of each kind of file, four times."""
 _told: dict[tuple[str, str], Counter[str]] = {}
 
 

@@ -103,7 +103,15 @@ class Server:
         """Run it; with a fault, by the names that `server` has for it."""
         log = self.folder / "log"
         trial = {"command": main, "arguments": [*arguments], "folder": str(below), "log": str(log)}
-        trial |= {"processes": processes, "at": -1, "error": KILL, "after_s": 0.0, "victims": [], **fault}
+        trial |= {
+            "processes": processes,
+            "at": -1,
+            "error": KILL,
+            "after_s": 0.0,
+            "victims": [],
+            "memory_bytes": -1,
+            **fault,
+        }
         self._process.stdin.write(json.dumps(trial) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
@@ -190,6 +198,16 @@ class Trials:
             assert content(self.place) == self.expected, where
             return "over before"
         assert all(code >= 0 or rank in (*victims, *done.ended) for rank, code in enumerate(done.codes)), where
+        return self._becomes(done, where)
+
+    def try_with_memory(self, memory_bytes: int) -> str:
+        """With no more than so much beyond what a process has when it begins; what becomes of it, in a word. Fails as `try_at`."""
+        self._reset()
+        done = self._again([], memory_bytes=memory_bytes)
+        where = f"with {memory_bytes:,} bytes: {done.said}"
+        assert done.code in (0, 2) and "Traceback" not in done.said, where
+        if done.code:
+            assert "emory" in done.said.strip().splitlines()[-1], where
         return self._becomes(done, where)
 
     def _becomes(self, done: Outcome, where: str) -> str:

@@ -103,6 +103,15 @@ def test_killed_at_many_moments(server, tried, tmp_path, name, capsys):
     _try_all("killed at a random moment", name, capsys, [partial(trials.try_after, *moment) for moment in moments])
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("name", NAMES)
+def test_too_little_memory(server, tried, tmp_path, name, capsys):
+    """Of address space, as `ulimit -v` has it. A cgroup's limit is a kill."""
+    trials = Trials(server, tried[name], tmp_path / "trials")
+    sizes = [2**20 * size for size in (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)][: max(1, MOST // 3)]
+    _try_all("too little memory", name, capsys, [partial(trials.try_with_memory, size) for size in sizes])
+
+
 def test_the_frame_finds_what_is_lost(server, tmp_path):
     """A command that takes half of its work for all of it."""
     trials = Trials(server, Command("tests.faults.loses:main", []), tmp_path / "trials")
