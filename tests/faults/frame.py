@@ -110,6 +110,7 @@ class Server:
             "after_s": 0.0,
             "victims": [],
             "memory_bytes": -1,
+            "clock": False,
             **fault,
         }
         self._process.stdin.write(json.dumps(trial) + "\n")
@@ -209,6 +210,13 @@ class Trials:
         if done.code:
             assert "emory" in done.said.strip().splitlines()[-1], where
         return self._becomes(done, where)
+
+    def try_with_jumps(self) -> str:
+        """While the clock of the day is set again and again; nothing comes of it."""
+        self._reset()
+        done = self._again([], clock=True)
+        assert done.code == 0 and content(self.place) == self.expected, done.said
+        return "as if nothing had been"
 
     def _becomes(self, done: Outcome, where: str) -> str:
         """It is called again, as a user would."""

@@ -4,9 +4,8 @@ library: a trial takes the time of its work alone.
 On its standard input comes a line for each, JSON: `command`, a console script's function as `module:function`; `arguments`;
 `processes` that are to find one another, as a launcher starts them; `log`, the file for what the first says, that of the others
 with their number behind it. `folder` whose changes are counted; `at`, the number of the call, from 0, at which the fault is, −1
-for none; `error`, its errno, 0 for a kill. Or `memory_bytes` of address space beyond what is taken. Or `after_s`, when `victims` of
-the processes are killed. The answer is a line with
-`codes`, negative of a signal, `calls`, `took_s`, `late` where it took too long, and `ended`, which processes a launcher had to end
+for none; `error`, its errno, 0 for a kill. Or `clock`, which jumps. Or `memory_bytes` of address space beyond what is taken. Or
+`after_s`, when `victims` of the processes are killed. The answer is a line with `codes`, negative of a signal, `calls`, `took_s`, `late` where it took too long, and `ended`, which processes a launcher had to end
 after others were killed: it gives them some time to do so themselves.
 """
 
@@ -47,6 +46,9 @@ def _run(trial: dict, rank: int, port: int, told: int) -> None:
     shim.fault_arm(
         trial["folder"].encode(), ctypes.c_long(trial["at"] if trial["at"] >= 0 else 1 << 60), trial["error"]
     )
+    if trial["clock"]:
+        shim.fault_clock()
+        assert abs(time.time() - time.time()) > 1e5, "the clock does not jump"
     if trial["memory_bytes"] >= 0:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         most = pages * os.sysconf("SC_PAGE_SIZE") + trial["memory_bytes"]

@@ -112,6 +112,20 @@ def test_too_little_memory(server, tried, tmp_path, name, capsys):
     _try_all("too little memory", name, capsys, [partial(trials.try_with_memory, size) for size in sizes])
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("name", NAMES)
+def test_a_clock_that_jumps(server, tried, tmp_path, name, capsys):
+    trials = Trials(server, tried[name], tmp_path / "trials")
+    _try_all("a clock that jumps", name, capsys, [trials.try_with_jumps])
+
+
+def test_quick_commands_with_a_clock_that_jumps_and_too_little_memory(server, tried, tmp_path):
+    for name in ("export", "filter"):
+        trials = Trials(server, tried[name], tmp_path / name)
+        trials.try_with_jumps()
+        trials.try_with_memory(2**20)
+
+
 def test_the_frame_finds_what_is_lost(server, tmp_path):
     """A command that takes half of its work for all of it."""
     trials = Trials(server, Command("tests.faults.loses:main", []), tmp_path / "trials")
