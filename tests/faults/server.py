@@ -5,8 +5,9 @@ On its standard input comes a line for each, JSON: `command`, a console script's
 `processes` that are to find one another, as a launcher starts them; `log`, the file for what the first says, that of the others
 with their number behind it. `folder` whose changes are counted; `at`, the number of the call, from 0, at which the fault is, −1
 for none; `error`, its errno, 0 for a kill. Or `clock`, which jumps. Or `memory_bytes` of address space beyond what is taken. Or
-`after_s`, when `victims` of the processes are killed. The answer is a line with `codes`, negative of a signal, `calls`, `took_s`, `late` where it took too long, and `ended`, which processes a launcher had to end
-after others were killed: it gives them some time to do so themselves.
+`after_s`, when `victims` of the processes are killed. The answer is a line with `codes`, negative of a signal, `calls`, `took_s`,
+`late` where it took too long, and `ended`, which processes a launcher had to end after others were killed: it gives them some time
+to do so themselves.
 """
 
 from __future__ import annotations
