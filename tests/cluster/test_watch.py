@@ -262,7 +262,8 @@ def test_connections_of_strangers_end_no_watch(said):
         rank.sendall(b'{"token": "secret", "rank": 0}\n{"left": true}\n')
         heard = b""
         while b"over" not in heard:
-            assert (data := rank.recv(100)), "the hub has ended"
+            data = rank.recv(100)
+            assert data, "the hub has ended"
             heard += data
     hub.join(20)
     assert not hub.is_alive() and len(hub._received) <= 1 + 64 + len(hub.members)
