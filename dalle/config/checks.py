@@ -51,6 +51,7 @@ def at_most(config, most: float, *names: str) -> None:
 
 
 _OUT_OF_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "alloc_failed", "bad_alloc")
+_OUT_OF_MEMORY += ("failed to map segment", "can't start new thread")  # a library to import, and a thread's stack
 
 
 def out_of_memory(error: BaseException) -> bool:

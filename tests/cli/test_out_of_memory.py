@@ -18,7 +18,8 @@ from dalle.cli import arguments
             "[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory:\nyou tried 9 bytes"
         ),
         OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
-        ImportError("a.so: failed to map segment: Cannot allocate memory"),
+        ImportError("a.so: failed to map segment from shared object"),
+        RuntimeError("can't start new thread"),
     ],
     ids=lambda error: type(error).__name__,
 )
