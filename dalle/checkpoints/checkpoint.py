@@ -13,7 +13,6 @@ and loading it runs no code.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -26,6 +25,7 @@ from typing import Any
 
 import torch
 
+from dalle.checkpoints.index import check_parts, checked, state_hash
 from dalle.checkpoints.names import STATE, complete, delete_old, make_room, retire, step_of
 from dalle.checkpoints.rank_file import (
     DTYPES,
@@ -41,14 +41,6 @@ from dalle.config import plain_json
 from dalle.config.checks import Cause
 from dalle.models.weights import WeightsFile
 from dalle.outputs.whole import sync_folder
-
-_KINDS = {
-    "step": int,
-    "values": dict[str, Any],
-    "tensors": dict[str, dict[str, Any]],
-    "files": dict[str, dict[str, Any]],
-}
-"""What an index says."""
 
 
 class NotSaved(ValueError):
@@ -209,18 +201,7 @@ def _read_index(path: str | Path) -> Checkpoint:
     if "tensors" not in state:
         raise ValueError(f"checkpoint {path} was written by another version of this program: read it with that one")
     try:
-        if _state_hash(state) != state.get("sha256"):
-            raise Cause("its hash is not the one it was written with")
-        for name, kind in _KINDS.items():
-            if not plain_json.is_a(state.get(name), kind):
-                raise Cause(f"{name} is missing, or of another kind")
-        if wrong := [file for file in state["files"] if not re.fullmatch(r"rank-\d+\.safetensors", file)]:
-            raise Cause(f"it names the file {wrong[0]!a}, which is of another place")
-        shapes = {name: tuple(tensor["shape"]) for name, tensor in state["tensors"].items()}
-        for name, tensor in state["tensors"].items():
-            _check_parts(name, shapes[name], tensor["parts"])
-            if tensor["dtype"] not in DTYPES or any(part[0] not in state["files"] for part in tensor["parts"]):
-                raise Cause(f"{name} is of no known dtype or in no known file")
+        shapes = checked(state)
         step, values, files = state["step"], state["values"], state["files"]
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(path, f"{STATE}: {_reason(error)}") from error
@@ -293,33 +274,17 @@ def _complete(partial: Path, target: Path, step: int, values: dict, files: dict[
             tensor["parts"].append([file, key, start, stop])
     for name, tensor in tensors.items():
         tensor["parts"].sort(key=lambda part: part[2:])
-        _check_parts(name, tensor["shape"], tensor["parts"])
+        check_parts(name, tensor["shape"], tensor["parts"])
     state = {"step": step, "values": values, "tensors": tensors, "files": files}
     # once around, so that what is hashed is what will be read: JSON has neither tuples nor keys other than text
     state = json.loads(json.dumps(state))
-    state["sha256"] = _state_hash(state)
+    state["sha256"] = state_hash(state)
     write_proven(partial / STATE, [json.dumps(state).encode()])
     sync_folder(partial)
     if target.exists():  # the same update once more, as after resuming and stopping at once
         retire(target)
     os.replace(partial, target)
     sync_folder(target.parent)
-
-
-def _state_hash(state: dict) -> str:
-    content = {name: value for name, value in state.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _check_parts(name: str, shape: Iterable[int], parts: list) -> None:
-    """Raises ValueError unless the parts, in order, cover the flattened tensor once."""
-    reached, numel = 0, math.prod(shape)
-    for _, _, start, stop in [*parts, (None, None, numel, numel)]:
-        if start > reached:
-            raise Cause(f"nothing holds elements {reached:,} to {start:,} of {name}")
-        if start < reached or not start <= stop <= numel:
-            raise Cause(f"of {name} two parts hold element {start:,}, or one reaches beyond the last")
-        reached = stop
 
 
 def _damaged(path: Path, problem: str) -> ValueError:

@@ -65,7 +65,7 @@ def test_checkpoints(tmp_path):
         ({"values": None}, "values is missing, or of another kind"),
     ):
         told = state | changed
-        (folder / checkpoint.STATE).write_text(json.dumps(told | {"sha256": checkpoint._state_hash(told)}))
+        (folder / checkpoint.STATE).write_text(json.dumps(told | {"sha256": checkpoint.state_hash(told)}))
         refused(f"checkpoint {folder} is damaged: state.json: {said}; start anew", checkpoint._read_index, folder)
     found = SimpleNamespace(path="c", values={"export": {"kind": "song", "config": {}, "links": {}}})
     refused("checkpoint c is of a model of kind song: known are ", export._identity, found)
