@@ -21,7 +21,7 @@ import dalle
 from dalle.cli import open_options
 from dalle.cli.allocator import keep_freed_memory
 from dalle.config import plain_yaml, shape, shipped
-from dalle.config.checks import SaidByAll, printable
+from dalle.config.checks import SaidByAll, out_of_memory, printable
 from dalle.config.programs import PROGRAMS, Program
 from dalle.outputs.streams import kept_open
 
@@ -102,16 +102,17 @@ def parse_model(cls: type, values: dict, where: str):
 
 
 def run(main: Callable[[], None], prog: str) -> None:
-    """Run a command: user errors become one line and exit code 2, a training whose numbers have gone wrong 3, Ctrl-C 130."""
+    """Run a command: user errors, a full disk and too little memory become one line and exit code 2, a training whose numbers have
+    gone wrong 3, Ctrl-C 130."""
     keep_freed_memory()
+    rank = os.environ.get("RANK", "0")
+    who = prog if os.environ.get("WORLD_SIZE", "1") == "1" else f"{prog} (rank {rank})"
     try:
         with kept_open():
             main()
     except ValueError as error:
         if os.environ.get("DALLE_DEBUG"):
             raise
-        rank = os.environ.get("RANK", "0")
-        who = prog if os.environ.get("WORLD_SIZE", "1") == "1" else f"{prog} (rank {rank})"
         all_say_it = isinstance(error, SaidByAll)
         if rank == "0" or not all_say_it:
             print(f"{who}: {printable(str(error))}", file=sys.stderr)
@@ -121,8 +122,15 @@ def run(main: Callable[[], None], prog: str) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:
-        if os.environ.get("DALLE_DEBUG") or error.strerror is None:
+    except (MemoryError, RuntimeError, ImportError, OSError) as error:
+        if os.environ.get("DALLE_DEBUG"):
+            raise
+        if out_of_memory(error):
+            why = " ".join(str(error).split())[:200]
+            remedy = "make the batch, the chunk or the model smaller, or use a machine with more"
+            print(f"{who}: out of memory{f' ({printable(why)})' if why else ''}; {remedy}", file=sys.stderr)
+            sys.exit(2)
+        if not isinstance(error, OSError) or error.strerror is None:
             raise
         print(f"{prog}: {printable(str(error.filename or 'file system'))}: {error.strerror}", file=sys.stderr)
         sys.exit(2)

@@ -17,9 +17,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 
+from dalle.config import plain_json
 from dalle.config.checks import Cause
 
 _LONGEST_GREETING = 1_000
+_MOST_STRANGERS = 64
+"""Connections that have not greeted yet, beside a greeting of each rank."""
 _SHOWN_STACKS = 8
 
 
@@ -208,8 +211,14 @@ class Hub(threading.Thread):
         self._send([0], _line(asdict(verdict)), wait_s=5.0)
 
     def _accept(self) -> None:
-        connection, _ = self.listener.accept()
+        try:
+            connection, _ = self.listener.accept()
+        except OSError:  # gone again, or no more files may be open
+            return
         connection.settimeout(0.0)
+        strangers = [each for each in self._received if each not in self._ranks]
+        if len(strangers) >= len(self.members) + _MOST_STRANGERS:
+            self._drop(strangers[0])  # which has had the longest time to greet
         self._received[connection] = b""
         self.selector.register(connection, selectors.EVENT_READ)
 
@@ -224,7 +233,7 @@ class Hub(threading.Thread):
         self._received[connection] = rest
         try:
             for line in lines:
-                self._hear(connection, json.loads(line))
+                self._hear(connection, plain_json.load(line, "a message", halves=True))
             known = connection in self._ranks or len(rest) < _LONGEST_GREETING
         except (ValueError, KeyError, TypeError):
             known = False

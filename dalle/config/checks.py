@@ -50,6 +50,24 @@ def at_most(config, most: float, *names: str) -> None:
         require(value is None or value <= most, f"{name} {value}: must be at most {most:,}")
 
 
+_OUT_OF_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "alloc_failed", "bad_alloc")
+_OUT_OF_MEMORY += ("failed to map segment", "can't start new thread")  # a library to import, and a thread's stack
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this, or what it was raised after, is Python, PyTorch, a library of CUDA or NumPy saying that there is no memory."""
+    seen: BaseException | None = error
+    while seen is not None:
+        told = str(seen).lower()
+        is_one = (
+            isinstance(seen, MemoryError) or type(seen).__name__ == "OutOfMemoryError"
+        )  # PyTorch's, not imported here
+        if is_one or any(words in told for words in _OUT_OF_MEMORY):
+            return True
+        seen = seen.__context__
+    return False
+
+
 def printable(text: str) -> str:
     """Text of somebody else in a line for a terminal: what a terminal would obey, and what Unicode cannot encode, is written out.
     What joins the parts of an emoji stays."""

@@ -102,8 +102,8 @@ def read_config(folder: str | Path, kind: str):
     if header["kind"] != kind:
         raise ValueError(f"{folder} holds a {header['kind']}, not a {kind}; name one")
     try:
-        values = json.loads(header["config"])
-    except (ValueError, RecursionError):
+        values = plain_json.load(header["config"], "its header")
+    except ValueError:
         values = None
     if not isinstance(values, dict):
         raise ValueError(

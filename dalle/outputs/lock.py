@@ -26,6 +26,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from dalle.config import plain_json
+
 _BEAT_S = 10.0
 _SILENT_S = 180.0
 """Longer than a process is kept from its second thread, as while it writes tens of gigabytes in one call."""
@@ -138,7 +140,7 @@ def _open(path: Path) -> BinaryIO:
 def _holder(path: Path) -> dict[str, Any]:
     """What a lock says; nothing where it is damaged or half-written."""
     try:
-        record = json.loads(path.read_bytes())
+        record = plain_json.read(path)
     except ValueError:
         return {}
     return record if isinstance(record, dict) and "token" in record else {}

@@ -4,7 +4,6 @@ address leads to a file."""
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import resources
@@ -19,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from dalle.config import Serve
+from dalle.config import Serve, plain_json
 from dalle.web.answers import Answer, Stream, Whole
 from dalle.web.artist import Artist
 from dalle.web.asking import read_ask, request_schema
@@ -132,8 +131,8 @@ class _Server:
 
 def _json(body: bytes) -> Any:
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError):  # of brackets in brackets without end
+        return plain_json.load(body, "the request", halves=True, loose=True)  # which have complaints of their own
+    except ValueError:
         raise ValueError("the request: is no JSON; send it as such") from None
 
 

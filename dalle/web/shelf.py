@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from dalle.config import Sampling, Serve
+from dalle.config.checks import out_of_memory
 from dalle.models.likelihood import to_pixels
 from dalle.ready.facts import read_card
 from dalle.ready.files import CARD
 from dalle.ready.names import find_model
 from dalle.sampling.adversarial.gan_set import is_gan
-from dalle.sampling.candidates import out_of_memory
 from dalle.sampling.loading import load_models
 from dalle.sampling.model_set import Models, find_models
 from dalle.sampling.pipeline import Pipeline

@@ -25,10 +25,10 @@ from tests.errors.refused import refused
 
 
 def test_parts_of_checkpoints(tmp_path):
-    refused("nothing holds elements 1 to 2 of w", checkpoint._check_parts, "w", (2,), [("a", "w@0", 0, 1)])
+    refused("nothing holds elements 1 to 2 of w", checkpoint.check_parts, "w", (2,), [("a", "w@0", 0, 1)])
     refused(
         "of w two parts hold element 1, or one reaches",
-        checkpoint._check_parts,
+        checkpoint.check_parts,
         "w",
         (2,),
         [("a", "", 0, 2), ("b", "", 1, 2)],

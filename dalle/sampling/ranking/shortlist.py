@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dalle.config.checks import out_of_memory
 from dalle.models.clip import CLIP
 from dalle.models.dvae import DVAE
-from dalle.sampling.candidates import Best, Part, Work, out_of_memory
+from dalle.sampling.candidates import Best, Part, Work
 from dalle.sampling.drawing import Drawing
 from dalle.sampling.ranking.viewer import check_scores, embed_captions, view
 
