@@ -50,8 +50,10 @@ def at_most(config, most: float, *names: str) -> None:
         require(value is None or value <= most, f"{name} {value}: must be at most {most:,}")
 
 
-_OUT_OF_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "alloc_failed", "bad_alloc")
-_OUT_OF_MEMORY += ("failed to map segment", "can't start new thread")  # a library to import, and a thread's stack
+_OUT_OF_MEMORY = (
+    *("can't allocate memory", "cannot allocate memory", "out of memory", "alloc_failed", "bad_alloc"),
+    *("failed to map segment", "can't start new thread"),  # a library to import, and a thread's stack
+)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -78,8 +78,8 @@ def activations(config: PriorModel, precision: str, micro_batch: int, recompute:
     """
     # of a layer all is in proportion to the samples, but for copies of weights: two counts tell all
     one, two = (_of_layers(config, precision, samples, recompute, in_16_bit) for samples in (1, 2))
-    layers = (a + (micro_batch - 1) * (b - a) for a, b in zip(one, two, strict=True))
-    return Activations(*layers, head_work(config, precision, micro_batch))
+    layers, copies, layer = (a + (micro_batch - 1) * (b - a) for a, b in zip(one, two, strict=True))
+    return Activations(layers, copies, layer, head_work(config, precision, micro_batch))
 
 
 @cache

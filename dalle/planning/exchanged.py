@@ -109,6 +109,8 @@ class _Done:
 class _Counted(Exchange):
     """Sends nothing."""
 
+    group: Any
+
     def __init__(self, group: Any, format: str = "fp32"):
         self.group, self.format, self.size, self.number = group, format, group.size, 0
 

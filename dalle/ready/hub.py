@@ -11,7 +11,7 @@ import errno
 import json
 from pathlib import Path
 
-from dalle.data.hub import snapshot
+from dalle.data.sources.hub import snapshot
 from dalle.models.folder import check_hash, read_header
 from dalle.ready.files import MODEL_FILES, PART_FILES, PARTS, WEIGHTS, parts_of
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dalle.data.hub import be_impatient
+from dalle.data.sources.hub import be_impatient
 from dalle.ready.files import CARD, MODEL_FILES, model_files, public_config
 from dalle.ready.hub import hub_error
 

@@ -17,7 +17,7 @@ import torch
 import dalle
 from dalle.cli.sample import sample
 from dalle.config import DVAEModel, Sampling
-from dalle.data.hub import _limit
+from dalle.data.sources.hub import _limit
 from dalle.models import weights
 from dalle.models.folder import read_header, save_weights
 from dalle.ready.hub import fetch

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -58,20 +59,21 @@ def ours(mib: int, folder: str) -> dict[str, Callable[[], None]]:
 
     def save_one(place=place) -> None:  # which goes with the process
         fragments = [Fragment("model/a", tuple(values.shape), 0, values)]
-        save(Path(place.name), next(step), fragments, {}, 1, _Alone())
+        save(Path(place.name), next(step), fragments, {}, 1, cast(Any, _Alone()))
 
     return {"save": save_one}
 
 
 def unsynced(mib: int, folder: str) -> dict[str, Callable[[], None]]:
     """The same in a process in which nothing is synced."""
-    os.fsync = os.fdatasync = lambda file: None
+    for name in ("fsync", "fdatasync"):
+        setattr(os, name, lambda file: None)
     return ours(mib, folder)
 
 
 def written(mib: int, folder: str) -> dict[str, Callable[[], None]]:
     """The bytes alone."""
-    values = memoryview(_values(mib).numpy()).cast("B")
+    values = memoryview(cast(Any, _values(mib).numpy())).cast("B")
 
     def write() -> None:
         with tempfile.TemporaryFile(dir=folder) as file:

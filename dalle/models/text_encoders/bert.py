@@ -18,7 +18,7 @@ from typing import Literal
 
 import torch
 
-from dalle.data.hub import snapshot
+from dalle.data.sources.hub import snapshot
 from dalle.models.clip import ready_torchvision
 from dalle.models.text_encoders.contract import TextEncoder, encoder_hash
 from dalle.models.weights import check_finite
