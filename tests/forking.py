@@ -61,16 +61,21 @@ class Forked:
         self._answers = self._connection.makefile()
         self.pid = int(self._answers.readline())
 
+    def _has_ended(self, timeout_s: float) -> bool:
+        waiting = select.poll()  # `select.select` knows no file beyond the 1,024th
+        waiting.register(self._connection, select.POLLIN)
+        return bool(waiting.poll(1000 * timeout_s))
+
     def poll(self) -> int | None:
         """How it ended, negative of a signal; none if it has not."""
-        if self.returncode is None and select.select([self._connection], [], [], 0)[0]:
+        if self.returncode is None and self._has_ended(0):
             self.returncode = int(self._answers.readline())
         return self.returncode
 
     def wait(self, timeout: float) -> int:
         """How it ends. Raises TimeoutError."""
         if self.returncode is None:
-            if not select.select([self._connection], [], [], timeout)[0]:
+            if not self._has_ended(timeout):
                 raise TimeoutError(f"{timeout} s")
             self.returncode = int(self._answers.readline())
         return self.returncode

@@ -13,7 +13,7 @@ from dalle.config.commands.evaluation.study import Study
 from dalle.config.commands.filter import Filter
 from dalle.config.commands.own import TrainFolder
 from dalle.config.commands.planning.plan import Plan
-from dalle.config.commands.publish import Publish
+from dalle.config.commands.publish import Export, Publish
 from dalle.config.commands.sample import Sample
 from dalle.config.commands.serve import Serve
 from dalle.config.commands.stackgan import TrainStackGAN
@@ -21,7 +21,6 @@ from dalle.config.commands.stages import (
     Demo,
     Describe,
     DrawShapes,
-    Export,
     Tokenize,
     TrainCLIP,
     TrainDVAE,

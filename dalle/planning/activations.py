@@ -24,7 +24,8 @@ from dalle.models import cross_entropy
 from dalle.models.attention import MaskedAttention
 from dalle.models.prior import Layer
 from dalle.planning.meter import Meter
-from dalle.training.engine import communicated_in_16_bit, recompute_blocks
+from dalle.training.deepspeed_adapter import communicated_in_16_bit
+from dalle.training.engine import recompute_blocks
 
 _CPU = torch.device("cpu")
 

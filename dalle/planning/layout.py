@@ -17,8 +17,7 @@ from dalle.config import Optimizer, PriorModel, Run
 from dalle.config.checks import require
 from dalle.models.flops import attention_flops, prior_flops
 from dalle.models.prior import Prior
-from dalle.training.deepspeed_adapter import largest_resblock
-from dalle.training.engine import communicated_in_16_bit
+from dalle.training.deepspeed_adapter import communicated_in_16_bit, largest_resblock
 
 META = torch.device("meta")
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch.distributed as dist
+from torch import nn
 
 from dalle.cluster.topology import Machines, World
 from dalle.config import Run
 from dalle.gradients.partition import whole_shape
-from dalle.models.prior import Prior
+from dalle.models.prior import InputMajorLinear, Linear, Prior
+
+_SIXTEEN_BIT = (nn.Linear, nn.Conv2d, Linear, InputMajorLinear)
+"""Modules, of these very classes, whose weights are gathered and whose gradients are reduced in the run's precision. A
+head is not among them: its logits are fp32."""
 
 _SUB_GROUP = 100_000_000
 """Weights of a process that are updated together: DeepSpeed copies their gradients first, 0.4 GB."""
@@ -102,3 +108,8 @@ def largest_resblock(model: Any) -> int:
     """Weights of the largest resblock, or, of what has none by that name, of the largest part that is recomputed."""
     parts = model.resblocks() if isinstance(model, Prior) else model.recomputable()
     return max(sum(math.prod(whole_shape(p)) for p in part.parameters()) for part in parts)
+
+
+def communicated_in_16_bit(objective: nn.Module) -> Iterator[Any]:
+    """The weights that are gathered, and whose gradients are reduced, in a 16-bit precision."""
+    return (module.weight for module in objective.modules() if type(module) in _SIXTEEN_BIT)

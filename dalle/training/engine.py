@@ -31,17 +31,12 @@ from dalle.gradients.before_step import BeforeStep
 from dalle.gradients.partition import Partitioned, Piece, Sharded, Shards, Whole, moment_dtypes
 from dalle.gradients.scaling import GradientScales, gradient_scales
 from dalle.models.folder import weights_file
-from dalle.models.prior import InputMajorLinear, Linear
 from dalle.models.wrapping import wrap
 from dalle.optim import optimizer as optimizers
 from dalle.optim.ema import EMA
-from dalle.training.deepspeed_adapter import Roles, largest_resblock, settings
+from dalle.training.deepspeed_adapter import Roles, communicated_in_16_bit, largest_resblock, settings
 from dalle.training.seeds import derived_seed
 from dalle.training.stage import Start
-
-_SIXTEEN_BIT = (nn.Linear, nn.Conv2d, Linear, InputMajorLinear)
-"""Modules, of these very classes, whose weights are gathered and whose gradients are reduced in the run's precision. A
-head is not among them: its logits are fp32."""
 
 _WHOLE_PARAMETERS = 2_000_000_000
 """Up to this size a sharded model is gathered on every process to draw pictures: 8 GB in fp32."""
@@ -290,11 +285,6 @@ def _communicate_in_16_bit(objective: Any, run: Run) -> None:
     init_autocast_params(SimpleNamespace(module=objective, zero_quantized_weights=lambda: False), torch.bfloat16, [])
     for weight in communicated_in_16_bit(objective):
         weight.comm_dtype = torch.bfloat16 if run.precision == "bf16" else torch.float16
-
-
-def communicated_in_16_bit(objective: nn.Module) -> Iterator[Any]:
-    """The weights that are gathered, and whose gradients are reduced, in a 16-bit precision."""
-    return (module.weight for module in objective.modules() if type(module) in _SIXTEEN_BIT)
 
 
 def _import_deepspeed():

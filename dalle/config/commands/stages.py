@@ -282,24 +282,6 @@ class Describe:
 
 
 @dataclass(frozen=True)
-class Export:
-    """Turn a checkpoint of a run into a model folder with one `model.safetensors`, or write a finished model in another precision.
-
-    Args:
-        run: a run's folder, of whose checkpoints the newest is taken; one checkpoint; a finished model without checkpoints; or a whole
-            one, with finished `prior/`, `dvae/` and perhaps `clip/` in it, all of which are converted, by its folder or name
-        output: folder of the model, new or empty
-        weights: averaged or trained ones; null means averaged where the checkpoint holds them
-        dtype: of the weights on disk; they are fp32 again when they are loaded
-    """
-
-    run: str
-    output: str
-    weights: Literal["averaged", "trained"] | None = None
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-
-
-@dataclass(frozen=True)
 class Demo:
     """The whole road on drawings: data, tokenizer, dVAE, tokens, prior, reranker, gallery, and how often the pictures
     show what the caption says.

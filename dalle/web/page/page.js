@@ -1,4 +1,4 @@
-import { Refusal, base64, bundle, drawn, models } from "./stream.js";
+import { Lost, Refusal, base64, bundle, drawn, models } from "./stream.js";
 import * as tiles from "./tiles.js";
 import * as image from "./image.js";
 import * as history from "./history.js";
@@ -127,7 +127,7 @@ async function draw(ask) {
     while (!(ended = await attempt(ask, signal, lay)));
   } catch (error) {
     if (signal.aborted) ended = "Cancelled";
-    else { ended = "Stopped"; alarm(`${error.message} What was finished stays.`); }
+    else { ended = "Stopped"; alarm(error instanceof Lost ? `${error.message} What was finished stays.` : error.message); }
   }
   mine.drawings = shown === mine ? tiles.settle() : [];
   const count = mine.drawings.reduce((sum, one) => sum + one.times, 0);

@@ -11,6 +11,9 @@ export class Refusal extends Error {
   constructor(message, wait_s = null) { super(message); this.wait_s = wait_s; }
 }
 
+// Of the way there, and not of what was asked.
+export class Lost extends Refusal {}
+
 export async function models() {
   return (await answered(await reached("models"))).json();
 }
@@ -22,7 +25,7 @@ export async function* drawn(ask, signal) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "", ended = false;
   while (!ended) {
-    const { value, done } = await reader.read().catch(error => { throw signal.aborted ? error : new Refusal("The connection was lost."); });
+    const { value, done } = await reader.read().catch(error => { throw signal.aborted ? error : new Lost("The connection was lost."); });
     if (done) break;
     const blocks = (rest + value).split("\n\n");
     rest = blocks.pop();
@@ -33,7 +36,7 @@ export async function* drawn(ask, signal) {
       ended ||= event[1] === "done" || event[1] === "error";
     }
   }
-  if (!ended) throw new Refusal("The connection was lost.");
+  if (!ended) throw new Lost("The connection was lost.");
 }
 
 // Drawings as one file: "grid" or "zip".
@@ -55,7 +58,7 @@ export async function base64(blob) {
 
 async function reached(address, request = {}) {
   try { return await fetch(address, request); }
-  catch (error) { throw request.signal?.aborted ? error : new Refusal("The server is not there."); }
+  catch (error) { throw request.signal?.aborted ? error : new Lost("The server is not there."); }
 }
 
 async function answered(answer) {
