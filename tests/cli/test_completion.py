@@ -49,8 +49,11 @@ class Terminal:
         """Press keys, and read on until something is seen; what was read."""
         os.write(self._end, keys.encode())
         read, last = "", time.monotonic() + _WAIT_S
-        while until not in read:
-            assert select.select([self._end], [], [], max(0, last - time.monotonic()))[0], f"no {until!r} in {read!r}"
+        # with the next prompt, for what is typed before it bash does not complete
+        while "READY$ " not in read.partition(until)[2]:
+            waiting = select.poll()  # which knows files beyond the 1,024th, too
+            waiting.register(self._end, select.POLLIN)
+            assert waiting.poll(1000 * max(0, last - time.monotonic())), f"no {until!r} in {read!r}"
             read += os.read(self._end, 1 << 16).decode(errors="replace")
         return read
 
