@@ -1,6 +1,7 @@
 """`dalle-plan` and `--dry-run`: what is told, drawn, refused, and what is not written."""
 
 import json
+from dataclasses import fields
 
 import pytest
 from PIL import Image
@@ -139,3 +140,7 @@ def test_a_dry_run_tells_and_writes_nothing(tmp_path, monkeypatch, capsys):
     assert train("text-encoder", TrainTextEncoder, encoder)
     assert "updates of" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_takes_whatever_stands_in_the_file_of_a_training():
+    assert {each.name for each in fields(TrainPrior)} <= {each.name for each in fields(Plan)}

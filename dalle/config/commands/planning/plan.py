@@ -51,6 +51,7 @@ class Plan:
         bpe_dropout: see data
         caption_dropout: see data
         sampling_temperature: see data
+        sampling_guidance: see data
         best_of: see data
     """
 
@@ -83,6 +84,7 @@ class Plan:
     bpe_dropout: float = 0.1
     caption_dropout: float = 0.0
     sampling_temperature: float = 1.0
+    sampling_guidance: float = 1.0
     best_of: BestOf | None = None
 
     def __post_init__(self) -> None:
