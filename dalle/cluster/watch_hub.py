@@ -11,7 +11,6 @@ import json
 import resource
 import selectors
 import socket
-import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ from itertools import groupby
 
 from dalle.config import plain_json
 from dalle.config.checks import Cause
+from dalle.outputs.threads import Thread
 
 _LONGEST_GREETING = 1_000
 _MOST_STRANGERS = 64
@@ -150,7 +150,7 @@ def spans(ranks: Sequence[int]) -> str:
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
-class Hub(threading.Thread):
+class Hub:
     """Hears all ranks until every one has left or a verdict is given.
 
     Args:
@@ -161,7 +161,6 @@ class Hub(threading.Thread):
     """
 
     def __init__(self, listener: socket.socket, token: str, members: list[Member], limits: Limits):
-        super().__init__(name="watch hub", daemon=True)
         self.listener, self.token, self.members, self.limits = listener, token, members, limits
         self.selector = selectors.DefaultSelector()
         self.selector.register(listener, selectors.EVENT_READ)
@@ -170,7 +169,11 @@ class Hub(threading.Thread):
         self._ranks: dict[socket.socket, int] = {}
         _allow_open_files(len(members) + 256)
 
-    def run(self) -> None:
+    def start(self) -> Thread:
+        """Begin; gives its thread."""
+        return Thread(self._run)
+
+    def _run(self) -> None:
         try:
             self._listen()
         finally:

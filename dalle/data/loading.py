@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Iterator
 
 from torch.utils.data import DataLoader, Dataset
+
+from dalle.outputs.threads import Thread
 
 _PREFETCHED_BATCHES = 4
 
@@ -49,7 +50,7 @@ def _leave_signals_to_the_parent(worker: int) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # forked, it would have the training process's handler
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    Thread(_end_with_the_parent)
 
 
 def _end_with_the_parent() -> None:

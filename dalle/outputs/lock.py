@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dalle.config import plain_json
+from dalle.outputs.threads import Thread
 
 _BEAT_S = 10.0
 _SILENT_S = 180.0
@@ -58,13 +59,14 @@ def locked(path: Path, what: str, command: str, waiting: Callable[[], object] = 
         mine.unlink(missing_ok=True)
     _remove_left(path)
     over = threading.Event()
-    beats = threading.Thread(target=_beat, args=(path, what, command, token, over), daemon=True)
-    beats.start()
+    beats = None
     try:
+        beats = Thread(_beat, path, what, command, token, over)
         yield
     finally:
         over.set()
-        beats.join()
+        if beats:
+            beats.join()
         with suppress(OSError):
             if _holder(path).get("token") == token:
                 path.unlink()

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import base64
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
 
+from dalle.outputs.threads import Thread
 from dalle.sampling.candidates import Best, Candidates, Chunks
 from dalle.sampling.drawing import Drawing
 from dalle.sampling.prompt import Prompt, encode_with
@@ -36,18 +36,19 @@ class Artist:
         self.shelf, self.turns, self.seconds = shelf, turns, seconds
         self.slots = 0  # that were drawn in all
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="artist", daemon=True)
+        self._thread: Thread | None = None
 
     def start(self) -> None:
         """Begin."""
-        self._thread.start()
+        self._thread = Thread(self._run)
 
     def close(self) -> None:
         """Stop within a row, tell all who wait, and wait for the thread's end."""
         self._closed = True
         for job in self.turns.close():
             job.tell("error", error=_CLOSING, status=503)
-        self._thread.join()
+        if self._thread:
+            self._thread.join()
 
     def _run(self) -> None:
         while self._draw_next():

@@ -107,12 +107,12 @@ def _watched(children: list[int], trial: dict) -> dict:
 def main() -> None:
     import torch
 
-    from dalle.outputs import whole
+    from dalle.outputs import threads, whole
 
     for module in sys.argv[1:]:
         importlib.import_module(module)
     torch.set_num_threads(1)
-    whole._ASK_EVERY_S, whole._PATIENCE_S = 0.0, 2.0
+    whole._ASK_EVERY_S, whole._PATIENCE_S, threads._PATIENCE_S = 0.0, 2.0, 2.0
     print("ready", flush=True)
     for line in sys.stdin:
         trial = json.loads(line)
