@@ -49,7 +49,7 @@ def describe_file(path: str, tokenizer: str | None = None) -> dict:
     return described(kind, arguments.parse_model(classes[kind], model, "model."), tokenizer)
 
 
-def described(kind: str, config, tokenizer_file: str | None) -> dict:
+def described(kind: str, config: Any, tokenizer_file: str | None) -> dict:
     """What the sizes of a model of a kind build; see `describe_file`."""
     import torch
     from torch import nn

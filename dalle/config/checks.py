@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from typing import Any
 
 _NOT_THE_CALLERS = ("dalle", "torch", "contextlib")
 """Packages whose lines stand between what warns and the line of a user: ours, and PyTorch's and Python's decorators."""
@@ -34,7 +35,7 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def at_least(config, least: float, *names: str, most: float | None = None) -> None:
+def at_least(config: Any, least: float, *names: str, most: float | None = None) -> None:
     """Raises ValueError unless each of the named fields is at least `least`, and, where it is given, at most `most`."""
     if most is not None:
         at_most(config, most, *names)
@@ -42,7 +43,7 @@ def at_least(config, least: float, *names: str, most: float | None = None) -> No
         require(getattr(config, name) >= least, f"{name} {getattr(config, name)}: must be at least {least}")
 
 
-def at_most(config, most: float, *names: str) -> None:
+def at_most(config: Any, most: float, *names: str) -> None:
     """Raises ValueError where one of the named fields that is not null is over `most`: no machine has so much, and what would be made
     of it takes all memory before it fails."""
     for name in names:

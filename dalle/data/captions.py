@@ -126,7 +126,7 @@ def read_all_captions(spec: str, pipes: bool = False, counts: Counts | None = No
         if not name.endswith(".txt"):
             check(name)
         elif not os.path.isfile(name):
-            raise ValueError(f"no such file: {name}")
+            raise ValueError(f"no such file: {name}; name one that is there")
     found = False
     for name in files:
         for caption in read_lines(name) if name.endswith(".txt") else _captions(name, counts):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
@@ -13,7 +14,7 @@ from dalle.outputs.threads import Thread
 _PREFETCHED_BATCHES = 4
 
 
-def load(dataset: Dataset, workers: int, **options) -> Iterator[dict]:
+def load(dataset: Dataset, workers: int, **options: Any) -> Iterator[dict]:
     """Batches of a data set that makes whole batches itself. The workers begin at once.
 
     Args:

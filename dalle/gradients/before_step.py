@@ -80,7 +80,7 @@ class BeforeStep:
         if rows % (parts * self._num_shards):
             raise ValueError(
                 f"run.compression with {self._num_shards} processes a machine: {name} has {rows // parts} rows, which do "
-                "not divide by them"
+                "not divide by them; set run.compression to null, or run.ranks_per_machine to what divides them"
             )
         return rows // self._num_shards, columns, parts
 

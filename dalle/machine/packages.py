@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -200,7 +201,7 @@ def _quoted(requirements: Mapping[str, str]) -> str:
     return " ".join(f"'{each}'" for each in requirements)
 
 
-def _listed(parts) -> str:
+def _listed(parts: Any) -> str:
     parts = list(parts)
     more = f", and {len(parts) - _MOST_TOLD} more" if len(parts) > _MOST_TOLD else ""
     return ", ".join(parts[:_MOST_TOLD]) + more

@@ -8,6 +8,8 @@ of a block, C rows of a chunk, D width, V vocabulary.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
@@ -125,7 +127,9 @@ def in_chunks(
     return nats, dx_ND, dweight_VD, dbias_V
 
 
-def _results(x_ND, weight_VD, bias_V, dtype, learning) -> tuple[torch.Tensor, ...]:
+def _results(
+    x_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor, dtype: torch.dtype, learning: bool
+) -> tuple[torch.Tensor, ...]:
     """What `_forward` gives, with nothing in it."""
     nats = torch.empty((), dtype=torch.float32, device=x_ND.device)
     if not learning:
@@ -134,16 +138,23 @@ def _results(x_ND, weight_VD, bias_V, dtype, learning) -> tuple[torch.Tensor, ..
 
 
 @_forward.register_fake
-def _(x_ND, weight_VD, bias_V, targets_N, dtype, learning):
+def _(
+    x_ND: torch.Tensor,
+    weight_VD: torch.Tensor,
+    bias_V: torch.Tensor,
+    targets_N: torch.Tensor,
+    dtype: torch.dtype,
+    learning: bool,
+) -> tuple[torch.Tensor, ...]:
     return _results(x_ND, weight_VD, bias_V, dtype, learning)
 
 
-def _remember(ctx, inputs, output) -> None:
+def _remember(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(*output[1:])
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx, dnats, *_):
+def _gradients(ctx: Any, dnats: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
     return *(dnats * gradient.float() for gradient in ctx.saved_tensors), None, None, None
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import nn
@@ -81,7 +82,13 @@ class _NarrowReLU(nn.Module):
 
 
 def _group(
-    n_in: int, n_out: int, blocks: int, kernels, post_gain: float, pool: nn.Module | None = None, upsample=False
+    n_in: int,
+    n_out: int,
+    blocks: int,
+    kernels: Any,
+    post_gain: float,
+    pool: nn.Module | None = None,
+    upsample: Any = False,
 ) -> nn.Sequential:
     layers: list[tuple[str, nn.Module]] = [
         (f"block_{i + 1}", ResBlock(n_out if i else n_in, n_out, kernels, post_gain, upsample and i == 0))
@@ -112,13 +119,13 @@ class _PointwiseConv(torch.autograd.Function):
     """A 1×1 convolution whose weight gradient is a matrix product: oneDNN's fp32 kernel for it runs at half the rate."""
 
     @staticmethod
-    def forward(ctx, x_BCYX, weight, bias):
+    def forward(ctx: Any, x_BCYX: torch.Tensor, weight: Any, bias: Any) -> torch.Tensor:
         ctx.save_for_backward(x_BCYX, weight)
         return F.conv2d(x_BCYX, weight, bias)
 
     @staticmethod
     @torch.autocast("cpu", enabled=False)
-    def backward(ctx, dy_BCYX):
+    def backward(ctx: Any, dy_BCYX: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
         x_BCYX, weight = ctx.saved_tensors
         dx_BCYX = conv2d_input(x_BCYX.shape, weight, dy_BCYX) if ctx.needs_input_grad[0] else None
         # one row for each pixel

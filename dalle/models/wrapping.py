@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import nn
 
 
-def wrap(module: nn.Module, around: Callable, *first) -> None:
+def wrap(module: nn.Module, around: Callable, *first: Any) -> None:
     """Have `around(*first, forward, *inputs)` called in place of a module's `forward(*inputs)`. The last wrapping is the
     outermost."""
     module.forward = partial(around, *first, module.forward)

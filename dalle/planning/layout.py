@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
@@ -127,6 +128,6 @@ class Layout:
     def _share(self, elements: int) -> int:
         return elements if self.run.zero_stage == 0 else math.ceil(elements / self.shards)
 
-    def with_run(self, **changes) -> Layout:
+    def with_run(self, **changes: Any) -> Layout:
         """The same with other settings of the run. Raises ValueError as a training would."""
         return replace(self, run=replace(self.run, **changes))

@@ -28,7 +28,7 @@ class Meter(TorchDispatchMode):
         for tensor in known:
             self._note(tensor, counted=False)
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **kwargs or {})
         for each in tree_leaves(made):
             if isinstance(each, torch.Tensor):
@@ -42,7 +42,7 @@ class Meter(TorchDispatchMode):
             return
         size = storage.nbytes() if counted else 0
 
-        def freed(_):
+        def freed(_: Any) -> None:
             self._seen.pop(place, None)
             self.held -= size
 

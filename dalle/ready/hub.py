@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 from pathlib import Path
+from typing import Any
 
 from dalle.data.sources.hub import snapshot
 from dalle.models.folder import check_hash, read_header
@@ -98,7 +99,7 @@ def _is_of_the_way(error: BaseException) -> bool:
     return any(word in type(error).__name__ for word in ("Connect", "Timeout", "Proxy"))
 
 
-def _refused(error, repository: str) -> str:
+def _refused(error: Any, repository: str) -> str:
     """Of an answer that is no success."""
     code, said = error.response.status_code, error.response.headers.get("X-Error-Message") or ""
     reason = {

@@ -97,7 +97,7 @@ class Work:
     shortlist: int | None = None
     seeds: tuple[int, ...] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         at_least(self, 1, "n", "keep")
 
 

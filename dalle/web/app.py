@@ -23,7 +23,7 @@ from dalle.web.answers import Answer, Stream, Whole
 from dalle.web.artist import Artist
 from dalle.web.asking import read_ask, request_schema
 from dalle.web.guard import Guard, Refused, read_body, refusal
-from dalle.web.job import Job
+from dalle.web.job import Job, Order
 from dalle.web.reading import read_order
 from dalle.web.shelf import Shelved
 from dalle.web.telling import bundle
@@ -101,7 +101,7 @@ class _Server:
     async def _generate(self, request: Request) -> Answer:
         body = await read_body(request, self.limits.most_bytes)
 
-        def read():
+        def read() -> Order:
             return read_order(read_ask(_json(body), self.schema), self.found, self.limits)
 
         order = await self._checked(read)
@@ -143,8 +143,11 @@ def _kind(name: str) -> str | None:
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    told = {404: "there is nothing here", 405: f"{request.method} is not answered here"}
-    return refusal(told.get(error.status_code, error.detail), error.status_code, error.headers)
+    told = {
+        404: "there is nothing here; open / for the page, or see docs/serving.md for what can be asked",
+        405: f"{request.method} is not answered here; see docs/serving.md for what can be asked",
+    }.get(error.status_code, error.detail)
+    return refusal(told, error.status_code, error.headers)
 
 
 async def _refused(request: Request, error: Exception) -> JSONResponse:

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -90,7 +91,7 @@ def _noted() -> Iterator[list[str]]:
         warnings.simplefilter("always")
         others = warnings.showwarning
 
-        def show(message, *where, **more) -> None:
+        def show(message: Any, *where: Any, **more: Any) -> None:
             if threading.get_ident() == mine:
                 notes.append(str(message))
             else:

@@ -107,7 +107,8 @@ def test_stages_as_commands(tmp_path):
 def test_gradients_and_resuming(monkeypatch):
     step = SimpleNamespace(_num_shards=2, shards=SimpleNamespace(pieces={"w": torch.zeros(3, 4)}))
     refused(
-        "run.compression with 2 processes a machine: w has 3 rows, which do not divide by them",
+        "run.compression with 2 processes a machine: w has 3 rows, which do not divide by them; set "
+        "run.compression to null, or run.ranks_per_machine to what divides them",
         BeforeStep._rows,
         step,
         "w",

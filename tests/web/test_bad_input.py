@@ -18,6 +18,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.testclient import TestClient
 
 from dalle.cli.arguments import parse
 from dalle.cli.serve import serve
@@ -26,6 +27,7 @@ from dalle.decoding.token_loop import TokenLoop
 from dalle.models.folder import save_weights
 from dalle.models.stackgan.generators import generator
 from dalle.web.asking import request_schema
+from dalle.web.guard import Guard
 from dalle.web.reading import _noted
 from dalle.web.shelf import load_shelf
 from tests.web.running import running, slowed
@@ -181,7 +183,20 @@ def _raw(server, request: bytes) -> tuple[int, bytes]:
 @pytest.mark.parametrize("path", PATHS)
 def test_no_address_leads_to_a_file(server, path):
     status, body = _raw(server, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-    assert status == 404 and json.loads(body) == {"error": "there is nothing here"}
+    assert status == 404 and json.loads(body) == {
+        "error": "there is nothing here; open / for the page, or see docs/serving.md for what can be asked"
+    }
+
+
+def test_an_answer_that_fails_says_no_more(caplog):
+    """Nothing of what went wrong, which the log has."""
+
+    async def fails(scope, receive, send):
+        raise RuntimeError("the secret")
+
+    answer = TestClient(Guard(fails, None), raise_server_exceptions=False).get("/")
+    assert answer.status_code == 500 and answer.json() == {"error": "the server failed; see its log for why"}
+    assert "the secret" in caplog.text and "content-security-policy" in answer.headers
 
 
 def test_every_answer_has_strict_headers(server):
@@ -209,7 +224,9 @@ def test_every_answer_has_strict_headers(server):
             not [name for name in answer.headers if name.startswith("access-control")]
             and "server" not in answer.headers
         )
-    assert answer.status_code == 405 and answer.json() == {"error": "GET is not answered here"}
+    assert answer.status_code == 405 and answer.json() == {
+        "error": "GET is not answered here; see docs/serving.md for what can be asked"
+    }
     assert server.http.get("/healthz").json() == {"status": "ok", "waiting": 0, "drawing": False}
 
 

@@ -291,7 +291,7 @@ def test_a_drawing_that_fails_is_told_and_the_next_is_drawn(server, shelved, mon
     with monkeypatch.context() as patched:
         patched.setattr(shelved.pipeline, "chunk", broken)
         answer = server.draw()
-    assert answer.status_code == 500 and answer.json() == {"error": "the drawing failed; the server's log says why"}
+    assert answer.status_code == 500 and answer.json() == {"error": "the drawing failed; see the server's log for why"}
     assert "/secret/place" in caplog.text
     with server.events(n=1) as events:
         assert [name for name, _ in events][-1] == "done"
