@@ -94,6 +94,7 @@ def terminal(tmp_path_factory):
         ("dalle-train pic", "dalle-train pictures/"),
         ("dalle-train pictures --fro", "dalle-train pictures --from"),
         ("dalle-train-prior --config demo/pr", "dalle-train-prior --config demo/prior"),
+        ("dalle-describe demo/pr", "dalle-describe demo/prior"),
         ("dalle-train-prior --config pret", "dalle-train-prior --config pretty.yaml"),
         ("dalle-completion f", "dalle-completion fish"),
     ],

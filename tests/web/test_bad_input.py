@@ -347,6 +347,15 @@ def test_a_gan_is_refused(limits, tmp_path):
         load_shelf(replace(limits, model=shlex.join([str(tmp_path)])))
 
 
+def test_a_server_says_where_its_limits_do_not_go_together(limits, recwarn):
+    load_shelf(limits)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r"most_n 16: .* of 32 px .* set --upload_mb 1 --upload_megapixels 1 where"):
+        load_shelf(replace(limits, upload_mb=4 * 16 * 32**2 / 1e6 - 1e-6))
+    with pytest.warns(UserWarning, match="most_n 16"):
+        load_shelf(replace(limits, upload_megapixels=16 * 32**2 / 1e6 - 1e-6))
+
+
 def test_what_another_thread_warns_of_is_no_note():
     with warnings.catch_warnings(record=True) as elsewhere:
         warnings.simplefilter("always")

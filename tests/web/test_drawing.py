@@ -18,13 +18,14 @@ from PIL import Image
 
 import dalle
 from dalle.cli.arguments import parse
-from dalle.config import Sample, Sampling
+from dalle.config import Sample, Sampling, Serve
 from dalle.data.shapes import draw, sample_scene
 from dalle.sampling.again import count_differing_pixels, draw_again
 from dalle.sampling.drawing import drawing_of
 from dalle.sampling.prompt import encode_with
 from dalle.web.job import Job
 from dalle.web.shelf import code_colours
+from dalle.web.telling import bundle
 from tests.web.running import gated, running, slowed, wait_for
 
 CAPTION = "a red circle above a blue square"
@@ -170,6 +171,11 @@ def test_a_grid_and_a_zip_of_files_with_their_records(server):
     ):
         answer = server.http.post("/bundle", json=wrong)
         assert answer.status_code == 422 and told in answer.json()["error"]
+    together = sum(d.image.width * d.image.height for d in again)
+    assert bundle({"as": "zip", "drawings": files}, Serve(upload_megapixels=together / 1e6))[1] == "application/zip"
+    limits = Serve(upload_megapixels=(together - 1) / 1e6)
+    with pytest.raises(ValueError, match=r"drawings\[2\]: image"):
+        bundle({"as": "zip", "drawings": files}, limits)
 
 
 def test_twenty_at_once_are_all_answered_or_told_to_wait(server, shelf, shelved, limits):
