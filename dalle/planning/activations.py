@@ -25,7 +25,7 @@ from dalle.models.attention import MaskedAttention
 from dalle.models.prior import Layer
 from dalle.planning.meter import Meter
 from dalle.training.deepspeed_adapter import communicated_in_16_bit
-from dalle.training.engine import recompute_blocks
+from dalle.models.wrapping import recompute_blocks
 
 _CPU = torch.device("cpu")
 

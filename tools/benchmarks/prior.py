@@ -125,7 +125,7 @@ def _train_ours(config, batch: int, compile: bool, recompute: bool) -> dict[str,
     from dalle.models.prior import Prior
     from dalle.objectives import prior as objectives
     from dalle.optim import optimizer as optimizers
-    from dalle.training.engine import recompute_blocks
+    from dalle.models.wrapping import recompute_blocks
 
     prior = Prior(config).to(DEVICE)
     objective = objectives.PriorObjective(prior, PriorObjective())
