@@ -19,9 +19,11 @@ from torch import nn
 from dalle.config import Run
 from dalle.config.checks import require
 
+_HAS_FP32_GRADIENTS = hasattr(torch.Tensor, "grad_dtype")
+"""Since PyTorch 2.10 a parameter may have a gradient of another format than its own."""
 _MOST_ON_CPU = 10_000_000
-"""Weights of matrices in fp16 that a CPU may train: such products take it 16 times as long as those in bf16 (measured, 1,024 × 1,024
-on a CPU with AMX)."""
+"""Weights of matrices in fp16 that a CPU may train: such products took 16 times as long as those in bf16, of 512 × 1,024
+× 1,024 on a CPU with AVX-512 and its bf16 instructions."""
 
 
 def stored_dtype(run: Run) -> torch.dtype:
@@ -33,7 +35,7 @@ def check(model: Any, run: Run, device: torch.device) -> None:
     """Raises ValueError where a model's matrices cannot be kept in 16 bits on a device."""
     if run.zero_stage < 3:
         require(
-            hasattr(torch.Tensor, "grad_dtype"),
+            _HAS_FP32_GRADIENTS,
             f"run.weights 16-bit with run.zero_stage {run.zero_stage}: PyTorch {torch.__version__} has no fp32 gradients of 16-bit "
             "weights; install 2.10 or later, or set run.zero_stage to 3",
         )

@@ -13,8 +13,8 @@ from dalle.gradients.lowbit import ONE_SIX_NINE, ZERO_SIX_TEN
 from dalle.models.prior import InputMajorLinear, Prior
 from dalle.objectives.prior import PriorObjective as PriorLoss
 from dalle.optim import optimizer as optimizers
-from dalle.optim.rounding import key_of
 from dalle.optim.optimizer import MuonAdamW, PaperAdamW, build, orthogonalized
+from dalle.optim.rounding import key_of
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SCHEDULE = Schedule(3e-3, 3e-3)
@@ -280,7 +280,7 @@ def test_a_gradient_scalers_gradients_are_unscaled_first():
     assert torch.equal(p, q)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_compiled_update_is_the_plain_one(dtype):
     # traced as a whole, run by PyTorch's own kernels where building others takes long
     backend = "inductor" if DEVICE.type == "cuda" else "aot_eager"
@@ -289,7 +289,7 @@ def test_compiled_update_is_the_plain_one(dtype):
     torch.manual_seed(0)
     p, gradient, mean = (torch.randn(1000, device=DEVICE) for _ in range(3))
     variance, skip = torch.rand(1000, device=DEVICE), torch.tensor(False, device=DEVICE)
-    found = [p.to(dtype), gradient, ONE_SIX_NINE.encode(mean), ZERO_SIX_TEN.encode(variance)]
+    found = [p.to(dtype, copy=True), gradient, ONE_SIX_NINE.encode(mean), ZERO_SIX_TEN.encode(variance)]
     expected = [t.clone() for t in found]
     rounding = tuple(torch.tensor(n, device=DEVICE) for n in (key_of(0, "w"), 3.0, 17))
     settings = (skip, None if dtype == torch.float32 else rounding, 0.9, 0.96, 1e-8, 5.0)

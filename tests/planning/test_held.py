@@ -47,7 +47,8 @@ def layout_of(case, machines, gpus) -> Layout:
     return Layout(Sizes(PriorModel(**case["model"])), run, optimizer, machines, gpus)
 
 
-@pytest.mark.parametrize(("processes", "cases"), [(2, [*CASES[:3], CASES[4], *CASES[8:12]]), (1, [CASES[3], *CASES[5:8], CASES[12]])]
+@pytest.mark.parametrize(
+    ("processes", "cases"), [(2, [*CASES[:3], CASES[4], *CASES[8:12]]), (1, [CASES[3], *CASES[5:8], CASES[12]])]
 )
 def test_bytes_that_stay_are_those_that_a_training_holds(processes, cases):
     """Of each kind, to 5%: shards are rounded up to whole numbers of elements, and below stage 3 to DeepSpeed's alignment."""
