@@ -116,7 +116,8 @@ def _lerp(averages: dict[str, torch.Tensor], weights: dict[str, torch.Tensor], w
     floating = [name for name, tensor in weights.items() if tensor.is_floating_point()]
     short = [name for name in floating if _is_short(weights[name])]
     alike = [name for name in floating if name not in short]
-    torch._foreach_lerp_([averages[n] for n in alike], [weights[n] for n in alike], weight)
+    if alike:
+        torch._foreach_lerp_([averages[n] for n in alike], [weights[n] for n in alike], weight)
     for name in short:
         averages[name].lerp_(weights[name].float(), weight)
     for name in weights.keys() - set(floating):
