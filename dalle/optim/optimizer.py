@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -137,7 +137,7 @@ class PaperAdamW(torch.optim.AdamW):
         # made on the device: a number that changes would be compiled anew, and one sent there would be waited for
         decay = torch.full((), 1 - group["lr"] * group["weight_decay"], device=device)
         constants = (beta1, beta2, group["eps"], group["variance_limit"])
-        update = _compiled_update() if device.type == "cuda" else _update
+        update: Callable[..., None] = _compiled_update() if device.type == "cuda" else _update
         for p, step_size, root, step in zip(parameters, step_sizes, roots, steps, strict=True):
             for tensors, rounding in self._pieces(p, step):
                 update(*tensors, step_size, root, decay, skip, rounding, *constants)
@@ -148,6 +148,7 @@ class PaperAdamW(torch.optim.AdamW):
         parameter's key, the update and the position."""
         moments = self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"]
         if p.dtype == torch.float32:
+            assert p.grad is not None
             yield from ((tensors, None) for tensors in _pieces(p, p.grad, *moments))
             return
         for place in self.places[p]:
@@ -171,7 +172,8 @@ def _update(p, gradient, mean, variance, step_size, root, decay, skip, rounding,
         new_variance = new_variance.clamp_(max=limit)
     new_p = p.float() * decay - step_size * new_mean / (new_variance.sqrt() / root + epsilon)
     if rounding is not None:
-        new_p = rounded(new_p, random_bits(*rounding, p.numel()).view(p.shape), p.dtype)
+        key, step, position = rounding
+        new_p = rounded(new_p, random_bits(key, step, position, p.numel()).view(p.shape), p.dtype)
     if in_16_bits:
         new_mean, new_variance = ONE_SIX_NINE.encode(new_mean), ZERO_SIX_TEN.encode(new_variance)
     for old, new in ((p, new_p), (mean, new_mean), (variance, new_variance)):

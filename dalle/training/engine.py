@@ -71,6 +71,7 @@ class Engine:
         _settle(self.objective, self._engine.optimizer, run)
         self.shards = self._shards(deepspeed)
         if run.weights == "16-bit":
+            assert isinstance(self._client, optimizers.PaperAdamW), "the settings refuse others"
             self._client.seed, self._client.places = run.seed, self.shards.places()
         matrices = self.model.matrices() if run.compression else {}
         self.before_step = BeforeStep(self.shards, world, run, optimizer.clip_norm, self.scales, matrices)
