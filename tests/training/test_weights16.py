@@ -139,6 +139,22 @@ def _all_bytes() -> int:
     return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
 
 
+def _watched(made) -> dict[str, torch.dtype]:
+    """The formats of the gradients that the optimiser is given, by name, and of those that are added up in the parameters."""
+    found, whole = {}, made.before_step
+
+    def watched():
+        told = whole()
+        found.update({name: gradient.dtype for name, gradient in made.shards.gradients().items()})
+        if made.run.zero_stage < 3:
+            found.update({name: p.grad.dtype for name, p in made.model.named_parameters() if p.grad is not None})
+        return told
+
+    watched.open = whole.open
+    made.before_step = watched
+    return found
+
+
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_bytes_that_stay_are_fewer_by_the_expected_amount(zero_stage):
     """2 of 4 bytes of each matrix's weight, 6 of 8 where DeepSpeed has a second copy, in all of this process's memory: nothing keeps
@@ -146,11 +162,13 @@ def test_bytes_that_stay_are_fewer_by_the_expected_amount(zero_stage):
     found = {}
     for weights in ("fp32", "16-bit"):
         before = _all_bytes()
-        made = cluster.make(World(0, 1, DEVICE), precision="bf16", weights=weights, zero_stage=zero_stage)
+        made = cluster.make(World(0, 1, DEVICE), precision="bf16", weights=weights, zero_stage=zero_stage, seed=3)
+        gradients = _watched(made)
         cluster.train(made, 0, 2)
+        assert set(gradients.values()) == {torch.float32} and len(gradients) == len(made.shards.pieces)
         found[weights] = _all_bytes() - before
         matrices = sum(made.shards.pieces[name].size for name in made.model.matrices())
-        assert weights == "fp32" or made._client.gradients == {}
+        assert weights == "fp32" or (made._client.gradients, made._client.seed) == ({}, 3)
         if zero_stage > 0:
             made._engine.optimizer.destroy()
         del made
