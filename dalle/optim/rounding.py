@@ -2,8 +2,8 @@
 
 A weight is updated in fp32 and then becomes one of its two neighbours in 16 bits, each with the probability that makes the mean
 of many roundings the fp32 value (Gupta et al., 2015). Rounding to the nearest would leave a weight where it is for good as soon
-as a step is smaller than half of its last bit, which in bf16 is 2⁻⁹ of the weight. A compensation term in 16 bits (Kahan) would
-do as well and costs 2 bytes a weight; this costs none.
+as a step is smaller than half of its last bit, which in bf16 is 2⁻⁹ of the weight. A compensation term in 16 bits (Kahan) loses
+less still and costs 2 bytes a weight, all that 16 bits save; this costs none.
 
 The random bits are a function of (seed, parameter, update, position in the whole parameter) and of nothing else: a resumed run has
 the same ones, and so has every process, whatever part of a parameter it holds.

@@ -143,11 +143,12 @@ def _adamw(parameters: list, moments: str = "fp32", **settings) -> PaperAdamW:
 
 @pytest.mark.parametrize("moments", ["fp32", "16-bit"])
 def test_steps_below_the_last_bit_add_up(moments):
-    """100 steps of 10⁻⁴ from 1, where bfloat16 has the values 1 and 1 − 2⁻⁸: rounded to the nearest not one is seen."""
+    """100 steps of 10⁻⁴ from 1, and as much weight decay, where bfloat16 has the values 1 and 1 − 2⁻⁸: rounded to the nearest not
+    one is seen, of either."""
     count, updates, ones = 4096, 100, torch.ones(64, 64, device=DEVICE)
     p = nn.Parameter(ones.bfloat16())
     exact, nearest = nn.Parameter(ones.clone()), ones.bfloat16()
-    ours, reference = _adamw([p], moments, weight_decay=0.0), _adamw([exact], moments, weight_decay=0.0)
+    ours, reference = _adamw([p], moments, weight_decay=1.0), _adamw([exact], moments, weight_decay=1.0)
     for _ in range(updates):
         _placed(ours, [p], [ones])
         ours.step()
@@ -155,10 +156,11 @@ def test_steps_below_the_last_bit_add_up(moments):
         exact.grad = ones.clone()
         reference.step()
         nearest = (nearest.float() + (exact.detach() - before)).bfloat16()
-    assert exact.mean().item() == pytest.approx(0.99, abs=1e-4)  # Adam's steps along one direction are lr long
+    # Adam's steps along one direction are lr long
+    assert exact.mean().item() == pytest.approx(2 * (1 - 1e-4) ** updates - 1, abs=1e-4)
     assert torch.equal(nearest, ones.bfloat16())
-    # a step is a jump of 2⁻⁸ with a chance of 10⁻⁴ · 2⁸
-    chance = 1e-4 * 2**8
+    # a step is a jump of 2⁻⁸ with a chance of 2 · 10⁻⁴ · 2⁸
+    chance = 2e-4 * 2**8
     error = (updates * chance * (1 - chance)) ** 0.5 * 2**-8 / count**0.5
     assert p.dtype == torch.bfloat16
     assert p.detach().double().mean().item() == pytest.approx(exact.detach().double().mean().item(), abs=5 * error)

@@ -47,6 +47,7 @@ for name, run in {runs}.items():
     first = cluster.train(engine, 0, 1)
     state = cluster.whole_state(engine, f"{folder}/{{world.size}} {{name}}")
     rest = cluster.train(engine, 1, 4)
+    engine.check_replicas()
     names = sorted(n for n in state if n.removeprefix("model/") in engine.model.matrices())
     held = torch.cat([state[n] for n in names])
     told[name] = [first["loss"] + rest["loss"], str(held.dtype), held.float().tolist(), max(rest["skipped"])]
