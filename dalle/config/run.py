@@ -62,8 +62,11 @@ class Run:
         batch_size: samples per update over all processes and accumulation steps
         accumulation_steps: micro-batches per update
         seed: seeds weights, data order and noise
-        precision: of the matrix products; parameters, identity path, logits and loss are fp32 in any case. "fp16" needs a
-            gradient scale, which it adapts; "fp16-per-block" is the paper's, a scale for each resblock (appendix D)
+        precision: of the matrix products; identity path, logits and loss are fp32 in any case. "fp16" needs a gradient scale,
+            which it adapts; "fp16-per-block" is the paper's, a scale for each resblock (appendix D)
+        weights: format of the resblocks' matrices of a prior: "fp32", or "16-bit" (the paper's), which is that of `precision`:
+            2 bytes a weight in place of 4. Updates are made in fp32 and rounded at random, so that a step smaller than a last
+            bit counts on average; gains, biases, embeddings, unembeddings and averages stay fp32
         reduce_factor: what fp16 gradients are multiplied with before processes add them up, and divided by afterwards: the
             paper's constant, chosen by hand
         zero_stage: DeepSpeed ZeRO stage: 0 replicates, 1 shards the optimiser state, 2 the gradients too, 3 (priors
@@ -93,6 +96,7 @@ class Run:
     accumulation_steps: int = 1
     seed: int = 0
     precision: Literal["fp32", "bf16", "fp16", "fp16-per-block"] = "bf16"
+    weights: Literal["fp32", "16-bit"] = "fp32"
     reduce_factor: float = 1.0
     zero_stage: Literal[0, 1, 2, 3] = 0
     ranks_per_machine: int | None = None
@@ -137,6 +141,16 @@ class Run:
         require(
             self.offload == "device" or self.zero_stage == 3,
             f"offload {self.offload} with zero_stage {self.zero_stage}: needs zero_stage 3",
+        )
+        require(
+            self.weights == "fp32" or self.precision != "fp32",
+            f"weights {self.weights} with precision fp32: they have the format of the products; set precision to bf16, fp16 or "
+            "fp16-per-block, or weights to fp32",
+        )
+        require(
+            self.weights == "fp32" or self.offload == "device",
+            f"weights {self.weights} with offload {self.offload}: what is updated in main memory is fp32; set offload to device, or "
+            "weights to fp32",
         )
         require(
             not (self.compile and self.zero_stage == 3),

@@ -23,9 +23,9 @@ from dalle.masks import Kind, layer_kinds
 from dalle.models import cross_entropy
 from dalle.models.attention import MaskedAttention
 from dalle.models.prior import Layer
+from dalle.models.wrapping import recompute_blocks
 from dalle.planning.meter import Meter
 from dalle.training.deepspeed_adapter import communicated_in_16_bit
-from dalle.training.engine import recompute_blocks
 
 _CPU = torch.device("cpu")
 

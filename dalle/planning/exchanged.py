@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dalle.cluster.topology import World
 from dalle.gradients.before_step import BeforeStep
 from dalle.gradients.exchange import Exchange
-from dalle.gradients.partition import Piece, Shards, Told, Whole
+from dalle.gradients.partition import Piece, Place, Shards, Told, Whole
 from dalle.planning.layout import META, Layout
 from dalle.planning.meter import Meter
 
@@ -166,6 +166,9 @@ class _Shards(Shards):
 
     def write_gradients(self, gradients: dict[str, torch.Tensor]) -> None:
         pass
+
+    def places(self) -> dict[torch.Tensor, list[Place]]:
+        return {}
 
     def moments(self, name: str) -> dict[str, torch.Tensor]:
         return {}

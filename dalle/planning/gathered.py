@@ -6,29 +6,33 @@ from dalle.cluster.topology import World
 from dalle.planning.layout import META, Layout
 from dalle.training.deepspeed_adapter import settings
 
-_BYTES = 4
-"""Of a gathered weight: on the way it may have 16 bits, but DeepSpeed then makes fp32 of it, of which autocast makes its copies."""
-
 
 def at_the_turn(layout: Layout) -> int:
     """Bytes of gathered weights between forward and backward pass, when they are most: DeepSpeed lets go only of those that come
-    again later than a number of weights that its settings name."""
+    again later than a number of weights that its settings name. On the way a weight may have 16 bits, but DeepSpeed then makes of it
+    what it is kept as, fp32 of which autocast makes its copies, or 16 bits."""
     if layout.run.zero_stage < 3:
         return 0
     distance = _settings(layout)["stage3_max_reuse_distance"]
-    behind = 0
+    behind = size = 0
     for names in layout.sizes.in_backward_order:
         if 2 * behind >= distance:
             break
         behind += sum(layout.sizes.parameters[name].numel() for name in names)
-    return _BYTES * behind
+        size += _bytes(layout, names)
+    return size
 
 
 def at_work(layout: Layout) -> int:
     """Bytes of gathered weights elsewhere: of the resblock that is computed and of the next."""
     if layout.run.zero_stage < 3:
         return 0
-    return 2 * _BYTES * layout.sizes.resblock
+    return 2 * max(_bytes(layout, names) for names in layout.sizes.blocks)
+
+
+def _bytes(layout: Layout, names: list[str]) -> int:
+    by_name = layout.sizes.weight_bytes(layout.run)
+    return sum(by_name[name] * layout.sizes.parameters[name].numel() for name in names)
 
 
 def _settings(layout: Layout) -> dict:

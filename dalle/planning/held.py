@@ -32,8 +32,11 @@ def stays(layout: Layout, exchanged: Exchanged) -> dict[str, int]:
 def in_main_memory(layout: Layout) -> int:
     """Bytes of a process beside the GPU: averages with the copies that they are made from, or moments and fp32 weights with their
     gradients where they are offloaded."""
-    averages = 2 * _averages(layout) if layout.run.ema_every_steps > 1 else 0
-    offloaded = _moments(layout) + 8 * sum(layout.held.values()) if layout.run.offload == "cpu" else 0
+    run = layout.run
+    averages = 0
+    if run.ema_every_steps > 1 and run.ema_decay is not None:
+        averages = _averages(layout) + (layout.held_bytes if run.zero_stage == 3 else layout.whole_bytes)
+    offloaded = _moments(layout) + 8 * sum(layout.held.values()) if run.offload == "cpu" else 0
     return averages + offloaded
 
 
@@ -42,12 +45,16 @@ def checkpoint_bytes(layout: Layout, exchanged: Exchanged) -> int:
     whole = layout.with_run(zero_stage=0, compression=None)
     averages = _averages(whole) if layout.run.ema_decay is not None else 0
     matrices = sum(layout.sizes.parameters[name].numel() for name in layout.sizes.matrices)
-    return 4 * layout.sizes.weights + _moments(whole) + averages + (4 * matrices if exchanged.error_bytes else 0)
+    return layout.whole_bytes + _moments(whole) + averages + (4 * matrices if exchanged.error_bytes else 0)
 
 
 def _weights(layout: Layout) -> int:
-    held, stage = 4 * sum(layout.held.values()), layout.run.zero_stage
-    return held if stage in (0, 3) else 4 * layout.sizes.weights + held
+    run = layout.run
+    if run.zero_stage in (0, 3):
+        return layout.held_bytes
+    # below stage 3 DeepSpeed updates a second copy of its part; what is in 16 bits is updated where it is
+    twice = (size for name, size in layout.held.items() if run.weights == "fp32" or name not in layout.sizes.matrices)
+    return layout.whole_bytes + 4 * sum(twice)
 
 
 def _averages(layout: Layout) -> int:

@@ -68,6 +68,10 @@ class Sizes:
             products[2 * number] += attention_flops(kind, self.config)
         return [*products, prior_flops(self.config) // 3 - sum(products)]
 
+    def weight_bytes(self, run: Run) -> dict[str, int]:
+        """By name, bytes of a weight as it is kept, and as it is gathered whole."""
+        return {name: 2 if run.weights == "16-bit" and name in self.matrices else 4 for name in self.parameters}
+
     def wire_bytes(self, run: Run) -> dict[str, int]:
         """By name, bytes of a weight while processes that shard gather it, and of its gradient while they reduce it."""
         return {name: 2 if run.precision != "fp32" and name in self.in_16_bit else 4 for name in self.parameters}
@@ -124,6 +128,18 @@ class Layout:
     def held(self) -> dict[str, int]:
         """Elements of each parameter whose gradient and moments a process holds, the most that one has."""
         return {name: self._share(p.numel()) for name, p in self.sizes.parameters.items()}
+
+    @property
+    def whole_bytes(self) -> int:
+        """Of all weights, as they are kept."""
+        by_name = self.sizes.weight_bytes(self.run)
+        return sum(by_name[name] * p.numel() for name, p in self.sizes.parameters.items())
+
+    @property
+    def held_bytes(self) -> int:
+        """Of the part of them that a process updates, the most that one has."""
+        by_name = self.sizes.weight_bytes(self.run)
+        return sum(by_name[name] * size for name, size in self.held.items())
 
     def _share(self, elements: int) -> int:
         return elements if self.run.zero_stage == 0 else math.ceil(elements / self.shards)

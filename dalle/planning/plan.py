@@ -65,9 +65,10 @@ class Planned:
         return stays(self.layout, self.sent)
 
     def activations(self, recompute: bool, with_copies: bool = True) -> Activations:
-        """Of a micro-batch, with autocast's 16-bit copies of weights, or as if weights had 16 bits."""
-        config, precision = self.layout.sizes.config, self.layout.run.precision
-        return activations(config, precision, self.layout.micro_batch, recompute, not with_copies)
+        """Of a micro-batch, with autocast's 16-bit copies of weights that are fp32, or as if they had 16 bits."""
+        config, run = self.layout.sizes.config, self.layout.run
+        in_16_bit = run.weights == "16-bit" or not with_copies
+        return activations(config, run.precision, self.layout.micro_batch, recompute, in_16_bit)
 
     def comes_and_goes(self, recompute: bool) -> int:
         """Bytes beside what stays, at the most: between forward and backward pass, or when machines exchange, which at stage 3

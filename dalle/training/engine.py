@@ -13,13 +13,11 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint as recomputed
 
 from dalle.checkpoints.checkpoint import Checkpoint, Fragment
 from dalle.checkpoints.restoring import Restoring
@@ -31,9 +29,10 @@ from dalle.gradients.before_step import BeforeStep
 from dalle.gradients.partition import Partitioned, Piece, Sharded, Shards, Whole, moment_dtypes
 from dalle.gradients.scaling import GradientScales, gradient_scales
 from dalle.models.folder import weights_file
-from dalle.models.wrapping import wrap
+from dalle.models.wrapping import recompute_blocks
 from dalle.optim import optimizer as optimizers
 from dalle.optim.ema import EMA
+from dalle.training import weights16
 from dalle.training.deepspeed_adapter import Roles, communicated_in_16_bit, largest_resblock, settings
 from dalle.training.seeds import derived_seed
 from dalle.training.stage import Start
@@ -56,19 +55,24 @@ class Engine:
         deepspeed = _import_deepspeed()
         self.world, self.run = world, run
         self.objective = objective.to(world.device)
-        client = optimizers.build(objective, optimizer)
+        self._client: Any = optimizers.build(objective, optimizer, run.weights)
+        if run.weights == "16-bit":
+            weights16.check(self.model, run, world.device)
         self.scales = _prepare(objective, run, world)
         roles = Roles(world.machines) if world.machines else None
         deepspeed.utils.groups.mpu = roles  # which it would keep from the engine before, in the same process
         self._engine, *_ = deepspeed.initialize(
             model=objective,
-            optimizer=client,
+            optimizer=self._client,
             config=settings(run, world, largest_resblock(self.model) if run.zero_stage > 0 else None),
             mpu=roles,
             dist_init_required=False,
         )
         _settle(self.objective, self._engine.optimizer, run)
         self.shards = self._shards(deepspeed)
+        if run.weights == "16-bit":
+            assert isinstance(self._client, optimizers.PaperAdamW), "the settings refuse others"
+            self._client.seed, self._client.places = run.seed, self.shards.places()
         matrices = self.model.matrices() if run.compression else {}
         self.before_step = BeforeStep(self.shards, world, run, optimizer.clip_norm, self.scales, matrices)
 
@@ -121,7 +125,11 @@ class Engine:
         reduced = self.before_step()
         if ema:
             ema.hold()
+        if self.run.weights == "16-bit":
+            self._client.gradients = self.shards.gradients()
         self._engine.step()
+        if self.run.weights == "16-bit":
+            self._client.gradients = {}  # memory that DeepSpeed gives away, below stage 3
         if ema:
             ema.update(step)
         return {name: value / len(micro_batches) for name, value in totals.items()} | reduced
@@ -251,7 +259,7 @@ def _prepare(objective: Any, run: Run, world: World) -> GradientScales | None:
     return scales
 
 
-def _settle(objective: nn.Module, zero, run: Run) -> None:
+def _settle(objective: Any, zero, run: Run) -> None:
     """What can only be done when DeepSpeed has taken the weights over.
 
     Args:
@@ -262,17 +270,13 @@ def _settle(objective: nn.Module, zero, run: Run) -> None:
     if run.zero_stage == 0:
         # convolutions are faster so (1.7 times on a CPU). DeepSpeed broadcasts weights as bytes and refuses such ones at its
         # start; sharded parameters are flat and cannot be
-        objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
+        objective.to(memory_format=torch.channels_last)
     if run.zero_stage == 3 and run.offload == "device":
         # DeepSpeed means fp32 weights to have no second copy, but takes "cpu" and torch.device("cpu") for two devices
         for flat, held in zip(zero.fp32_partitioned_groups_flat, zero.fp16_partitioned_groups_flat, strict=True):
             flat.data = held.data
-
-
-def recompute_blocks(model: Any) -> None:
-    """Let a model's `recomputable` parts be computed again in the backward pass. None of them draws random numbers."""
-    for module in model.recomputable():
-        wrap(module, partial(recomputed, use_reentrant=False, preserve_rng_state=False))
+    if run.weights == "16-bit":
+        weights16.store(objective.model, zero, run)
 
 
 def _communicate_in_16_bit(objective: Any, run: Run) -> None:

@@ -47,6 +47,21 @@ def test_a_plan_that_fits_is_told_drawn_and_as_json(tmp_path, capsys):
     )
 
 
+def test_16_bit_weights_are_2_bytes_fewer_wherever_they_are(capsys):
+    matrices, told = 2 * 12 * 64**2, []
+    for weights in ("fp32", "16-bit"):
+        plan([*SMALL, *SHARDED, "--run.ema_every_steps", "25", "--run.weights", weights, "--json"])
+        told.append(json.loads(capsys.readouterr().out))
+    fp32, short = told
+    assert fp32["checkpoint_bytes"] - short["checkpoint_bytes"] == 2 * matrices
+    assert fp32["stay_bytes"] - short["stay_bytes"] == 2 * matrices / 2  # of two that shard
+    # beside the averages, which are fp32, the weights that they are made from
+    assert fp32["main_memory_bytes"] - short["main_memory_bytes"] == 2 * matrices / 2
+    copies = [each["comes_and_goes_bytes"]["16-bit copies of weights"] for each in told]
+    assert copies[0] - copies[1] == 2 * matrices  # what is left is of biases
+    assert short["peak_bytes"] < fp32["peak_bytes"] - 2 * matrices
+
+
 def test_what_does_not_fit_ends_with_one_and_what_would(capsys):
     with pytest.raises(SystemExit) as ended:
         plan([*SMALL, *SHARDED, "--memory", "0.0015"])

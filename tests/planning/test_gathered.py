@@ -31,6 +31,7 @@ def test_elsewhere_two_resblocks_are():
     found = layout(2, 2, zero_stage=3)
     assert at_work(found) == 2 * 4 * MLP
     assert at_work(layout(2, 2, zero_stage=3, precision="fp32")) == 2 * 4 * MLP
+    assert at_work(layout(2, 2, zero_stage=3, weights="16-bit")) == 2 * (4 * MLP - 2 * 8 * 64**2)
     assert bucket_elements(found) == MLP
     assert at_work(layout(2, 2)) == at_the_turn(layout(2, 2)) == bucket_elements(layout(2, 2)) == 0
     assert MODEL.depth == 2

@@ -31,6 +31,11 @@ CASES = [
     _case(SIZES[2], 1, optimizer=PAPERS),
     _case(SIZES[1], 0, {"rank": 4, "format": "fp32"}),
     _case(SIZES[0], 0, optimizer={"muon_step_size_factor": 10.0}),
+    _case(SIZES[0], 3, {"rank": 8, "format": "1-6-9"}, PAPERS, weights="16-bit"),
+    _case(SIZES[2], 3, precision="fp16-per-block", weights="16-bit"),
+    _case(SIZES[0], 2, weights="16-bit"),
+    _case(SIZES[1], 1, optimizer=PAPERS, weights="16-bit"),
+    _case(SIZES[1], 0, optimizer=PAPERS, weights="16-bit"),
 ]
 
 
@@ -42,7 +47,9 @@ def layout_of(case, machines, gpus) -> Layout:
     return Layout(Sizes(PriorModel(**case["model"])), run, optimizer, machines, gpus)
 
 
-@pytest.mark.parametrize(("processes", "cases"), [(2, [*CASES[:3], CASES[4]]), (1, [CASES[3], *CASES[5:]])])
+@pytest.mark.parametrize(
+    ("processes", "cases"), [(2, [*CASES[:3], CASES[4], *CASES[8:12]]), (1, [CASES[3], *CASES[5:8], CASES[12]])]
+)
 def test_bytes_that_stay_are_those_that_a_training_holds(processes, cases):
     """Of each kind, to 5%: shards are rounded up to whole numbers of elements, and below stage 3 to DeepSpeed's alignment."""
     script = Path(__file__).with_name("measured.py").read_text()

@@ -68,3 +68,5 @@ def test_below_stage_3_gradients_come_after_the_backward_pass():
     one = update(layout(1, 2, zero_stage=1), _sent(), 0, Rates(FLOPS, FAST, 100.0, FAST))
     wire = 2 * matrices + 4 * (weights - matrices)
     assert one.seconds == pytest.approx(4 + (wire + 4 * weights) / 2 / 100)  # and then the weights of others
+    short = update(layout(1, 2, zero_stage=1, weights="16-bit"), _sent(), 0, Rates(FLOPS, FAST, 100.0, FAST))
+    assert short.seconds == pytest.approx(4 + (wire + 4 * weights - 2 * matrices) / 2 / 100)

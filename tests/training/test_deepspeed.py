@@ -20,7 +20,11 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SIZES = PriorModel(text_slots=4, grid=2, text_vocabulary=5, codebook_size=7, width=32, depth=2, heads=2)
 
 OPTIMIZER = {
-    1: ["single_partition_of_fp32_groups", "bit16_groups", "params_in_partition", "averaged_gradients"],
+    1: [
+        *("single_partition_of_fp32_groups", "bit16_groups", "params_in_partition", "averaged_gradients"),
+        *("bit16_groups_flat", "parallel_partitioned_bit16_groups", "get_data_parallel_partitions"),
+        *("_update_model_bit16_weights", "real_dp_process_group"),
+    ],
     3: [
         *(
             "fp32_partitioned_groups_flat",
@@ -30,7 +34,7 @@ OPTIMIZER = {
             "get_param_id",
         ),
         *("get_fp32_grad_partitions", "offload_optimizer", "parameter_offload", "grad_partitions_flat_buffer"),
-        "partition_grads",
+        *("partition_grads", "_unflatten_partitioned_parameters", "lp_param_buffer"),
     ],
 }
 OPTIMIZER[2] = OPTIMIZER[1]
@@ -74,7 +78,8 @@ def test_what_we_read_is_there(zero_stage):
     assert not missing
     if zero_stage < 3:
         link = parameters[0]._hp_mapping
-        assert all(hasattr(link, n) for n in ("lp_fragment_address", "hp_fragment_address", "param_group_index"))
+        names = ("lp_fragment_address", "hp_fragment_address", "param_group_index", "lp_fragment", "hp_fragment")
+        assert all(hasattr(link, n) for n in names)
         assert all(hasattr(link.hp_fragment_address, n) for n in ("start", "numel"))
     else:
         assert hasattr(parameters[0].ds_tensor, "ds_numel")

@@ -67,6 +67,7 @@ def test_dvae_resumed_is_uninterrupted(shapes_folder, tmp_path):
         ["--optimizer.muon_step_size_factor", "10"],
         ["--run.zero_stage", "3", "--run.compression.rank", "8", "--run.ema_every_steps", "3"],
         ["--run.precision", "fp16-per-block", "--optimizer.moments", "16-bit", "--optimizer.beta2", "0.96"],
+        ["--run.weights", "16-bit", "--run.precision", "bf16", "--run.zero_stage", "1"],
         ["--optimizer.plateau.window_steps", "2", "--optimizer.plateau.patience_windows", "1"],
     ],
     ids=" ".join,

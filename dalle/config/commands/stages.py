@@ -45,11 +45,16 @@ class DrawShapes:
 
 
 def check_sharding(optimizer: Optimizer, run: Run) -> None:
-    """Raises ValueError for an optimiser that cannot be sharded as the run asks."""
+    """Raises ValueError for an optimiser that cannot shard, or keep, the weights as the run asks."""
     require(
         optimizer.muon_step_size_factor is None or run.zero_stage == 0,
         f"optimizer.muon_step_size_factor {optimizer.muon_step_size_factor} with run.zero_stage {run.zero_stage}: Muon "
         "needs whole matrices; set run.zero_stage to 0, or the factor to null",
+    )
+    require(
+        run.weights == "fp32" or optimizer.name == "AdamW",
+        f"run.weights {run.weights} with {optimizer.name}: AdamW alone rounds its updates so that none is lost; set "
+        "optimizer.method to adamw and optimizer.muon_step_size_factor to null, or run.weights to fp32",
     )
 
 
@@ -58,6 +63,7 @@ def _check_prior_only(run: Run) -> None:
         ("zero_stage", run.zero_stage, run.zero_stage < 3),
         ("precision", run.precision, run.precision != "fp16-per-block"),
         ("compression", run.compression, run.compression is None),
+        ("weights", run.weights, run.weights == "fp32"),
     ):
         require(allowed, f"run.{name} {found}: is for the prior alone, whose resblocks it works on; leave it out")
 

@@ -50,6 +50,7 @@ class TrainTextEncoder:
             ("zero_stage", self.run.zero_stage, self.run.zero_stage < 3),
             ("precision", self.run.precision, self.run.precision in ("fp32", "bf16")),
             ("compression", self.run.compression, self.run.compression is None),
+            ("weights", self.run.weights, self.run.weights == "fp32"),
         ):
             require(allowed, f"run.{name} {found}: is for the prior alone, whose resblocks it works on; leave it out")
         require(
