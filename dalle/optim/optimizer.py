@@ -89,7 +89,7 @@ class PaperAdamW(torch.optim.AdamW):
 
     found_inf: torch.Tensor | None = None
 
-    def __init__(self, params, **settings):
+    def __init__(self, params: Iterable, **settings: Any) -> None:
         super().__init__(params, **settings)
         self.seed = 0
         """Of the roundings"""
@@ -161,7 +161,21 @@ class PaperAdamW(torch.optim.AdamW):
                 position += tensors[0].numel()
 
 
-def _update(p, gradient, mean, variance, step_size, root, decay, skip, rounding, beta1, beta2, epsilon, limit) -> None:
+def _update(
+    p: torch.Tensor,
+    gradient: torch.Tensor,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    step_size: torch.Tensor,
+    root: torch.Tensor,
+    decay: torch.Tensor,
+    skip: torch.Tensor,
+    rounding: tuple | None,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    limit: float | None,
+) -> None:
     """AdamW in place on a piece of a parameter and its moments, which are fp32 or codes. `step_size` and `root` have the
     bias corrections in them, `rounding` what `random_bits` wants to know of a piece in 16 bits."""
     in_16_bits = mean.dtype == torch.int16
@@ -181,7 +195,7 @@ def _update(p, gradient, mean, variance, step_size, root, decay, skip, rounding,
 
 
 @functools.cache
-def _compiled_update():
+def _compiled_update() -> Callable[..., None]:
     """One kernel, in which the moments are decoded, used and encoded without ever being in memory as fp32."""
     return torch.compile(_update, dynamic=True, fullgraph=True)
 

@@ -76,7 +76,7 @@ class Engine:
         matrices = self.model.matrices() if run.compression else {}
         self.before_step = BeforeStep(self.shards, world, run, optimizer.clip_norm, self.scales, matrices)
 
-    def _shards(self, deepspeed) -> Shards:
+    def _shards(self, deepspeed: Any) -> Shards:
         zero = self._engine.optimizer
         if self.run.zero_stage == 0:
             return Whole(self.model, zero)
@@ -259,7 +259,7 @@ def _prepare(objective: Any, run: Run, world: World) -> GradientScales | None:
     return scales
 
 
-def _settle(objective: Any, zero, run: Run) -> None:
+def _settle(objective: Any, zero: Any, run: Run) -> None:
     """What can only be done when DeepSpeed has taken the weights over.
 
     Args:
@@ -291,7 +291,7 @@ def _communicate_in_16_bit(objective: Any, run: Run) -> None:
         weight.comm_dtype = torch.bfloat16 if run.precision == "bf16" else torch.float16
 
 
-def _import_deepspeed():
+def _import_deepspeed() -> Any:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
