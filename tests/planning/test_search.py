@@ -19,7 +19,8 @@ def _all(asked) -> list[Planned]:
     """In full, but for what machines exchange, which is the same of all that shard alike."""
     found, known = [], {}
     for each in layouts(asked):
-        alike = (each.machines, each.run.zero_stage, each.run.ranks_per_machine, each.run.compression)
+        run = each.run
+        alike = (each.machines, run.zero_stage, run.ranks_per_machine, run.compression, run.wire)
         try:
             if alike not in known:
                 known[alike] = exchanged(each)
@@ -54,6 +55,12 @@ def test_what_is_looked_at():
     assert {each.micro_batch for each in every} == {1, 2, 4}
     assert {each.run.zero_stage for each in every} == {0, 1, 2, 3}
     assert {each.run.recompute for each in every} == {True, False}
+    sent = {(each.machines, each.run.compression is None, each.run.zero_stage, each.run.wire) for each in every}
+    # a wire of 16 bits where machines are several and it saves something; with compression the one that is asked for
+    assert {key for key in sent if key[3] != "fp32"} == {(2, True, stage, "bf16") for stage in (1, 2, 3)}
+    asked = list(layouts(layout(2, 1, rank=8, zero_stage=3, wire="bf16-ring")))
+    assert {each.run.wire for each in asked if each.run.compression} == {"bf16-ring"}
+    assert {each.run.wire for each in asked if each.machines == 2} == {"bf16-ring", "fp32"}
     assert {each.run.compression and each.run.compression.rank for each in every} == {None, 8, 16}
     assert all(each.run.batch_size == 8 for each in every)
     muon = layouts(layout(2, 1, optimizer={"muon_step_size_factor": 10.0}))
