@@ -78,7 +78,10 @@ def test_a_search_tells_the_plan_that_it_found(capsys):
         ("--price -1", "price -1.0: must be finite, and not negative"),
         ("--timeline update.svg", "timeline update.svg: must end in .png; the picture is a PNG"),
         ("--run.wire fp8", "run.wire"),
-        ("--machines 2 --gpus 2 --run.wire bf16", "run.wire bf16 with run.zero_stage 0 and 2 processes a machine: each would"),
+        (
+            "--machines 2 --gpus 2 --run.wire bf16",
+            "run.wire bf16 with run.zero_stage 0 and 2 processes a machine: each would",
+        ),
         ("--machines 3", "run.batch_size 8: must be a multiple of 3 processes × 1 accumulation steps"),
         (
             "--gpus 4 --run.zero_stage 1 --run.ranks_per_machine 3",

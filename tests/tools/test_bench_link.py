@@ -96,14 +96,23 @@ TIMED = {
     "4": [_notes([0.2, 0.3], [100_000] * 2), _notes([0.25, 0.25], [100_000] * 2)],
     "4, after_backward": [_notes([0.3, 0.3], [100_000] * 2)],
     "8": [_notes([0.5, 0.5], [1_000_000] * 2), _notes([0.4, 0.5], [1_000_000] * 2)],
-    "8, after_backward": [_notes([1.0, 0.9], [1_000_000] * 2, (0.5, 0.3)), _notes([1.0, 1.0], [1_000_000] * 2, (0.4, 0.4))],
+    "8, after_backward": [
+        _notes([1.0, 0.9], [1_000_000] * 2, (0.5, 0.3)),
+        _notes([1.0, 1.0], [1_000_000] * 2, (0.4, 0.4)),
+    ],
     "16": [_notes([1.0, 1.0], [2_000_000] * 2), _notes([1.0, 1.0], [2_000_000] * 2)],
     "16, after_backward": [_notes([1.5, 1.5], [2_000_000] * 2)],
 }
 
 
 def test_ours_is_the_smallest_rank_from_which_on_no_more_than_a_hundredth_is_lost():
-    losses = {"uncompressed": [1.0, 1.2], "uncompressed_bf16": [3.0, 3.0], "4": [1.13, 1.1], "8": [1.02, 1.2], "16": [1.0, 1.0]}
+    losses = {
+        "uncompressed": [1.0, 1.2],
+        "uncompressed_bf16": [3.0, 3.0],
+        "4": [1.13, 1.1],
+        "8": [1.02, 1.2],
+        "16": [1.0, 1.0],
+    }
     result = link.case(_options(), 100.0, 80.0, TIMED, losses)
     assert result["name"] == "link 100 Mbit/s, rank 8"
     assert (result["ours"], result["peers"]["uncompressed"]) == (2.0, 0.5)
@@ -158,7 +167,7 @@ def test_every_setting_is_timed_over_every_link_and_trained_from_every_seed(pret
     words = ["--mbit", "100", "1000", "--ranks", "8", "4", "--seeds", "2", "--output", str(tmp_path / "notes.jsonl")]
     cases = link.run(_options(*words))
     assert [case["settings"]["mbit"] for case in cases] == [100, 1000]
-    assert cases[0]["loss_by_seed"] == dict.fromkeys(("uncompressed", "uncompressed_bf16", "4", "8"), [1.0, 2.0])
+    assert cases[0]["loss_by_seed"] == {name: [1.0, 2.0] for name in ("uncompressed", "uncompressed_bf16", "4", "8")}
     jobs = [job for together in pretended for job in together]
     trained = [(None, "fp32", True), (None, "bf16", True), (4, "fp32", True), (8, "fp32", True)]
     timed = [*trained[:3], (4, "fp32", False), trained[3], (8, "fp32", False)]

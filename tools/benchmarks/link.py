@@ -241,7 +241,9 @@ def _print_tables(cases: list[dict]) -> None:
         rates = []
         for result in cases:
             rate = result["updates_per_s"]
-            rates.append(f"{rate[name]:.3f} ({rate[name] / rate[_UNCOMPRESSED]:.2f} ×) | {result['exposed_s'][name]:.2f}")
+            rates.append(
+                f"{rate[name]:.3f} ({rate[name] / rate[_UNCOMPRESSED]:.2f} ×) | {result['exposed_s'][name]:.2f}"
+            )
         told = " | "
         if name in loss:
             by_seed = ", ".join(f"{value:.4f}" for value in cases[0]["loss_by_seed"][name])
