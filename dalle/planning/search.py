@@ -98,8 +98,8 @@ def _sharded(layout: Layout, machines: int) -> Iterator[dict]:
     """Stages with who shards, ranks and wires: without compression the one that is asked for and a 16-bit one."""
     asked = layout.run.wire
     wires = dict.fromkeys((asked, "bf16" if asked == "fp32" else "fp32")) if machines > 1 else [asked]
-    plain = [{"compression": None, "wire": wire} for wire in wires]
-    compressed = [{"compression": each, "wire": asked} for each in _compressions(layout)]
+    plain: list[dict] = [{"compression": None, "wire": wire} for wire in wires]
+    compressed: list[dict] = [{"compression": each, "wire": asked} for each in _compressions(layout)]
     stages = (0,) if layout.optimizer.muon_step_size_factor is not None else (0, 1, 2, 3)
     for stage in stages:
         for ranks_per_machine in (None, 0) if stage else (None,):
