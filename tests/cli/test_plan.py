@@ -47,6 +47,19 @@ def test_a_plan_that_fits_is_told_drawn_and_as_json(tmp_path, capsys):
     )
 
 
+def test_a_wire_of_16_bits_halves_the_traffic_between_machines_alone(capsys):
+    told = {}
+    for wire in ("fp32", "bf16"):
+        plan([*SMALL, *SHARDED[:-2], "--run.wire", wire, "--json"])
+        told[wire] = json.loads(capsys.readouterr().out)
+    whole, half = told["fp32"], told["bf16"]
+    assert half["settings"] == {**whole["settings"], "run.wire": "bf16"}
+    between = "between replicas"
+    assert half["traffic_bytes"][between] == pytest.approx(whole["traffic_bytes"][between] / 2, rel=1e-3)
+    for name in ("stays_bytes", "checkpoint_bytes"):
+        assert half[name] == whole[name]
+
+
 def test_what_does_not_fit_ends_with_one_and_what_would(capsys):
     with pytest.raises(SystemExit) as ended:
         plan([*SMALL, *SHARDED, "--memory", "0.0015"])

@@ -4,7 +4,7 @@ import pytest
 
 from dalle.planning.exchanged import exchanged
 from dalle.planning.plan import Machines, Planned
-from dalle.planning.search import layouts, search
+from dalle.planning.search import _NOTHING, _in_full, layouts, search
 from dalle.planning.timing import Rates
 from tests.planning.small import layout
 
@@ -46,6 +46,15 @@ def test_the_fastest_that_fits_is_found():
     assert len(chosen) > 1
     nothing = search(asked, _machines(peaks[0] - 1))
     assert nothing.fastest is None and nothing.least.peak_bytes == peaks[0]
+
+
+def test_each_wire_is_planned_for_itself():
+    known: dict = {}
+    sent = {}
+    for wire in ("fp32", "bf16"):
+        bound = Planned(layout(2, 2, zero_stage=3, wire=wire), _machines(1e9), _NOTHING)
+        sent[wire] = _in_full(bound, known).sent.sent_bytes
+    assert sent["bf16"] == pytest.approx(sent["fp32"] / 2, rel=1e-3) and len(known) == 2
 
 
 def test_what_is_looked_at():
