@@ -5,19 +5,24 @@ import argparse
 import importlib
 import json
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from dalle.data.tokens import TokenBatches, TokenShards
+from dalle.gradients.overlap import Overlap
+from dalle.gradients.partition import Sharded
 from dalle.models.folder import read_header
 from dalle.text import Tokenizer
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
-compress, link, machines, patterns = (
-    importlib.import_module(f"benchmarks.{name}") for name in ("compress", "link", "machines", "patterns")
+compress, link, link_worker, machines, patterns = (
+    importlib.import_module(f"benchmarks.{name}")
+    for name in ("compress", "link", "link_worker", "machines", "patterns")
 )
 
 
@@ -183,6 +188,20 @@ def test_every_setting_is_timed_over_every_link_and_trained_from_every_seed(pret
     link.run(_options(*words, "--seeds", "3"))
     assert [(job["mbit"], job["rank"], job["seed"]) for (job, *_) in pretended] == [(None, None, 2)]
     assert len(pretended[0]) == 4
+
+
+def test_what_is_not_overlapped_is_not_heard_of_before_the_backward_pass_has_ended():
+    plain = Sharded.tell_reduced
+    for overlapped in (True, False):
+        with link_worker._exposed(overlapped) as waited_s:
+            assert (Sharded.tell_reduced is plain) == overlapped
+            assert overlapped or not Sharded.tell_reduced(None, None)
+            overlap = Overlap(
+                [["a"]], lambda number: iter([SimpleNamespace(wait=lambda: time.sleep(0.01))]), torch.device("cpu")
+            )
+            overlap.open()
+            overlap.finish()
+        assert Sharded.tell_reduced is plain and len(waited_s) == 1 and 0.01 <= waited_s[0] < 5
 
 
 def test_without_machines_it_says_why(monkeypatch):
