@@ -270,7 +270,7 @@ sharded = {"zero_stage": 3, "wire": "bf16"}
 ring, scaled, whole = {**sharded, "wire": "bf16-ring"}, {**sharded, **SCALED}, {"wire": "bf16"}
 for name, run in {"stage 0": whole, "ring": ring, "scaled": scaled}.items():
     told[f"spoilt {name}"] = spoilt("layers.0.mlp.widen.weight", f"{folder}/spoilt {name}", **run)
-for name, run in {"stage 1": {"zero_stage": 1, "wire": "bf16"}, "scaled": scaled}.items():
+for name, run in {"stage 0": whole, "stage 1": {"zero_stage": 1, "wire": "bf16"}, "scaled": scaled}.items():
     told[f"resumed {name}"] = resumed(f"{folder}/resumed {name}", **run)
 for name, run in {"ring": ring, "scaled": scaled}.items():
     told[f"early {name}"] = [trained(early, f"{folder}/{name} {early}", **run) for early in (False, True)]
@@ -293,7 +293,7 @@ def test_gradients_in_another_order_in_memory_stay_where_they_are(flows):
 
 
 def test_resumed_is_uninterrupted(flows):
-    assert flows["resumed stage 1"] and flows["resumed scaled"]
+    assert all(flows[f"resumed {name}"] for name in ("stage 0", "stage 1", "scaled"))
 
 
 def test_the_exchange_begins_in_the_last_backward_pass_and_changes_no_bit(flows):
