@@ -74,6 +74,8 @@ class Run:
         ranks_per_machine: processes that shard among themselves, when `zero_stage` is above 0; between such groups all is
             replicated and gradients are averaged. Null asks the launcher; 0 shards over all processes
         compression: compress the gradients that machines exchange; null sends them as they are
+        wire: in which machines exchange what is not compressed: "fp32"; "bf16", half the bytes, each machine's gradient rounded
+            once and the mean once more; "bf16-ring", added up in bf16 by the communication library, rounded at every hop
         offload: where the optimiser's state lives, and its step is made, when `zero_stage` is 3: on the "device", or in main
             memory ("cpu"), which is slow and frees 8 or 12 bytes a weight
         ema_decay: decay of the averaged weights; null keeps no average
@@ -101,6 +103,7 @@ class Run:
     zero_stage: Literal[0, 1, 2, 3] = 0
     ranks_per_machine: int | None = None
     compression: Compression | None = None
+    wire: Literal["fp32", "bf16", "bf16-ring"] = "fp32"
     offload: Literal["device", "cpu"] = "device"
     ema_decay: float | None = 0.999
     ema_every_steps: int = 1
@@ -156,6 +159,28 @@ class Run:
             not (self.compile and self.zero_stage == 3),
             "compile with zero_stage 3: weights that come and go cannot be compiled; set one of them lower",
         )
+
+    def processes_together(self, ranks_per_machine: int, world_size: int) -> int:
+        """How many processes shard or average among themselves before `gradients/` exchanges between such machines: all, where
+        DeepSpeed's own average is all there is to do.
+
+        Args:
+            ranks_per_machine: those that are to count as one machine
+            world_size: all
+
+        Raises:
+            ValueError: every process of a machine would send all gradients to the others, more than is saved by 16 bits
+        """
+        if self.zero_stage > 0 or self.compression is not None:
+            return ranks_per_machine
+        if self.wire == "fp32" or ranks_per_machine == world_size:
+            return world_size
+        require(
+            ranks_per_machine == 1,
+            f"run.wire {self.wire} with run.zero_stage 0 and {ranks_per_machine} processes a machine: each would send all "
+            "gradients to the other machines; set run.zero_stage to 1 or above, where each sends its part, or run.wire to fp32",
+        )
+        return 1
 
     def micro_batch_size(self, world_size: int) -> int:
         """Samples that one of `world_size` processes takes at a time. Raises ValueError when the batch does not divide."""

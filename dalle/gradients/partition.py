@@ -160,7 +160,7 @@ class _Flat(Shards):
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        zero,
+        zero: Any,
         flats: list[torch.Tensor],
         groups: list[list[nn.Parameter]],
     ):
@@ -206,7 +206,7 @@ class Partitioned(_Flat):
         zero: DeepSpeed's optimiser around the client's
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, zero):
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, zero: Any):
         super().__init__(model, optimizer, zero, zero.single_partition_of_fp32_groups, zero.bit16_groups)
         self.pieces = {}
         for name, p in self.parameters.items():
@@ -244,7 +244,7 @@ class Sharded(_Flat):
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        zero,
+        zero: Any,
         set_gradient: Callable[[nn.Parameter, torch.Tensor], None],
         ordinal: int,
     ):

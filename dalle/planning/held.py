@@ -42,7 +42,7 @@ def in_main_memory(layout: Layout) -> int:
 
 def checkpoint_bytes(layout: Layout, exchanged: Exchanged) -> int:
     """On disk, of all processes together: weights, moments, averages, the sum of the error buffers in fp32."""
-    whole = layout.with_run(zero_stage=0, compression=None)
+    whole = layout.with_run(zero_stage=0, compression=None, wire="fp32")
     averages = _averages(whole) if layout.run.ema_decay is not None else 0
     matrices = sum(layout.sizes.parameters[name].numel() for name in layout.sizes.matrices)
     return layout.whole_bytes + _moments(whole) + averages + (4 * matrices if exchanged.error_bytes else 0)

@@ -111,9 +111,8 @@ class Layout:
     @property
     def shards(self) -> int:
         """m, the processes that shard among themselves, or that average before others do."""
-        if self.run.compression is None and self.run.zero_stage == 0:
-            return self.processes  # `cluster/topology.py`: then all count as one machine
-        return self.gpus if self.run.ranks_per_machine is None else self.run.ranks_per_machine or self.processes
+        asked = self.gpus if self.run.ranks_per_machine is None else self.run.ranks_per_machine or self.processes
+        return self.run.processes_together(asked, self.processes)
 
     @property
     def groups(self) -> int:

@@ -146,6 +146,7 @@ def settings(layout: Layout) -> dict[str, Any]:
         "run.zero_stage": run.zero_stage,
         "run.ranks_per_machine": run.ranks_per_machine,
         "run.compression": run.compression and asdict(run.compression),
+        "run.wire": run.wire,
         "run.accumulation_steps": run.accumulation_steps,
         "micro_batch": layout.micro_batch,
         "run.recompute": run.recompute,

@@ -1,4 +1,4 @@
-"""The fastest settings that fit: over machines, sharding, ranks, micro-batches and recomputation.
+"""The fastest settings that fit: over machines, sharding, ranks and wires, micro-batches and recomputation.
 
 What is asked of a layout is cheap but for what machines exchange. So all are first taken as if machines exchanged nothing and needed
 no memory for it, which makes none slower or larger than it is. In the order of those times each is then planned in full, until no
@@ -59,7 +59,7 @@ def search(layout: Layout, machines: Machines) -> Found:
 def _in_full(bound: Planned, known: dict[tuple, Exchanged | None]) -> Planned | None:
     """With what machines exchange; null where compression cannot cut the matrices so."""
     run = bound.layout.run
-    key = (bound.layout.groups, bound.layout.shards, run.zero_stage, run.compression, run.offload)
+    key = (bound.layout.groups, bound.layout.shards, run.zero_stage, run.compression, run.wire, run.offload)
     if key not in known:
         try:
             known[key] = exchanged(bound.layout)
@@ -76,13 +76,13 @@ def layouts(layout: Layout) -> Iterator[Layout]:
         for run in _runs(layout, machines):
             try:
                 yield replace(layout, machines=machines, run=run)
-            except ValueError:  # such a batch, or such a rank, does not divide
+            except ValueError:  # such a batch, or such a rank, does not divide, or such a wire saves nothing
                 continue
 
 
 def _runs(layout: Layout, machines: int) -> Iterator:
     asked, processes = layout.run, machines * layout.gpus
-    for changes in _sharded(layout):
+    for changes in _sharded(layout, machines):
         for micro_batch in (2**power for power in range(25)):
             steps, rest = divmod(asked.batch_size, processes * micro_batch)
             if rest or not steps:
@@ -94,14 +94,17 @@ def _runs(layout: Layout, machines: int) -> Iterator:
                     continue
 
 
-def _sharded(layout: Layout) -> Iterator[dict]:
-    """Stages with who shards, and ranks."""
-    compressions = [None, *_compressions(layout)]
+def _sharded(layout: Layout, machines: int) -> Iterator[dict]:
+    """Stages with who shards, ranks and wires: without compression the one that is asked for and a 16-bit one."""
+    asked = layout.run.wire
+    wires = dict.fromkeys((asked, "bf16" if asked == "fp32" else "fp32")) if machines > 1 else [asked]
+    plain: list[dict] = [{"compression": None, "wire": wire} for wire in wires]
+    compressed: list[dict] = [{"compression": each, "wire": asked} for each in _compressions(layout)]
     stages = (0,) if layout.optimizer.muon_step_size_factor is not None else (0, 1, 2, 3)
     for stage in stages:
         for ranks_per_machine in (None, 0) if stage else (None,):
-            for compression in compressions if stage in (0, 3) else (None,):
-                yield {"zero_stage": stage, "ranks_per_machine": ranks_per_machine, "compression": compression}
+            for sent in [*plain, *compressed] if stage in (0, 3) else plain:
+                yield {"zero_stage": stage, "ranks_per_machine": ranks_per_machine, **sent}
 
 
 def _compressions(layout: Layout) -> list[Compression]:

@@ -62,6 +62,19 @@ def test_16_bit_weights_are_2_bytes_fewer_wherever_they_are(capsys):
     assert short["peak_bytes"] < fp32["peak_bytes"] - 2 * matrices
 
 
+def test_a_wire_of_16_bits_halves_the_traffic_between_machines_alone(capsys):
+    told = {}
+    for wire in ("fp32", "bf16"):
+        plan([*SMALL, *SHARDED[:-2], "--run.wire", wire, "--json"])
+        told[wire] = json.loads(capsys.readouterr().out)
+    whole, half = told["fp32"], told["bf16"]
+    assert half["settings"] == {**whole["settings"], "run.wire": "bf16"}
+    between = "between replicas"
+    assert half["traffic_bytes"][between] == pytest.approx(whole["traffic_bytes"][between] / 2, rel=1e-3)
+    for name in ("stays_bytes", "checkpoint_bytes"):
+        assert half[name] == whole[name]
+
+
 def test_what_does_not_fit_ends_with_one_and_what_would(capsys):
     with pytest.raises(SystemExit) as ended:
         plan([*SMALL, *SHARDED, "--memory", "0.0015"])
@@ -92,6 +105,11 @@ def test_a_search_tells_the_plan_that_it_found(capsys):
         ("--achieved 1.5", "achieved 1.5: must lie in (0, 1]"),
         ("--price -1", "price -1.0: must be finite, and not negative"),
         ("--timeline update.svg", "timeline update.svg: must end in .png; the picture is a PNG"),
+        ("--run.wire fp8", "run.wire"),
+        (
+            "--machines 2 --gpus 2 --run.wire bf16",
+            "run.wire bf16 with run.zero_stage 0 and 2 processes a machine: each would",
+        ),
         ("--machines 3", "run.batch_size 8: must be a multiple of 3 processes × 1 accumulation steps"),
         (
             "--gpus 4 --run.zero_stage 1 --run.ranks_per_machine 3",

@@ -368,6 +368,11 @@ REFUSED = [
         dict(compression=Compression(4), zero_stage=1),
         "compression with zero_stage 1: whole matrices or rows of them can be",
     ),
+    (
+        run(wire="bf16").processes_together,
+        dict(ranks_per_machine=2, world_size=4),
+        "run.wire bf16 with run.zero_stage 0 and 2 processes a machine: each would send all gradients",
+    ),
     (run, dict(offload="cpu"), "offload cpu with zero_stage 0: needs zero_stage 3"),
     (
         run,

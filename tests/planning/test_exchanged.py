@@ -29,6 +29,19 @@ def test_uncompressed_gradients_go_as_fp32():
     assert exchanged(layout(1, 2, zero_stage=3)).calls == ()  # no machines
 
 
+@pytest.mark.parametrize("wire", ["bf16", "bf16-ring"])
+def test_in_16_bits_half_of_that(wire):
+    """What is not compressed as well; where DeepSpeed averages, and on one machine, nothing."""
+    whole = exchanged(layout(4, 2, zero_stage=3))
+    half = exchanged(layout(4, 2, zero_stage=3, wire=wire))
+    assert half.sent_bytes == pytest.approx(whole.sent_bytes / 2, rel=1e-5)
+    assert half.calls[0].after == whole.calls[0].after == 5  # the second of two collectives waits for the end
+    compressed = exchanged(layout(4, 2, rank=8, zero_stage=3, wire=wire)).sent_bytes
+    assert compressed == pytest.approx(2 * 3 / 4 * (2 * (P_ELEMENTS + Q_ELEMENTS) + 2 * REST / 2), rel=0.02)
+    assert exchanged(layout(1, 2, wire=wire)).calls == ()
+    assert exchanged(layout(4, 1, wire=wire)).sent_bytes == pytest.approx(2 * half.sent_bytes, rel=0.01)
+
+
 def test_at_stage_3_it_begins_within_the_backward_pass():
     """The heads, four resblocks, the embeddings: what is not compressed of the heads is smaller than a call, and waits."""
     calls = exchanged(layout(2, 2, rank=8, zero_stage=3)).calls

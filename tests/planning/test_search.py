@@ -4,7 +4,7 @@ import pytest
 
 from dalle.planning.exchanged import exchanged
 from dalle.planning.plan import Machines, Planned
-from dalle.planning.search import layouts, search
+from dalle.planning.search import _NOTHING, _in_full, layouts, search
 from dalle.planning.timing import Rates
 from tests.planning.small import layout
 
@@ -19,7 +19,8 @@ def _all(asked) -> list[Planned]:
     """In full, but for what machines exchange, which is the same of all that shard alike."""
     found, known = [], {}
     for each in layouts(asked):
-        alike = (each.machines, each.run.zero_stage, each.run.ranks_per_machine, each.run.compression)
+        run = each.run
+        alike = (each.machines, run.zero_stage, run.ranks_per_machine, run.compression, run.wire)
         try:
             if alike not in known:
                 known[alike] = exchanged(each)
@@ -47,6 +48,15 @@ def test_the_fastest_that_fits_is_found():
     assert nothing.fastest is None and nothing.least.peak_bytes == peaks[0]
 
 
+def test_each_wire_is_planned_for_itself():
+    known: dict = {}
+    sent = {}
+    for wire in ("fp32", "bf16"):
+        bound = Planned(layout(2, 2, zero_stage=3, wire=wire), _machines(1e9), _NOTHING)
+        sent[wire] = _in_full(bound, known).sent.sent_bytes
+    assert sent["bf16"] == pytest.approx(sent["fp32"] / 2, rel=1e-3) and len(known) == 2
+
+
 def test_what_is_looked_at():
     """All of the batch of 8, on one machine too; of a Muon training nothing is sharded."""
     every = list(layouts(layout(2, 2, rank=8, zero_stage=3)))
@@ -54,6 +64,12 @@ def test_what_is_looked_at():
     assert {each.micro_batch for each in every} == {1, 2, 4}
     assert {each.run.zero_stage for each in every} == {0, 1, 2, 3}
     assert {each.run.recompute for each in every} == {True, False}
+    sent = {(each.machines, each.run.compression is None, each.run.zero_stage, each.run.wire) for each in every}
+    # a wire of 16 bits where machines are several and it saves something; with compression the one that is asked for
+    assert {key for key in sent if key[3] != "fp32"} == {(2, True, stage, "bf16") for stage in (1, 2, 3)}
+    asked = list(layouts(layout(2, 1, rank=8, zero_stage=3, wire="bf16-ring")))
+    assert {each.run.wire for each in asked if each.run.compression} == {"bf16-ring"}
+    assert {each.run.wire for each in asked if each.machines == 2} == {"bf16-ring", "fp32"}
     assert {each.run.compression and each.run.compression.rank for each in every} == {None, 8, 16}
     assert all(each.run.batch_size == 8 for each in every)
     muon = layouts(layout(2, 1, optimizer={"muon_step_size_factor": 10.0}))

@@ -96,6 +96,7 @@ def _check_players(run: Run) -> None:
         ("precision", run.precision, run.precision in ("fp32", "bf16"), "fp32 or bf16"),
         ("compression", run.compression, run.compression is None, "null"),
         ("weights", run.weights, run.weights == "fp32", "fp32"),
+        ("wire", run.wire, run.wire == "fp32", "fp32"),
         ("recompute", run.recompute, not run.recompute, "false"),
         ("compile", run.compile, not run.compile, "false"),
     ):
