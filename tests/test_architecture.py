@@ -11,7 +11,19 @@ from tests.conftest import ROOT
 
 HOUSE = ROOT / "dalle"
 ROOMS = [
-    *("config", "outputs", "masks", "text", "data", "reporting", "cluster", "models", "ready", "checkpoints"),
+    *(
+        "config",
+        "outputs",
+        "masks",
+        "splitmix",
+        "text",
+        "data",
+        "reporting",
+        "cluster",
+        "models",
+        "ready",
+        "checkpoints",
+    ),
     *(
         "objectives",
         "decoding",

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from dalle.config import Sampling
-from dalle.decoding.splitmix import GOLDEN, mix
+from dalle.splitmix import GOLDEN, mix
 
 
 def choose(logits_RV: torch.Tensor, uniform_RU: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,7 +15,7 @@ import hashlib
 
 import torch
 
-from dalle.decoding.splitmix import GOLDEN, mix
+from dalle.splitmix import GOLDEN, mix
 
 _DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}
 """By how many bits a significand is shorter than fp32's 23."""
