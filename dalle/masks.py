@@ -13,8 +13,9 @@ whole masks, windows for a CPU and block masks for a GPU are made from it.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -91,13 +92,13 @@ def transposed(image_BHIK: torch.Tensor, grid: int) -> torch.Tensor:
     return image_BHIK.unflatten(2, (grid, grid)).transpose(2, 3).flatten(2, 3)
 
 
-def block_mask_rule(kind: Kind, text_slots: int, grid: int, conv_kernel: int = 11):
+def block_mask_rule(kind: Kind, text_slots: int, grid: int, conv_kernel: int = 11) -> Callable:
     """The whole mask as FlexAttention's `mask_mod`, for column layers with the image slots in column order.
 
     Elementwise on integer tensors, so that FlexAttention can trace it.
     """
 
-    def rule(batch, head, query, key):
+    def rule(batch: Any, head: Any, query: Any, key: Any) -> torch.Tensor:
         image_query, image_key = query - text_slots, key - text_slots
         if kind == "column":
             image_query = image_query % grid * grid + image_query // grid

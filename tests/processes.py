@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 
-from tests.conftest import ROOT, clean_environment
+import torch
 
-ON_CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-"""For processes that compute on the CPU with gloo also where there is a GPU."""
+from tests.conftest import ROOT, clean_environment
+from tests.forking import ON_CPU, Forked, Fresh
 
 
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def begin_alone(script: str, *arguments: str) -> Forked:
+    """One process by itself, on the CPU, as leader of a group of its own."""
+    return Forked(script, arguments, clean_environment() | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
 
 
 def run_processes(
@@ -55,10 +58,10 @@ def run_processes(
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
         }
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        command = [sys.executable, "-c", script, *arguments]
         surroundings = clean_environment() | place | environment
-        started.append(subprocess.Popen(command, env=surroundings, cwd=ROOT, **streams))
+        on_cpu = not torch.cuda.is_available() or surroundings.items() >= ON_CPU.items()
+        begin = Forked if on_cpu else Fresh
+        started.append(begin(script, arguments, surroundings, rank))
     try:
         # all at once: one whose pipe is full, of warnings for instance, would keep the others waiting
         with ThreadPoolExecutor(count) as pool:

@@ -11,7 +11,19 @@ from tests.conftest import ROOT
 
 HOUSE = ROOT / "dalle"
 ROOMS = [
-    *("config", "outputs", "masks", "text", "data", "reporting", "cluster", "models", "ready", "checkpoints"),
+    *(
+        "config",
+        "outputs",
+        "masks",
+        "splitmix",
+        "text",
+        "data",
+        "reporting",
+        "cluster",
+        "models",
+        "ready",
+        "checkpoints",
+    ),
     *(
         "objectives",
         "decoding",
@@ -22,6 +34,7 @@ ROOMS = [
         "evaluation",
         "stages",
         "machine",
+        "planning",
         "own",
         "web",
     ),

@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs without an installation
 
-from benchmarks import compress, dvae, link, measures, prior, ready, rerank, sample, stackgan
+from benchmarks import compress, dvae, link, measures, prior, ready, rerank, sample, stackgan, synced
 
 BENCHMARKS = {
     "dvae": dvae,
@@ -33,6 +33,7 @@ BENCHMARKS = {
     "measures": measures,
     "ready": ready,
     "stackgan": stackgan,
+    "synced": synced,
 }
 _STEPS = ("dvae", "prior", "stackgan")
 """Of one process, timed in turns with peers'; the others have options of their own."""

@@ -37,11 +37,12 @@ tokens 8 data-prior tokens-crops
 tokens 1 data tokens
 train_prior() { # folder tokens options
     [ -f "$output/$1/model.safetensors" ] ||
-        dalle-train-prior --config "icons/$1" --data "$output/$2/train" --valid_data "$output/$2/valid" --dvae "$output/dvae" \
+        dalle-train-prior --config "icons/$1" --data "$output/$2/train" --valid_data "$output/tokens/valid" --dvae "$output/dvae" \
             --tokenizer "$output/tokenizer.json" --output "$output/$1" --resume "$(resume "$1")" "${@:3}"
 }
 train_prior prior-crops tokens-crops
-train_prior prior tokens --from "$output/prior-crops"
+train_prior prior-plain tokens --from "$output/prior-crops"
+train_prior prior tokens-crops --from "$output/prior-plain"
 if [ ! -f "$output/clip/model.safetensors" ]; then
     dalle-train-clip --config icons/clip --data "$train" --valid_data "$valid" --dvae "$output/dvae" \
         --tokenizer "$output/tokenizer.json" --output "$output/clip" --resume "$(resume clip)"

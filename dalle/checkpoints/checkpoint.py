@@ -13,7 +13,6 @@ and loading it runs no code.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -26,6 +25,7 @@ from typing import Any
 
 import torch
 
+from dalle.checkpoints.index import check_parts, checked, state_hash
 from dalle.checkpoints.names import STATE, complete, delete_old, make_room, retire, step_of
 from dalle.checkpoints.rank_file import (
     DTYPES,
@@ -37,6 +37,7 @@ from dalle.checkpoints.rank_file import (
     write_proven,
 )
 from dalle.cluster.topology import World
+from dalle.config import plain_json
 from dalle.config.checks import Cause
 from dalle.models.weights import WeightsFile
 from dalle.outputs.whole import sync_folder
@@ -189,21 +190,18 @@ def _read_index(path: str | Path) -> Checkpoint:
     if not (path / STATE).is_file():
         raise ValueError(f"{path} is not a complete checkpoint: it holds no {STATE}; name another step-NUMBER")
     try:
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        # halves: names of data files are whatever their file system allows
+        state = plain_json.load((path / STATE).read_bytes(), STATE, halves=True)
         if not isinstance(state, dict):
             raise Cause("it is not a mapping of names to values")
-    except (OSError, ValueError, RecursionError) as error:
+    except plain_json.Damaged as error:
+        raise _damaged(path, error.what.replace(" is damaged", "", 1)) from None
+    except (OSError, Cause) as error:
         raise _damaged(path, f"{STATE}: {_reason(error)}") from error
     if "tensors" not in state:
         raise ValueError(f"checkpoint {path} was written by another version of this program: read it with that one")
     try:
-        if _state_hash(state) != state.get("sha256"):
-            raise Cause("its hash is not the one it was written with")
-        shapes = {name: tuple(tensor["shape"]) for name, tensor in state["tensors"].items()}
-        for name, tensor in state["tensors"].items():
-            _check_parts(name, shapes[name], tensor["parts"])
-            if tensor["dtype"] not in DTYPES or any(part[0] not in state["files"] for part in tensor["parts"]):
-                raise Cause(f"{name} is of no known dtype or in no known file")
+        shapes = checked(state)
         step, values, files = state["step"], state["values"], state["files"]
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(path, f"{STATE}: {_reason(error)}") from error
@@ -276,33 +274,17 @@ def _complete(partial: Path, target: Path, step: int, values: dict, files: dict[
             tensor["parts"].append([file, key, start, stop])
     for name, tensor in tensors.items():
         tensor["parts"].sort(key=lambda part: part[2:])
-        _check_parts(name, tensor["shape"], tensor["parts"])
+        check_parts(name, tensor["shape"], tensor["parts"])
     state = {"step": step, "values": values, "tensors": tensors, "files": files}
     # once around, so that what is hashed is what will be read: JSON has neither tuples nor keys other than text
     state = json.loads(json.dumps(state))
-    state["sha256"] = _state_hash(state)
+    state["sha256"] = state_hash(state)
     write_proven(partial / STATE, [json.dumps(state).encode()])
     sync_folder(partial)
     if target.exists():  # the same update once more, as after resuming and stopping at once
         retire(target)
     os.replace(partial, target)
     sync_folder(target.parent)
-
-
-def _state_hash(state: dict) -> str:
-    content = {name: value for name, value in state.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _check_parts(name: str, shape: Iterable[int], parts: list) -> None:
-    """Raises ValueError unless the parts, in order, cover the flattened tensor once."""
-    reached, numel = 0, math.prod(shape)
-    for _, _, start, stop in [*parts, (None, None, numel, numel)]:
-        if start > reached:
-            raise Cause(f"nothing holds elements {reached:,} to {start:,} of {name}")
-        if start < reached or not start <= stop <= numel:
-            raise Cause(f"of {name} two parts hold element {start:,}, or one reaches beyond the last")
-        reached = stop
 
 
 def _damaged(path: Path, problem: str) -> ValueError:

@@ -13,6 +13,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_loader
@@ -21,12 +22,19 @@ import dalle
 from dalle.cli import open_options
 from dalle.cli.allocator import keep_freed_memory
 from dalle.config import plain_yaml, shape, shipped
-from dalle.config.checks import SaidByAll, printable
+from dalle.config.checks import SaidByAll, out_of_memory, printable
 from dalle.config.programs import PROGRAMS, Program
 from dalle.outputs.streams import kept_open
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-def parse(cls: type, prog: str, argv: list[str] | None = None, positional: str | tuple[str, ...] | None = None):
+_Settings = TypeVar("_Settings", bound="DataclassInstance")
+
+
+def parse(
+    cls: type[_Settings], prog: str, argv: list[str] | None = None, positional: str | tuple[str, ...] | None = None
+) -> _Settings:
     """The command's settings as an instance of `cls`.
 
     Args:
@@ -79,7 +87,7 @@ _SHARDS = ("data", "valid_data", "reference", "train", "evaluation")
 """Those that may hold globs, ranges and several names (`dalle.data.naming`)."""
 
 
-def _at_home(name: str, value):
+def _at_home(name: str, value: Any) -> Any:
     """A command's setting with `~` as the home folder: a shell does so at the start of a word, and nobody in a YAML file."""
     if not isinstance(value, str) or name in NO_PATHS:
         return value
@@ -89,7 +97,7 @@ def _at_home(name: str, value):
     return path
 
 
-def parse_model(cls: type, values: dict, where: str):
+def parse_model(cls: type[_Settings], values: dict[str, Any], where: str) -> _Settings:
     """One section of a configuration, already read, as an instance of its dataclass. Raises ValueError in one line."""
     shape.check_values(cls, values, where)
     parser = ArgumentParser(exit_on_error=False)
@@ -102,16 +110,17 @@ def parse_model(cls: type, values: dict, where: str):
 
 
 def run(main: Callable[[], None], prog: str) -> None:
-    """Run a command: user errors become one line and exit code 2, a training whose numbers have gone wrong 3, Ctrl-C 130."""
+    """Run a command: user errors, a full disk and too little memory become one line and exit code 2, a training whose numbers have
+    gone wrong 3, Ctrl-C 130."""
     keep_freed_memory()
+    rank = os.environ.get("RANK", "0")
+    who = prog if os.environ.get("WORLD_SIZE", "1") == "1" else f"{prog} (rank {rank})"
     try:
         with kept_open():
             main()
     except ValueError as error:
         if os.environ.get("DALLE_DEBUG"):
             raise
-        rank = os.environ.get("RANK", "0")
-        who = prog if os.environ.get("WORLD_SIZE", "1") == "1" else f"{prog} (rank {rank})"
         all_say_it = isinstance(error, SaidByAll)
         if rank == "0" or not all_say_it:
             print(f"{who}: {printable(str(error))}", file=sys.stderr)
@@ -121,8 +130,15 @@ def run(main: Callable[[], None], prog: str) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:
-        if os.environ.get("DALLE_DEBUG") or error.strerror is None:
+    except (MemoryError, RuntimeError, ImportError, OSError) as error:
+        if os.environ.get("DALLE_DEBUG"):
+            raise
+        if out_of_memory(error):
+            why = " ".join(str(error).split())[:200]
+            remedy = "make the batch, the chunk or the model smaller, or use a machine with more"
+            print(f"{who}: out of memory{f' ({printable(why)})' if why else ''}; {remedy}", file=sys.stderr)
+            sys.exit(2)
+        if not isinstance(error, OSError) or error.strerror is None:
             raise
         print(f"{prog}: {printable(str(error.filename or 'file system'))}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
@@ -133,12 +149,12 @@ def plain_warnings(prog: str) -> None:
     warnings.formatwarning = lambda message, *_: f"{prog}: {printable(str(message))}\n"
 
 
-def to_yaml(settings) -> str:
+def to_yaml(settings: Any) -> str:
     """The full resolved configuration as YAML, which `--config` reads back."""
     return plain_yaml.dump(_plain(dataclasses.asdict(settings)))
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return list(value) if isinstance(value, tuple) else value
@@ -242,14 +258,14 @@ def _checked(cls: type, token: str) -> str:
     return token
 
 
-def _nested(name: str, value):
+def _nested(name: str, value: Any) -> Any:
     """A dotted name and its value as mappings in one another."""
     for key in reversed(name.split(".")):
         value = {key: value}
     return value
 
 
-def _option_value(text: str):
+def _option_value(text: str) -> Any:
     """What the text of an option, or of a configuration, means, for jsonargparse: "a cat:" is no mapping."""
     try:
         value = plain_yaml.load(text, "it")
@@ -262,7 +278,7 @@ def _option_value(text: str):
 set_loader("yaml", _option_value, exceptions=(yaml.YAMLError,))
 
 
-def read_yaml(path: str) -> dict:
+def read_yaml(path: str) -> dict[str, Any]:
     """What the file of this path, or the shipped one of this name, says. Raises ValueError, in one line with its name."""
     return plain_yaml.read_mapping(shipped.find(path))
 

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dalle.cli import arguments
 from dalle.config import CharCNNRNNModel, CLIPModel, DVAEModel, Export, PriorModel, StackGANModel
@@ -201,7 +201,7 @@ def _identity(
     kind = identity["kind"]
     if kind not in _MODELS:
         raise ValueError(f"checkpoint {checkpoint.path} is of a model of kind {kind}: known are {', '.join(_MODELS)}")
-    sizes = arguments.parse_model(_MODELS[kind], identity["config"], f"checkpoint {checkpoint.path}: ")
+    sizes: Any = arguments.parse_model(_MODELS[kind], identity["config"], f"checkpoint {checkpoint.path}: ")
     return kind, sizes, identity["links"]
 
 

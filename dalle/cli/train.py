@@ -83,8 +83,13 @@ def train(kind: str, cls: type, argv: list[str] | None = None, alone: bool = Tru
     argv = _with_own_settings(argv, command)
     argv = [*_start_of_best_of(argv), *argv]
     argv = [*_settings_of_start(argv, kind), *argv]
-    config = arguments.parse(cls, command, argv)
+    config: Any = arguments.parse(cls, command, argv)
     config.run.micro_batch_size(int(os.environ.get("WORLD_SIZE", "1")))
+    if config.dry_run:
+        from dalle.cli.planning.dry_run import tell
+
+        tell(kind, config)
+        return True
     folder = Path(config.output)
     _check_run(folder, command, config.resume)
     if config.resume:

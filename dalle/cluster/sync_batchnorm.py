@@ -5,6 +5,8 @@ PyTorch's own `SyncBatchNorm` is for GPUs alone.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.distributed.nn.functional import all_reduce
@@ -32,7 +34,7 @@ def synchronise_all(model: nn.Module, world: World) -> None:
 class SynchronisedBatchNorm(nn.BatchNorm2d):
     """`nn.BatchNorm2d` over the batches of all processes, each of which brings as many samples."""
 
-    def __init__(self, *arguments, world: World):
+    def __init__(self, *arguments: Any, world: World) -> None:
         super().__init__(*arguments)
         self.world_size = world.size
 

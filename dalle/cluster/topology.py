@@ -111,17 +111,16 @@ class Machines:
 
 
 def grouped(world: World, run: Run) -> World:
-    """The world with its machines. Where nothing is sharded or compressed all processes count as one.
+    """The world with its machines. Where nothing is sharded, compressed or rounded all processes count as one.
 
     Raises:
-        ValueError: the processes do not divide into machines, or the rank of the compression by those of one
+        ValueError: the processes do not divide into machines, or the rank of the compression by those of one, or those of one
+            would send the same
     """
     ranks = _ranks_per_machine(run, world)
     if run.compression is not None and run.zero_stage == 3:
         run.compression.rank_of_shard(ranks)  # refused before a model is built
-    if run.compression is None and run.zero_stage == 0:
-        ranks = world.size
-    return replace(world, machines=Machines(world, ranks))
+    return replace(world, machines=Machines(world, run.processes_together(ranks, world.size)))
 
 
 def _ranks_per_machine(run: Run, world: World) -> int:

@@ -34,6 +34,7 @@ from typing import NamedTuple
 
 from dalle.cluster.topology import World
 from dalle.cluster.watch_hub import Hub, Limits, Member, Verdict, named
+from dalle.outputs.threads import Thread
 
 EXIT_CODE = 75
 """Of a process that ends because another is gone or nobody moves: `EX_TEMPFAIL` of sysexits.h, for starting again with
@@ -69,8 +70,9 @@ class Watch:
         self.world, self.limits = world, Limits.of(silence_limit_s)
         self._place = _Place(0, 0, "starting", time.monotonic())
         self._error: BaseException | None = None
-        self._thread: threading.Thread | None = None
+        self._thread: Thread | None = None
         self._hub: Hub | None = None
+        self._hub_thread: Thread | None = None
 
     def mark(self, step: int, phase: str) -> None:
         """Say where the main thread is: the update, and "update", "waiting for data", "validating" and the like. All ranks
@@ -89,8 +91,8 @@ class Watch:
         self._error = error
         self._send({"left": True} if error is None else {"failed": _in_one_line(error)})
         self._thread.join()
-        if self._hub:
-            self._hub.join(self.limits.silent_s)  # it may still have to tell others that all is over
+        if self._hub_thread:
+            self._hub_thread.join(self.limits.silent_s)  # it may still have to tell others that all is over
         self._socket.close()
         if error is None:  # otherwise it still bounds the time that ending takes
             faulthandler.cancel_dump_traceback_later()
@@ -105,7 +107,7 @@ class Watch:
         token = all_ranks[0]["token"]
         if listener:
             self._hub = Hub(listener, token, self.members, self.limits)
-            self._hub.start()
+            self._hub_thread = self._hub.start()
         address = (os.environ["MASTER_ADDR"], all_ranks[0]["port"])
         try:
             self._socket = socket.create_connection(address, timeout=_CONNECT_S)
@@ -119,8 +121,7 @@ class Watch:
         self._lock = threading.Lock()
         self._send({"token": token, "rank": rank})
         self._place = _Place(0, 0, "starting", time.monotonic())
-        self._thread = threading.Thread(target=self._follow, name="watch", daemon=True)
-        self._thread.start()
+        self._thread = Thread(self._follow)
 
     def _close(self) -> None:
         self._socket.close()
@@ -183,9 +184,7 @@ class Watch:
         if rank == min(here, default=rank):
             text = f"{verdict.line}\n{verdict.stacks}".encode()
             # in a thread: nobody may be reading
-            showing = threading.Thread(target=os.write, args=(2, text), daemon=True)
-            showing.start()
-            showing.join(5)
+            Thread(os.write, 2, text).join(5)
         os._exit(EXIT_CODE if verdict.failed is None else 1)
 
 

@@ -11,15 +11,18 @@ import json
 import resource
 import selectors
 import socket
-import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 
+from dalle.config import plain_json
 from dalle.config.checks import Cause
+from dalle.outputs.threads import Thread
 
 _LONGEST_GREETING = 1_000
+_MOST_STRANGERS = 64
+"""Connections that have not greeted yet, beside a greeting of each rank."""
 _SHOWN_STACKS = 8
 
 
@@ -147,7 +150,7 @@ def spans(ranks: Sequence[int]) -> str:
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
-class Hub(threading.Thread):
+class Hub:
     """Hears all ranks until every one has left or a verdict is given.
 
     Args:
@@ -158,7 +161,6 @@ class Hub(threading.Thread):
     """
 
     def __init__(self, listener: socket.socket, token: str, members: list[Member], limits: Limits):
-        super().__init__(name="watch hub", daemon=True)
         self.listener, self.token, self.members, self.limits = listener, token, members, limits
         self.selector = selectors.DefaultSelector()
         self.selector.register(listener, selectors.EVENT_READ)
@@ -167,7 +169,11 @@ class Hub(threading.Thread):
         self._ranks: dict[socket.socket, int] = {}
         _allow_open_files(len(members) + 256)
 
-    def run(self) -> None:
+    def start(self) -> Thread:
+        """Begin; gives its thread."""
+        return Thread(self._run)
+
+    def _run(self) -> None:
         try:
             self._listen()
         finally:
@@ -208,8 +214,14 @@ class Hub(threading.Thread):
         self._send([0], _line(asdict(verdict)), wait_s=5.0)
 
     def _accept(self) -> None:
-        connection, _ = self.listener.accept()
+        try:
+            connection, _ = self.listener.accept()
+        except OSError:  # gone again, or no more files may be open
+            return
         connection.settimeout(0.0)
+        strangers = [each for each in self._received if each not in self._ranks]
+        if len(strangers) >= len(self.members) + _MOST_STRANGERS:
+            self._drop(strangers[0])  # which has had the longest time to greet
         self._received[connection] = b""
         self.selector.register(connection, selectors.EVENT_READ)
 
@@ -224,7 +236,7 @@ class Hub(threading.Thread):
         self._received[connection] = rest
         try:
             for line in lines:
-                self._hear(connection, json.loads(line))
+                self._hear(connection, plain_json.load(line, "a message", halves=True))
             known = connection in self._ranks or len(rest) < _LONGEST_GREETING
         except (ValueError, KeyError, TypeError):
             known = False

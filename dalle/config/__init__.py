@@ -15,7 +15,8 @@ from dalle.config.commands.evaluation.evaluate import Evaluate
 from dalle.config.commands.evaluation.study import Study, WorkerChecks
 from dalle.config.commands.filter import Filter, Filters
 from dalle.config.commands.own import TrainFolder
-from dalle.config.commands.publish import Publish
+from dalle.config.commands.planning.plan import Plan
+from dalle.config.commands.publish import Export, Publish
 from dalle.config.commands.sample import Sample
 from dalle.config.commands.schedules import unreached_schedules
 from dalle.config.commands.serve import Serve
@@ -24,7 +25,6 @@ from dalle.config.commands.stages import (
     Demo,
     Describe,
     DrawShapes,
-    Export,
     Tokenize,
     TrainCLIP,
     TrainDVAE,
@@ -59,6 +59,7 @@ __all__ = [
     "Filters",
     "Images",
     "Optimizer",
+    "Plan",
     "Plateau",
     "Precision",
     "PriorModel",

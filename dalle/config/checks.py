@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from typing import Any
 
 _NOT_THE_CALLERS = ("dalle", "torch", "contextlib")
 """Packages whose lines stand between what warns and the line of a user: ours, and PyTorch's and Python's decorators."""
@@ -34,7 +35,7 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def at_least(config, least: float, *names: str, most: float | None = None) -> None:
+def at_least(config: Any, least: float, *names: str, most: float | None = None) -> None:
     """Raises ValueError unless each of the named fields is at least `least`, and, where it is given, at most `most`."""
     if most is not None:
         at_most(config, most, *names)
@@ -42,12 +43,32 @@ def at_least(config, least: float, *names: str, most: float | None = None) -> No
         require(getattr(config, name) >= least, f"{name} {getattr(config, name)}: must be at least {least}")
 
 
-def at_most(config, most: float, *names: str) -> None:
+def at_most(config: Any, most: float, *names: str) -> None:
     """Raises ValueError where one of the named fields that is not null is over `most`: no machine has so much, and what would be made
     of it takes all memory before it fails."""
     for name in names:
         value = getattr(config, name)
         require(value is None or value <= most, f"{name} {value}: must be at most {most:,}")
+
+
+_OUT_OF_MEMORY = (
+    *("can't allocate memory", "cannot allocate memory", "out of memory", "alloc_failed", "bad_alloc"),
+    *("failed to map segment", "can't start new thread"),  # a library to import, and a thread's stack
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this, or what it was raised after, is Python, PyTorch, a library of CUDA or NumPy saying that there is no memory."""
+    seen: BaseException | None = error
+    while seen is not None:
+        told = str(seen).lower()
+        is_one = (
+            isinstance(seen, MemoryError) or type(seen).__name__ == "OutOfMemoryError"
+        )  # PyTorch's, not imported here
+        if is_one or any(words in told for words in _OUT_OF_MEMORY):
+            return True
+        seen = seen.__context__
+    return False
 
 
 def printable(text: str) -> str:

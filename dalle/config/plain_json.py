@@ -26,15 +26,14 @@ class Damaged(ValueError):
         self.what = what
 
 
-def load(text: str | bytes, source: str, infinite: bool = False, halves: bool = False) -> Any:
+def load(text: str | bytes, source: str, infinite: bool = False, halves: bool = False, loose: bool = False) -> Any:
     """What JSON says. Raises ValueError, in one line that begins with `source`, where it is none, is not UTF-8, holds numbers that
     are none, or text that no file takes. infinite: infinities are numbers here, as in settings that switch something off. halves: text
-    may hold halves of characters."""
+    may hold halves of characters. loose: numbers may be none, where each value is looked at and a wrong one costs itself alone."""
     try:
         text = text.decode() if isinstance(text, bytes) else text
-        value = json.loads(
-            text, parse_constant=_infinity if infinite else _refuse, parse_int=_whole, parse_float=_finite
-        )
+        constant = float if loose else _infinity if infinite else _refuse
+        value = json.loads(text, parse_constant=constant, parse_int=_whole, parse_float=float if loose else _finite)
         if "\\u" in text and not halves:
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:  # wrong UTF-8 and half characters are ValueErrors as well

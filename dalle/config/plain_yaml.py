@@ -83,7 +83,7 @@ class _Loader(yaml.SafeLoader):
         self._levels = self._chars = 0
         self._sizes: dict[int, int] = {}
 
-    def compose_node(self, parent, index):
+    def compose_node(self, parent: Any, index: Any) -> Any:
         begun, self._levels = self._chars, self._levels + 1
         event = self.peek_event()
         if self._levels > _MOST_LEVELS:
@@ -101,7 +101,7 @@ class _Loader(yaml.SafeLoader):
         self._levels -= 1
         return node
 
-    def _check(self, node) -> None:
+    def _check(self, node: Any) -> None:
         self._chars += 1
         if node.tag not in _KINDS:
             raise yaml.MarkedYAMLError(None, None, f"{node.tag} is no kind of setting", node.start_mark)

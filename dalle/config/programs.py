@@ -12,7 +12,8 @@ from dalle.config.commands.evaluation.evaluate import Evaluate
 from dalle.config.commands.evaluation.study import Study
 from dalle.config.commands.filter import Filter
 from dalle.config.commands.own import TrainFolder
-from dalle.config.commands.publish import Publish
+from dalle.config.commands.planning.plan import Plan
+from dalle.config.commands.publish import Export, Publish
 from dalle.config.commands.sample import Sample
 from dalle.config.commands.serve import Serve
 from dalle.config.commands.stackgan import TrainStackGAN
@@ -20,7 +21,6 @@ from dalle.config.commands.stages import (
     Demo,
     Describe,
     DrawShapes,
-    Export,
     Tokenize,
     TrainCLIP,
     TrainDVAE,
@@ -97,6 +97,7 @@ PROGRAMS = {
     ),
     "dalle-study": Program(Study, 'dalle-study --images "ours theirs" --output study'),
     "dalle-describe": Program(Describe, "dalle-describe paper/12b", "config_file"),
+    "dalle-plan": Program(Plan, "dalle-plan --config cluster/12b-hybrid --machines 128 --gpus 8 --memory 40"),
     "dalle-export": Program(Export, "dalle-export model --output smaller --dtype fp16", "run"),
     "dalle-publish": Program(Publish, "dalle-publish model --repo owner/name --licence mit --dry_run", "folder"),
     "dalle-completion": Program(Completion, "dalle-completion bash", "shell"),

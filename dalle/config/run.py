@@ -62,8 +62,11 @@ class Run:
         batch_size: samples per update over all processes and accumulation steps
         accumulation_steps: micro-batches per update
         seed: seeds weights, data order and noise
-        precision: of the matrix products; parameters, identity path, logits and loss are fp32 in any case. "fp16" needs a
-            gradient scale, which it adapts; "fp16-per-block" is the paper's, a scale for each resblock (appendix D)
+        precision: of the matrix products; identity path, logits and loss are fp32 in any case. "fp16" needs a gradient scale,
+            which it adapts; "fp16-per-block" is the paper's, a scale for each resblock (appendix D)
+        weights: format of the resblocks' matrices of a prior: "fp32", or "16-bit" (the paper's), which is that of `precision`:
+            2 bytes a weight in place of 4. Updates are made in fp32 and rounded at random, so that a step smaller than a last
+            bit counts on average; gains, biases, embeddings, unembeddings and averages stay fp32
         reduce_factor: what fp16 gradients are multiplied with before processes add them up, and divided by afterwards: the
             paper's constant, chosen by hand
         zero_stage: DeepSpeed ZeRO stage: 0 replicates, 1 shards the optimiser state, 2 the gradients too, 3 (priors
@@ -71,6 +74,8 @@ class Run:
         ranks_per_machine: processes that shard among themselves, when `zero_stage` is above 0; between such groups all is
             replicated and gradients are averaged. Null asks the launcher; 0 shards over all processes
         compression: compress the gradients that machines exchange; null sends them as they are
+        wire: in which machines exchange what is not compressed: "fp32"; "bf16", half the bytes, each machine's gradient rounded
+            once and the mean once more; "bf16-ring", added up in bf16 by the communication library, rounded at every hop
         offload: where the optimiser's state lives, and its step is made, when `zero_stage` is 3: on the "device", or in main
             memory ("cpu"), which is slow and frees 8 or 12 bytes a weight
         ema_decay: decay of the averaged weights; null keeps no average
@@ -93,10 +98,12 @@ class Run:
     accumulation_steps: int = 1
     seed: int = 0
     precision: Literal["fp32", "bf16", "fp16", "fp16-per-block"] = "bf16"
+    weights: Literal["fp32", "16-bit"] = "fp32"
     reduce_factor: float = 1.0
     zero_stage: Literal[0, 1, 2, 3] = 0
     ranks_per_machine: int | None = None
     compression: Compression | None = None
+    wire: Literal["fp32", "bf16", "bf16-ring"] = "fp32"
     offload: Literal["device", "cpu"] = "device"
     ema_decay: float | None = 0.999
     ema_every_steps: int = 1
@@ -139,9 +146,41 @@ class Run:
             f"offload {self.offload} with zero_stage {self.zero_stage}: needs zero_stage 3",
         )
         require(
+            self.weights == "fp32" or self.precision != "fp32",
+            f"weights {self.weights} with precision fp32: they have the format of the products; set precision to bf16, fp16 or "
+            "fp16-per-block, or weights to fp32",
+        )
+        require(
+            self.weights == "fp32" or self.offload == "device",
+            f"weights {self.weights} with offload {self.offload}: what is updated in main memory is fp32; set offload to device, or "
+            "weights to fp32",
+        )
+        require(
             not (self.compile and self.zero_stage == 3),
             "compile with zero_stage 3: weights that come and go cannot be compiled; set one of them lower",
         )
+
+    def processes_together(self, ranks_per_machine: int, world_size: int) -> int:
+        """How many processes shard or average among themselves before `gradients/` exchanges between such machines: all, where
+        DeepSpeed's own average is all there is to do.
+
+        Args:
+            ranks_per_machine: those that are to count as one machine
+            world_size: all
+
+        Raises:
+            ValueError: every process of a machine would send all gradients to the others, more than is saved by 16 bits
+        """
+        if self.zero_stage > 0 or self.compression is not None:
+            return ranks_per_machine
+        if self.wire == "fp32" or ranks_per_machine == world_size:
+            return world_size
+        require(
+            ranks_per_machine == 1,
+            f"run.wire {self.wire} with run.zero_stage 0 and {ranks_per_machine} processes a machine: each would send all "
+            "gradients to the other machines; set run.zero_stage to 1 or above, where each sends its part, or run.wire to fp32",
+        )
+        return 1
 
     def micro_batch_size(self, world_size: int) -> int:
         """Samples that one of `world_size` processes takes at a time. Raises ValueError when the batch does not divide."""

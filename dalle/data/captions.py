@@ -67,14 +67,22 @@ def concepts(sample: dict, captions: list[str], class_key: str | None) -> tuple[
     """
     found = {"caption " + caption.casefold() for caption in captions if caption}
     if class_key is not None:
-        value = json_values(sample)[0].get(class_key.lower())
-        if value is None or value in ("", [], {}):
+        name = class_name(sample, class_key)
+        if name is None:
             raise ValueError(
                 f"class_key {class_key}: {sample['__key__']} of {sample['__url__']} has no such key in its json; name one that all "
                 "have, or leave it null to tell pairs apart by their captions"
             )
-        found.add("class " + (value if isinstance(value, str) else json.dumps(value, sort_keys=True)))
+        found.add(f"class {name}")
     return tuple(sorted(found))
+
+
+def class_name(sample: dict, key: str) -> str | None:
+    """What a raw sample's json calls its class, as text, whatever is written there; None where nothing is."""
+    value = json_values(sample)[0].get(key.lower())
+    if isinstance(value, str):
+        return value.strip() or None
+    return None if value is None or value in ([], {}) else json.dumps(value, sort_keys=True)
 
 
 def _with_first(captions: list[str], text: str | bytes | None) -> list[str]:
@@ -126,7 +134,7 @@ def read_all_captions(spec: str, pipes: bool = False, counts: Counts | None = No
         if not name.endswith(".txt"):
             check(name)
         elif not os.path.isfile(name):
-            raise ValueError(f"no such file: {name}")
+            raise ValueError(f"no such file: {name}; name one that is there")
     found = False
     for name in files:
         for caption in read_lines(name) if name.endswith(".txt") else _captions(name, counts):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Iterator
+from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
+
+from dalle.outputs.threads import Thread
 
 _PREFETCHED_BATCHES = 4
 
 
-def load(dataset: Dataset, workers: int, **options) -> Iterator[dict]:
+def load(dataset: Dataset, workers: int, **options: Any) -> Iterator[dict]:
     """Batches of a data set that makes whole batches itself. The workers begin at once.
 
     Args:
@@ -49,7 +51,7 @@ def _leave_signals_to_the_parent(worker: int) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # forked, it would have the training process's handler
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    Thread(_end_with_the_parent)
 
 
 def _end_with_the_parent() -> None:

@@ -68,7 +68,7 @@ class TokenWriter:
     def __enter__(self) -> TokenWriter:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: Any) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
         with suppress(OSError):  # it holds something, and stays
             self.target.rmdir()
@@ -152,7 +152,7 @@ class TokenShards:
         self._group_sizes = lru_cache(maxsize=4)(self._compute_group_sizes)
         self._group = lru_cache(maxsize=2)(self._compute_group)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         # a spawned loader worker opens the folder anew: what the caches hold cannot be sent to it
         return TokenShards, (self.folder, False)
 
@@ -166,7 +166,7 @@ class TokenShards:
     def _path(self, shard: int) -> Path:
         return self.folder / self.meta.shard_name(shard)
 
-    def _load(self, shard: int):
+    def _load(self, shard: int) -> tuple[Any, np.ndarray, np.ndarray]:
         return load_shard(self._path(shard), self.meta, shard)
 
     def pair(self, shard: int, row: int) -> tuple[np.ndarray, list[str]]:

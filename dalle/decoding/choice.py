@@ -13,8 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from dalle.config import Sampling
-
-_GOLDEN, _MIX_1, _MIX_2 = (n - (1 << 64) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+from dalle.splitmix import GOLDEN, mix
 
 
 def choose(logits_RV: torch.Tensor, uniform_RU: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,20 +51,9 @@ def uniform_numbers(seeds_R: torch.Tensor, slot_1: torch.Tensor, count: int) -> 
     """
     counter_1U = slot_1[:, None] * count + torch.arange(1, count + 1, device=seeds_R.device)
     # the seed is mixed first: the streams of neighbouring seeds begin far apart
-    bits_RU = _mix(_mix(seeds_R * _GOLDEN)[:, None] + counter_1U * _GOLDEN)
+    bits_RU = mix(mix(seeds_R * GOLDEN)[:, None] + counter_1U * GOLDEN)
     # of 23 bits, so that the middle of each interval is a float and neither 0 nor 1 comes up
     return (((bits_RU >> 41) & 0x7FFFFF).float() + 0.5) * 2.0**-23
-
-
-def _mix(x: torch.Tensor) -> torch.Tensor:
-    x = (x ^ _shifted(x, 30)) * _MIX_1
-    x = (x ^ _shifted(x, 27)) * _MIX_2
-    return x ^ _shifted(x, 31)
-
-
-def _shifted(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """To the right, with zeros from the left, which int64 does not do of itself."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _race(vocabulary: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ a cache, M places that a slot reads, D width.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache, partial
 
 import torch
@@ -62,7 +63,7 @@ def attend(
 
 
 @cache
-def _compiled_attend():
+def _compiled_attend() -> Callable:
     """Each kind of layer and shape of batch is a compilation of its own."""
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     return torch.compile(partial(attend, sums=True), dynamic=False, fullgraph=True)
@@ -89,7 +90,9 @@ class Kernels:
         text = (cache.text_k_CHKT, cache.text_v_CHTK)
         return self.attention(q_RHK, *text, cache.k_RHPK, cache.v_RHPK, visible_M, bias_M)
 
-    def add_norm(self, x_RD: torch.Tensor, change_RD: torch.Tensor | None, norm: nn.LayerNorm, dtype) -> torch.Tensor:
+    def add_norm(
+        self, x_RD: torch.Tensor, change_RD: torch.Tensor | None, norm: nn.LayerNorm, dtype: torch.dtype
+    ) -> torch.Tensor:
         """Adds a change to the identity path x, fp32, in place, and returns its layer norm in `dtype`: [R, D]."""
         if change_RD is not None:
             x_RD += change_RD
@@ -101,18 +104,25 @@ class CompiledKernels(Kernels):
 
     name = "compiled"
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.attention = _compiled_attend()
 
 
 class NativeKernels(Kernels):
     """In C++, for a CPU."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.library = native.library_there()
         self.name = native.name()
 
-    def attend(self, qkv_RzHK, cache, slot_1, visible_M, bias_M):
+    def attend(
+        self,
+        qkv_RzHK: torch.Tensor,
+        cache: LayerCache,
+        slot_1: torch.Tensor,
+        visible_M: torch.Tensor | None,
+        bias_M: torch.Tensor,
+    ) -> torch.Tensor:
         rows, _, heads, width = qkv_RzHK.shape
         captions, _, _, text_slots = cache.text_k_CHKT.shape
         text_CHNT = _by_caption(qkv_RzHK[:, 0], captions) @ cache.text_k_CHKT  # becomes the softmax weights
@@ -129,7 +139,9 @@ class NativeKernels(Kernels):
         )  # fmt: skip
         return out_RHK + _by_row(text_CHNT @ cache.text_v_CHTK)
 
-    def add_norm(self, x_RD, change_RD, norm, dtype):
+    def add_norm(
+        self, x_RD: torch.Tensor, change_RD: torch.Tensor | None, norm: nn.LayerNorm, dtype: torch.dtype
+    ) -> torch.Tensor:
         out_RD = torch.empty_like(x_RD, dtype=dtype)
         function = self.library.add_norm_bf16 if dtype == torch.bfloat16 else self.library.add_norm_fp32
         function(

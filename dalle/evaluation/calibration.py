@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -117,7 +118,7 @@ def section(found: Calibration) -> Section:
     return Section("calibration", "Is the reranker's score worth something?", body, figures, notes)
 
 
-def _sklearn():
+def _sklearn() -> Any:
     try:
         from sklearn import linear_model, metrics
     except ImportError:
@@ -125,7 +126,7 @@ def _sklearn():
     return metrics, linear_model
 
 
-def _within(metrics, scores: list[np.ndarray], right: list[np.ndarray]) -> tuple[float, int]:
+def _within(metrics: Any, scores: list[np.ndarray], right: list[np.ndarray]) -> tuple[float, int]:
     """How many pairs of a right and a wrong candidate of one caption are in order, ties counting half, and how many there
     are."""
     won, pairs = 0.0, 0
@@ -137,7 +138,7 @@ def _within(metrics, scores: list[np.ndarray], right: list[np.ndarray]) -> tuple
     return won, pairs
 
 
-def _logistic(linear, scores_R: np.ndarray, right_R: np.ndarray):
+def _logistic(linear: Any, scores_R: np.ndarray, right_R: np.ndarray) -> Any:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
@@ -146,7 +147,7 @@ def _logistic(linear, scores_R: np.ndarray, right_R: np.ndarray):
 
 
 def _expected_error(
-    linear, scores_R: np.ndarray, right_R: np.ndarray, captions_R: np.ndarray, bins: int
+    linear: Any, scores_R: np.ndarray, right_R: np.ndarray, captions_R: np.ndarray, bins: int
 ) -> float | None:
     """Each caption's probabilities are from a fit to the captions of the other folds: of its own candidates a fit would know
     how easy the caption is."""

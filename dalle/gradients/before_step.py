@@ -27,8 +27,8 @@ from dalle.gradients.powersgd import PowerSGD
 from dalle.gradients.scaling import GradientScales
 
 _BUCKET_ELEMENTS = 2**22
-"""Number of uncompressed gradients from which on they are averaged in a call of their own: 16 MB, of which a network need not
-have more at a time, and the first of which need not wait for the last."""
+"""Number of uncompressed gradients from which on they are averaged in a call of their own: 16 MB, or 8 in 16 bits, of
+which a network need not have more at a time, and the first of which need not wait for the last."""
 
 
 class BeforeStep:
@@ -37,10 +37,11 @@ class BeforeStep:
     Args:
         shards: where the gradients are
         world: all processes; without `machines` DeepSpeed has averaged over all of them already
-        run: compression
+        run: compression, and in what the rest is exchanged
         clip_norm: largest global norm; null clips nothing
         scales: of 16-bit gradients; null in fp32 and bf16
         matrices: names of the resblocks' matrices, and how many matrices each holds side by side
+        exchange: what averages over the machines
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class BeforeStep:
         clip_norm: float | None,
         scales: GradientScales | None,
         matrices: dict[str, int],
+        exchange: type[Exchange] = Exchange,
     ):
         self.shards, self.world, self.machines, self.scales = shards, world, world.machines, scales
         self.clip_norm = clip_norm or math.inf
@@ -61,11 +63,11 @@ class BeforeStep:
         self._shard = 0 if shared_out is None else shared_out.ordinal
         if run.compression is not None:
             assert self.machines is not None
-            wire = Exchange(self.machines.replicas, run.compression.format)
+            wire = exchange(self.machines.replicas, run.compression.format)
             shapes = {name: self._rows(name, parts) for name, parts in matrices.items()}
             compressed = (shapes, run.compression, self._num_shards, self._shard, wire, world.device)
             self.powersgd = PowerSGD(*compressed, _blocks(shapes))
-        self._fp32 = Exchange(self.machines.replicas) if self.machines else None
+        self._plain = exchange(self.machines.replicas, run.wire) if self.machines else None
         self._gradients: dict[str, torch.Tensor] = {}  # of this update
         self._finite = torch.empty(0)
         self._groups = self._in_order()
@@ -78,7 +80,7 @@ class BeforeStep:
         if rows % (parts * self._num_shards):
             raise ValueError(
                 f"run.compression with {self._num_shards} processes a machine: {name} has {rows // parts} rows, which do "
-                "not divide by them"
+                "not divide by them; set run.compression to null, or run.ranks_per_machine to what divides them"
             )
         return rows // self._num_shards, columns, parts
 
@@ -119,9 +121,9 @@ class BeforeStep:
             assert self.powersgd is not None
             yield from self.powersgd.factorise(group, mine)
         elif mine:
-            assert self._fp32 is not None
+            assert self._plain is not None
             held = list(mine.values())
-            mean_N = yield from self._fp32.mean(torch.cat([tensor.flatten() for tensor in held]))
+            mean_N = yield from self._plain.mean(torch.cat([tensor.flatten() for tensor in held]))
             for tensor, part in zip(held, mean_N.split([t.numel() for t in held]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 

@@ -48,6 +48,21 @@ class Piece:
     shared: bool = False
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where in a tensor that the optimiser updates a piece of a parameter lies.
+
+    Args:
+        name: of the parameter
+        offset: in the flattened tensor
+        piece: what of the parameter it is
+    """
+
+    name: str
+    offset: int
+    piece: Piece
+
+
 class Shards(ABC):
     """Doors to gradients and optimiser state, of the parameters that are trained.
 
@@ -86,6 +101,10 @@ class Shards(ABC):
         """Make the optimiser see what was written into the tensors that `gradients` gave."""
 
     @abstractmethod
+    def places(self) -> dict[torch.Tensor, list[Place]]:
+        """By tensor that the optimiser updates, the parameters, or parts of them, that lie in it; what fills it up is left out."""
+
+    @abstractmethod
     def moments(self, name: str) -> dict[str, torch.Tensor]:
         """This process's part of a parameter's moments, views: none before the first update."""
 
@@ -113,6 +132,9 @@ class Whole(Shards):
     def write_gradients(self, gradients: dict[str, torch.Tensor]) -> None:
         pass  # they are the optimiser's own
 
+    def places(self) -> dict[torch.Tensor, list[Place]]:
+        return {p: [Place(name, 0, self.pieces[name])] for name, p in self.parameters.items()}
+
     def moments(self, name: str) -> dict[str, torch.Tensor]:
         state = self.optimizer.state.get(self.parameters[name], {})
         return {moment: state[moment] for moment in MOMENTS if moment in state}
@@ -138,13 +160,33 @@ class _Flat(Shards):
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        zero,
+        zero: Any,
         flats: list[torch.Tensor],
         groups: list[list[nn.Parameter]],
     ):
         super().__init__(model, optimizer)
         self.zero, self._flats, self._groups = zero, flats, groups
         self._names = {id(p): name for name, p in self.parameters.items()}
+
+    def places(self) -> dict[torch.Tensor, list[Place]]:
+        found: dict[torch.Tensor, list[Place]] = {flat: [] for flat in self._flats}
+        for name, piece in self.pieces.items():
+            if piece.size:
+                number, offset = self._place(name)
+                found[self._flats[number]].append(Place(name, offset, piece))
+        return found
+
+    @abstractmethod
+    def _place(self, name: str) -> tuple[int, int]:
+        """Of a parameter of which something is held here: the number of the flat tensor, and the offset in it."""
+
+    def moments(self, name: str) -> dict[str, torch.Tensor]:
+        size = self.pieces[name].size
+        if not size:
+            return {}
+        number, offset = self._place(name)
+        state = self.optimizer.state.get(self._flats[number], {})
+        return {moment: state[moment].narrow(0, offset, size) for moment in MOMENTS if moment in state}
 
     def make_moments(self, step: int, dtypes: dict[str, dict[str, torch.dtype]]) -> None:
         for flat, group in zip(self._flats, self._groups, strict=True):
@@ -164,7 +206,7 @@ class Partitioned(_Flat):
         zero: DeepSpeed's optimiser around the client's
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, zero):
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, zero: Any):
         super().__init__(model, optimizer, zero, zero.single_partition_of_fp32_groups, zero.bit16_groups)
         self.pieces = {}
         for name, p in self.parameters.items():
@@ -184,13 +226,9 @@ class Partitioned(_Flat):
     def write_gradients(self, gradients: dict[str, torch.Tensor]) -> None:
         pass  # they are the optimiser's own
 
-    def moments(self, name: str) -> dict[str, torch.Tensor]:
+    def _place(self, name: str) -> tuple[int, int]:
         link = self.parameters[name]._hp_mapping
-        if link is None:
-            return {}
-        state = self.optimizer.state.get(self._flats[link.param_group_index], {})
-        held = link.hp_fragment_address
-        return {moment: state[moment].narrow(0, held.start, held.numel) for moment in MOMENTS if moment in state}
+        return link.param_group_index, link.hp_fragment_address.start
 
 
 class Sharded(_Flat):
@@ -206,7 +244,7 @@ class Sharded(_Flat):
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        zero,
+        zero: Any,
         set_gradient: Callable[[nn.Parameter, torch.Tensor], None],
         ordinal: int,
     ):
@@ -265,12 +303,9 @@ class Sharded(_Flat):
                 p = self.parameters[name]
                 self._set(p, nn.functional.pad(gradient, (0, p.ds_tensor.ds_numel - gradient.numel())))
 
-    def moments(self, name: str) -> dict[str, torch.Tensor]:
-        p = self.parameters[name]
-        group, offset, _ = self.zero.grad_position[self.zero.get_param_id(p)]
-        state = self.optimizer.state.get(self._flats[group], {})
-        size = self.pieces[name].size
-        return {moment: state[moment].narrow(0, offset, size) for moment in MOMENTS if moment in state}
+    def _place(self, name: str) -> tuple[int, int]:
+        group, offset, _ = self.zero.grad_position[self.zero.get_param_id(self.parameters[name])]
+        return group, offset
 
 
 def moment_dtypes(checkpoint: Checkpoint, names: list[str]) -> dict[str, dict[str, torch.dtype]]:

@@ -118,7 +118,7 @@ class GradientScales:
 
     @classmethod
     def per_block(
-        cls, blocks: Sequence[nn.Module], replicas: int, device: torch.device, rule: Rule = PER_BLOCK, **options
+        cls, blocks: Sequence[nn.Module], replicas: int, device: torch.device, rule: Rule = PER_BLOCK, **options: Any
     ) -> GradientScales:
         """A scale for each resblock, whose forward pass runs in fp16 from now on.
 
@@ -133,7 +133,7 @@ class GradientScales:
 
     @classmethod
     def overall(
-        cls, objective: nn.Module, replicas: int, device: torch.device, rule: Rule = OVERALL, **options
+        cls, objective: nn.Module, replicas: int, device: torch.device, rule: Rule = OVERALL, **options: Any
     ) -> GradientScales:
         """One scale, by which the loss is multiplied. All of the objective runs under fp16 autocast from now on."""
         trained = [p for p in objective.parameters() if p.requires_grad]
@@ -246,13 +246,13 @@ def gradient_scales(objective: nn.Module, run: Run, world: World) -> GradientSca
     return None
 
 
-def _scaled(scale: torch.Tensor, forward: Callable, x_BSD: torch.Tensor, *rest) -> torch.Tensor:
+def _scaled(scale: torch.Tensor, forward: Callable, x_BSD: torch.Tensor, *rest: Any) -> torch.Tensor:
     """A resblock in fp16. Autocast keeps its layer norm in fp32 and casts what comes of that."""
     with torch.autocast(x_BSD.device.type, torch.float16):
         return _Leave.apply(forward(_Enter.apply(x_BSD, scale), *rest), scale)
 
 
-def _autocast(device: str, forward: Callable, *inputs):
+def _autocast(device: str, forward: Callable, *inputs: Any) -> Any:
     with torch.autocast(device, torch.float16):
         return forward(*inputs)
 
@@ -261,12 +261,12 @@ class _Enter(torch.autograd.Function):
     """From the identity path into a resblock; its gradient comes out unscaled and filtered."""
 
     @staticmethod
-    def forward(ctx, x, scale):
+    def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(scale)
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         (scale,) = ctx.saved_tensors
         return _filtered(gradient / scale), None
 
@@ -279,13 +279,13 @@ class _Leave(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, scale):
+    def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(scale)
         ctx.dtype = x.dtype
         return x.float()
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         (scale,) = ctx.saved_tensors
         return _filtered(gradient * scale).to(ctx.dtype), None
 

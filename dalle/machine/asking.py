@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any
 
+from dalle.outputs.threads import Thread
+
 _PLACES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher tells its processes: ours are none of its."""
 _START = "import sys; sys.path[:] = sys.argv.pop(1).split('\\n'); import runpy; runpy.run_module(sys.argv.pop(1), None, '__main__')"
@@ -49,9 +51,8 @@ class Asked:
             errors="replace",
             start_new_session=True,  # so that its own processes can be ended with it
         )
-        self._timer = threading.Timer(timeout_s, self._give_up)
-        self._timer.daemon = True
-        self._timer.start()
+        self._over = threading.Event()
+        Thread(self._give_up_in_time)
 
     def answers(self) -> Iterator[Told]:
         """Each thing that it tells, as it does; last, where it did not end well, {"failed": why}."""
@@ -67,9 +68,10 @@ class Asked:
         finally:
             self._end()
 
-    def _give_up(self) -> None:
-        self._is_late = True
-        self._kill()
+    def _give_up_in_time(self) -> None:
+        if not self._over.wait(self.timeout_s):
+            self._is_late = True
+            self._kill()
 
     def _kill(self) -> None:
         try:
@@ -78,7 +80,7 @@ class Asked:
             return
 
     def _end(self) -> None:
-        self._timer.cancel()
+        self._over.set()
         self._kill()  # also what it may have left behind
         self._process.wait()
         if self._process.stdout is not None:

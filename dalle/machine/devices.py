@@ -83,7 +83,12 @@ def _gpu(number: int, gpu: Told, driver: str | None) -> Finding:
     if gpu["free_bytes"] < 0.5 * gpu["total_bytes"]:
         return Finding(name, "warn", f"{fact}; others use most of it", "end them, or choose with CUDA_VISIBLE_DEVICES")
     if major < 8:  # bf16 is computed, and slowly
-        return Finding(name, "warn", f"{fact}; bf16 is not of its own kind", "train with --run.precision fp16")
+        return Finding(
+            name,
+            "warn",
+            f"{fact}; bf16 is not of its own kind",
+            "train with --run.precision fp16, a prior with fp16-per-block",
+        )
     if gpu["total_bytes"] < _LEAST_GPU_BYTES:
         return Finding(name, "warn", fact, "enough for small models; lower --run.batch_size where memory ends")
     return Finding(name, "ok", f"{fact}; fp32, bf16 and fp16 are right")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable
 
 from dalle.machine.finding import Finding
+from dalle.outputs.threads import Thread
 
 PATIENCE_S = 3.0
 
@@ -30,9 +30,7 @@ def hub_finding(ask: Callable[[float], int] | None = None, patience_s: float = P
             answer.append(error)
 
     began_s = time.monotonic()
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(patience_s)
+    Thread(run).join(patience_s)
     took_s = time.monotonic() - began_s
     rest = "models and data that are here need none; for others copy the Hub's cache, or set HF_ENDPOINT or HTTPS_PROXY"
     if not answer:

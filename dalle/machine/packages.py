@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -103,7 +104,18 @@ def package_findings(
         yield _tested_together(constraints, has)
     for name, requirements in wanted.extras.items():
         if name not in _FOR_DEVELOPERS:
-            yield _extra(name, requirements, has)
+            yield _extra(name, tuple(dict.fromkeys(_brought(requirements, wanted.extras))), has)
+
+
+def _brought(requirements: tuple[str, ...], extras: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+    """What an extra brings: of others that it names, what they bring."""
+    for text in requirements:
+        requirement = Requirement(text)
+        if canonicalize_name(requirement.name) != "dalle":
+            yield text
+            continue
+        for other in sorted(requirement.extras):
+            yield from _brought(extras.get(other, ()), extras)
 
 
 def _extra(name: str, requirements: tuple[str, ...], has: Installed) -> Finding:
@@ -119,7 +131,7 @@ def _misfits(requirements: tuple[str, ...], has: Installed) -> dict[str, str]:
     """What does not fit: the requirement, and what is there in its place."""
     wrong = {}
     for requirement in map(Requirement, requirements):
-        if canonicalize_name(requirement.name) == "dalle" or not _is_wanted(requirement, ""):
+        if not _is_wanted(requirement, ""):
             continue
         if why := _misfit(requirement, has(requirement.name)):
             wrong[f"{requirement.name}{requirement.specifier}"] = why
@@ -189,7 +201,7 @@ def _quoted(requirements: Mapping[str, str]) -> str:
     return " ".join(f"'{each}'" for each in requirements)
 
 
-def _listed(parts) -> str:
+def _listed(parts: Any) -> str:
     parts = list(parts)
     more = f", and {len(parts) - _MOST_TOLD} more" if len(parts) > _MOST_TOLD else ""
     return ", ".join(parts[:_MOST_TOLD]) + more

@@ -6,7 +6,9 @@ The axes are B batch, H heads, S query slots, M key slots, K head width.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,14 +23,16 @@ _LEAST_HEAD_WIDTH = 16
 
 
 @cache
-def _compiled_flex_attention():
+def _compiled_flex_attention() -> Callable:
     """Compiled even where the model is not: as plain operations it would be dense. Each kind and batch size is a
     compilation of its own; one too many is an error, not a silent fall back to the dense form."""
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 
-def reference_attention(q_BHSK, k_BHMK, v_BHMK, mask_SM: torch.Tensor) -> torch.Tensor:
+def reference_attention(
+    q_BHSK: torch.Tensor, k_BHMK: torch.Tensor, v_BHMK: torch.Tensor, mask_SM: torch.Tensor
+) -> torch.Tensor:
     """softmax(q·kᵀ/√K) v over the keys that the mask lets through, by the book and in fp32: [B, H, S, K].
 
     One softmax over text and image keys together (footnote 7 of the paper).
@@ -62,7 +66,7 @@ class MaskedAttention(nn.Module):
         self.register_buffer("mask_SS", mask_SS, persistent=False)
         self.block_mask: BlockMask | None = None
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable, recurse: bool = True) -> MaskedAttention:
         super()._apply(fn, recurse)
         device = self.mask_SS.device
         stale = self.block_mask is None or self.block_mask.kv_indices.device != device
@@ -89,18 +93,18 @@ class MaskedAttention(nn.Module):
     def by_blocks(self, q_BHSK: torch.Tensor, k_BHSK: torch.Tensor, v_BHSK: torch.Tensor) -> torch.Tensor:
         """FlexAttention over the blocks of 128 × 128 pairs that the mask does not drop whole."""
         assert self.block_mask is not None, "moved to CUDA by `.to`, which makes the block mask"
-        flex = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
-        ordered = (self._ordered(x_BHSK) for x_BHSK in (q_BHSK, k_BHSK, v_BHSK))
-        return self._ordered(flex(*ordered, block_mask=self.block_mask))
+        flex: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
+        ordered = (self.ordered(x_BHSK) for x_BHSK in (q_BHSK, k_BHSK, v_BHSK))
+        return self.ordered(flex(*ordered, block_mask=self.block_mask))
 
     def by_windows(self, q_BHSK: torch.Tensor, k_BHSK: torch.Tensor, v_BHSK: torch.Tensor) -> torch.Tensor:
         """Dense products of windows, on a CPU."""
         assert self.windows is not None
-        q_PSK, k_PSK, v_PSK = (self._ordered(x_BHSK).flatten(0, 1) for x_BHSK in (q_BHSK, k_BHSK, v_BHSK))
+        q_PSK, k_PSK, v_PSK = (self.ordered(x_BHSK).flatten(0, 1) for x_BHSK in (q_BHSK, k_BHSK, v_BHSK))
         out_PSK = window_attention(q_PSK, k_PSK, v_PSK, self.text_slots, self.windows)
-        return self._ordered(out_PSK.unflatten(0, q_BHSK.shape[:2]))
+        return self.ordered(out_PSK.unflatten(0, q_BHSK.shape[:2]))
 
-    def _ordered(self, x_BHSK: torch.Tensor) -> torch.Tensor:
+    def ordered(self, x_BHSK: torch.Tensor) -> torch.Tensor:
         """Image slots in the order in which what a slot sees lies side by side, or back from it."""
         if self.kind != "column":
             return x_BHSK

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,7 +40,7 @@ def ready_torchvision() -> None:
         _SCHEMAS.append(library)
 
 
-def _open_clip():
+def _open_clip() -> Any:
     """open_clip, imported late: it takes seconds and only CLIP needs it."""
     ready_torchvision()
     import open_clip

@@ -8,12 +8,14 @@ of a block, C rows of a chunk, D width, V vocabulary.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
 from dalle.text import PAD
 
-_CHUNK_ROWS = {"cpu": 256, "cuda": 8192}
+CHUNK_ROWS = {"cpu": 256, "cuda": 8192}
 """Rows whose logits are in fp32 at a time: of 8,192 codes 8 MB, which a CPU's cache holds, and 256 MB."""
 _SCORED_LOGITS = 1 << 24
 """Logits that are in fp32 at a time where nothing is learnt: 64 MB of them."""
@@ -53,7 +55,7 @@ def ln_p(x_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor, targ
         return torch.cat(
             [
                 _scored(x_ND[some], weight_VD, bias_V, targets_N[some])[1]
-                for some in _slices(len(x_ND), min(_CHUNK_ROWS[x_ND.device.type], _SCORED_LOGITS // len(weight_VD)))
+                for some in _slices(len(x_ND), min(CHUNK_ROWS[x_ND.device.type], _SCORED_LOGITS // len(weight_VD)))
             ]
         )
 
@@ -86,6 +88,18 @@ def _forward(
     dtype: torch.dtype,
     learning: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    return in_chunks(x_ND, weight_VD, bias_V, targets_N, dtype, learning, CHUNK_ROWS[x_ND.device.type])
+
+
+def in_chunks(
+    x_ND: torch.Tensor,
+    weight_VD: torch.Tensor,
+    bias_V: torch.Tensor,
+    targets_N: torch.Tensor,
+    dtype: torch.dtype,
+    learning: bool,
+    chunk_rows: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The nats, and their gradients by states, weight and bias where they are wanted; else nothing."""
     nats, *gradients = _results(x_ND, weight_VD, bias_V, dtype, learning)
     dx_ND, dweight_VD, dbias_V = (gradient.zero_() for gradient in gradients)
@@ -96,7 +110,7 @@ def _forward(
         for rows in _slices(len(x_ND), _BLOCK_LOGITS // vocabulary):
             x_RD, targets_R = x_ND[rows], targets_N[rows]
             dlogits_RV = x_RD.new_empty(len(x_RD) if learning else 0, vocabulary)
-            for some in _slices(len(x_RD), _CHUNK_ROWS[x_ND.device.type]):
+            for some in _slices(len(x_RD), chunk_rows):
                 ln_p_CV, ln_p_C = _scored(x_RD[some], weight_VD, bias_V, targets_R[some])
                 nats -= ln_p_C.sum()
                 if learning:
@@ -113,7 +127,9 @@ def _forward(
     return nats, dx_ND, dweight_VD, dbias_V
 
 
-def _results(x_ND, weight_VD, bias_V, dtype, learning) -> tuple[torch.Tensor, ...]:
+def _results(
+    x_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor, dtype: torch.dtype, learning: bool
+) -> tuple[torch.Tensor, ...]:
     """What `_forward` gives, with nothing in it."""
     nats = torch.empty((), dtype=torch.float32, device=x_ND.device)
     if not learning:
@@ -122,16 +138,23 @@ def _results(x_ND, weight_VD, bias_V, dtype, learning) -> tuple[torch.Tensor, ..
 
 
 @_forward.register_fake
-def _(x_ND, weight_VD, bias_V, targets_N, dtype, learning):
+def _(
+    x_ND: torch.Tensor,
+    weight_VD: torch.Tensor,
+    bias_V: torch.Tensor,
+    targets_N: torch.Tensor,
+    dtype: torch.dtype,
+    learning: bool,
+) -> tuple[torch.Tensor, ...]:
     return _results(x_ND, weight_VD, bias_V, dtype, learning)
 
 
-def _remember(ctx, inputs, output) -> None:
+def _remember(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(*output[1:])
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx, dnats, *_):
+def _gradients(ctx: Any, dnats: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
     return *(dnats * gradient.float() for gradient in ctx.saved_tensors), None, None, None
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +21,8 @@ from torch.nn.grad import conv2d_input
 from dalle.config import DVAEModel
 from dalle.models import likelihood
 from dalle.models.likelihood import map_pixels, unit_range
+
+_Four = tuple[int, int, int, int]
 
 
 def _conv(n_in: int, n_out: int, kernel: int) -> nn.Conv2d:
@@ -39,7 +42,7 @@ class ResBlock(nn.Module):
         upsample: whether x is to be enlarged by 2; the first kernel is then 1
     """
 
-    def __init__(self, n_in: int, n_out: int, kernels: tuple[int, int, int, int], post_gain: float, upsample: bool):
+    def __init__(self, n_in: int, n_out: int, kernels: _Four, post_gain: float, upsample: bool):
         super().__init__()
         assert not upsample or kernels[0] == 1
         n_hidden = n_out // 4
@@ -81,13 +84,13 @@ class _NarrowReLU(nn.Module):
 
 
 def _group(
-    n_in: int, n_out: int, blocks: int, kernels, post_gain: float, pool: nn.Module | None = None, upsample=False
+    n_in: int, n_out: int, blocks: int, kernels: _Four, post_gain: float, *pool: nn.Module, upsample: bool = False
 ) -> nn.Sequential:
     layers: list[tuple[str, nn.Module]] = [
         (f"block_{i + 1}", ResBlock(n_out if i else n_in, n_out, kernels, post_gain, upsample and i == 0))
         for i in range(blocks)
     ]
-    return nn.Sequential(OrderedDict(layers + ([("pool", pool)] if pool else [])))
+    return nn.Sequential(OrderedDict(layers + [("pool", each) for each in pool]))
 
 
 class _Float32Conv(nn.Conv2d):
@@ -112,13 +115,13 @@ class _PointwiseConv(torch.autograd.Function):
     """A 1×1 convolution whose weight gradient is a matrix product: oneDNN's fp32 kernel for it runs at half the rate."""
 
     @staticmethod
-    def forward(ctx, x_BCYX, weight, bias):
+    def forward(ctx: Any, x_BCYX: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         ctx.save_for_backward(x_BCYX, weight)
         return F.conv2d(x_BCYX, weight, bias)
 
     @staticmethod
     @torch.autocast("cpu", enabled=False)
-    def backward(ctx, dy_BCYX):
+    def backward(ctx: Any, dy_BCYX: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
         x_BCYX, weight = ctx.saved_tensors
         dx_BCYX = conv2d_input(x_BCYX.shape, weight, dy_BCYX) if ctx.needs_input_grad[0] else None
         # one row for each pixel
@@ -142,9 +145,8 @@ class Encoder(nn.Module):
         post_gain = _post_gain(config, config.blocks_per_group)
         layers: list[tuple[str, nn.Module]] = [("input", _conv(3, widths[0], 7))]
         for i, width in enumerate(widths):
-            pool = _POOLS[config.pool](2) if i < len(widths) - 1 else None
-            n_in = widths[max(0, i - 1)]
-            group = _group(n_in, width, config.blocks_per_group, (3, 3, 3, 1), post_gain, pool)
+            pool = [_POOLS[config.pool](2)] if i < len(widths) - 1 else []
+            group = _group(widths[max(0, i - 1)], width, config.blocks_per_group, (3, 3, 3, 1), post_gain, *pool)
             layers.append((f"group_{i + 1}", group))
         head = [("relu", nn.ReLU()), ("conv", _boundary_conv(widths[-1], config.codebook_size, config))]
         layers.append(("output", nn.Sequential(OrderedDict(head))))
@@ -163,13 +165,11 @@ class Decoder(nn.Module):
         widths = [first * m for m in reversed(config.width_multipliers)]
         blocks = config.blocks_per_group if config.decoder_blocks_per_group is None else config.decoder_blocks_per_group
         post_gain = _post_gain(config, blocks)
-        layers: list[tuple[str, nn.Module]] = [
-            ("input", _boundary_conv(config.codebook_size, config.decoder_input_width, config))
-        ]
+        layers: list[tuple[str, nn.Module]] = []
+        layers.append(("input", _boundary_conv(config.codebook_size, config.decoder_input_width, config)))
         for i, width in enumerate(widths):
             n_in = widths[i - 1] if i else config.decoder_input_width
-            group = _group(n_in, width, blocks, (1, 3, 3, 3), post_gain, upsample=i > 0)
-            layers.append((f"group_{i + 1}", group))
+            layers.append((f"group_{i + 1}", _group(n_in, width, blocks, (1, 3, 3, 3), post_gain, upsample=i > 0)))
         head = [("relu", _NarrowReLU()), ("conv", _conv(widths[-1], 6, 1))]
         layers.append(("output", nn.Sequential(OrderedDict(head))))
         self.blocks = nn.Sequential(OrderedDict(layers))

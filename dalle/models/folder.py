@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import torch
 from torch import nn
@@ -45,7 +45,7 @@ def save_weights(
     folder: Path,
     kind: str,
     tensors: Mapping[str, torch.Tensor],
-    model_config,
+    model_config: Any,
     links: dict[str, str],
     like: Mapping[str, torch.Tensor] | None = None,
 ) -> str:
@@ -96,14 +96,14 @@ def check_hash(folder: str | Path) -> None:
             )
 
 
-def read_config(folder: str | Path, kind: str):
+def read_config(folder: str | Path, kind: str) -> Any:
     """The sizes of a model. Raises ValueError when the folder holds another kind."""
     header = read_header(folder)
     if header["kind"] != kind:
         raise ValueError(f"{folder} holds a {header['kind']}, not a {kind}; name one")
     try:
-        values = json.loads(header["config"])
-    except (ValueError, RecursionError):
+        values = plain_json.load(header["config"], "its header")
+    except ValueError:
         values = None
     if not isinstance(values, dict):
         raise ValueError(
@@ -131,7 +131,7 @@ def read_config(folder: str | Path, kind: str):
         raise ValueError(f"{folder}: the header of its weights has {error}; copy it once more") from None
 
 
-def read_start(folder: str | Path, kind: str):
+def read_start(folder: str | Path, kind: str) -> Any:
     """The sizes of a finished model that a training is to start from. Raises ValueError when the folder holds none."""
     folder = Path(folder)
     if not weights_file(folder).is_file():
@@ -217,11 +217,11 @@ class Weightless(TorchFunctionMode):
         self._hook = register_module_parameter_registration_hook(without_values)  # type: ignore[arg-type]  # a hook may return one
         return super().__enter__()
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._hook.remove()
         super().__exit__(*error)
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function in _DRAWS:
             drawn = args[0] if args else kwargs["tensor"]
             if drawn.is_meta:  # where PyTorch draws nothing either, but imports its compiler for it: 80 MB

@@ -12,7 +12,6 @@ Files of the same weights are the same, byte for byte.
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 import os
 import zlib
@@ -24,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dalle.config import plain_json
 from dalle.models.weights_header import DTYPES, NO_CHECKSUM, Stored, make_header, read_header
 from dalle.outputs.whole import whole_file
 
@@ -113,7 +113,7 @@ class WeightsFile:
     def __enter__(self) -> WeightsFile:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: Any) -> None:
         self.close()
 
     def close(self) -> None:
@@ -124,8 +124,8 @@ class WeightsFile:
         if "checksums" not in self.metadata:
             return None
         try:
-            told = json.loads(self.metadata["checksums"])
-        except (ValueError, RecursionError):
+            told = plain_json.load(self.metadata["checksums"], "its header")
+        except ValueError:
             told = None
         if not isinstance(told, dict):
             raise damaged(self.path, "the checksums in its header")

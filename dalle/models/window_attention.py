@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -115,23 +116,40 @@ def _backward(
 
 
 @_forward.register_fake
-def _(q_PSK, k_PSK, v_PSK, seen_WNM, runs, text_slots, learning):
+def _(
+    q_PSK: torch.Tensor,
+    k_PSK: torch.Tensor,
+    v_PSK: torch.Tensor,
+    seen_WNM: torch.Tensor,
+    runs: Sequence[int],
+    text_slots: int,
+    learning: bool,
+) -> tuple[torch.Tensor, ...]:
     shape = _Shape(text_slots, seen_WNM, runs, q_PSK)
     return torch.empty_like(q_PSK), q_PSK.new_empty(shape.weights(len(q_PSK) if learning else 0))
 
 
 @_backward.register_fake
-def _(dout_PSK, q_PSK, k_PSK, v_PSK, weights_PSL, seen_WNM, runs, text_slots):
+def _(
+    dout_PSK: torch.Tensor,
+    q_PSK: torch.Tensor,
+    k_PSK: torch.Tensor,
+    v_PSK: torch.Tensor,
+    weights_PSL: torch.Tensor,
+    seen_WNM: torch.Tensor,
+    runs: Sequence[int],
+    text_slots: int,
+) -> tuple[torch.Tensor, ...]:
     return torch.empty_like(q_PSK), torch.empty_like(q_PSK), torch.empty_like(q_PSK)
 
 
-def _remember(ctx, inputs, output) -> None:
+def _remember(ctx: Any, inputs: Any, output: Any) -> None:
     *qkv, seen_WNM, ctx.runs, ctx.text_slots, _ = inputs
     ctx.save_for_backward(*qkv, output[1], seen_WNM)
     ctx.set_materialize_grads(False)  # the weights get none
 
 
-def _gradients(ctx, dout_PSK, _):
+def _gradients(ctx: Any, dout_PSK: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
     return *_backward(dout_PSK.contiguous(), *ctx.saved_tensors, ctx.runs, ctx.text_slots), None, None, None, None
 
 

@@ -8,6 +8,8 @@ plain form. All of it is fp32, under autocast too.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 
@@ -52,7 +54,14 @@ def relaxed_codes(
 
 class _RelaxedCodes(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits_BYXK, uniform_BYXK, temperature, noise_scale, log_prior_K):
+    def forward(
+        ctx: Any,
+        logits_BYXK: torch.Tensor,
+        uniform_BYXK: torch.Tensor,
+        temperature: Any,
+        noise_scale: Any,
+        log_prior_K: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         log_sum_BYX1 = logits_BYXK.logsumexp(dim=-1, keepdim=True)
         q_BYXK = (logits_BYXK - log_sum_BYX1).exp_()
         kl_BYX = _dot(q_BYXK, logits_BYXK - log_prior_K) - log_sum_BYX1[..., 0]
@@ -62,7 +71,7 @@ class _RelaxedCodes(torch.autograd.Function):
         return z_BYXK, kl_BYX
 
     @staticmethod
-    def backward(ctx, dz_BYXK, dkl_BYX):
+    def backward(ctx: Any, dz_BYXK: torch.Tensor, dkl_BYX: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         logits_BYXK, log_sum_BYX1, z_BYXK, kl_BYX, temperature, log_prior_K = ctx.saved_tensors
         # no matrix products here: a compiled backward pass would run them in the forward pass's 16 bits
         dlogits_BYXK = (dz_BYXK - _dot(dz_BYXK, z_BYXK)[..., None]).mul_(z_BYXK).div_(temperature)

@@ -6,7 +6,7 @@ The paper keeps them in main memory, copies the weights there every 25 updates w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -16,7 +16,7 @@ from dalle.gradients.partition import Piece
 
 
 class EMA:
-    """Averages of floating-point weights and buffers; other buffers are copied.
+    """Averages of floating-point weights and buffers, fp32 for those of 16 bits; other buffers are copied.
 
     The decay warms up as (1 + t) / (10 + t), t being the number of steps of the average, so that a short run is not an
     average with its random start.
@@ -34,7 +34,7 @@ class EMA:
         self._away = every_steps > 1 and any(tensor.is_cuda for tensor in self._live.values())
         self._averages = {name: self._here(tensor) for name, tensor in self._live.items()}
         self._copies = (
-            {name: torch.empty_like(t).pin_memory() for name, t in self._averages.items()} if self._away else {}
+            {n: torch.empty_like(t, device="cpu").pin_memory() for n, t in self._live.items()} if self._away else {}
         )
         self._worker = ThreadPoolExecutor(1) if self._away else None
         self._stream = torch.cuda.Stream() if self._away else None
@@ -42,7 +42,8 @@ class EMA:
         self._pending: Future | None = None
 
     def _here(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.detach().cpu() if self._away else tensor.detach().clone()
+        kept = tensor.detach().cpu() if self._away else tensor.detach().clone()
+        return kept.float() if _is_short(kept) else kept
 
     @property
     def averages(self) -> dict[str, torch.Tensor]:
@@ -87,25 +88,42 @@ class EMA:
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Within the block the model has the averaged weights."""
-        self._swap()
+        """Within the block the model has the averaged weights; in 16 bits they are rounded to the nearest."""
+        self._wait()
+        # from 16 bits an average would not come back, so the weights are kept beside it
+        short = {name: live.clone() for name, live in self._live.items() if _is_short(live)}
+        self._swap(short)
+        for name in short:
+            self._live[name].copy_(self._averages[name])
         try:
             yield
         finally:
-            self._swap()
+            self._swap(short)
+            for name, kept in short.items():
+                self._live[name].copy_(kept)
 
     @torch.no_grad()
-    def _swap(self) -> None:
-        self._wait()
-        for name, live in self._live.items():
+    def _swap(self, but: Collection[str]) -> None:
+        for name in self._live.keys() - but:
+            live, average = self._live[name], self._averages[name]
             kept = live.clone()
-            live.copy_(self._averages[name])
-            self._averages[name].copy_(kept)
+            live.copy_(average)
+            average.copy_(kept)
 
 
 @torch.no_grad()
 def _lerp(averages: dict[str, torch.Tensor], weights: dict[str, torch.Tensor], weight: float) -> None:
     floating = [name for name, tensor in weights.items() if tensor.is_floating_point()]
-    torch._foreach_lerp_([averages[n] for n in floating], [weights[n] for n in floating], weight)
+    short = [name for name in floating if _is_short(weights[name])]
+    alike = [name for name in floating if name not in short]
+    if alike:
+        torch._foreach_lerp_([averages[n] for n in alike], [weights[n] for n in alike], weight)
+    for name in short:
+        averages[name].lerp_(weights[name].float(), weight)
     for name in weights.keys() - set(floating):
         averages[name].copy_(weights[name])
+
+
+def _is_short(tensor: torch.Tensor) -> bool:
+    """Whether it has 16 bits, in which an average that moves by less than a last bit would not move."""
+    return tensor.is_floating_point() and tensor.element_size() == 2

@@ -1,6 +1,6 @@
 """AdamW as the paper uses it (appendices A.2 and B.2), Muon beside it for trainings of minutes, and RMSprop for text encoders.
 
-For the prior the paper clips the running variance and keeps the moments of the resblocks' matrices in 16 bits, as codes
+For the prior the paper clips the running variance and keeps the resblocks' matrices in 16 bits, and their moments as codes
 of `lowbit`. Where neither is asked for, PyTorch's fused AdamW does it all.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -16,8 +16,9 @@ from torch import nn
 
 from dalle.config import Optimizer
 from dalle.gradients.lowbit import ONE_SIX_NINE, ZERO_SIX_TEN
-from dalle.gradients.partition import whole_shape
+from dalle.gradients.partition import Place, whole_shape
 from dalle.models.prior import InputMajorLinear
+from dalle.optim.rounding import key_of, random_bits, rounded
 
 _RESBLOCKS = ("layers.", "resblocks.")  # where the prior and CLIP keep them
 
@@ -26,11 +27,17 @@ _PIECE = {"cpu": 2**16, "cuda": 2**24}
 start the next piece."""
 
 
-def build(model: nn.Module, config: Optimizer) -> torch.optim.Optimizer:
-    """Fused AdamW; or with 16-bit moments or a limit of the variance, `PaperAdamW`; or `MuonAdamW` where the configuration
-    asks for Muon; or `RMSprop`. Weight decay is for matrices and kernels, not for gains and biases (our choice: the paper is silent).
+def build(model: nn.Module, config: Optimizer, weights: str = "fp32") -> torch.optim.Optimizer:
+    """Fused AdamW; or with 16-bit weights or moments or a limit of the variance, `PaperAdamW`; or `MuonAdamW` where the
+    configuration asks for Muon; or `RMSprop`. Weight decay is for matrices and kernels, not for gains and biases (our choice: the
+    paper is silent).
 
     What is kept in different formats is in different groups, for ZeRO lays the parameters of a group end to end.
+
+    Args:
+        model: whose parameters are trained
+        config: settings
+        weights: `run.weights`, of the resblocks' matrices
     """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if config.method == "rmsprop":
@@ -38,14 +45,14 @@ def build(model: nn.Module, config: Optimizer) -> torch.optim.Optimizer:
     matrices = {name: p for name, p in parameters.items() if _is_resblock_matrix(name, p)}
     input_major = {id(module.weight) for module in model.modules() if isinstance(module, InputMajorLinear)}
     muon = list(matrices.values()) if config.muon_step_size_factor else []
-    in_16_bits = list(matrices.values()) if config.moments == "16-bit" else []
+    in_16_bits = list(matrices.values()) if "16-bit" in (config.moments, weights) else []
     apart = {id(p) for p in [*muon, *in_16_bits]}
     rest = [p for p in parameters.values() if id(p) not in apart]
     orthogonal = {"weight_decay": config.weight_decay, "muon_factor": config.muon_step_size_factor}
     groups: list[dict[str, Any]] = [
         {"params": [p for p in muon if id(p) not in input_major], "input_major": False, **orthogonal},
         {"params": [p for p in muon if id(p) in input_major], "input_major": True, **orthogonal},
-        {"params": in_16_bits, "weight_decay": config.weight_decay, "moments": "16-bit"},
+        {"params": in_16_bits, "weight_decay": config.weight_decay, "moments": config.moments},
         {"params": [p for p in rest if len(whole_shape(p)) >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if len(whole_shape(p)) < 2], "weight_decay": 0.0},
     ]
@@ -65,7 +72,7 @@ def _is_resblock_matrix(name: str, parameter: nn.Parameter) -> bool:
 
 
 class PaperAdamW(torch.optim.AdamW):
-    """AdamW whose groups may have two things more, in whatever they are handed to it: whole parameters, or the flat parts
+    """AdamW whose groups may have three things more, in whatever they are handed to it: whole parameters, or the flat parts
     that ZeRO makes of them.
 
     - `variance_limit`: the running variance is clipped by value before use, and is kept clipped; None clips nothing.
@@ -73,6 +80,8 @@ class PaperAdamW(torch.optim.AdamW):
       of the parameter's shape; 4 bytes a parameter in all. The update is made with the moments before they are rounded.
       A variance just under 16 is the largest that can be kept. Rounding to the nearest code leaves a moment as it is when
       it would change by less than about a thousandth; so beta1 and beta2 have to stay below 0.999 or so.
+    - parameters in bfloat16 or float16, which `rounding` rounds after an update in fp32. Of these `places` has to say what they
+      are parts of, and before each update `gradients` has their gradients, fp32, by name.
 
     Groups with neither are PyTorch's fused AdamW's. As there, a one in `found_inf`, a float tensor of no dimensions on the
     parameters' device, skips the update, without a word to the host: parameters, moments and step counts stay.
@@ -80,8 +89,13 @@ class PaperAdamW(torch.optim.AdamW):
 
     found_inf: torch.Tensor | None = None
 
-    def __init__(self, params, **settings):
+    def __init__(self, params: Iterable, **settings: Any) -> None:
         super().__init__(params, **settings)
+        self.seed = 0
+        """Of the roundings"""
+        self.places: dict[torch.Tensor, list[Place]] = {}
+        """Of what is in 16 bits: the parameters, or the parts of them, that lie in it end to end"""
+        self.gradients: dict[str, torch.Tensor] = {}
         # torch.amp.GradScaler has to divide the gradients by its scale itself
         self._step_supports_amp_scaling = False
 
@@ -98,7 +112,8 @@ class PaperAdamW(torch.optim.AdamW):
     def step(self) -> None:  # type: ignore[override]  # no closure is ever given
         """One update. What is updated here loses its gradient, so that PyTorch's AdamW passes it over."""
         for group in self.param_groups:
-            if group["moments"] == "16-bit" or group["variance_limit"] is not None:
+            in_16_bits = any(p.dtype != torch.float32 for p in group["params"])
+            if in_16_bits or group["moments"] == "16-bit" or group["variance_limit"] is not None:
                 self._paper_step(group)
         super().step()
 
@@ -109,7 +124,7 @@ class PaperAdamW(torch.optim.AdamW):
         in_16_bits, device = group["moments"] == "16-bit", parameters[0].device
         for p in parameters:
             if not self.state[p]:
-                zeros = functools.partial(torch.zeros_like, p, dtype=torch.int16 if in_16_bits else None)
+                zeros = functools.partial(torch.zeros_like, p, dtype=torch.int16 if in_16_bits else torch.float32)
                 self.state[p].update(step=torch.zeros((), device=device), exp_avg=zeros(), exp_avg_sq=zeros())
         steps = [self.state[p]["step"] for p in parameters]
         skip = None if self.found_inf is None else self.found_inf.to(device) > 0
@@ -122,24 +137,57 @@ class PaperAdamW(torch.optim.AdamW):
         # made on the device: a number that changes would be compiled anew, and one sent there would be waited for
         decay = torch.full((), 1 - group["lr"] * group["weight_decay"], device=device)
         constants = (beta1, beta2, group["eps"], group["variance_limit"])
-        update = _compiled_update() if device.type == "cuda" else _update
-        for p, step_size, root in zip(parameters, step_sizes, roots, strict=True):
-            moments = self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"]
-            for part, gradient, mean, variance in _pieces(p, p.grad, *moments):
-                update(part, gradient, mean, variance, step_size, root, decay, skip, *constants)
+        update: Callable[..., None] = _compiled_update() if device.type == "cuda" else _update
+        for p, step_size, root, step in zip(parameters, step_sizes, roots, steps, strict=True):
+            for tensors, rounding in self._pieces(p, step):
+                update(*tensors, step_size, root, decay, skip, rounding, *constants)
             p.grad = None
 
+    def _pieces(self, p: torch.Tensor, step: torch.Tensor) -> Iterator[tuple[tuple, tuple | None]]:
+        """Parts of a parameter, its gradient and its moments; and, of what is in 16 bits, what tells its random bits: the
+        parameter's key, the update and the position."""
+        moments = self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"]
+        if p.dtype == torch.float32:
+            assert p.grad is not None
+            yield from ((tensors, None) for tensors in _pieces(p, p.grad, *moments))
+            return
+        for place in self.places[p]:
+            held = [t.view(-1).narrow(0, place.offset, place.piece.size) for t in (p, *moments)]
+            key = torch.full((), key_of(self.seed, place.name), device=p.device)
+            position = place.piece.start
+            gradient = self.gradients[place.name].reshape(-1)
+            for tensors in _pieces(held[0], gradient, *held[1:]):
+                yield tensors, (key, step, torch.full((), position, device=p.device))
+                position += tensors[0].numel()
 
-def _update(p, gradient, mean, variance, step_size, root, decay, skip, beta1, beta2, epsilon, limit) -> None:
+
+def _update(
+    p: torch.Tensor,
+    gradient: torch.Tensor,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    step_size: torch.Tensor,
+    root: torch.Tensor,
+    decay: torch.Tensor,
+    skip: torch.Tensor,
+    rounding: tuple | None,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    limit: float | None,
+) -> None:
     """AdamW in place on a piece of a parameter and its moments, which are fp32 or codes. `step_size` and `root` have the
-    bias corrections in them."""
+    bias corrections in them, `rounding` what `random_bits` wants to know of a piece in 16 bits."""
     in_16_bits = mean.dtype == torch.int16
     new_mean = torch.lerp(ONE_SIX_NINE.decode(mean) if in_16_bits else mean, gradient, 1 - beta1)
     new_variance = (ZERO_SIX_TEN.decode(variance) if in_16_bits else variance) * beta2
     new_variance = new_variance.addcmul_(gradient, gradient, value=1 - beta2)
     if limit is not None:
         new_variance = new_variance.clamp_(max=limit)
-    new_p = p * decay - step_size * new_mean / (new_variance.sqrt() / root + epsilon)
+    new_p = p.float() * decay - step_size * new_mean / (new_variance.sqrt() / root + epsilon)
+    if rounding is not None:
+        key, step, position = rounding
+        new_p = rounded(new_p, random_bits(key, step, position, p.numel()).view(p.shape), p.dtype)
     if in_16_bits:
         new_mean, new_variance = ONE_SIX_NINE.encode(new_mean), ZERO_SIX_TEN.encode(new_variance)
     for old, new in ((p, new_p), (mean, new_mean), (variance, new_variance)):
@@ -147,7 +195,7 @@ def _update(p, gradient, mean, variance, step_size, root, decay, skip, beta1, be
 
 
 @functools.cache
-def _compiled_update():
+def _compiled_update() -> Callable[..., None]:
     """One kernel, in which the moments are decoded, used and encoded without ever being in memory as fp32."""
     return torch.compile(_update, dynamic=True, fullgraph=True)
 

@@ -26,6 +26,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from dalle.config import plain_json
+from dalle.outputs.threads import Thread
+
 _BEAT_S = 10.0
 _SILENT_S = 180.0
 """Longer than a process is kept from its second thread, as while it writes tens of gigabytes in one call."""
@@ -56,13 +59,14 @@ def locked(path: Path, what: str, command: str, waiting: Callable[[], object] = 
         mine.unlink(missing_ok=True)
     _remove_left(path)
     over = threading.Event()
-    beats = threading.Thread(target=_beat, args=(path, what, command, token, over), daemon=True)
-    beats.start()
+    beats = None
     try:
+        beats = Thread(_beat, path, what, command, token, over)
         yield
     finally:
         over.set()
-        beats.join()
+        if beats:
+            beats.join()
         with suppress(OSError):
             if _holder(path).get("token") == token:
                 path.unlink()
@@ -138,7 +142,7 @@ def _open(path: Path) -> BinaryIO:
 def _holder(path: Path) -> dict[str, Any]:
     """What a lock says; nothing where it is damaged or half-written."""
     try:
-        record = json.loads(path.read_bytes())
+        record = plain_json.read(path)
     except ValueError:
         return {}
     return record if isinstance(record, dict) and "token" in record else {}

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from dalle.config import plain_json
 from dalle.outputs.lock import locked
 from dalle.outputs.whole import may_be_replaced, naming, remove_partial, replace_text
 
@@ -123,10 +124,9 @@ def read_mark(folder: str | Path, command: str) -> dict[str, Any] | None:
     if not mark.is_file():
         return None
     try:
-        request = json.loads(mark.read_text(encoding="utf-8"))
+        return plain_json.read_mapping(mark, infinite=True)
     except ValueError:  # cut off, or an earlier version's, which is empty
         return {}
-    return request if isinstance(request, dict) else {}
 
 
 def remove_mark(folder: Path, command: str) -> None:

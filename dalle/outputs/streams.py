@@ -11,12 +11,13 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class _Stream:
     """A stream that goes on after an error, which it remembers. All else is that of the one it stands for."""
 
-    def __init__(self, stream, ends_with_its_reader: bool):
+    def __init__(self, stream: Any, ends_with_its_reader: bool) -> None:
         self._stream, self._ends_with_its_reader = stream, ends_with_its_reader
         self.error: OSError | None = None
 
@@ -24,14 +25,14 @@ class _Stream:
         self._try(self._stream.write, text)
         return len(text)
 
-    def writelines(self, lines) -> None:
+    def writelines(self, lines: Any) -> None:
         for line in lines:
             self.write(line)
 
     def flush(self) -> None:
         self._try(self._stream.flush)
 
-    def _try(self, do, *arguments) -> None:
+    def _try(self, do: Any, *arguments: Any) -> None:
         if self.error is not None:
             return
         try:
@@ -44,7 +45,7 @@ class _Stream:
             with open(os.devnull, "wb") as nowhere:
                 os.dup2(nowhere.fileno(), self._stream.fileno())
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 

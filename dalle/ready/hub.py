@@ -10,7 +10,9 @@ from __future__ import annotations
 import errno
 import json
 from pathlib import Path
+from typing import Any
 
+from dalle.data.sources.hub import snapshot
 from dalle.models.folder import check_hash, read_header
 from dalle.ready.files import MODEL_FILES, PART_FILES, PARTS, WEIGHTS, parts_of
 
@@ -25,14 +27,12 @@ def fetch(name: str) -> Path:
         ValueError: one line: there is no such repository or revision, it is private, there is no network, it holds no model of
             this program, or one whose weights are not those that its hash stands for
     """
-    from huggingface_hub import snapshot_download
-
-    repository, _, revision = name.partition("@")
     try:
-        found = snapshot_download(repository, revision=revision or None, allow_patterns=[*MODEL_FILES, *PART_FILES])
-    except Exception as error:  # of many kinds, by the Hub's library and the HTTP client beneath it
-        raise ValueError(f"model {name}: no such folder here, and {hub_error(error, repository)}") from error
-    folder = Path(found)
+        folder = snapshot(name, [*MODEL_FILES, *PART_FILES])
+    except Exception as error:  # of many kinds
+        raise ValueError(
+            f"model {name}: no such folder here, and {hub_error(error, name.partition('@')[0])}"
+        ) from error
     single = (folder / WEIGHTS).is_file()
     if not single and not parts_of(folder):
         raise ValueError(
@@ -99,7 +99,7 @@ def _is_of_the_way(error: BaseException) -> bool:
     return any(word in type(error).__name__ for word in ("Connect", "Timeout", "Proxy"))
 
 
-def _refused(error, repository: str) -> str:
+def _refused(error: Any, repository: str) -> str:
     """Of an answer that is no success."""
     code, said = error.response.status_code, error.response.headers.get("X-Error-Message") or ""
     reason = {

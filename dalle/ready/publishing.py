@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dalle.data.sources.hub import be_impatient
 from dalle.ready.files import CARD, MODEL_FILES, model_files, public_config
 from dalle.ready.hub import hub_error
 
@@ -54,6 +55,7 @@ def upload(stage: Path, repository: str, private: bool, overwrite: bool) -> str:
     """
     from huggingface_hub import HfApi
 
+    be_impatient()
     api = HfApi()
     try:
         taken = _create(api, repository, private)

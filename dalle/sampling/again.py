@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from dalle.config import Sampling, shape
-from dalle.config.checks import Cause, printable
-from dalle.sampling.candidates import Source, out_of_memory
+from dalle.config.checks import Cause, out_of_memory, printable
+from dalle.sampling.candidates import Source
 from dalle.sampling.drawing import Drawing, read_drawing
 from dalle.sampling.prompt import Prompt
 

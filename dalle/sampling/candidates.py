@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from dalle.config import Sampling
-from dalle.config.checks import at_least, warn
+from dalle.config.checks import at_least, out_of_memory, warn
 from dalle.sampling.drawing import Drawing
 from dalle.sampling.prompt import Prompt
 
@@ -97,7 +97,7 @@ class Work:
     shortlist: int | None = None
     seeds: tuple[int, ...] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         at_least(self, 1, "n", "keep")
 
 
@@ -251,20 +251,6 @@ class Chunks:
             )
         warn(f"out of memory with {self.width} candidates at a time; from seed {seed} on {self.width // 2} at a time")
         self.width //= 2
-
-
-_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "alloc_failed", "bad_alloc")
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether this, or what it was raised after, is PyTorch, a library of CUDA or NumPy saying that there is no memory."""
-    seen: BaseException | None = error
-    while seen is not None:
-        told = str(seen).lower()
-        if isinstance(seen, torch.OutOfMemoryError | MemoryError) or any(words in told for words in _OUT_OF_MEMORY):
-            return True
-        seen = seen.__context__
-    return False
 
 
 def draw(

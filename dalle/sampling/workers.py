@@ -131,7 +131,7 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-def _run(connection: Connection, counter, load, device: str, threads: int, work: Work) -> None:
+def _run(connection: Connection, counter: Any, load: Any, device: str, threads: int, work: Work) -> None:
     """A worker's life. Its messages are (kind, content): first its chunk's width, then parts, then None."""
     if threads:
         torch.set_num_threads(threads)
@@ -152,7 +152,7 @@ def _run(connection: Connection, counter, load, device: str, threads: int, work:
         pass
 
 
-def _numbers(counter) -> Iterator[int]:
+def _numbers(counter: Any) -> Iterator[int]:
     """The next number that no other worker has."""
     while True:
         with counter.get_lock():

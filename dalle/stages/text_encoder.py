@@ -10,7 +10,7 @@ import torch
 
 from dalle.cluster.topology import World
 from dalle.config import TrainTextEncoder
-from dalle.data.captions import json_values
+from dalle.data.captions import class_name
 from dalle.data.counts import Broken, Counts, LeftOut
 from dalle.data.naming import expand
 from dalle.data.samples import Decoder
@@ -131,10 +131,10 @@ def _samples(config: TrainTextEncoder, spec: str, counts: Counts) -> Iterator[tu
 
 def class_of(sample: dict, key: str) -> str:
     """The class or concept of a raw sample. Raises Broken where its json has none."""
-    found = json_values(sample)[0].get(key.lower())
-    if isinstance(found, bool) or not isinstance(found, str | int) or not str(found).strip():
-        raise Broken(f"no class: its json has no text or number under class_key {key}")
-    return str(found).strip()
+    name = class_name(sample, key)
+    if name is None:
+        raise Broken(f"no class: its json has nothing under class_key {key}")
+    return name
 
 
 class ClassBatches:

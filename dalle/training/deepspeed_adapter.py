@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch.distributed as dist
+from torch import nn
 
 from dalle.cluster.topology import Machines, World
 from dalle.config import Run
 from dalle.gradients.partition import whole_shape
-from dalle.models.prior import Prior
+from dalle.models.prior import InputMajorLinear, Linear, Prior
+
+_SIXTEEN_BIT = (nn.Linear, nn.Conv2d, Linear, InputMajorLinear)
+"""Modules, of these very classes, whose weights are gathered and whose gradients are reduced in the run's precision. A
+head is not among them: its logits are fp32."""
 
 _SUB_GROUP = 100_000_000
 """Weights of a process that are updated together: DeepSpeed copies their gradients first, 0.4 GB."""
+
+
+_KEPT_GATHERED = 1_000_000_000
+"""Weights within which a gathered one has to be used again in order to stay: DeepSpeed's own default, twice the weights on the way
+to the end of the forward pass and back."""
 
 
 def settings(run: Run, world: World, resblock: int | None = None) -> dict:
@@ -29,6 +40,7 @@ def settings(run: Run, world: World, resblock: int | None = None) -> dict:
     if run.zero_stage == 3:
         # no parameter stays whole from update to update: the averaged weights are swapped in by swapping the shards
         zero |= {"stage3_param_persistence_threshold": 0, "sub_group_size": _SUB_GROUP}
+        zero["stage3_max_reuse_distance"] = _KEPT_GATHERED
     if run.offload == "cpu":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": world.device.type == "cuda"}
     return {
@@ -96,3 +108,8 @@ def largest_resblock(model: Any) -> int:
     """Weights of the largest resblock, or, of what has none by that name, of the largest part that is recomputed."""
     parts = model.resblocks() if isinstance(model, Prior) else model.recomputable()
     return max(sum(math.prod(whole_shape(p)) for p in part.parameters()) for part in parts)
+
+
+def communicated_in_16_bit(objective: nn.Module) -> Iterator[Any]:
+    """The weights that are gathered, and whose gradients are reduced, in a 16-bit precision."""
+    return (module.weight for module in objective.modules() if type(module) in _SIXTEEN_BIT)

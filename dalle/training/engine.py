@@ -13,13 +13,11 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint as recomputed
 
 from dalle.checkpoints.checkpoint import Checkpoint, Fragment
 from dalle.checkpoints.restoring import Restoring
@@ -31,17 +29,13 @@ from dalle.gradients.before_step import BeforeStep
 from dalle.gradients.partition import Partitioned, Piece, Sharded, Shards, Whole, moment_dtypes
 from dalle.gradients.scaling import GradientScales, gradient_scales
 from dalle.models.folder import weights_file
-from dalle.models.prior import InputMajorLinear, Linear
-from dalle.models.wrapping import wrap
+from dalle.models.wrapping import recompute_blocks
 from dalle.optim import optimizer as optimizers
 from dalle.optim.ema import EMA
-from dalle.training.deepspeed_adapter import Roles, largest_resblock, settings
+from dalle.training import weights16
+from dalle.training.deepspeed_adapter import Roles, communicated_in_16_bit, largest_resblock, settings
 from dalle.training.seeds import derived_seed
 from dalle.training.stage import Start
-
-_SIXTEEN_BIT = (nn.Linear, nn.Conv2d, Linear, InputMajorLinear)
-"""Modules, of these very classes, whose weights are gathered and whose gradients are reduced in the run's precision. A
-head is not among them: its logits are fp32."""
 
 _WHOLE_PARAMETERS = 2_000_000_000
 """Up to this size a sharded model is gathered on every process to draw pictures: 8 GB in fp32."""
@@ -61,23 +55,28 @@ class Engine:
         deepspeed = _import_deepspeed()
         self.world, self.run = world, run
         self.objective = objective.to(world.device)
-        client = optimizers.build(objective, optimizer)
+        self._client: Any = optimizers.build(objective, optimizer, run.weights)
+        if run.weights == "16-bit":
+            weights16.check(self.model, run, world.device)
         self.scales = _prepare(objective, run, world)
         roles = Roles(world.machines) if world.machines else None
         deepspeed.utils.groups.mpu = roles  # which it would keep from the engine before, in the same process
         self._engine, *_ = deepspeed.initialize(
             model=objective,
-            optimizer=client,
+            optimizer=self._client,
             config=settings(run, world, largest_resblock(self.model) if run.zero_stage > 0 else None),
             mpu=roles,
             dist_init_required=False,
         )
         _settle(self.objective, self._engine.optimizer, run)
         self.shards = self._shards(deepspeed)
+        if run.weights == "16-bit":
+            assert isinstance(self._client, optimizers.PaperAdamW), "the settings refuse others"
+            self._client.seed, self._client.places = run.seed, self.shards.places()
         matrices = self.model.matrices() if run.compression else {}
         self.before_step = BeforeStep(self.shards, world, run, optimizer.clip_norm, self.scales, matrices)
 
-    def _shards(self, deepspeed) -> Shards:
+    def _shards(self, deepspeed: Any) -> Shards:
         zero = self._engine.optimizer
         if self.run.zero_stage == 0:
             return Whole(self.model, zero)
@@ -126,7 +125,11 @@ class Engine:
         reduced = self.before_step()
         if ema:
             ema.hold()
+        if self.run.weights == "16-bit":
+            self._client.gradients = self.shards.gradients()
         self._engine.step()
+        if self.run.weights == "16-bit":
+            self._client.gradients = {}  # memory that DeepSpeed gives away, below stage 3
         if ema:
             ema.update(step)
         return {name: value / len(micro_batches) for name, value in totals.items()} | reduced
@@ -148,8 +151,8 @@ class Engine:
 
     def fits_whole(self) -> bool:
         """Whether the model may be held whole by every process for a while."""
-        shapes = (piece.shape for piece in self.shards.pieces.values())
-        return self.run.zero_stage < 3 or sum(map(math.prod, shapes)) <= _WHOLE_PARAMETERS
+        sizes = (math.prod(piece.shape) for piece in self.shards.pieces.values())
+        return self.run.zero_stage < 3 or sum(sizes) <= _WHOLE_PARAMETERS
 
     def whole_weights(self) -> AbstractContextManager:
         """Within the block the model is whole on every process; all have to enter. Costs nothing below stage 3."""
@@ -160,21 +163,18 @@ class Engine:
     def writes(self, name: str, piece: Piece) -> bool:
         """Whether this process, of all that hold a piece of a tensor, is the one that puts it into checkpoints. Machines
         hold the same and share the work."""
-        if piece.shared:
-            return self.world.is_main
-        return piece.size > 0 and self.world.number == self._writer(name)
+        mine = piece.size > 0 and self.world.number == self._writer(name)
+        return self.world.is_main if piece.shared else mine
 
     def _writer(self, name: str) -> int:
         """The machine that writes a tensor, or its shards."""
-        if self.run.zero_stage == 0:
-            return 0
-        return zlib.crc32(name.encode()) % self.world.num_machines
+        return 0 if self.run.zero_stage == 0 else zlib.crc32(name.encode()) % self.world.num_machines
 
     def check_replicas(self) -> None:
         """See that all processes that hold the same weights hold the same bits: each computes its updates for itself. All
         ranks have to call it. Raises Hopeless on all."""
-        weights = [tensor for _, tensor in self.shards.weights().values()]
-        check_same_weights(self.world, weights, sharded=self.run.zero_stage == 3)
+        held = self.shards.weights().values()
+        check_same_weights(self.world, [tensor for _, tensor in held], sharded=self.run.zero_stage == 3)
 
     def state(self) -> Iterator[Fragment]:
         """What this process puts into a checkpoint, by name of the whole: weights, moments, error buffers, gradient
@@ -259,7 +259,7 @@ def _prepare(objective: Any, run: Run, world: World) -> GradientScales | None:
     return scales
 
 
-def _settle(objective: nn.Module, zero, run: Run) -> None:
+def _settle(objective: Any, zero: Any, run: Run) -> None:
     """What can only be done when DeepSpeed has taken the weights over.
 
     Args:
@@ -270,17 +270,13 @@ def _settle(objective: nn.Module, zero, run: Run) -> None:
     if run.zero_stage == 0:
         # convolutions are faster so (1.7 times on a CPU). DeepSpeed broadcasts weights as bytes and refuses such ones at its
         # start; sharded parameters are flat and cannot be
-        objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
+        objective.to(memory_format=torch.channels_last)
     if run.zero_stage == 3 and run.offload == "device":
         # DeepSpeed means fp32 weights to have no second copy, but takes "cpu" and torch.device("cpu") for two devices
         for flat, held in zip(zero.fp32_partitioned_groups_flat, zero.fp16_partitioned_groups_flat, strict=True):
             flat.data = held.data
-
-
-def recompute_blocks(model: Any) -> None:
-    """Let a model's `recomputable` parts be computed again in the backward pass. None of them draws random numbers."""
-    for module in model.recomputable():
-        wrap(module, partial(recomputed, use_reentrant=False, preserve_rng_state=False))
+    if run.weights == "16-bit":
+        weights16.store(objective.model, zero, run)
 
 
 def _communicate_in_16_bit(objective: Any, run: Run) -> None:
@@ -291,23 +287,32 @@ def _communicate_in_16_bit(objective: Any, run: Run) -> None:
     from deepspeed.runtime.torch_autocast import init_autocast_params
 
     init_autocast_params(SimpleNamespace(module=objective, zero_quantized_weights=lambda: False), torch.bfloat16, [])
-    for module in objective.modules():
-        if type(module) in _SIXTEEN_BIT:
-            module.weight.comm_dtype = torch.bfloat16 if run.precision == "bf16" else torch.float16
+    for weight in communicated_in_16_bit(objective):
+        weight.comm_dtype = torch.bfloat16 if run.precision == "bf16" else torch.float16
 
 
-def _import_deepspeed():
+def _import_deepspeed() -> Any:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # that PyTorch has new names for them is said of DeepSpeed's collectives at every call
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     import deepspeed
-    from deepspeed.ops import __compatible_ops__
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # on a CPU DeepSpeed would compile a kernel for tensor-parallel inference at start: a minute and a compiler, unused
-    __compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    _import_muon()
     if deepspeed.comm.is_initialized() is False:
         deepspeed.init_distributed(verbose=False)
     return deepspeed
+
+
+def _import_muon() -> None:
+    """DeepSpeed's, which it compares every optimiser with: by itself that imports PyTorch's compiler, 2 s of each start."""
+    from deepspeed.runtime import compiler
+
+    whole, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
+    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+
+    compiler.compile = whole

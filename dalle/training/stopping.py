@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
@@ -15,7 +16,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     SIGTERM too: neither that nor a quick repetition is a second wish."""
     asked_at: float | None = None
 
-    def ask(signum, frame) -> None:
+    def ask(signum: Any, frame: Any) -> None:
         nonlocal asked_at
         if signum == signal.SIGINT and asked_at is not None and time.monotonic() - asked_at > 1:
             raise KeyboardInterrupt

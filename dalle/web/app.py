@@ -4,7 +4,6 @@ address leads to a file."""
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import resources
@@ -19,12 +18,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from dalle.config import Serve
+from dalle.config import Serve, plain_json
 from dalle.web.answers import Answer, Stream, Whole
 from dalle.web.artist import Artist
 from dalle.web.asking import read_ask, request_schema
 from dalle.web.guard import Guard, Refused, read_body, refusal
-from dalle.web.job import Job
+from dalle.web.job import Job, Order
 from dalle.web.reading import read_order
 from dalle.web.shelf import Shelved
 from dalle.web.telling import bundle
@@ -102,7 +101,7 @@ class _Server:
     async def _generate(self, request: Request) -> Answer:
         body = await read_body(request, self.limits.most_bytes)
 
-        def read():
+        def read() -> Order:
             return read_order(read_ask(_json(body), self.schema), self.found, self.limits)
 
         order = await self._checked(read)
@@ -132,8 +131,8 @@ class _Server:
 
 def _json(body: bytes) -> Any:
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError):  # of brackets in brackets without end
+        return plain_json.load(body, "the request", halves=True, loose=True)  # which have complaints of their own
+    except ValueError:
         raise ValueError("the request: is no JSON; send it as such") from None
 
 
@@ -144,8 +143,11 @@ def _kind(name: str) -> str | None:
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    told = {404: "there is nothing here", 405: f"{request.method} is not answered here"}
-    return refusal(told.get(error.status_code, error.detail), error.status_code, error.headers)
+    told = {
+        404: "there is nothing here; open / for the page, or see docs/serving.md for what can be asked",
+        405: f"{request.method} is not answered here; see docs/serving.md for what can be asked",
+    }.get(error.status_code, error.detail)
+    return refusal(told, error.status_code, error.headers)
 
 
 async def _refused(request: Request, error: Exception) -> JSONResponse:

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import base64
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
 
+from dalle.outputs.threads import Thread
 from dalle.sampling.candidates import Best, Candidates, Chunks
 from dalle.sampling.drawing import Drawing
 from dalle.sampling.prompt import Prompt, encode_with
@@ -36,18 +36,19 @@ class Artist:
         self.shelf, self.turns, self.seconds = shelf, turns, seconds
         self.slots = 0  # that were drawn in all
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="artist", daemon=True)
+        self._thread: Thread | None = None
 
     def start(self) -> None:
         """Begin."""
-        self._thread.start()
+        self._thread = Thread(self._run)
 
     def close(self) -> None:
         """Stop within a row, tell all who wait, and wait for the thread's end."""
         self._closed = True
         for job in self.turns.close():
-            job.tell("error", error=_CLOSING, status=503)
-        self._thread.join()
+            job.refuse(_CLOSING, 503)
+        if self._thread:
+            self._thread.join()
 
     def _run(self) -> None:
         while self._draw_next():
@@ -63,12 +64,12 @@ class Artist:
             more = not job.gone and self._turn(job)
         except Stopped:
             if self._closed:
-                job.tell("error", error=_CLOSING, status=503)
+                job.refuse(_CLOSING, 503)
         except ValueError as error:
-            job.tell("error", error=" ".join(str(error).split()), status=422)
+            job.refuse(" ".join(str(error).split()), 422)
         except Exception:
             _LOG.exception("a request could not be drawn")
-            job.tell("error", error="the drawing failed; the server's log says why", status=500)
+            job.refuse("the drawing failed; see the server's log for why", 500)
         if more and not job.gone:
             self.turns.give_back(job)
         else:
@@ -107,7 +108,7 @@ class Artist:
         assert progress is not None
         ranked = progress.best.ranked()
         if not ranked:
-            job.tell("error", error=f"{stopped}, before the first candidates were there; ask for less", status=503)
+            job.refuse(f"{stopped}, before the first candidates were there; ask for less", 503)
             return
         job.answer = ranked
         order = [{"seed": d.seed, "rank": d.rank, "times": d.times} for d in ranked]

@@ -75,20 +75,24 @@ class Guard:
         except Exception:
             _LOG.exception("a request failed")
             if not begun:
-                await refusal("the server failed; its log says why", 500)(scope, receive, send_guarded)
+                await _failed()(scope, receive, send_guarded)
 
     def _refused(self, request: Request) -> JSONResponse | None:
         host = _name(f"//{request.headers.get('host', '')}")
         if self.hosts is not None and host not in self.hosts:
-            return refusal("this server is not called by that name; dalle-serve --names lists others", 421)
+            return refusal("this server is not called by that name; start it with that in dalle-serve --names", 421)
         origin = request.headers.get("origin")
         foreign = origin is not None and _name(origin) not in {host, *(self.hosts or ())}
         # where a browser says it, by the port too: another server of this machine is another site
         foreign = foreign or request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
         link = request.method == "GET" and request.headers.get("sec-fetch-mode") == "navigate"  # which it may have
         if foreign and not link:
-            return refusal("asked for by a page of another site", 403)
+            return refusal("asked for by a page of another site; open this server's own page", 403)
         return None
+
+
+def _failed() -> JSONResponse:
+    return refusal("the server failed; see its log for why", 500)
 
 
 def _name(address: str) -> str | None:

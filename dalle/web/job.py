@@ -76,6 +76,10 @@ class Job:
         with suppress(RuntimeError):  # of a loop that is closed
             self._loop.call_soon_threadsafe(self._events.put_nowait, (event, values))
 
+    def refuse(self, message: str, status: int) -> None:
+        """End it with an error, of an HTTP status."""
+        self.tell("error", error=message, status=status)
+
     def tell_ahead(self, turns: int) -> None:
         """How many turns of others come before its next."""
         if turns != self._ahead:

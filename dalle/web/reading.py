@@ -12,6 +12,8 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +44,7 @@ def read_order(ask: Ask, models: Mapping[str, Models], limits: Serve) -> Order:
         )
         found.check([ask.caption])
         prompt, square_YX3 = (None, None) if ask.image is None else _read_image(ask, found, limits.most_pixels)
+    ask = replace(ask, image=None)  # which is read, and would wait with it
     return Order(ask, sampling, prompt, square_YX3, tuple(dict.fromkeys(notes)))
 
 
@@ -88,7 +91,7 @@ def _noted() -> Iterator[list[str]]:
         warnings.simplefilter("always")
         others = warnings.showwarning
 
-        def show(message, *where, **more) -> None:
+        def show(message: Any, *where: Any, **more: Any) -> None:
             if threading.get_ident() == mine:
                 notes.append(str(message))
             else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from typing import Any
 
 import uvicorn
 
@@ -53,7 +54,7 @@ def listening(config: Serve) -> socket.socket:
     return listener
 
 
-def server_settings(config: Serve, app) -> uvicorn.Config:
+def server_settings(config: Serve, app: Any) -> uvicorn.Config:
     """How uvicorn answers with an application."""
     return uvicorn.Config(
         app,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +12,18 @@ import numpy as np
 import torch
 
 from dalle.config import Sampling, Serve
+from dalle.config.checks import out_of_memory, warn
 from dalle.models.likelihood import to_pixels
 from dalle.ready.facts import read_card
 from dalle.ready.files import CARD
 from dalle.ready.names import find_model
 from dalle.sampling.adversarial.gan_set import is_gan
-from dalle.sampling.candidates import out_of_memory
 from dalle.sampling.loading import load_models
 from dalle.sampling.model_set import Models, find_models
 from dalle.sampling.pipeline import Pipeline
+
+_BYTES_A_PIXEL = 4
+"""Of a PNG that does not get smaller, in base64."""
 
 
 @dataclass
@@ -70,7 +74,19 @@ def load_shelf(config: Serve) -> dict[str, Shelved]:
         pipeline = load_models(found, precision=config.precision)
         _warm(pipeline, Sampling(chunk=config.chunk, precision=config.precision))
         shelf[name] = Shelved(name, folder, found, pipeline, code_colours(pipeline))
+        _check_limits(config, found.image_size_px)
     return shelf
+
+
+def _check_limits(config: Serve, size_px: int) -> None:
+    """Warn where all that the page may show at once cannot be sent back to be a grid or a zip."""
+    pixels = config.most_n * size_px**2
+    megabytes, megapixels = _BYTES_A_PIXEL * pixels / 1e6, pixels / 1e6
+    if megabytes > config.upload_mb or megapixels > config.upload_megapixels:
+        warn(
+            f"most_n {config.most_n}: so many drawings of {size_px} px may be too much for one picture or zip of them; "
+            f"set --upload_mb {math.ceil(megabytes)} --upload_megapixels {math.ceil(megapixels)} where they are wanted"
+        )
 
 
 class _Warm(Exception):

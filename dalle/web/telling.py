@@ -66,13 +66,15 @@ def bundle(values: Any, limits: Serve) -> tuple[bytes, str]:
     files, most = values["drawings"], limits.most_n
     if not isinstance(files, list) or not 0 < len(files) <= most or not all(isinstance(file, str) for file in files):
         raise ValueError(f"drawings: must be a list of 1 to {most} files in base64")
-    drawings = []
+    drawings, left = [], limits.most_pixels
     for number, file in enumerate(files):
         try:
             data = base64.b64decode(file, validate=True)
         except ValueError:
             raise ValueError(f"drawings[{number}]: is no base64; send it as such") from None
-        drawings.append(drawing_of(data, f"drawings[{number}]", limits.most_pixels // most))
+        drawings.append(drawing_of(data, f"drawings[{number}]", left))
+        image = drawings[-1].image
+        left -= image.width * image.height if image is not None else 0
     if values["as"] == "grid":
         return grid_png(drawings), "image/png"
     buffer = io.BytesIO()

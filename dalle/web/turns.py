@@ -18,7 +18,8 @@ class Turns:
     """The jobs that wait, for one thread that takes them and any that bring them.
 
     Args:
-        most_waiting: jobs that wait, at most. The last quarter of the places is for clients of whom none waits yet
+        most_waiting: jobs that wait, at most. The last quarter of the places is for clients of whom none waits yet, and
+            never for an address that fills the others: what a client calls itself is its own to say
     """
 
     def __init__(self, most_waiting: int):
@@ -32,8 +33,10 @@ class Turns:
         """One more waits. Raises Full."""
         with self._ready:
             waiting = sum(1 for _ in self._order())
-            waits_already = job.client in self._rings.get(job.address, {})
-            room = self.most_waiting - (self.most_waiting // 4 if waits_already else 0)
+            clients = self._rings.get(job.address, {})
+            kept_free = self.most_waiting // 4
+            has_its_share = job.client in clients or sum(map(len, clients.values())) >= self.most_waiting - kept_free
+            room = self.most_waiting - (kept_free if has_its_share else 0)
             if self._closed or waiting >= room:
                 told = "it is being shut down" if self._closed else f"{waiting} requests wait already"
                 raise Full(f"no room: {told}; come again in a moment")

@@ -334,7 +334,7 @@ def _as_of_before(path: Path) -> None:
     state = json.loads((path / "state.json").read_text())
     for record in state["files"].values():
         del record["checksums"], record["block_bytes"]
-    state["sha256"] = checkpoint._state_hash(state)
+    state["sha256"] = checkpoint.state_hash(state)
     (path / "state.json").write_text(json.dumps(state))
 
 
@@ -471,7 +471,7 @@ def test_damage_that_opening_finds(tmp_path):
     refused("step-0000007 was written by another version")
     index = json.loads(state_was)
     del index["tensors"]["model/matrix"]["parts"][0]
-    index["sha256"] = checkpoint._state_hash(index)
+    index["sha256"] = checkpoint.state_hash(index)
     state.write_text(json.dumps(index))
     refused(r"damaged: state\.json: nothing holds elements 0 to 39 of model/matrix")
     state.unlink()

@@ -49,8 +49,11 @@ class Terminal:
         """Press keys, and read on until something is seen; what was read."""
         os.write(self._end, keys.encode())
         read, last = "", time.monotonic() + _WAIT_S
-        while until not in read:
-            assert select.select([self._end], [], [], max(0, last - time.monotonic()))[0], f"no {until!r} in {read!r}"
+        # with the next prompt, for what is typed before it bash does not complete
+        while "READY$ " not in read.partition(until)[2]:
+            waiting = select.poll()  # which knows files beyond the 1,024th, too
+            waiting.register(self._end, select.POLLIN)
+            assert waiting.poll(1000 * max(0, last - time.monotonic())), f"no {until!r} in {read!r}"
             read += os.read(self._end, 1 << 16).decode(errors="replace")
         return read
 
@@ -91,6 +94,7 @@ def terminal(tmp_path_factory):
         ("dalle-train pic", "dalle-train pictures/"),
         ("dalle-train pictures --fro", "dalle-train pictures --from"),
         ("dalle-train-prior --config demo/pr", "dalle-train-prior --config demo/prior"),
+        ("dalle-describe demo/pr", "dalle-describe demo/prior"),
         ("dalle-train-prior --config pret", "dalle-train-prior --config pretty.yaml"),
         ("dalle-completion f", "dalle-completion fish"),
     ],

@@ -42,7 +42,9 @@ def test_all_of_it_on_this_machine(tmp_path, capfd, monkeypatch):
         ),
         *("torch", "products", "compiler", "native kernels", "DeepSpeed", "collective, gloo", "hub"),
     }
-    stages = ["data", "tokenizer", "dvae", "tokenize", "prior", "clip", "stackgan"] + ["sample"] * bool(ready_names())
+    stages = ["data", "tokenizer", "dvae", "tokenize", "prior", "clip", "text-encoder", "stackgan"] + ["sample"] * bool(
+        ready_names()
+    )
     for name in ("torch", "DeepSpeed", "collective, gloo", *(f"try {stage}" for stage in stages)):
         assert found[name]["verdict"] == "ok", found[name]
     assert "the loss falls from" in found["try prior"]["fact"] and "pictures drawn" in found["try stackgan"]["fact"]

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -27,7 +25,9 @@ from dalle.cli.train import train
 from dalle.config import TrainDVAE
 from dalle.data.tokens import Meta, TokenShards, TokenWriter
 from dalle.outputs.ownership import claimed, claimed_file
-from tests.conftest import ROOT, TINY_DVAE, clean_environment
+from tests.conftest import TINY_DVAE
+from tests.forking import Forked
+from tests.processes import begin_alone
 
 
 def _state(folder: Path) -> dict[str, str]:
@@ -130,12 +130,9 @@ def test_where_another_process_is_writing_no_command_does(models, tmp_path, one,
     assert [path.name for path in tmp_path.iterdir()] == ["one.tar"]
 
 
-def _command(module: str, function: str, *arguments: str) -> subprocess.Popen:
+def _command(module: str, function: str, *arguments: str) -> Forked:
     """A command in a process of its own."""
-    script = f"from dalle.cli.{module} import {function}; {function}()"
-    environment = {**clean_environment(), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-c", script, *arguments], env=environment, **streams)
+    return begin_alone(f"from dalle.cli.{module} import {function}; {function}()", *arguments)
 
 
 def test_of_two_at_once_the_second_is_refused(tmp_path, base):

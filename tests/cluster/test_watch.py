@@ -241,6 +241,36 @@ def test_a_rank_that_differs_is_named_on_all(tmp_path):
     assert len(re.findall(line, ranks.errors())) == 3
 
 
+@pytest.mark.parametrize(
+    "said",
+    [b"[" * 60_000 + b"\n", b'{"token": 1e999}\n', b"\xff\n", b"null\n", b'{"token": "other", "rank": 0}\n', b""],
+)
+def test_connections_of_strangers_end_no_watch(said):
+    """Whatever they say, or that they say nothing and are very many: the ranks are heard, and all ends in order."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    hub = Hub(listener, "secret", _members(1), LIMITS)
+    thread = hub.start()
+    address = listener.getsockname()
+    strangers = [socket.create_connection(address) for _ in range(1 if said else 200)]
+    if said:
+        strangers[0].sendall(said)
+        strangers[0].settimeout(20)
+        while strangers[0].recv(100):  # until it is sent away
+            pass
+    with socket.create_connection(address) as rank:
+        rank.settimeout(20)
+        rank.sendall(b'{"token": "secret", "rank": 0}\n{"left": true}\n')
+        heard = b""
+        while b"over" not in heard:
+            data = rank.recv(100)
+            assert data, "the hub has ended"
+            heard += data
+    assert thread.join(20)
+    assert len(hub._received) <= 1 + 64 + len(hub.members)
+    for stranger in strangers:
+        stranger.close()
+
+
 def _members(count: int, **each) -> list[Member]:
     return [Member(rank, f"node-{rank // 8:02d}", 100 + rank, **each) for rank in range(count)]
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dalle.config import Images
-from dalle.data.captions import read_all_captions, read_captions
+from dalle.data.captions import class_name, read_all_captions, read_captions
 from dalle.data.counts import Broken, Counts
 from dalle.data.samples import Decoder
 from tests.data.pictures import encoded, gradient, write_shard
@@ -120,3 +120,15 @@ def test_text_files_may_have_a_byte_order_mark(tmp_path, encoding):
     (tmp_path / "odd.txt").write_bytes(b"\xff\xfea")
     with pytest.raises(ValueError, match=r"odd\.txt is not UTF-8 text"):
         list(read_all_captions(str(tmp_path / "odd.txt")))
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        (" cat ", "cat"), (7, "7"), (0, "0"), (False, "false"), ({"b": 1, "a": [2]}, '{"a": [2], "b": 1}'),
+        (" ", None), (None, None), ([], None), ({}, None),
+    ],
+)  # fmt: skip
+def test_whatever_a_json_calls_its_class_is_one(written, name):
+    sample = {"__key__": "0", "__url__": "x.tar", "json": json.dumps({"Kind": written}).encode()}
+    assert class_name(sample, "KIND") == name and class_name(sample, "other") is None

@@ -87,7 +87,7 @@ def test_captions_and_names_of_files(tmp_path):
         ["a"],
         "kind",
     )
-    refused("no such file: gone.txt", lambda: list(read_all_captions("gone.txt")))
+    refused("no such file: gone.txt; name one that is there", lambda: list(read_all_captions("gone.txt")))
     refused("no files were named; name shards, such as", names, "")
     refused("{0..9999999} names more than 1,000,000 files; write fewer in braces", lambda: names("{0..9999999}"))
     deep = "{a," * 200 + "}" * 200

@@ -57,11 +57,16 @@ def test_checkpoints(tmp_path):
     refused("w is F32 [2] and, in b, F32 [3]", checkpoint._complete, *_files(tmp_path))
     folder = tmp_path / "step-0000001"
     folder.mkdir()
-    state = {"tensors": {"w": {"shape": [1], "dtype": "none", "parts": [["a", "w@0", 0, 1]]}}, "files": {"a": {}}}
-    state |= {"step": 1, "values": {}}
-    (folder / checkpoint.STATE).write_text(json.dumps(state | {"sha256": checkpoint._state_hash(state)}))
-    refused(f"checkpoint {folder} is damaged: state.json: w is of no known dtype or in no known file; start anew",
-            checkpoint._read_index, folder)  # fmt: skip
+    tensor, file = {"shape": [1], "dtype": "none", "parts": [["a", "w@0", 0, 1]]}, "rank-00000.safetensors"
+    state = {"tensors": {"w": tensor}, "files": {file: {}}, "step": 1, "values": {}}
+    for changed, said in (
+        ({}, "w is of no known dtype or in no known file"),
+        ({"files": {"../a": {}}}, "it names the file '../a', which is of another place"),
+        ({"values": None}, "values is missing, or of another kind"),
+    ):
+        told = state | changed
+        (folder / checkpoint.STATE).write_text(json.dumps(told | {"sha256": checkpoint.state_hash(told)}))
+        refused(f"checkpoint {folder} is damaged: state.json: {said}; start anew", checkpoint._read_index, folder)
     found = SimpleNamespace(path="c", values={"export": {"kind": "song", "config": {}, "links": {}}})
     refused("checkpoint c is of a model of kind song: known are ", export._identity, found)
 

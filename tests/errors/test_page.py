@@ -40,7 +40,10 @@ def test_places_are_found_by_what_they_do():
                 raise ValueError("no")
             warn("careful")
             telemetry.warn("careful")
+            job.refuse("later", 503)
+            refusal("not returned", 500)
             raise Other(f"{x}")
+            return refusal("no", 403)
 
         class C:
             def g(self):
@@ -53,7 +56,7 @@ def test_places_are_found_by_what_they_do():
                 warnings.warn_explicit("not ours")
         """
     )
-    kinds = ["check", "check", "ValueError", "warning", "warning", "Other"]
+    kinds = ["check", "check", "ValueError", "warning", "warning", "answer", "Other", "answer"]
     assert [(place.function, place.number, place.kind) for place in found] == [
         ("f", number, kind) for number, kind in enumerate(kinds, 1)
     ]
@@ -101,6 +104,7 @@ def test_what_a_place_says_is_read_from_its_code(file, function, number, said):
         ("PATH is damaged: X; delete it", "PATH is damaged: X", "delete it"),
         ("it has a name, and more: name it", "it has a name, and more", "name it"),
         ("it is not there", "it is not there", ""),
+        ("X: NAME is not there; name it", "X: NAME is not there", "name it"),
         ("it is given; settings are none", "it is given; settings are none", ""),
         ("X is missing (write it again, or leave it out)", "X is missing", "write it again, or leave it out"),
         ("KEY is private; for a private one log in with `hf`", "KEY is private", "for a private one log in with `hf`"),
@@ -145,13 +149,11 @@ def test_what_is_raised_is_noted_and_nothing_else_changes(monkeypatch):
 
 
 def test_a_whole_run_fails_where_a_place_was_not_reached(tmp_path, monkeypatch):
-    file, known = tmp_path / "said.txt", tmp_path / "left.txt"
+    file = tmp_path / "said.txt"
     monkeypatch.setenv(recording.KEPT_IN, str(file))
-    monkeypatch.setattr(recording, "LEFT", known)
     monkeypatch.setattr(recording, "all_places", lambda: PLACES)
     names = [place.name for place in PLACES if own_words(place)]
-    file.write_text("\n".join(names[2:]))
-    known.write_text(names[1])
+    file.write_text("\n".join(names[1:]))
     for changes, whole in (
         ({}, True), ({"args": ["tests"], "args_source": "args"}, True), ({"args": ["tests/data"], "args_source": "args"}, False),
         ({"keyword": "x"}, False), ({"markexpr": "faults"}, False), ({"workerinput": {}}, False), ({"lf": True}, False),
@@ -168,11 +170,6 @@ def test_a_whole_run_fails_where_a_place_was_not_reached(tmp_path, monkeypatch):
     session = SimpleNamespace(config=_config(), exitstatus=0)
     recording.pytest_sessionfinish(session, 0)
     assert session.exitstatus == 0
-
-
-def test_the_places_that_are_left_are_places():
-    known = recording.LEFT.read_text(encoding="utf-8").splitlines()
-    assert set(known) <= {place.name for place in PLACES} and known == sorted(set(known))
 
 
 def _config(**changes) -> SimpleNamespace:

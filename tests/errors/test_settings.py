@@ -216,6 +216,39 @@ REFUSED = [
     (partial(TrainTokenizer, **files), dict(vocabulary=255), "vocabulary 255: must be at least 256"),
     (partial(TrainTokenizer, **files), dict(min_count=0), "min_count 0: must be at least 1"),
     (dvae, muon, "optimizer.muon_step_size_factor 2.0: Muon is for the matrices of transformers, and a dVAE has none"),
+    *(
+        (
+            make,
+            dict(run=run(weights="16-bit")),
+            "run.weights 16-bit: is for the prior alone, whose resblocks it works on",
+        )
+        for make in (dvae, clip, encoder)
+    ),
+    (
+        gan,
+        dict(run=run(weights="16-bit")),
+        "run.weights 16-bit: two players of a GAN are trained without it; set it to fp32",
+    ),
+    (
+        prior,
+        dict(**muon, run=run(weights="16-bit")),
+        "run.weights 16-bit with Muon: AdamW alone rounds its updates so that none is lost; set optimizer.method to adamw",
+    ),
+    (
+        prior,
+        dict(optimizer=optimizer(method="rmsprop", beta1=0.0, weight_decay=0.0), run=run(weights="16-bit")),
+        "run.weights 16-bit with RMSprop: AdamW alone rounds",
+    ),
+    (
+        run,
+        dict(weights="16-bit", precision="fp32"),
+        "weights 16-bit with precision fp32: they have the format of the products; set precision to bf16, fp16 or",
+    ),
+    (
+        run,
+        dict(weights="16-bit", zero_stage=3, offload="cpu"),
+        "weights 16-bit with offload cpu: what is updated in main memory is fp32; set offload to device",
+    ),
     (
         dvae,
         dict(freeze="encoder"),
@@ -334,6 +367,11 @@ REFUSED = [
         run,
         dict(compression=Compression(4), zero_stage=1),
         "compression with zero_stage 1: whole matrices or rows of them can be",
+    ),
+    (
+        run(wire="bf16").processes_together,
+        dict(ranks_per_machine=2, world_size=4),
+        "run.wire bf16 with run.zero_stage 0 and 2 processes a machine: each would send all gradients",
     ),
     (run, dict(offload="cpu"), "offload cpu with zero_stage 0: needs zero_stage 3"),
     (

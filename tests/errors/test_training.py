@@ -25,10 +25,10 @@ from tests.errors.refused import refused
 
 
 def test_parts_of_checkpoints(tmp_path):
-    refused("nothing holds elements 1 to 2 of w", checkpoint._check_parts, "w", (2,), [("a", "w@0", 0, 1)])
+    refused("nothing holds elements 1 to 2 of w", checkpoint.check_parts, "w", (2,), [("a", "w@0", 0, 1)])
     refused(
         "of w two parts hold element 1, or one reaches",
-        checkpoint._check_parts,
+        checkpoint.check_parts,
         "w",
         (2,),
         [("a", "", 0, 2), ("b", "", 1, 2)],
@@ -107,7 +107,8 @@ def test_stages_as_commands(tmp_path):
 def test_gradients_and_resuming(monkeypatch):
     step = SimpleNamespace(_num_shards=2, shards=SimpleNamespace(pieces={"w": torch.zeros(3, 4)}))
     refused(
-        "run.compression with 2 processes a machine: w has 3 rows, which do not divide by them",
+        "run.compression with 2 processes a machine: w has 3 rows, which do not divide by them; set "
+        "run.compression to null, or run.ranks_per_machine to what divides them",
         BeforeStep._rows,
         step,
         "w",

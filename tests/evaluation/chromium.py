@@ -78,7 +78,9 @@ class Browser:
     def _receive(self) -> dict[str, Any]:
         until = time.monotonic() + _WAIT_S
         while b"\0" not in self._rest:
-            assert select.select([self._from], [], [], max(0, until - time.monotonic()))[0], "Chromium says nothing"
+            waiting = select.poll()  # `select.select` knows no file beyond the 1,024th
+            waiting.register(self._from, select.POLLIN)
+            assert waiting.poll(1000 * max(0, until - time.monotonic())), "Chromium says nothing"
             read = os.read(self._from, 1 << 16)
             assert read, "Chromium has ended"
             self._rest += read
@@ -98,11 +100,19 @@ class Browser:
         return told["result"].get("value")
 
     def wait(self, condition: str) -> None:
-        """Until a script's expression is true."""
+        """Until a script's expression is true, of the page that is there by then."""
         until = time.monotonic() + _WAIT_S
-        while not self.run(condition):
+        while not self._holds(condition):
             assert time.monotonic() < until, f"still not: {condition}"
             time.sleep(0.02)
+
+    def _holds(self, condition: str) -> bool:
+        try:
+            return self.run(condition)
+        except AssertionError as error:  # asked of a page that was just leaving
+            if "navigated" not in str(error):
+                raise
+            return False
 
     def tab(self) -> str:
         """A new tab beside those that are there, in the same profile: what `at` goes to it by."""

@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.faults import counts
+
 
 def pytest_collection_modifyitems(config, items) -> None:
     """Tests marked `faults` are run where they are asked for."""
@@ -9,3 +11,9 @@ def pytest_collection_modifyitems(config, items) -> None:
         for item in items:
             if item.get_closest_marker("faults"):
                 item.add_marker(pytest.mark.skip(reason="long; run by -m faults"))
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """The table that docs/trust.md quotes."""
+    for line in counts.table():
+        terminalreporter.write_line(line)

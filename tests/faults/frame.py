@@ -33,7 +33,8 @@ class Command:
 
     main: `module:function` of its console script. arguments: without the output. made: from the output to the state to begin
     from, such as of an earlier making; null for nothing. again: arguments that a user adds to call it again. overwrites: the
-    remedy that its refusal names is `--overwrite`. output: what is written, below the folder whose changes are counted.
+    remedy that its refusal names is `--overwrite`. output: what is written, below the folder whose changes are counted. processes:
+    as many as a launcher starts.
     """
 
     main: str
@@ -41,15 +42,20 @@ class Command:
     made: Callable[[Path], None] | None = None
     again: list[str] = field(default_factory=list)
     output: str = "out"
+    processes: int = 1
 
 
 @dataclass
 class Outcome:
-    """Of a trial: how the command with the fault ended, what it said, how many calls it made."""
+    """Of a trial: how the command with the fault ended, of several processes the first; what it said, how many calls it made, how
+    long it took; the exit code of each process, and which of them a launcher had to end."""
 
     code: int
     said: str
     calls: int
+    took_s: float
+    codes: list[int]
+    ended: list[int]
 
 
 class Server:
@@ -89,21 +95,32 @@ class Server:
 
     def close(self) -> None:
         self._process.stdin.close()
-        self._process.wait(timeout=30)
+        self._process.wait(timeout=300)
         self._process.stdout.close()
         self._errors.close()
 
-    def run(self, main: str, arguments: Sequence[str], below: Path, at: int = -1, error: int = KILL) -> Outcome:
-        """Run it; with a fault at the call of that number that changes something below a folder."""
+    def run(self, main: str, arguments: Sequence[str], below: Path, processes: int = 1, **fault) -> Outcome:
+        """Run it; with a fault, by the names that `server` has for it."""
         log = self.folder / "log"
         trial = {"command": main, "arguments": [*arguments], "folder": str(below), "log": str(log)}
-        self._process.stdin.write(json.dumps(trial | {"at": at, "error": error}) + "\n")
+        trial |= {
+            "processes": processes,
+            "at": -1,
+            "error": KILL,
+            "after_s": 0.0,
+            "victims": [],
+            "memory_bytes": -1,
+            "clock": False,
+            **fault,
+        }
+        self._process.stdin.write(json.dumps(trial) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         assert line, (self.folder / "server").read_text()
-        answer, said = json.loads(line), log.read_text(errors="replace")
+        logs = [log, *(self.folder / f"log-{rank}" for rank in range(1, processes))]
+        answer, said = json.loads(line), "\n".join(each.read_text(errors="replace") for each in logs)
         assert not answer["late"], f"did not come to an end: {said}"
-        return Outcome(answer["code"], said, answer["calls"])
+        return Outcome(answer["codes"][0], said, answer["calls"], answer["took_s"], answer["codes"], answer["ended"])
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -141,27 +158,28 @@ class Trials:
         if command.made is not None:
             command.made(self.before / command.output)
         self._reset()
-        self.calls = self._again([], at=-1).calls
+        undisturbed = self._again([])
+        self.calls, self.took_s = undisturbed.calls, undisturbed.took_s
         self.expected = content(self.place)
 
     def _reset(self) -> None:
         shutil.rmtree(self.place, ignore_errors=True)
         shutil.copytree(self.before, self.place)
 
-    def _again(self, more: list[str], at: int = -1, error: int = KILL, allow: Sequence[int] = (0,)) -> Outcome:
-        output = ["--output", str(self.place / self.command.output)]
-        done = self.server.run(self.command.main, [*self.command.arguments, *output, *more], self.place, at, error)
-        if at < 0:
-            assert done.code in allow, done.said
+    def _again(self, more: list[str], allow: Sequence[int] = (0,), **fault) -> Outcome:
+        words = [*self.command.arguments, "--output", str(self.place / self.command.output), *more]
+        done = self.server.run(self.command.main, words, self.place, self.command.processes, **fault)
+        if not fault:
+            assert all(code in allow for code in done.codes), done.said
         return done
 
     def try_at(self, at: int, error: int = KILL) -> str:
         """A fault at one call, and what becomes of it, in a word. Fails where something is lost, mixed or a dead end."""
         self._reset()
-        done = self._again([], at, error)
+        done = self._again([], at=at, error=error)
         where = f"call {at} of {self.calls}, {errno.errorcode.get(error, 'a kill')}: {done.said}"
         if error == KILL:
-            assert done.code == -9 or content(self.place) == self.expected, where
+            assert -9 in done.codes or content(self.place) == self.expected, where
         else:
             assert "Traceback" not in done.said, where
             assert done.code in (0, 2), where
@@ -169,14 +187,53 @@ class Trials:
                 last = done.said.strip().splitlines()[-1]
                 assert str(self.place) in last, where
                 assert re.search(f"{os.strerror(error)}|disk is full|disk I/O error", last), where  # or SQLite's words
+        return self._becomes(done, where)
+
+    def try_after(self, after_s: float, victims: Sequence[int]) -> str:
+        """Some of its processes killed at a moment, and what becomes of it, in a word. Fails as `try_at`, and where another process
+        ends by a signal that nobody sent."""
+        self._reset()
+        done = self._again([], after_s=after_s, victims=[*victims])
+        where = f"killed {[*victims]} after {after_s:.3f} of {self.took_s:.3f} s, {done.codes}: {done.said}"
+        if all(code == 0 for code in done.codes):
+            assert content(self.place) == self.expected, where
+            return "over before"
+        assert all(code >= 0 or rank in (*victims, *done.ended) for rank, code in enumerate(done.codes)), where
+        return self._becomes(done, where)
+
+    def try_with_memory(self, memory_bytes: int) -> str:
+        """With no more than so much beyond what a process has when it begins; what becomes of it, in a word. Fails as `try_at`."""
+        self._reset()
+        done = self._again([], memory_bytes=memory_bytes)
+        where = f"with {memory_bytes:,} bytes: {done.said}"
+        assert done.code in (0, 2) and "Traceback" not in done.said, where
+        if done.code:
+            assert "emory" in done.said.strip().splitlines()[-1], where
+        return self._becomes(done, where)
+
+    def try_with_jumps(self) -> str:
+        """While the clock of the day is set again and again; nothing comes of it."""
+        self._reset()
+        done = self._again([], clock=True)
+        assert done.code == 0 and content(self.place) == self.expected, done.said
+        return "as if nothing had been"
+
+    def _becomes(self, done: Outcome, where: str) -> str:
+        """It is called again, as a user would."""
         if done.code == 0 and content(self.place) == self.expected:
             return "as if nothing had been"
+        was_whole = content(self.place) == self.expected
         again = self._again(self.command.again, allow=(0, 2))
         word = "whole when called again"
-        if again.code == 2:
+        if again.code == 2 and was_whole:  # killed behind its last file, such as while it gave the lock back
+            assert "Traceback" not in again.said, f"{where}\n{again.said}"
+            word = "whole already, and not written over"
+        elif again.code == 2:
             line = again.said.strip().splitlines()[-1]
-            assert "--overwrite" in line and "Traceback" not in again.said, f"{where}\n{again.said}"
-            self._again([*self.command.again, "--overwrite"])
+            remedies = {"--overwrite": [*self.command.again, "--overwrite"], "leave --resume out": []}
+            remedy = next((words for said, words in remedies.items() if said in line), None)
+            assert remedy is not None and "Traceback" not in again.said, f"{where}\n{again.said}"
+            self._again(remedy)
             word = "whole with the remedy that is named"
         found = content(self.place)
         differing = {name for name in {*found, *self.expected} if found.get(name) != self.expected.get(name)}
@@ -205,7 +262,7 @@ def commands(models: Path, shapes: Path, tokenizer: Path, folder: Path) -> dict[
         shutil.copy(tokenizer, output)
 
     steps = ["--run.steps", "3", "--run.checkpoint_every_minutes", "1e-6"]  # one after each update
-    train = {"again": ["--resume"]}
+    train, sharded = {"again": ["--resume"]}, ["--run.zero_stage", "3"]
     tokenize = [*data, "--dvae", f"{models}/dvae", "--pairs_per_shard", "12"]
     bpe = [*data, "--vocabulary", "280"]
     return {
@@ -224,4 +281,13 @@ def commands(models: Path, shapes: Path, tokenizer: Path, folder: Path) -> dict[
             "dalle.cli.train:train_prior", [*TINY_PRIOR, *steps, "--data", f"{models}/tokens/train", *inputs], **train
         ),
         "train-clip": Command("dalle.cli.train:train_clip", [*TINY_CLIP, *steps, *data, *inputs], **train),
+        "train-prior, two processes": Command(
+            "dalle.cli.train:train_prior",
+            [*TINY_PRIOR, *steps, *sharded, "--data", f"{models}/tokens/train", *inputs],
+            **train,
+            processes=2,
+        ),
+        "train-dvae, two processes": Command(
+            "dalle.cli.train:train_dvae", [*TINY_DVAE, *steps, *data], **train, processes=2
+        ),
     }

@@ -8,10 +8,12 @@ all others, and prints its counts.
 import errno
 import os
 import random
-from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 
+from tests.faults import counts
 from tests.faults.frame import ERRORS, KILL, Command, Server, Trials, commands
 
 QUICK = {"train-tokenizer": 7, "train-tokenizer over": 4, "tokenize over": 3, "filter": 5, "export": 6}
@@ -19,7 +21,12 @@ QUICK = {"train-tokenizer": 7, "train-tokenizer over": 4, "tokenize over": 3, "f
 NAMES = (
     *("train-tokenizer", "train-tokenizer over", "tokenize", "tokenize over", "filter", "export", "sample"),
     *("sample many", "train-dvae", "train-prior", "train-clip"),
+    *("train-prior, two processes", "train-dvae, two processes"),
 )
+
+
+MOST = int(os.environ.get("DALLE_FAULTS", "30"))
+SEED = os.environ.get("DALLE_FAULTS_SEED", "0")
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +43,9 @@ def tried(models, shapes_folder, tokenizer_file, tmp_path_factory):
     return found
 
 
-def _calls(trials: Trials, most: int, seed: int) -> list[int]:
+def _calls(trials: Trials, most: int, seed: object) -> list[int]:
     """Which are tried: all, or as many at random."""
-    return sorted(random.Random(seed).sample(range(trials.calls), min(most, trials.calls)))
+    return sorted(random.Random(str(seed)).sample(range(trials.calls), min(most, trials.calls)))
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -51,23 +58,72 @@ def test_some_faults_of_quick_commands(server, tried, tmp_path, name):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("name", NAMES)
-def test_many_faults(server, tried, tmp_path, name, capsys):
+@pytest.mark.parametrize("error", (KILL, *ERRORS), ids=lambda error: errno.errorcode.get(error, "killed"))
+def test_many_faults(server, tried, tmp_path, error, name, capsys):
+    kind = "killed at a write" if error == KILL else f"{errno.errorcode[error]} at a write"
     trials = Trials(server, tried[name], tmp_path / "trials")
-    most = int(os.environ.get("DALLE_FAULTS", "30"))
+    _try_all(
+        kind, name, capsys, [partial(trials.try_at, at, error) for at in _calls(trials, MOST, seed=f"{error} {SEED}")]
+    )
+
+
+def _try_all(kind: str, name: str, capsys, trials: Sequence[Callable[[], str]]) -> None:
+    """Each of them, and what became of it is counted."""
     failed = []
-    for error in (KILL, *ERRORS):
-        outcomes = Counter()
-        for at in _calls(trials, most, seed=error):
+    with counts.counted(kind, name, capsys) as outcomes:
+        for trial in trials:
             try:
-                outcomes[trials.try_at(at, error)] += 1
+                outcomes[trial()] += 1
             except AssertionError as complaint:
                 outcomes["FAILED"] += 1
                 failed.append(str(complaint))
-        told = ", ".join(f"{count} {word}" for word, count in sorted(outcomes.items()))
-        with capsys.disabled():
-            kind = "killed" if error == KILL else errno.errorcode[error]
-            print(f"\n{name}: {kind} at {outcomes.total()} of {trials.calls} calls: {told}", flush=True)
     assert not failed, "\n\n".join(failed)
+
+
+def _moments(trials: Trials, most: int, seed: str) -> list[tuple[float, list[int]]]:
+    """When, within the time that it takes undisturbed, and which processes: one, or as a machine goes, all of them."""
+    chance, ranks = random.Random(seed), range(trials.command.processes)
+    return [
+        (chance.uniform(0, trials.took_s), chance.choice([[*ranks], *([rank] for rank in ranks)])) for _ in range(most)
+    ]
+
+
+@pytest.mark.parametrize("name", ["filter", "tokenize over", "export"])
+def test_quick_commands_killed_at_some_moments(server, tried, tmp_path, name):
+    trials = Trials(server, tried[name], tmp_path / "trials")
+    for after_s, victims in _moments(trials, 3, name):
+        trials.try_after(after_s, victims)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", NAMES)
+def test_killed_at_many_moments(server, tried, tmp_path, name, capsys):
+    trials = Trials(server, tried[name], tmp_path / "trials")
+    moments = _moments(trials, MOST, f"{name} {SEED}")
+    _try_all("killed at a random moment", name, capsys, [partial(trials.try_after, *moment) for moment in moments])
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", NAMES)
+def test_too_little_memory(server, tried, tmp_path, name, capsys):
+    """Of address space, as `ulimit -v` has it. A cgroup's limit is a kill."""
+    trials = Trials(server, tried[name], tmp_path / "trials")
+    sizes = [2**20 * size for size in (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)][: max(1, MOST // 3)]
+    _try_all("too little memory", name, capsys, [partial(trials.try_with_memory, size) for size in sizes])
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", NAMES)
+def test_a_clock_that_jumps(server, tried, tmp_path, name, capsys):
+    trials = Trials(server, tried[name], tmp_path / "trials")
+    _try_all("a clock that jumps", name, capsys, [trials.try_with_jumps])
+
+
+def test_quick_commands_with_a_clock_that_jumps_and_too_little_memory(server, tried, tmp_path):
+    for name in ("export", "filter"):
+        trials = Trials(server, tried[name], tmp_path / name)
+        trials.try_with_jumps()
+        trials.try_with_memory(2**20)
 
 
 def test_the_frame_finds_what_is_lost(server, tmp_path):

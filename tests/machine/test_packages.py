@@ -57,8 +57,13 @@ def test_a_prerelease_that_is_new_enough_fits(tmp_path, monkeypatch):
 
 def test_an_extra_that_lacks_something_has_its_line_of_pip(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: [])
-    found = _findings(GOOD | {"uvicorn": None}, tmp_path)["extra web"]
-    assert (found.verdict, found.fact, found.advice) == ("warn", "uvicorn is missing", "pip install 'dalle[web]'")
+    found = _findings(GOOD | {"uvicorn": None}, tmp_path)
+    told = {name: (each.verdict, each.fact, each.advice) for name, each in found.items() if name.startswith("extra")}
+    assert told == {
+        "extra web": ("warn", "uvicorn is missing", "pip install 'dalle[web]'"),
+        "extra all": ("warn", "uvicorn is missing", "pip install 'dalle[all]'"),  # which brings what `web` does
+    }
+    assert _findings(GOOD, tmp_path)["extra all"].fact == "starlette, uvicorn, numpy are there"
 
 
 def test_versions_other_than_those_tested_together_are_told(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ def _inputs(rows=13, width=8, vocabulary=11):
 
 @pytest.mark.parametrize(("chunk", "block"), [(1, 1), (2, 55), (4, 1 << 20), (256, 1 << 20)])
 def test_value_and_gradients_are_the_plain_ones(chunk, block, monkeypatch):
-    monkeypatch.setattr("dalle.models.cross_entropy._CHUNK_ROWS", {"cpu": chunk})
+    monkeypatch.setattr("dalle.models.cross_entropy.CHUNK_ROWS", {"cpu": chunk})
     monkeypatch.setattr("dalle.models.cross_entropy._BLOCK_LOGITS", block)
     inputs, targets = _inputs()
     results = []
@@ -69,7 +69,7 @@ def test_logits_are_fp32_and_the_plain_ones():
 
 def test_all_fp32_logits_are_never_there(monkeypatch):
     """Of 40 × 100 logits the forward pass holds a chunk of 5 rows in fp32 at a time, and lets it go before the next."""
-    monkeypatch.setattr("dalle.models.cross_entropy._CHUNK_ROWS", {"cpu": 5})
+    monkeypatch.setattr("dalle.models.cross_entropy.CHUNK_ROWS", {"cpu": 5})
     inputs, targets = _inputs(rows=40, width=2, vocabulary=100)
     chunks = []
 

@@ -8,9 +8,9 @@ import torch
 from dalle.config import PriorModel
 from dalle.config import PriorObjective as PriorObjectiveConfig
 from dalle.models.prior import Prior
+from dalle.models.wrapping import recompute_blocks
 from dalle.objectives.prior import PriorObjective
 from dalle.text import PAD
-from dalle.training.engine import recompute_blocks
 
 SMALL = PriorModel(
     text_slots=6, grid=4, text_vocabulary=20, codebook_size=11, width=24, depth=4, heads=2, conv_kernel=3

@@ -40,6 +40,27 @@ def test_average_follows_its_recurrence_and_swaps_back(every_steps):
     torch.testing.assert_close(ema.averages["weight"].to(DEVICE), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("every_steps", [1, 2])
+def test_the_average_of_16_bit_weights_is_fp32(dtype, every_steps):
+    """An average in 16 bits would stand still where it moves by less than its last bit: here by 10⁻³ of 2⁻⁸ each time."""
+    weight = torch.ones(3, 5, dtype=dtype, device=DEVICE)
+    ema = EMA({"w": (Piece((3, 5), 0, 15), weight)}, decay=0.999, every_steps=every_steps)
+    ema.update(every_steps * 10**6 - 1)
+    weight.fill_(1 + 2**-7)
+    expected = torch.ones(3, 5, dtype=torch.float64)
+    for step in range(10):
+        ema.update(every_steps * (10**6 + step + 1) - 1)
+        expected += 1e-3 * (1 + 2**-7 - expected)
+    average = ema.averages["w"].clone()
+    assert average.dtype == torch.float32
+    torch.testing.assert_close(average.double().cpu(), expected, rtol=0, atol=10 * 2**-24)  # ten sums in fp32
+    assert (average - 1).min() > 5e-5
+    with ema.swapped_in():
+        assert torch.equal(weight, average.to(DEVICE).to(dtype)) and weight[0, 0] == 1
+    assert (weight == 1 + 2**-7).all() and torch.equal(ema.averages["w"], average)
+
+
 @pytest.mark.gpu
 def test_copying_to_main_memory_never_waits_for_the_gpu():
     model = nn.Linear(512, 512, device=DEVICE)

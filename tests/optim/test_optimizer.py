@@ -14,6 +14,7 @@ from dalle.models.prior import InputMajorLinear, Prior
 from dalle.objectives.prior import PriorObjective as PriorLoss
 from dalle.optim import optimizer as optimizers
 from dalle.optim.optimizer import MuonAdamW, PaperAdamW, build, orthogonalized
+from dalle.optim.rounding import key_of
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SCHEDULE = Schedule(3e-3, 3e-3)
@@ -279,7 +280,8 @@ def test_a_gradient_scalers_gradients_are_unscaled_first():
     assert torch.equal(p, q)
 
 
-def test_compiled_update_is_the_plain_one():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_compiled_update_is_the_plain_one(dtype):
     # traced as a whole, run by PyTorch's own kernels where building others takes long
     backend = "inductor" if DEVICE.type == "cuda" else "aot_eager"
     compiled = torch.compile(optimizers._update, dynamic=True, fullgraph=True, backend=backend)
@@ -287,13 +289,17 @@ def test_compiled_update_is_the_plain_one():
     torch.manual_seed(0)
     p, gradient, mean = (torch.randn(1000, device=DEVICE) for _ in range(3))
     variance, skip = torch.rand(1000, device=DEVICE), torch.tensor(False, device=DEVICE)
-    found = [p.clone(), gradient, ONE_SIX_NINE.encode(mean), ZERO_SIX_TEN.encode(variance)]
+    found = [p.to(dtype, copy=True), gradient, ONE_SIX_NINE.encode(mean), ZERO_SIX_TEN.encode(variance)]
     expected = [t.clone() for t in found]
-    compiled(*found, *numbers, skip, 0.9, 0.96, 1e-8, 5.0)
-    optimizers._update(*expected, *numbers, skip, 0.9, 0.96, 1e-8, 5.0)
+    rounding = tuple(torch.tensor(n, device=DEVICE) for n in (key_of(0, "w"), 3.0, 17))
+    settings = (skip, None if dtype == torch.float32 else rounding, 0.9, 0.96, 1e-8, 5.0)
+    compiled(*found, *numbers, *settings)
+    optimizers._update(*expected, *numbers, *settings)
     assert (expected[0] - p).abs().max() > 1e-3
-    # fused multiplications and additions, in fp32; a code may then be the neighbour's
-    torch.testing.assert_close(found[0], expected[0], rtol=1e-6, atol=1e-6)
+    # fused multiplications and additions, in fp32; a code may then be the neighbour's, and of 65,536 or 8,192 places of a last bit
+    # one, so that a few of a thousand weights may be rounded the other way
+    off = (found[0].float() - expected[0].float()).abs() > 1e-6 * (1 + expected[0].float().abs())
+    assert off.sum() <= (0 if dtype == torch.float32 else 5)
     assert all((a.int() - b.int()).abs().max() <= 1 for a, b in zip(found[2:], expected[2:], strict=True))
 
 

@@ -3,9 +3,12 @@ models, and one line for whatever is wrong with it."""
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ import torch
 import dalle
 from dalle.cli.sample import sample
 from dalle.config import DVAEModel, Sampling
+from dalle.data.sources.hub import _limit
 from dalle.models import weights
 from dalle.models.folder import read_header, save_weights
 from dalle.ready.hub import fetch
@@ -203,3 +207,29 @@ def test_the_environment_names_the_hub(hub, whole, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert Path(done.stdout.strip()).is_relative_to(tmp_path / "home/hub/models--someone--tiny/snapshots")
     assert (Path(done.stdout.strip()) / "prior/model.safetensors").is_file()
+
+
+def test_a_hub_that_is_silent_is_not_waited_for(hub, whole, monkeypatch):
+    """It takes the connection, and never answers. What the cache holds is taken."""
+    hub.put("someone/tiny", _files(whole))
+    folder = fetch("someone/tiny")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+        began_s = time.monotonic()
+        assert fetch("someone/tiny") == folder
+        _refused("someone/other", "the Hub cannot be reached for someone/other, which is not whole in the cache")
+        assert time.monotonic() - began_s < 20  # without a limit it is for ever
+
+
+def test_requests_that_name_their_own_limits_keep_them(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 3)
+    for method, given, limits in (
+        ("GET", {}, (3, 3)),
+        ("HEAD", {"connect": None, "read": None}, (3, 3)),
+        ("GET", {"connect": 5.0, "read": None}, (5.0, 3)),
+        ("POST", {}, (36, 36)),
+    ):
+        request = SimpleNamespace(method=method, extensions={"timeout": given})
+        _limit(request)
+        assert (request.extensions["timeout"]["connect"], request.extensions["timeout"]["read"]) == limits

@@ -117,6 +117,23 @@ def test_what_is_being_marked_is_not_taken_away(browser, tmp_path):
 
 
 @needs_chromium
+def test_the_keyboard_stays_where_it_is_and_the_page_may_be_held(browser, tmp_path):
+    _run(tmp_path / "it", "running")
+    browser.open(f"file://{tmp_path}/it/report.html")
+    browser.run("document.querySelector('summary').focus(); scrollTo(0, 300); window.isOld = true; passes(20000)")
+    browser.wait("!window.isOld && document.readyState === 'complete'")
+    assert browser.run("document.activeElement === document.querySelector('summary') && scrollY === 300")
+    browser.run("document.getElementById('hold').click(); window.isOld = true; passes(20000)")
+    assert browser.run("[window.isOld, due(5000), hold.ariaPressed]") == [True, 1, "true"]
+    browser.run("location.reload()")  # by hand, it is still held
+    browser.wait("!window.isOld && document.readyState === 'complete'")
+    assert browser.run("hold.ariaPressed") == "true"
+    browser.run("window.isOld = true; document.getElementById('hold').click(); passes(20000)")
+    browser.wait("!window.isOld && document.readyState === 'complete'")
+    assert browser.run("hold.ariaPressed") == "false"
+
+
+@needs_chromium
 def test_a_run_of_which_nothing_is_heard_is_asked_after(browser, tmp_path, monkeypatch):
     now_s = time.time()
     monkeypatch.setattr("dalle.reporting.report.time.time", lambda: now_s - 3600)

@@ -12,7 +12,8 @@ from PIL import Image
 
 import dalle
 from dalle.config import Sampling
-from dalle.sampling.candidates import Best, Part, Work, draw, out_of_memory
+from dalle.config.checks import out_of_memory
+from dalle.sampling.candidates import Best, Part, Work, draw
 from dalle.sampling.drawing import Drawing, fingerprint
 from dalle.sampling.prompt import Prompt
 from dalle.sampling.workers import WorkerDied, draw_with_workers

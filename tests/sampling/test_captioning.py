@@ -117,7 +117,7 @@ def test_batches_are_bounded_and_change_nothing(pipeline, monkeypatch):
         return states(text_BU, codes_BI)
 
     monkeypatch.setattr(pipeline.prior, "states", recorded)
-    monkeypatch.setattr("dalle.models.cross_entropy._CHUNK_ROWS", {"cpu": 7})  # which cuts through captions
+    monkeypatch.setattr("dalle.models.cross_entropy.CHUNK_ROWS", {"cpu": 7})  # which cuts through captions
     # six captions and none; one width for all batches, with as little over as can be
     for batch_size, made in ((1, [1] * 7), (3, [3] * 3), (4, [4] * 2), (6, [4] * 2), (100, [7])):
         widths.clear()

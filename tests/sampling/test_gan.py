@@ -132,6 +132,11 @@ def test_stage_one_draws_alone(folder):
     assert drawing.image.size == (8, 8) and set(drawing.settings["models"]) == {"stage_one", "text_encoder"}
 
 
+def test_no_guidance_may_be_said(pipeline):
+    one, same = (pipeline.generate("a red circle", n=1, sampling=FAST, **more)[0] for more in ({}, {"guidance": 1.0}))
+    assert np.array_equal(one.image, same.image)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -265,6 +265,7 @@ def test_a_collapsed_run_ends_if_it_was_asked_to(shapes_folder, tmp_path, monkey
         (["--model.text_width", "7"], "model.text_width 7: text_encoder a6 gives 6 numbers; set model.text_width to 6"),
         (["--class_key", "nothing"], "class_key nothing: .* has no such key in its json"),
         (["--run.zero_stage", "1"], "run.zero_stage 1: two players of a GAN are trained without it; set it to 0"),
+        (["--run.wire", "bf16"], "run.wire bf16: two players of a GAN are trained without it; set it to fp32"),
         (["--run.precision", "fp16"], "run.precision fp16"),
         (["--run.recompute"], "run.recompute True"),
         (["--objective.penalty_weight", "2"], "set model.discriminator_norm to none"),

@@ -259,7 +259,7 @@ def test_an_image_of_the_same_class_is_right_as_well(monkeypatch):
     ("options", "message"),
     [
         (["--run.batch_size", "9"], r"run\.batch_size 9: .* the data has 8 by class_key name; set it to 8 or less"),
-        (["--class_key", "species"], r"20 of 20 .*no class: its json has no text or number under class_key species"),
+        (["--class_key", "species"], r"20 of 20 .*no class: its json has nothing under class_key species"),
         (["--model.image_width", "5"], r"model\.image_width 5: tiny has 6 numbers"),
     ],
 )

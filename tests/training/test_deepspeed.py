@@ -14,12 +14,17 @@ from dalle.objectives.prior import PriorObjective as PriorLoss
 from dalle.training import deepspeed_adapter, engine
 from dalle.training.engine import Engine, sharded_construction
 from tests.conftest import ROOT
+from tests.processes import ON_CPU, run_processes
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SIZES = PriorModel(text_slots=4, grid=2, text_vocabulary=5, codebook_size=7, width=32, depth=2, heads=2)
 
 OPTIMIZER = {
-    1: ["single_partition_of_fp32_groups", "bit16_groups", "params_in_partition", "averaged_gradients"],
+    1: [
+        *("single_partition_of_fp32_groups", "bit16_groups", "params_in_partition", "averaged_gradients"),
+        *("bit16_groups_flat", "parallel_partitioned_bit16_groups", "get_data_parallel_partitions"),
+        *("_update_model_bit16_weights", "real_dp_process_group"),
+    ],
     3: [
         *(
             "fp32_partitioned_groups_flat",
@@ -29,7 +34,7 @@ OPTIMIZER = {
             "get_param_id",
         ),
         *("get_fp32_grad_partitions", "offload_optimizer", "parameter_offload", "grad_partitions_flat_buffer"),
-        "partition_grads",
+        *("partition_grads", "_unflatten_partitioned_parameters", "lp_param_buffer"),
     ],
 }
 OPTIMIZER[2] = OPTIMIZER[1]
@@ -73,7 +78,8 @@ def test_what_we_read_is_there(zero_stage):
     assert not missing
     if zero_stage < 3:
         link = parameters[0]._hp_mapping
-        assert all(hasattr(link, n) for n in ("lp_fragment_address", "hp_fragment_address", "param_group_index"))
+        names = ("lp_fragment_address", "hp_fragment_address", "param_group_index", "lp_fragment", "hp_fragment")
+        assert all(hasattr(link, n) for n in names)
         assert all(hasattr(link.hp_fragment_address, n) for n in ("start", "numel"))
     else:
         assert hasattr(parameters[0].ds_tensor, "ds_numel")
@@ -115,11 +121,27 @@ def test_what_is_in_main_memory_is_not_told_of():
     assert not _engine(1).shards.tell_reduced(lambda some: None)
 
 
+def test_a_training_imports_no_compiler():
+    """Which DeepSpeed's Muon does at every start, unused, and takes as long as PyTorch itself."""
+    script = """
+import sys
+from tests.training import cluster
+from dalle.cluster.topology import joined
+with joined() as world:
+    for zero_stage in (1, 3):
+        cluster.train(cluster.make(world, zero_stage=zero_stage), 0, 2)
+print("torch._inductor.compile_fx" in sys.modules)
+"""
+    assert run_processes(script, 1, 1, environment=ON_CPU).splitlines()[-1] == "False"
+
+
 def test_the_functions_we_call_are_there():
     deepspeed = engine._import_deepspeed()
     from deepspeed.ops import __compatible_ops__
+    from deepspeed.runtime import compiler
     from deepspeed.runtime.torch_autocast import init_autocast_params
 
+    assert compiler.compile() is torch.compile and compiler.dummy_decorator(test_what_we_read_is_there)
     assert hasattr(deepspeed.utils.groups, "mpu")
     assert list(inspect.signature(init_autocast_params).parameters) == [
         *("engine", "dtype", "torch_autocast_lower_precision_safe_modules"),

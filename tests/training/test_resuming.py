@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,8 +20,9 @@ from dalle.cli.train import train
 from dalle.config import TrainCLIP, TrainDVAE, TrainPrior
 from dalle.data.tokens import Meta, TokenShards, TokenWriter
 from dalle.outputs.ownership import claimed
-from tests.conftest import TINY_DVAE, TINY_PRIOR, clean_environment
-from tests.processes import ON_CPU, run_processes
+from tests.conftest import TINY_DVAE, TINY_PRIOR
+from tests.forking import Forked
+from tests.processes import ON_CPU, begin_alone, run_processes
 
 
 def _lines(folder: Path, name: str) -> list:
@@ -163,11 +162,8 @@ def test_other_shards_are_said(shapes_folder, tmp_path, capsys):
     assert "the data are not those of before (2 files of" in capsys.readouterr().err
 
 
-def _process(*arguments: str) -> subprocess.Popen:
-    code = "from dalle.cli.train import train_prior; train_prior()"
-    environment = {**clean_environment(), **ON_CPU, "OMP_NUM_THREADS": "1"}
-    streams = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment, **streams)
+def _process(*arguments: str) -> Forked:
+    return begin_alone("from dalle.cli.train import train_prior; train_prior()", *arguments)
 
 
 @pytest.fixture(scope="module")

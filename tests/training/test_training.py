@@ -22,7 +22,7 @@ from dalle.config import TrainCLIP, TrainDVAE, TrainPrior
 from dalle.data.tokens import TokenLoader
 from dalle.objectives.prior import PriorObjective
 from tests.conftest import ROOT, TINY_CLIP, TINY_DVAE, TINY_PRIOR, clean_environment
-from tests.processes import ON_CPU, free_port, run_processes
+from tests.processes import ON_CPU, begin_alone, free_port, run_processes
 
 
 def _metrics(folder: Path, name: str = "loss") -> list[float]:
@@ -67,6 +67,7 @@ def test_dvae_resumed_is_uninterrupted(shapes_folder, tmp_path):
         ["--optimizer.muon_step_size_factor", "10"],
         ["--run.zero_stage", "3", "--run.compression.rank", "8", "--run.ema_every_steps", "3"],
         ["--run.precision", "fp16-per-block", "--optimizer.moments", "16-bit", "--optimizer.beta2", "0.96"],
+        ["--run.weights", "16-bit", "--run.precision", "bf16", "--run.zero_stage", "1"],
         ["--optimizer.plateau.window_steps", "2", "--optimizer.plateau.patience_windows", "1"],
     ],
     ids=" ".join,
@@ -201,8 +202,7 @@ def test_a_wish_to_stop_leaves_a_checkpoint_that_resumes(models, tmp_path, wish)
     output = tmp_path / "stopped"
     code = "import sys; from dalle.cli.train import train_prior; sys.argv[0] = 'dalle-train-prior'; train_prior()"
     more = ["--run.steps", "100000", "--run.loader_workers", "1"]
-    command = [sys.executable, "-c", code, *_prior_arguments(models, output, *more)]
-    process = subprocess.Popen(command, env=_on_cpu(), stderr=subprocess.DEVNULL, start_new_session=True)
+    process = begin_alone(code, *_prior_arguments(models, output, *more))
     deadline = time.monotonic() + 120
     while not (output / "metrics.jsonl").is_file() or len(_metrics(output)) < 3:
         assert time.monotonic() < deadline and process.poll() is None, "the training never began"

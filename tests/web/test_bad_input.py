@@ -18,6 +18,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.testclient import TestClient
 
 from dalle.cli.arguments import parse
 from dalle.cli.serve import serve
@@ -26,6 +27,7 @@ from dalle.decoding.token_loop import TokenLoop
 from dalle.models.folder import save_weights
 from dalle.models.stackgan.generators import generator
 from dalle.web.asking import request_schema
+from dalle.web.guard import Guard
 from dalle.web.reading import _noted
 from dalle.web.shelf import load_shelf
 from tests.web.running import running, slowed
@@ -181,7 +183,20 @@ def _raw(server, request: bytes) -> tuple[int, bytes]:
 @pytest.mark.parametrize("path", PATHS)
 def test_no_address_leads_to_a_file(server, path):
     status, body = _raw(server, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-    assert status == 404 and json.loads(body) == {"error": "there is nothing here"}
+    assert status == 404 and json.loads(body) == {
+        "error": "there is nothing here; open / for the page, or see docs/serving.md for what can be asked"
+    }
+
+
+def test_an_answer_that_fails_says_no_more(caplog):
+    """Nothing of what went wrong, which the log has."""
+
+    async def fails(scope, receive, send):
+        raise RuntimeError("the secret")
+
+    answer = TestClient(Guard(fails, None), raise_server_exceptions=False).get("/")
+    assert answer.status_code == 500 and answer.json() == {"error": "the server failed; see its log for why"}
+    assert "the secret" in caplog.text and "content-security-policy" in answer.headers
 
 
 def test_every_answer_has_strict_headers(server):
@@ -209,7 +224,9 @@ def test_every_answer_has_strict_headers(server):
             not [name for name in answer.headers if name.startswith("access-control")]
             and "server" not in answer.headers
         )
-    assert answer.status_code == 405 and answer.json() == {"error": "GET is not answered here"}
+    assert answer.status_code == 405 and answer.json() == {
+        "error": "GET is not answered here; see docs/serving.md for what can be asked"
+    }
     assert server.http.get("/healthz").json() == {"status": "ok", "waiting": 0, "drawing": False}
 
 
@@ -328,6 +345,15 @@ def test_a_gan_is_refused(limits, tmp_path):
     save_weights(tmp_path, "stackgan", generator(config).state_dict(), config, {})
     with pytest.raises(ValueError, match=r"model .*: is a GAN, and the page draws codes"):
         load_shelf(replace(limits, model=shlex.join([str(tmp_path)])))
+
+
+def test_a_server_says_where_its_limits_do_not_go_together(limits, recwarn):
+    load_shelf(limits)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r"most_n 16: .* of 32 px .* set --upload_mb 1 --upload_megapixels 1 where"):
+        load_shelf(replace(limits, upload_mb=4 * 16 * 32**2 / 1e6 - 1e-6))
+    with pytest.warns(UserWarning, match="most_n 16"):
+        load_shelf(replace(limits, upload_megapixels=16 * 32**2 / 1e6 - 1e-6))
 
 
 def test_what_another_thread_warns_of_is_no_note():

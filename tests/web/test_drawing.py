@@ -18,13 +18,14 @@ from PIL import Image
 
 import dalle
 from dalle.cli.arguments import parse
-from dalle.config import Sample, Sampling
+from dalle.config import Sample, Sampling, Serve
 from dalle.data.shapes import draw, sample_scene
 from dalle.sampling.again import count_differing_pixels, draw_again
 from dalle.sampling.drawing import drawing_of
 from dalle.sampling.prompt import encode_with
 from dalle.web.job import Job
 from dalle.web.shelf import code_colours
+from dalle.web.telling import bundle
 from tests.web.running import gated, running, slowed, wait_for
 
 CAPTION = "a red circle above a blue square"
@@ -170,6 +171,11 @@ def test_a_grid_and_a_zip_of_files_with_their_records(server):
     ):
         answer = server.http.post("/bundle", json=wrong)
         assert answer.status_code == 422 and told in answer.json()["error"]
+    together = sum(d.image.width * d.image.height for d in again)
+    assert bundle({"as": "zip", "drawings": files}, Serve(upload_megapixels=together / 1e6))[1] == "application/zip"
+    limits = Serve(upload_megapixels=(together - 1) / 1e6)
+    with pytest.raises(ValueError, match=r"drawings\[2\]: image"):
+        bundle({"as": "zip", "drawings": files}, limits)
 
 
 def test_twenty_at_once_are_all_answered_or_told_to_wait(server, shelf, shelved, limits):
@@ -186,11 +192,13 @@ def test_twenty_at_once_are_all_answered_or_told_to_wait(server, shelf, shelved,
         server.settle()
         with running(shelf, replace(limits, most_waiting=4)) as small, gated(shelved) as gate:
             asked = [threads.submit(ask, place, small.http) for place in range(20)]
-            wait_for(lambda: sum(each.done() for each in asked) == 15)  # one is drawn, four wait
+            wait_for(
+                lambda: sum(each.done() for each in asked) == 16
+            )  # one is drawn, three wait, and the last place is for another address
             gate.open()
             answers = [each.result() for each in asked]
         told = [a for a in answers if a.status_code != 200]
-        assert len(told) == 15 and {a.status_code for a in told} == {503}
+        assert len(told) == 16 and {a.status_code for a in told} == {503}
         assert {a.headers["retry-after"] for a in told} == {"3"}
         assert all("come again" in a.json()["error"] for a in told)
     gc.collect()
@@ -289,7 +297,7 @@ def test_a_drawing_that_fails_is_told_and_the_next_is_drawn(server, shelved, mon
     with monkeypatch.context() as patched:
         patched.setattr(shelved.pipeline, "chunk", broken)
         answer = server.draw()
-    assert answer.status_code == 500 and answer.json() == {"error": "the drawing failed; the server's log says why"}
+    assert answer.status_code == 500 and answer.json() == {"error": "the drawing failed; see the server's log for why"}
     assert "/secret/place" in caplog.text
     with server.events(n=1) as events:
         assert [name for name, _ in events][-1] == "done"

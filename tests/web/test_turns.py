@@ -92,13 +92,27 @@ def test_there_is_room_for_so_many_and_the_last_of_it_is_for_those_who_have_none
         turns.add(_Job("1", "a"))
     with pytest.raises(Full, match="6 requests wait already; come again"):
         turns.add(_Job("1", "a"))
-    turns.add(_Job("1", "b"))
+    with pytest.raises(
+        Full, match="6 requests wait already"
+    ):  # whoever it calls itself, it is of an address with its share
+        turns.add(_Job("1", "b"))
     turns.add(_Job("2", "a"))
+    with pytest.raises(Full, match="7 requests wait already"):
+        turns.add(_Job("2", "a"))
+    turns.add(_Job("2", "b"))
     with pytest.raises(Full, match="8 requests wait already"):
         turns.add(_Job("3", "c"))
     turns.take()
     turns.add(_Job("3", "c"))
     assert turns.waiting == 8
+
+
+def test_an_address_that_is_alone_has_what_it_may():
+    turns = Turns(8)
+    for name in "abcdef":
+        turns.add(_Job("1", name))
+    with pytest.raises(Full, match="6 requests wait already"):
+        turns.add(_Job("1", "g"))
 
 
 def test_closing_wakes_who_takes_and_lets_none_in():

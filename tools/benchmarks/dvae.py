@@ -64,9 +64,9 @@ def _ours(config, batch: int, compile: bool, recompute: bool) -> dict[str, Calla
     them."""
     from dalle.config import Optimizer, Schedule
     from dalle.models.dvae import DVAE
+    from dalle.models.wrapping import recompute_blocks
     from dalle.objectives.dvae import DVAEObjective, uniform_noise
     from dalle.optim import optimizer as optimizers
-    from dalle.training.engine import recompute_blocks
 
     dvae = DVAE(config).to(DEVICE).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stubs
     images, codes = _inputs(config, batch)

@@ -2,11 +2,13 @@
 
 The machines are network namespaces joined by a link of so many Mbit/s, two processes in each (`machines.py`); weights are
 sharded within a machine and replicated between the two, and the whole training loop runs, on drawn and captioned scenes
-(`patterns.py`). Peers: the same training with gradients sent as they are, in fp32 (`uncompressed`), and what it would reach
-at best with half the bytes (`uncompressed_bf16`), which is computed, not run. Ours is the smallest rank from which on the
-held-out loss, a mean over the seeds, is no more than 1% above the uncompressed one: of every larger rank that was run, too,
-since a single small rank may be lucky. The loss does not depend on the link, so those trainings run without a limit. The
-limit is that of the link: updates per second if sending ours were all there is to do.
+(`patterns.py`). Peers: the same training with gradients sent as they are, in fp32 (`uncompressed`) and in 16 bits
+(`uncompressed_bf16`), and ours with all exchanges begun when the backward pass has ended (`after_backward`). Ours is the
+smallest rank from which on the held-out loss, a mean over the seeds, is no more than 1% above the uncompressed one: of every
+larger rank that was run, too, since a single small rank may be lucky. The loss depends neither on the link nor on when an
+exchange begins, so those trainings run without a limit and beside the backward pass. The limit is that of the link: updates
+per second if sending ours were all there is to do. An exchange is exposed while an update waits for it when its backward pass
+has ended, arithmetic of the compression included.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import json
 import statistics
 import sys
 import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks import machines, patterns
@@ -30,9 +33,35 @@ _ROUNDS = 2
 _WARMUP_UPDATES = 2
 _TOLERANCE = 0.01
 _NUM_TRAIN, _NUM_VALID = 4000, 256
-_UNCOMPRESSED = "uncompressed"
+_UNCOMPRESSED, _IN_16_BITS, _AFTER = "uncompressed", "uncompressed_bf16", "after_backward"
 _SIZES = ("width", "depth", "batch_size", "step_size", "precision", "format")
 _QUICK = {"width": 128, "ranks": [8, 32], "seeds": 1, "steps": 20, "repeats": 2}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Of what machines exchange.
+
+    Args:
+        rank: of the compression; null where there is none
+        wire: in which the rest is sent
+        overlapped: whether exchanges begin within the backward pass
+    """
+
+    rank: int | None = None
+    wire: str = "fp32"
+    overlapped: bool = True
+
+    @property
+    def name(self) -> str:
+        if self.rank is None:
+            return _UNCOMPRESSED if self.wire == "fp32" else _IN_16_BITS
+        return str(self.rank) if self.overlapped else _after(str(self.rank))
+
+
+def _after(rank: str) -> str:
+    """The name of the same rank when all is sent after the backward pass."""
+    return f"{rank}, {_AFTER}"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -59,38 +88,41 @@ def run(options: argparse.Namespace) -> list[dict]:
         vars(options).update(_QUICK)
     if why := machines.why_none():
         sys.exit(f"bench.py link: {why}")
-    settings = [None, *sorted(options.ranks)]
+    ranks, plain = sorted(options.ranks), [Setting(), Setting(wire="bf16")]
+    with_loss = [*plain, *(Setting(rank) for rank in ranks)]
+    settings = [*plain, *(Setting(rank, overlapped=early) for rank in ranks for early in (True, False))]
     timed = {
-        mbit: [_job(options, mbit, rank, round_, False) for round_ in range(_ROUNDS) for rank in settings]
+        mbit: [_job(options, mbit, setting, round_, False) for round_ in range(_ROUNDS) for setting in settings]
         for mbit in options.mbit
     }
-    trained = [_job(options, None, rank, seed, True) for seed in range(options.seeds) for rank in settings]
+    trained = [_job(options, None, setting, seed, True) for seed in range(options.seeds) for setting in with_loss]
     with tempfile.TemporaryDirectory() as folder:
         notes = Notes(options.output or Path(folder) / "trainings.jsonl")
         patterns.write(Path(folder), _NUM_TRAIN, _NUM_VALID)
         for jobs in (*timed.values(), trained):
             _train([job for job in jobs if notes.of(job) is None], Path(folder), notes)
-        losses = {
-            _name(rank): [notes.whole(job)["valid"]["loss"] for job in trained if job["rank"] == rank]
-            for rank in settings
-        }
+        losses = {each.name: [notes.whole(job)["valid"]["loss"] for job in _of(each, trained)] for each in with_loss}
         cases = []
         for mbit, jobs in timed.items():
-            found = {_name(rank): [notes.whole(job) for job in jobs if job["rank"] == rank] for rank in settings}
+            found = {each.name: [notes.whole(job) for job in _of(each, jobs)] for each in settings}
             cases.append(case(options, mbit, _measured_mbit(mbit), found, losses))
     if not options.json:
         _print_tables(cases)
     return cases
 
 
-def _job(options: argparse.Namespace, mbit: float | None, rank: int | None, seed: int, validate: bool) -> dict:
+def _job(options: argparse.Namespace, mbit: float | None, setting: Setting, seed: int, validate: bool) -> dict:
     steps = options.steps if validate else _WARMUP_UPDATES + options.repeats + 1  # the last one's end is not noted
-    own = {"mbit": mbit, "rank": rank, "seed": seed, "steps": steps, "validate": validate}
+    own = {"mbit": mbit, **asdict(setting), "seed": seed, "steps": steps, "validate": validate}
     return own | {name: getattr(options, name) for name in _SIZES}
 
 
-def _name(rank: int | None) -> str:
-    return _UNCOMPRESSED if rank is None else str(rank)
+def _setting(job: dict) -> Setting:
+    return Setting(job["rank"], job["wire"], job["overlapped"])
+
+
+def _of(setting: Setting, jobs: list[dict]) -> list[dict]:
+    return [job for job in jobs if _setting(job) == setting]
 
 
 class Notes:
@@ -124,7 +156,7 @@ def _train(jobs: list[dict], folder: Path, notes: Notes) -> None:
     for first in range(0, len(jobs), _JOBS_TOGETHER):
         some = jobs[first : first + _JOBS_TOGETHER]
         mbit = some[0]["mbit"]
-        names = ", ".join(f"{_name(job['rank'])} (seed {job['seed']})" for job in some)
+        names = "; ".join(f"{_setting(job).name} (seed {job['seed']})" for job in some)
         link = "no limit" if mbit is None else f"{mbit:g} Mbit/s"
         print(f"{link}, {some[0]['steps']} updates each: {names}", file=sys.stderr, flush=True)
         jobs_file = folder / "jobs.json"
@@ -152,30 +184,29 @@ def case(
     Args:
         mbit: its limit
         measured_mbit: what a plain socket reached
-        timed: by setting, the notes of its timed trainings; ranks from the smallest
-        losses: by setting, held-out losses by seed
+        timed: by setting, the notes of its timed trainings
+        losses: by setting, held-out losses by seed; ranks from the smallest
     """
     loss = {name: statistics.mean(values) for name, values in losses.items()}
-    ranks = [name for name in loss if name != _UNCOMPRESSED]
+    ranks = [name for name in loss if name not in (_UNCOMPRESSED, _IN_16_BITS)]
     bad = [name for name in ranks if loss[name] > (1 + _TOLERANCE) * loss[_UNCOMPRESSED]]
     good = ranks[ranks.index(bad[-1]) + 1 :] if bad else ranks
     chosen = good[0] if good else min(ranks, key=loss.__getitem__)
-    rates, sent = {}, {}
+    rates, sent, exposed_s = {}, {}, {}
     for name, notes in timed.items():
         rates[name] = [1 / value for of_one in notes for value in of_one["update_s"][_WARMUP_UPDATES:]]
         sent[name] = statistics.median([n for of_one in notes for n in of_one["sent_bytes"][_WARMUP_UPDATES:]])
+        exposed_s[name] = statistics.median([n for of_one in notes for n in of_one["exposed_s"][_WARMUP_UPDATES:]])
     updates_per_s = {name: statistics.median(values) for name, values in rates.items()}
     bytes_per_s = measured_mbit * 1e6 / 8
-    uncompressed = updates_per_s[_UNCOMPRESSED]
-    half = 1 / (1 / uncompressed - sent[_UNCOMPRESSED] / 2 / bytes_per_s)
-    peers = {_UNCOMPRESSED: uncompressed, "uncompressed_bf16": half}
+    peers = {name: updates_per_s[name] for name in (_UNCOMPRESSED, _IN_16_BITS)}
+    peers[_AFTER] = updates_per_s[_after(chosen)]
     return {
         "name": f"link {mbit:g} Mbit/s, rank {chosen}",
         "unit": "updates/s",
         "ours": updates_per_s[chosen],
         "peers": peers,
         "ratio": {peer: updates_per_s[chosen] / value for peer, value in peers.items()},
-        "computed_peers": ["uncompressed_bf16"],
         "limit": bytes_per_s / sent[chosen],
         "fraction_of_limit": updates_per_s[chosen] * sent[chosen] / bytes_per_s,
         "loss": loss,
@@ -184,6 +215,8 @@ def case(
         "updates_per_s": updates_per_s,
         "spread": {name: [max(values), min(values)] for name, values in rates.items()},
         "sent_bytes_per_update": sent,
+        "exposed_s": exposed_s,
+        "exposed_of_after_backward": exposed_s[chosen] / exposed_s[_after(chosen)],
         "peak_memory_bytes": max(of_one["peak_memory_bytes"] for notes in timed.values() for of_one in notes),
         "settings": {
             "mbit": mbit,
@@ -198,19 +231,21 @@ def case(
 
 
 def _print_tables(cases: list[dict]) -> None:
-    """A row for each setting; the loss is the same over every link, where it was not limited."""
+    """A row for each setting; the loss is the same over every link, where it was not limited, and after the backward pass."""
     links = [f"{result['settings']['mbit']:g} Mbit/s" for result in cases]
-    print(
-        f"| rank | held-out loss | above uncompressed | MB sent | {' | '.join(f'updates/s, {link}' for link in links)} |"
-    )
-    print("|" + " --- |" * (4 + len(links)))
+    timed = " | ".join(f"updates/s, {link} | exposed, s" for link in links)
+    print(f"| rank | held-out loss | above uncompressed | MB sent | {timed} |")
+    print("|" + " --- |" * (4 + 2 * len(links)))
     loss = cases[0]["loss"]
-    for name in loss:
+    for name, sent_bytes in cases[0]["sent_bytes_per_update"].items():
         rates = []
         for result in cases:
             rate = result["updates_per_s"]
-            rates.append(f"{rate[name]:.3f} ({rate[name] / rate[_UNCOMPRESSED]:.2f} ×)")
-        by_seed = ", ".join(f"{value:.4f}" for value in cases[0]["loss_by_seed"][name])
-        above = f"{loss[name] / loss[_UNCOMPRESSED] - 1:+.1%}"
-        sent_mb = cases[0]["sent_bytes_per_update"][name] / 1e6
-        print(f"| {name} | {loss[name]:.4f} ({by_seed}) | {above} | {sent_mb:.2f} | {' | '.join(rates)} |")
+            rates.append(
+                f"{rate[name]:.3f} ({rate[name] / rate[_UNCOMPRESSED]:.2f} ×) | {result['exposed_s'][name]:.2f}"
+            )
+        told = " | "
+        if name in loss:
+            by_seed = ", ".join(f"{value:.4f}" for value in cases[0]["loss_by_seed"][name])
+            told = f"{loss[name]:.4f} ({by_seed}) | {loss[name] / loss[_UNCOMPRESSED] - 1:+.1%}"
+        print(f"| {name} | {told} | {sent_bytes / 1e6:.2f} | {' | '.join(rates)} |")

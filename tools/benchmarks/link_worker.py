@@ -2,9 +2,10 @@
 
     python tools/benchmarks/link_worker.py JOBS.json DATA RESULTS.jsonl
 
-A job is a dict: `mbit` of the link, which only the notes need; `rank` of the compression or null; `seed`; `steps`;
+A job is a dict: `mbit` of the link, which only the notes need; what machines exchange, and when; `seed`; `steps`;
 `validate`; and the sizes of `Job`. The first process adds a line to RESULTS.jsonl for each: the job, the seconds of its
-updates, the bytes that the first machine has sent in each, the loss on held-out pairs where it was asked for.
+updates and those in which each waited for the exchange, the bytes that the first machine has sent in each, the loss on held-out
+pairs where it was asked for.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ import resource
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 sys.path.extend(str(Path(__file__).parents[up]) for up in (1, 2))  # so that it runs without an installation
 
@@ -26,6 +30,8 @@ from benchmarks import machines, patterns
 from dalle.cli.allocator import keep_freed_memory
 from dalle.cluster.topology import World, grouped, joined
 from dalle.config import Compression, Optimizer, PriorModel, Run, Schedule, TrainPrior
+from dalle.gradients.overlap import Overlap
+from dalle.gradients.partition import Sharded
 from dalle.stages.prior import stage
 from dalle.training import loop
 
@@ -40,6 +46,8 @@ class Job:
     Args:
         mbit: of the link it runs over; null where it has no limit
         rank: of the compression; null sends gradients as they are
+        wire: in which what is not compressed is sent
+        overlapped: whether exchanges begin within the backward pass
         format: of what is compressed, and of the error buffers
         seed: of weights and data
         steps: updates
@@ -48,6 +56,8 @@ class Job:
 
     mbit: float | None
     rank: int | None
+    wire: Any
+    overlapped: bool
     format: Any
     seed: int
     steps: int
@@ -76,6 +86,7 @@ class Job:
                 precision=self.precision,
                 zero_stage=3,
                 compression=compression,
+                wire=self.wire,
                 ema_decay=None,
                 log_every_steps=self.steps,
                 validate_every_steps=0,
@@ -131,16 +142,34 @@ def _train(job: Job, data: Path, output: Path, world: World) -> dict:
         return valid
 
     made.prepare, made.validate, made.draw = noted, kept if job.validate else None, None
-    loop.train(made, config.optimizer, config.run, output, world)
+    with _exposed(job.overlapped) as waited_s:
+        loop.train(made, config.optimizer, config.run, output, world)
     pairs = list(itertools.pairwise(began))
     model: Any = made.objective.model  # whose parameters DeepSpeed has sharded
     return {
         "update_s": [after[0] - before[0] for before, after in pairs],
+        "exposed_s": waited_s[: len(pairs)],
         "sent_bytes": [after[1] - before[1] for before, after in pairs],
         "valid": valid,
         "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "parameters": sum(p.ds_numel for p in model.parameters()),
     }
+
+
+@contextmanager
+def _exposed(overlapped: bool) -> Iterator[list[float]]:
+    """Seconds in which each update of a training within the block has waited, its backward pass having ended, for what machines
+    exchange. Not overlapped, gradients are not heard of before that."""
+    plain, waited_s = Overlap.finish, []
+
+    def finish(self: Overlap) -> None:
+        began_s = time.perf_counter()
+        plain(self)
+        waited_s.append(time.perf_counter() - began_s)
+
+    unheard = nullcontext() if overlapped else patch.object(Sharded, "tell_reduced", lambda self, told: False)
+    with patch.object(Overlap, "finish", finish), unheard:
+        yield waited_s
 
 
 if __name__ == "__main__":

@@ -123,9 +123,9 @@ def _train_ours(config, batch: int, compile: bool, recompute: bool) -> dict[str,
     """The bare step: no loader, no EMA, no DeepSpeed around it. AdamW as the engine sets it."""
     from dalle.config import Optimizer, PriorObjective, Schedule
     from dalle.models.prior import Prior
+    from dalle.models.wrapping import recompute_blocks
     from dalle.objectives import prior as objectives
     from dalle.optim import optimizer as optimizers
-    from dalle.training.engine import recompute_blocks
 
     prior = Prior(config).to(DEVICE)
     objective = objectives.PriorObjective(prior, PriorObjective())

@@ -31,7 +31,7 @@ THEMES = {
         *("stages", "training", "objectives", "optim", "gradients", "checkpoints", "reporting", "cli/train"),
         *("config/training", "config/run", "config/best_of", "config/commands"),
     ),
-    "Several processes and machines": ("cluster",),
+    "Several processes and machines": ("cluster", "planning", "cli/planning", "config/commands/planning"),
     "Training on pictures of your own": ("own", "cli/own", "config/commands/own"),
     "Drawing and captioning": (
         *("sampling", "decoding", "masks", "cli/sample", "cli/caption"),

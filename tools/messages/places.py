@@ -1,8 +1,8 @@
 """The places in the code at which an error or a warning is said on purpose.
 
-A place is a statement: a `raise` of something with a message, a check of a configuration (`require`, `at_least`, `at_most`) or a
-warning (`warn`). What is raised without a message steers the program and is told to nobody; `assert` and `AssertionError` are for
-ourselves, and `AttributeError` for Python.
+A place is a statement: a `raise` of something with a message, a check of a configuration (`require`, `at_least`, `at_most`), a
+warning (`warn`), or what a server answers (a `return` of a `refusal`, or `refuse` of a job). What is raised without a message
+steers the program and is told to nobody; `assert` and `AssertionError` are for ourselves, and `AttributeError` for Python.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Place:
         file: below the root, with slashes
         function: the names of the classes and functions around it, with dots
         number: which of the statements of this function, from 1
-        kind: check, warning, or the name of what is raised
+        kind: check, warning, answer, or the name of what is raised
         node: the statement
     """
 
@@ -81,6 +81,10 @@ def _kind(node: ast.AST) -> str | None:
         name = ast.unparse(node.value.func).rpartition(".")[2]
         if name in CHECKS:
             return "check"
+        if name == "refuse":
+            return "answer"
         if name == "warn" and node.value.args:
             return "warning"
+    if isinstance(node, ast.Return) and isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "refusal":
+        return "answer"
     return None

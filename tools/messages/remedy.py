@@ -24,6 +24,7 @@ _MUST = (
     "need",
     "needs",
     "allowed are",
+    "shipped are",
     "known are",
     "there are",
     "the nearest",
@@ -32,10 +33,10 @@ _MUST = (
 )
 _BEGIN = re.compile(
     r"(?:[;:,.] (?:or |and |so |where you trust it, |for an? (?:\w+ ){1,2})?`?|\()(?=(?:"
-    + "|".join([*_IMPERATIVES, *_MUST])
-    + r")\b)",
-    re.IGNORECASE,
+    + "|".join(f"[{word[0]}{word[0].upper()}]{word[1:]}" for word in (*_IMPERATIVES, *_MUST))
+    + r")\b)"
 )
+"""Words in capitals alone are placeholders."""
 
 
 def parts(message: str) -> tuple[str, str]:

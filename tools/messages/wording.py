@@ -43,7 +43,7 @@ def wordings(place: Place) -> list[str]:
 
 
 def _of_statement(place: Place, scope: Scope) -> list[str]:
-    assert isinstance(place.node, ast.Raise | ast.Expr)
+    assert isinstance(place.node, ast.Raise | ast.Expr | ast.Return)
     call = place.node.exc if isinstance(place.node, ast.Raise) else place.node.value
     assert isinstance(call, ast.Call)
     name = ast.unparse(call.func).rpartition(".")[2]
@@ -55,6 +55,8 @@ def _of_statement(place: Place, scope: Scope) -> list[str]:
         return [f"{file}: {what}" for file in _texts(call.args[2], scope) for what in _texts(call.args[1], scope)]
     if place.kind == "yaml.MarkedYAMLError":
         return _texts(call.args[2], scope)
+    if place.kind == "answer":
+        return _texts(call.args[0], scope)
     if name[0].islower() or name[0] == "_":
         return _returned(call, scope) or _texts(call.args[0], scope)
     return _class_says(call, scope) or _texts(call.args[0], scope)

@@ -6,6 +6,7 @@ A process of its own, which tells {"begins": STAGE} and then how it went; see `d
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,63 +16,34 @@ from dalle.config.checks import Cause
 from dalle.machine.asking import Told, telling
 from dalle.machine.finding import Finding
 
-_ALL = [
-    *("--run.precision", "fp32", "--run.loader_workers", "0", "--run.log_every_steps", "1"),
-    *("--run.checkpoint_every_minutes", "0", "--run.ema_decay", "0.8"),
-]
-_DVAE = [
-    *("--model.image_size_px", "32", "--model.codebook_size", "16", "--model.encoder_width", "8"),
-    *("--model.width_multipliers", "[1,2,2,2]", "--model.blocks_per_group", "1", "--model.decoder_input_width", "8"),
-    *("--model.init", "he", "--model.logit_norm_gain", "3", "--model.min_ln_b", "-1", "--model.post_gain", "0.5"),
-    *("--optimizer.step_size.start", "3e-3", "--optimizer.step_size.end", "3e-3", "--images.augmentation", "none"),
-    *("--run.batch_size", "8", "--run.steps", "20"),
-]
-_PRIOR = [
-    *("--model.text_slots", "24", "--model.grid", "4", "--model.text_vocabulary", "300", "--model.codebook_size", "16"),
-    *("--model.width", "32", "--model.depth", "4", "--model.heads", "2", "--model.conv_kernel", "3"),
-    *("--optimizer.step_size.start", "3e-3", "--optimizer.step_size.end", "3e-3", "--optimizer.clip_norm", "4"),
-    *("--run.batch_size", "8", "--run.steps", "20"),
-]
-_CLIP = [
-    *(
-        "--model.image_size_px",
-        "32",
-        "--model.patch_px",
-        "8",
-        "--model.vision_width",
-        "64",
-        "--model.vision_layers",
-        "1",
-    ),
-    *(
-        "--model.text_width",
-        "64",
-        "--model.text_layers",
-        "1",
-        "--model.text_slots",
-        "24",
-        "--model.embedding_width",
-        "16",
-    ),
-    *("--optimizer.step_size.start", "1e-3", "--optimizer.step_size.end", "1e-3", "--images.augmentation", "none"),
-    *("--run.batch_size", "16", "--run.steps", "16"),
-]
-_GAN = [
-    *(
-        "--model.image_size_px",
-        "16",
-        "--model.text_width",
-        "16",
-        "--model.channels",
-        "4",
-        "--images.augmentation",
-        "none",
-    ),
-    *("--model.discriminator_channels", "4", "--model.noise_width", "5", "--model.condition_width", "8"),
-    *("--optimizer.step_size.start", "4e-3", "--optimizer.step_size.end", "4e-3", "--optimizer.weight_decay", "0"),
-    *("--discriminator_optimizer.step_size.start", "4e-3", "--discriminator_optimizer.step_size.end", "4e-3"),
-    *("--discriminator_optimizer.weight_decay", "0", "--run.batch_size", "8", "--run.steps", "20"),
-]
+_ALL = shlex.split("""
+--run.precision fp32 --run.loader_workers 0 --run.log_every_steps 1 --run.checkpoint_every_minutes 0 --run.ema_decay 0.8
+--run.batch_size 8 --run.steps 20 --optimizer.step_size.start 3e-3 --optimizer.step_size.end 3e-3
+""")
+_DVAE = shlex.split("""
+--model.image_size_px 32 --model.codebook_size 16 --model.encoder_width 8 --model.width_multipliers [1,2,2,2]
+--model.blocks_per_group 1 --model.decoder_input_width 8 --model.init he --model.logit_norm_gain 3 --model.min_ln_b -1
+--model.post_gain 0.5 --images.augmentation none
+""")
+_PRIOR = shlex.split("""
+--model.text_slots 24 --model.grid 4 --model.text_vocabulary 300 --model.codebook_size 16 --model.width 32
+--model.depth 4 --model.heads 2 --model.conv_kernel 3 --optimizer.clip_norm 4
+""")
+_CLIP = shlex.split("""
+--model.image_size_px 32 --model.patch_px 8 --model.vision_width 64 --model.vision_layers 1 --model.text_width 64
+--model.text_layers 1 --model.text_slots 24 --model.embedding_width 16 --images.augmentation none
+--optimizer.step_size.start 1e-3 --optimizer.step_size.end 1e-3 --run.batch_size 16 --run.steps 16
+""")
+_TEXT_ENCODER = shlex.split("""
+--class_key scene --model.channels 32 --model.first_widths [32,32] --model.embedding_width 32 --optimizer.weight_decay 0
+--optimizer.step_size.start 1e-2 --optimizer.step_size.end 1e-2 --run.steps 30
+""")
+_GAN = shlex.split("""
+--model.image_size_px 16 --model.text_width 32 --model.channels 4 --model.discriminator_channels 4
+--model.noise_width 5 --model.condition_width 8 --images.augmentation none --optimizer.weight_decay 0
+--discriminator_optimizer.step_size.start 4e-3 --discriminator_optimizer.step_size.end 4e-3
+--discriminator_optimizer.weight_decay 0 --optimizer.step_size.start 4e-3 --optimizer.step_size.end 4e-3
+""")
 _CAPTION = "a red circle"
 _READY = "shapes"
 _REPORT = "run the stage's command by itself for all that it says, and report it"
@@ -120,31 +92,36 @@ def _told(finding: Finding) -> Told:
 
 def _stages(folder: Path) -> Stages:
     data, tokenizer = f"{folder}/data/train-*.tar", str(folder / "tokenizer.json")
-    pairs, codes = ["--data", data, *_ALL], ["--dvae", str(folder / "dvae"), "--tokenizer", tokenizer]
+    pairs, codes = [*_ALL, "--data", data], ["--dvae", str(folder / "dvae"), "--tokenizer", tokenizer]
 
     def train(kind: str, options: list[str]) -> str:
         from dalle.cli.train import train
-        from dalle.config import TrainCLIP, TrainDVAE, TrainPrior, TrainStackGAN
+        from dalle.config import TrainCLIP, TrainDVAE, TrainPrior, TrainStackGAN, TrainTextEncoder
 
-        classes = {"dvae": TrainDVAE, "prior": TrainPrior, "clip": TrainCLIP, "stackgan": TrainStackGAN}
+        classes = {"dvae": TrainDVAE, "prior": TrainPrior, "clip": TrainCLIP, "text-encoder": TrainTextEncoder}
+        classes |= {"stackgan": TrainStackGAN}
         train(kind, classes[kind], [*options, "--output", str(folder / kind)], alone=False)
         return losses(folder / kind, falls=kind != "stackgan")
 
     def gan() -> str:
-        said = train("stackgan", [*_GAN, "--text_encoder", f"clip:{folder}/clip", *pairs])
+        said = train("stackgan", [*pairs, *_GAN, "--text_encoder", f"chars:{folder}/text-encoder"])
         return f"{said}; {_drawn(folder / 'of-gan', ['--model', str(folder / 'stackgan'), '--n', '2'])}"
 
     return {
         "data": ((), lambda: _data(folder)),
         "tokenizer": (("data",), lambda: _tokenizer(data, tokenizer)),
-        "dvae": (("data",), lambda: train("dvae", [*_DVAE, *pairs])),
+        "dvae": (("data",), lambda: train("dvae", [*pairs, *_DVAE])),
         "tokenize": (("dvae",), lambda: _tokenize(data, folder)),
         "prior": (
             ("tokenizer", "tokenize"),
-            lambda: train("prior", [*_PRIOR, *_ALL, "--data", str(folder / "tokens"), *codes]),
+            lambda: train("prior", [*_ALL, *_PRIOR, "--data", str(folder / "tokens"), *codes]),
         ),
-        "clip": (("tokenizer", "dvae"), lambda: train("clip", [*_CLIP, *pairs, *codes])),
-        "stackgan": (("clip",), gan),
+        "clip": (("tokenizer", "dvae"), lambda: train("clip", [*pairs, *_CLIP, *codes])),
+        "text-encoder": (
+            ("clip",),
+            lambda: train("text-encoder", [*pairs, *_TEXT_ENCODER, "--features", f"clip:{folder}/clip"]),
+        ),
+        "stackgan": (("text-encoder",), gan),
         "sample": ((), lambda: _drawn(folder / "of-ready", ["--model", _READY, "--n", "4"])),
     }
 

@@ -17,8 +17,11 @@ from dalle.config.commands.completion import Shell
 from dalle.config.programs import PROGRAMS, Program
 from dalle.ready.names import ready_names
 
-_MODELS = ("model", "start_from", "dvae", "prior", "clip", "codes_clip", "judge")
-"""Settings that take the name of a ready model, or a path."""
+_KINDS = {
+    **dict.fromkeys(("model", "start_from", "dvae", "prior", "clip", "codes_clip", "judge"), "model"),
+    "config_file": "config",
+}
+"""Settings that take the name of a ready model or of a shipped configuration, or a path."""
 _NAMED_FILES = {
     "bash": '_dalle_{kind}_files() {{ compgen -W "{names}" -- "$1"; compgen -f -- "$1"; }}\n',
     "zsh": "_dalle_{kind}_files() {{ _alternative 'names:{kind}:({names})' 'files:file:_files' }}\n",
@@ -78,7 +81,7 @@ def _parser(name: str, program: Program) -> ArgumentParser:
             added.append(parser.add_argument(key, **options | {"nargs": "?"}))
         for action in added:
             if str in (kind, *typing.get_args(kind)) and key not in arguments.NO_PATHS:
-                _complete(action, "model" if key.rpartition(".")[2] in _MODELS else None)
+                _complete(action, _KINDS.get(key.rpartition(".")[2]))
     return parser
 
 

@@ -1,4 +1,4 @@
-"""What `dalle-publish` is asked for."""
+"""What `dalle-publish` and `dalle-export` are asked for."""
 
 from __future__ import annotations
 
@@ -55,3 +55,21 @@ class Publish:
             require(
                 said is None or (bool(said.strip()) and "\n" not in said), f"{name}: must be one line of text, or null"
             )
+
+
+@dataclass(frozen=True)
+class Export:
+    """Turn a checkpoint of a run into a model folder with one `model.safetensors`, or write a finished model in another precision.
+
+    Args:
+        run: a run's folder, of whose checkpoints the newest is taken; one checkpoint; a finished model without checkpoints; or a whole
+            one, with finished `prior/`, `dvae/` and perhaps `clip/` in it, all of which are converted, by its folder or name
+        output: folder of the model, new or empty
+        weights: averaged or trained ones; null means averaged where the checkpoint holds them
+        dtype: of the weights on disk; they are fp32 again when they are loaded
+    """
+
+    run: str
+    output: str
+    weights: Literal["averaged", "trained"] | None = None
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -32,8 +32,8 @@ class Serve:
         most_waiting: requests that wait, at most; one more is told to come again
         seconds: that are drawn for a request, at most; what is there by then is its answer
         most_caption_chars: characters of a caption, at most
-        upload_mb: megabytes that a request may have, its image among them
-        upload_megapixels: that an image may have, in millions of pixels
+        upload_mb: megabytes that a request may have, its image among them, or all drawings that are to become a grid or a zip
+        upload_megapixels: that an image may have, or all such drawings, in millions of pixels
     """
 
     model: str = DEFAULT_MODEL
@@ -48,7 +48,7 @@ class Serve:
     most_waiting: int = 32
     seconds: float = 120.0
     most_caption_chars: int = 1000
-    upload_mb: float = 12.0
+    upload_mb: float = 20.0
     upload_megapixels: float = 25.0
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ class TrainStackGAN:
         run: as of every training; `ema_decay` averages the generator, which is what is sampled
         valid_data: held-out shards, for pictures and figures of collapse; null takes training pairs
         resume: continue from the latest checkpoint in the output folder, whose config.yaml has all other settings
+        dry_run: tell what the training would take on this machine, train nothing and write nothing
         stage_one: folder of a trained stage one, whose images stage two begins with
         embeddings: file that keeps the numbers of captions from run to run; null keeps them in the output folder
         class_key: key of the samples' json whose values are classes, such as `name` or `class`: a wrong caption comes from another
@@ -42,6 +43,7 @@ class TrainStackGAN:
     run: Run
     valid_data: str | None = None
     resume: bool = False
+    dry_run: bool = False
     stage_one: str | None = None
     embeddings: str | None = None
     class_key: str | None = None
@@ -93,6 +95,8 @@ def _check_players(run: Run) -> None:
         ("zero_stage", run.zero_stage, run.zero_stage == 0, "0"),
         ("precision", run.precision, run.precision in ("fp32", "bf16"), "fp32 or bf16"),
         ("compression", run.compression, run.compression is None, "null"),
+        ("weights", run.weights, run.weights == "fp32", "fp32"),
+        ("wire", run.wire, run.wire == "fp32", "fp32"),
         ("recompute", run.recompute, not run.recompute, "false"),
         ("compile", run.compile, not run.compile, "false"),
     ):

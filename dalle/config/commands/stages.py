@@ -44,11 +44,17 @@ class DrawShapes:
         require(self.output is not None or self.skills is not None, "output: is missing; give --output FOLDER")
 
 
-def _check_sharding(optimizer: Optimizer, run: Run) -> None:
+def check_sharding(optimizer: Optimizer, run: Run) -> None:
+    """Raises ValueError for an optimiser that cannot shard, or keep, the weights as the run asks."""
     require(
         optimizer.muon_step_size_factor is None or run.zero_stage == 0,
         f"optimizer.muon_step_size_factor {optimizer.muon_step_size_factor} with run.zero_stage {run.zero_stage}: Muon "
         "needs whole matrices; set run.zero_stage to 0, or the factor to null",
+    )
+    require(
+        run.weights == "fp32" or optimizer.name == "AdamW",
+        f"run.weights {run.weights} with {optimizer.name}: AdamW alone rounds its updates so that none is lost; set "
+        "optimizer.method to adamw and optimizer.muon_step_size_factor to null, or run.weights to fp32",
     )
 
 
@@ -57,6 +63,7 @@ def _check_prior_only(run: Run) -> None:
         ("zero_stage", run.zero_stage, run.zero_stage < 3),
         ("precision", run.precision, run.precision != "fp16-per-block"),
         ("compression", run.compression, run.compression is None),
+        ("weights", run.weights, run.weights == "fp32"),
     ):
         require(allowed, f"run.{name} {found}: is for the prior alone, whose resblocks it works on; leave it out")
 
@@ -95,6 +102,7 @@ class TrainDVAE:
         output: folder of the trained model
         valid_data: held-out shards; null means no figures, and pictures of training pairs
         resume: continue from the latest checkpoint in the output folder, whose config.yaml has all other settings
+        dry_run: tell what the training would take on this machine, train nothing and write nothing
         start_from: name, folder or Hub id of a finished dVAE to go on from, whose sizes are taken; also `--from`
         freeze: "encoder" trains the decoder alone, on the codes of a dVAE that `start_from` names: what the codes stand for
             stays, so priors and tokens of that dVAE go on with this one. The decoder may then have sizes of its own. Null
@@ -107,6 +115,7 @@ class TrainDVAE:
     run: Run
     valid_data: str | None = None
     resume: bool = False
+    dry_run: bool = False
     start_from: str | None = None
     freeze: Literal["encoder"] | None = None
     model: DVAEModel = field(default_factory=DVAEModel)
@@ -171,6 +180,7 @@ class TrainPrior:
         output: folder of the trained model
         valid_data: folder of held-out token shards; null means no figures, and pictures for training captions
         resume: continue from the latest checkpoint in the output folder, whose config.yaml has all other settings
+        dry_run: tell what the training would take on this machine, train nothing and write nothing
         start_from: name, folder or Hub id of a finished prior to go on from, whose sizes are taken; also `--from`
         bpe_dropout: probability of skipping a merge while training (Provilkov et al., 2019)
         caption_dropout: probability of training on a pair without its caption, so that the prior also learns images without
@@ -190,6 +200,7 @@ class TrainPrior:
     run: Run
     valid_data: str | None = None
     resume: bool = False
+    dry_run: bool = False
     start_from: str | None = None
     bpe_dropout: float = 0.1
     caption_dropout: float = 0.0
@@ -200,7 +211,7 @@ class TrainPrior:
     objective: PriorObjective = field(default_factory=PriorObjective)
 
     def __post_init__(self) -> None:
-        _check_sharding(self.optimizer, self.run)
+        check_sharding(self.optimizer, self.run)
         require(0 <= self.bpe_dropout < 1, f"bpe_dropout {self.bpe_dropout}: must lie in [0, 1)")
         require(0 <= self.caption_dropout < 1, f"caption_dropout {self.caption_dropout}: must lie in [0, 1)")
         require(
@@ -230,6 +241,7 @@ class TrainCLIP:
             the images alone. Where `model.reads` is codes, they are this dVAE's
         valid_data: held-out shards; null means no validation
         resume: continue from the latest checkpoint in the output folder, whose config.yaml has all other settings
+        dry_run: tell what the training would take on this machine, train nothing and write nothing
         start_from: name, folder or Hub id of a finished CLIP to go on from, whose sizes are taken; also `--from`
     """
 
@@ -241,12 +253,13 @@ class TrainCLIP:
     dvae: str | None = None
     valid_data: str | None = None
     resume: bool = False
+    dry_run: bool = False
     start_from: str | None = None
     model: CLIPModel = field(default_factory=CLIPModel)
     images: Images = field(default_factory=lambda: Images(augmentation="prior"))
 
     def __post_init__(self) -> None:
-        _check_sharding(self.optimizer, self.run)
+        check_sharding(self.optimizer, self.run)
         _check_prior_only(self.run)
         require(
             self.model.reads == "pixels" or self.dvae is not None,
@@ -272,24 +285,6 @@ class Describe:
     config_file: str
     json: bool = False
     tokenizer: str | None = None
-
-
-@dataclass(frozen=True)
-class Export:
-    """Turn a checkpoint of a run into a model folder with one `model.safetensors`, or write a finished model in another precision.
-
-    Args:
-        run: a run's folder, of whose checkpoints the newest is taken; one checkpoint; a finished model without checkpoints; or a whole
-            one, with finished `prior/`, `dvae/` and perhaps `clip/` in it, all of which are converted, by its folder or name
-        output: folder of the model, new or empty
-        weights: averaged or trained ones; null means averaged where the checkpoint holds them
-        dtype: of the weights on disk; they are fp32 again when they are loaded
-    """
-
-    run: str
-    output: str
-    weights: Literal["averaged", "trained"] | None = None
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 
 @dataclass(frozen=True)

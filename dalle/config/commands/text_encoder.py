@@ -24,6 +24,7 @@ class TrainTextEncoder:
         features: what the images' features are of: efficientnet-lite0, clip:FOLDER, or another that `dalle-evaluate` knows
         valid_data: held-out shards; null means no validation
         resume: continue from the latest checkpoint in the output folder, whose config.yaml has all other settings
+        dry_run: tell what the training would take on this machine, train nothing and write nothing
         images: which pairs are kept; there is no augmentation
     """
 
@@ -35,6 +36,7 @@ class TrainTextEncoder:
     features: str = "efficientnet-lite0"
     valid_data: str | None = None
     resume: bool = False
+    dry_run: bool = False
     model: CharCNNRNNModel = field(default_factory=CharCNNRNNModel)
     images: Images = field(default_factory=lambda: Images(augmentation="none"))
 
@@ -48,6 +50,7 @@ class TrainTextEncoder:
             ("zero_stage", self.run.zero_stage, self.run.zero_stage < 3),
             ("precision", self.run.precision, self.run.precision in ("fp32", "bf16")),
             ("compression", self.run.compression, self.run.compression is None),
+            ("weights", self.run.weights, self.run.weights == "fp32"),
         ):
             require(allowed, f"run.{name} {found}: is for the prior alone, whose resblocks it works on; leave it out")
         require(

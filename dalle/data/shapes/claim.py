@@ -22,7 +22,7 @@ class Claim:
     arrangement: str = "alone"
     position: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.arrangement not in ARRANGEMENTS:
             raise ValueError(f"arrangement {self.arrangement!r}: must be one of {', '.join(ARRANGEMENTS)}")
         needed = 1 + max((max(i, j) for _, i, j in self.relations), default=0)

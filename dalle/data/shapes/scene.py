@@ -5,10 +5,12 @@ Everything is a fraction of the image's side, x to the right and y down, so one 
 The drawn data set is ours (the paper has nothing like it): small enough to learn in minutes, and with a checker that needs no judge.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
 from itertools import combinations, product
+from typing import TypeVar
 
 import numpy as np
 
@@ -114,7 +116,10 @@ def _places(held_out: bool) -> tuple[tuple[str, str, str], ...]:
     return tuple(place for place in product(COLOURS, SHAPES, POSITIONS) if is_place_held_out(*place) == held_out)
 
 
-def pick(rng: np.random.Generator, names):
+_T = TypeVar("_T")
+
+
+def pick(rng: np.random.Generator, names: Collection[_T]) -> _T:
     return tuple(names)[int(rng.integers(len(names)))]
 
 
@@ -174,7 +179,7 @@ def sample_scene(rng: np.random.Generator, held_out: bool = False) -> Scene:
     arrangement = pick(rng, ARRANGEMENTS_BY_COUNT[num_objects])
     if num_objects == 1:
         *look, position = pick(rng, _places(held_out))
-        looks = [look]
+        looks = [(look[0], look[1])]
     else:
         looks, position = _sample_looks(rng, num_objects, held_out), None
     sizes = _sample_sizes(rng, num_objects)

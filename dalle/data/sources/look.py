@@ -14,7 +14,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from multiprocessing import get_context, parent_process
-from threading import Thread
 
 import numpy as np
 
@@ -25,6 +24,7 @@ from dalle.data.counts import LeftOut
 from dalle.data.samples import Decoder, image_bytes
 from dalle.data.sources.judge import caption_reason, image_filtered
 from dalle.data.sources.reading.item import Fate, Item
+from dalle.outputs.threads import Thread
 
 _IN_ONE_PROCESS = 64
 """Items that are looked at sooner than other processes have started."""
@@ -123,7 +123,7 @@ def _begin() -> None:
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches all processes of a terminal; the caller ends the others
-    Thread(target=_end_with_the_caller, daemon=True).start()
+    Thread(_end_with_the_caller)
 
 
 def _end_with_the_caller() -> None:

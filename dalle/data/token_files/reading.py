@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -59,7 +60,7 @@ def read_meta(path: Path) -> Meta:
     return meta
 
 
-def look_at_shard(path: Path, meta: Meta, shard: int):
+def look_at_shard(path: Path, meta: Meta, shard: int) -> tuple[Any, Any]:
     """A shard, opened, of which the header alone was read, and its codes. Raises ValueError, with its name, where it is missing, or
     not of the shapes that `meta` tells."""
     rows, slots = meta.shard_sizes[shard], meta.grid**2
@@ -81,7 +82,7 @@ def look_at_shard(path: Path, meta: Meta, shard: int):
     return file, found["codes_NI"]
 
 
-def load_shard(path: Path, meta: Meta, shard: int):
+def load_shard(path: Path, meta: Meta, shard: int) -> tuple[Any, np.ndarray, np.ndarray]:
     """Codes uint16 [N, I], left on disk, the captions' bytes, and where those of each pair end, int64 [N]. Raises ValueError as
     `look_at_shard`, and where the captions do not end where they should."""
     file, codes_NI = look_at_shard(path, meta, shard)
@@ -95,7 +96,7 @@ def load_shard(path: Path, meta: Meta, shard: int):
 
 
 def read_pair(
-    codes_NI, text: np.ndarray, ends_N: np.ndarray, row: int, codebook_size: int, where: str
+    codes_NI: Any, text: np.ndarray, ends_N: np.ndarray, row: int, codebook_size: int, where: str
 ) -> tuple[np.ndarray, list[str]]:
     """One pair of what `load_shard` found: codes uint16 [I], and captions, of which halves of characters are cleaned. Raises ValueError,
     which begins with `where`, for codes beyond the codebook, and captions that are none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -155,7 +156,7 @@ def _at(radius: float, images: Sums, reference: Sums) -> AtRadius:
     )
 
 
-def _notes(images: Collected, reference: Collected, num_sampled: int, num_sampled_reference: int):
+def _notes(images: Collected, reference: Collected, num_sampled: int, num_sampled_reference: int) -> Iterator[str]:
     width = images.source.width
     for name, count in (("images", images.num_images), ("reference images", reference.num_images)):
         if count <= width:

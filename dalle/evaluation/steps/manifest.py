@@ -112,7 +112,10 @@ def check_identities(manifest: dict[str, Any], now: dict[str, Any]) -> None:
     for name in sorted((then | here).keys() - {"samples"}):
         if then.get(name) != here.get(name):
             told = f"{str(then.get(name))[:16]} there, {str(here.get(name))[:16]} here"
-            raise ValueError(f"manifest {manifest['path']}: was made with another {name}: {told}")
+            raise ValueError(
+                f"manifest {manifest['path']}: was made with another {name} ({told}); "
+                "name what it was made with, or leave --manifest out"
+            )
 
 
 def other_samples(manifest: dict[str, Any], pixels: str) -> list[str]:

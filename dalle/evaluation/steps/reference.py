@@ -12,7 +12,7 @@ import numpy as np
 
 from dalle.config import EVERY_IMAGE
 from dalle.data.counts import Counts
-from dalle.data.samples import read_pairs
+from dalle.data.samples import Pair, read_pairs
 
 RESIZER = "shorter side by exact area, central square"
 
@@ -85,5 +85,5 @@ def read_reference(spec: str, size_px: int, most: int | None) -> Reference:
     return Reference(spec, size_px, shards, keys, digests, captions, scenes, digest.hexdigest(), counts.line())
 
 
-def _pairs(spec: str, size_px: int, counts: Counts | None = None):
+def _pairs(spec: str, size_px: int, counts: Counts | None = None) -> Iterator[Pair]:
     return read_pairs(spec, EVERY_IMAGE, size_px, counts=counts)

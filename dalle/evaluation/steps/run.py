@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dalle.config import Evaluate
+from dalle.config import Evaluate, plain_json
 from dalle.evaluation.report.page import page
 from dalle.evaluation.report.section import Section, figure_text, prose, table
 from dalle.evaluation.steps import manifest as manifests
@@ -158,12 +158,12 @@ def _check_request(samples: Path, request: dict[str, Any], overwrite: bool) -> N
     before: dict[str, Any] = {}
     if path.is_file():
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
+            before = plain_json.read_mapping(path, infinite=True)
         except ValueError:
             before = {}
     elif not drawn:
         return
-    other = [name for name in request if not isinstance(before, dict) or before.get(name) != request[name]]
+    other = [name for name in request if before.get(name) != request[name]]
     if not other:
         return
     if not overwrite:

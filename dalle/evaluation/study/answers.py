@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dalle.config import plain_json
 from dalle.evaluation.study.design import QUESTIONS, Design
 
 _MOST_BYTES = 16 << 20
@@ -116,11 +116,11 @@ def _read_file(path: Path, design: Design, skipped: Skipped) -> _File | None:
         if path.stat().st_size > _MOST_BYTES:
             skipped.add("larger than answers can be", path.name)
             return None
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = plain_json.load(path.read_bytes(), str(path), halves=True, loose=True)
     except OSError:
         skipped.add("cannot be read", path.name)
         return None
-    except (ValueError, RecursionError):
+    except ValueError:
         skipped.add("no JSON", path.name)
         return None
     if not isinstance(values, dict) or not isinstance(values.get("answers"), list):

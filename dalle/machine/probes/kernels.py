@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from typing import Any
 
 from dalle.machine.asking import telling
 
@@ -62,7 +63,7 @@ def _off() -> dict[str, float]:
     return off
 
 
-def _widened(cache):
+def _widened(cache: Any) -> Any:
     """The same numbers in fp32."""
     from dalle.decoding.caches import LayerCache
 
@@ -70,7 +71,7 @@ def _widened(cache):
     return LayerCache(cache.places, *(tensor.float() for tensor in tensors))
 
 
-def _apart(found, expected) -> float:
+def _apart(found: Any, expected: Any) -> float:
     difference = (found.float() - expected).abs().max().item()
     return difference if difference == difference else float("inf")
 

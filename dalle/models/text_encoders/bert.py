@@ -18,6 +18,7 @@ from typing import Literal
 
 import torch
 
+from dalle.data.sources.hub import snapshot
 from dalle.models.clip import ready_torchvision
 from dalle.models.text_encoders.contract import TextEncoder, encoder_hash
 from dalle.models.weights import check_finite
@@ -115,12 +116,9 @@ def pooled(states_BUD: torch.Tensor, mask_BU: torch.Tensor, pool: Pool) -> torch
 
 def _fetched(name: str) -> Path:
     """The folder of a repository in the Hub's cache. Raises ValueError when there is none, or the Hub cannot be reached."""
-    from huggingface_hub import snapshot_download
-
-    repository, _, revision = name.partition("@")
     try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=_FILES))
-    except Exception as error:  # of many kinds, by the Hub's library and the HTTP client beneath it
+        return snapshot(name, _FILES)
+    except Exception as error:  # of many kinds
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(
             f"there is no folder {name}, and the Hub did not give a repository of this name: {reason}; name one that is there"

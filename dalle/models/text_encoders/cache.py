@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -116,14 +115,17 @@ class _Stored:
             about = file.metadata
             if about.get("kind") != _KIND:
                 raise ValueError(f"{path} is no file of embeddings: name another")
-            if about["encoder_hash"] != encoder.hash:
+            told_hash = about.get("encoder_hash", "")
+            if told_hash != encoder.hash:
                 raise ValueError(
-                    f"{path} holds embeddings of {about['encoder']} ({about['encoder_hash'][:8]}…), not of {encoder.name} "
+                    f"{path} holds embeddings of {about.get('encoder')} ({told_hash[:8]}…), not of {encoder.name} "
                     f"({encoder.hash[:8]}…): name another file, or remove this one"
                 )
+            told = file.told_checksums()
+            if told is None or not _is_sound(file, told, encoder.width):
+                raise ValueError(f"{path} is damaged: remove it, and its embeddings are computed anew")
             keys = torch.empty(file.tensors["keys"].shape, dtype=torch.int64)
             names = [name for name in file.tensors if name != "keys"]
-            told = json.loads(about["checksums"])
             # one chunk after the other, in the same memory
             sizes = {name: file.tensors[name].shape[0] for name in names}
             buffer_CE = torch.empty(max(sizes.values()), encoder.width)
@@ -142,6 +144,19 @@ class _Stored:
             return np.zeros(len(keys_B), bool), np.zeros(len(keys_B), np.int64)
         places_B = np.searchsorted(self._sorted, keys_B).clip(max=len(self.keys) - 1)
         return self._sorted[places_B] == keys_B, self._order[places_B]
+
+
+def _is_sound(file: WeightsFile, told: Mapping[str, str], width: int) -> bool:
+    """Whether what a header tells are keys, each with a row of features, which lie one behind the other; read is nothing yet."""
+    features = sorted((each for name, each in file.tensors.items() if name != "keys"), key=lambda each: each.start)
+    keys = file.tensors.get("keys")
+    if keys is None or keys.dtype != torch.int64 or len(keys.shape) != 1 or told.keys() != file.tensors.keys():
+        return False
+    if not features or any(each.dtype != torch.float32 or each.shape[1:] != (width,) for each in features):
+        return False
+    ends = [each.start + each.shape[0] * width * 4 for each in features]
+    follow = all(end == each.start for end, each in zip(ends, features[1:], strict=False))
+    return follow and sum(each.shape[0] for each in features) == keys.shape[0]
 
 
 class _Chunks(Mapping):

@@ -3,6 +3,7 @@
   const every = EVERY_S * 1000, name = "place on " + location.pathname, patience = 15 * 60;
   const rows = () => [...document.querySelectorAll(".row, figure.wide")];
   const folds = () => [...document.querySelectorAll("details")];
+  const stops = () => [...document.querySelectorAll("a, button, summary, input, [tabindex]")];
   const isAtEnd = row => row.scrollLeft + row.clientWidth >= row.scrollWidth - 4;
 
   const keep = () => {
@@ -10,10 +11,13 @@
       y: scrollY,
       rows: rows().map(row => (isAtEnd(row) ? "end" : row.scrollLeft)),
       open: folds().map(fold => fold.open),
+      focus: stops().indexOf(document.activeElement),
+      held: hold?.getAttribute("aria-pressed") === "true",
     };
     try { sessionStorage.setItem(name, JSON.stringify(place)); } catch { /* a browser that keeps nothing */ }
   };
 
+  const hold = document.getElementById("hold");
   let place = null;
   try { place = JSON.parse(sessionStorage.getItem(name)); } catch { /* likewise */ }
   // the newest picture is what is looked for, where nobody has looked yet
@@ -23,13 +27,20 @@
   });
   folds().forEach((fold, i) => { fold.open = place?.open?.[i] ?? fold.open; });
   history.scrollRestoration = "manual";
+  stops()[place?.focus]?.focus({ preventScroll: true });
   if (place) scrollTo(0, place.y);
   addEventListener("pagehide", keep);
   if (!every) return;
 
+  hold.setAttribute("aria-pressed", String(Boolean(place?.held)));
+  hold.addEventListener("click", () => {
+    hold.setAttribute("aria-pressed", String(hold.getAttribute("aria-pressed") !== "true"));
+  });
+
   const again = async () => {
-    // not under the eyes of somebody who is marking text, nor where nobody looks
-    const isBusy = document.hidden || !getSelection().isCollapsed;
+    // not under the eyes of somebody who is marking text or holds it, nor where nobody looks
+    const isHeld = hold.getAttribute("aria-pressed") === "true";
+    const isBusy = document.hidden || isHeld || !getSelection().isCollapsed;
     let isThere = !isBusy;
     if (isThere && location.protocol !== "file:") {
       try { isThere = (await fetch(location.href, { cache: "no-store" })).ok; } catch { isThere = false; }

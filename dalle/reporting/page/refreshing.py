@@ -10,12 +10,15 @@ from pathlib import Path
 
 EVERY_S = 20
 """Between two loadings. The page itself is written anew every minute at most."""
+_HOLD = '<button type="button" id="hold" aria-pressed="false">hold it</button>'
+"""For who reads at leisure, or by ear."""
 _SCRIPT = Path(__file__).with_name("refreshing.js")
 
 
 def in_head(is_running: bool) -> str:
     """What the head of the page gets."""
-    return f'<noscript><meta http-equiv="refresh" content="{EVERY_S}"></noscript>' if is_running else ""
+    held = "<style>#hold[aria-pressed=true] { background: #1f5fcc; color: #fff }</style>"
+    return f'<noscript><meta http-equiv="refresh" content="{EVERY_S}"></noscript>{held}' if is_running else ""
 
 
 def said(status: str, written_s: float) -> str:
@@ -26,7 +29,7 @@ def said(status: str, written_s: float) -> str:
         written_s: seconds since 1970
     """
     if status == "running":
-        return f'<span id="age" data-written="{written_s:.0f}"></span>; it keeps up with the run by itself'
+        return f'<span id="age" data-written="{written_s:.0f}"></span>; it keeps up with the run by itself ' + _HOLD
     if status == "unknown":
         return ""
     return "; the run has ended, and this page no longer changes"

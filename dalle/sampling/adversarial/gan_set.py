@@ -65,11 +65,10 @@ class GANModels:
 
 def settle(sampling: Sampling) -> Sampling:
     """The settings. Raises ValueError for those that are about codes, which a GAN has none of."""
-    plain = Sampling()
-    for name in ("temperature", "top_k", "top_p", "guidance"):
+    for name, none in (("temperature", None), ("top_k", None), ("top_p", None), ("guidance", 1)):
         found = getattr(sampling, name)
         require(
-            found == getattr(plain, name),
+            found is None or found == none,
             f"sampling.{name} {found}: is for a prior's codes, and this model is a GAN, which has none; leave it out",
         )
     return sampling

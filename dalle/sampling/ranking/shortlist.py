@@ -13,14 +13,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from dalle.config.checks import out_of_memory
 from dalle.models.clip import CLIP
 from dalle.models.dvae import DVAE
-from dalle.sampling.candidates import Best, Part, Work, out_of_memory
+from dalle.sampling.candidates import Best, Part, Work
 from dalle.sampling.drawing import Drawing
 from dalle.sampling.ranking.viewer import check_scores, embed_captions, view
 
@@ -70,7 +72,7 @@ class Viewer:
         for drawing, image_YX3, score in zip(drawings, images, scores, strict=True):
             yield replace(drawing, image=Image.fromarray(image_YX3), score=float(score))
 
-    def _try(self, *given) -> tuple[np.ndarray, np.ndarray | None] | None:
+    def _try(self, *given: Any) -> tuple[np.ndarray, np.ndarray | None] | None:
         """None when there was no memory for it. What is done then is done outside, where no error holds on to tensors."""
         try:
             return view(self.dvae, self.clip, *given)

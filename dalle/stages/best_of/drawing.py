@@ -167,7 +167,7 @@ def _write(folder: Path, number: int, captions: list[str], judged: Judged, kept:
     replace_bytes(_path(folder, number), save(tensors))
 
 
-def _conclude(config: TrainPrior, folder: Path, shards: TokenShards, parts: int, pipeline) -> str | None:
+def _conclude(config: TrainPrior, folder: Path, shards: TokenShards, parts: int, pipeline: Any) -> str | None:
     """Statistics, pictures, and last what makes token shards of the parts. What is wrong, if anything is."""
     assert config.best_of is not None
     results = write_results(folder, [_path(folder, i) for i in range(parts)], config.best_of, pipeline)

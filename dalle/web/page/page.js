@@ -1,4 +1,4 @@
-import { Refusal, base64, bundle, drawn, models } from "./stream.js";
+import { Lost, Refusal, base64, bundle, drawn, models } from "./stream.js";
 import * as tiles from "./tiles.js";
 import * as image from "./image.js";
 import * as history from "./history.js";
@@ -8,6 +8,8 @@ const OWN = "the model's own", PENDING = "pending";
 let known = [], limits = {}, running = null, shown = null, said = "", changed = { temperature: false, guidance: false };
 
 // ---- the form
+
+function pace() { return tiles.still.matches ? "auto" : "smooth"; }
 
 function model() { return known.find(one => one.name === at("model").value) ?? known[0]; }
 
@@ -79,7 +81,11 @@ at("ask").addEventListener("submit", async event => {
   try { ask = await asked(); } catch (error) { alarm(error.message); say(said); stop(); return; }
   draw(ask);
 });
-for (const id of ["cancel", "stop"]) at(id).addEventListener("click", () => running?.abort());
+for (const id of ["cancel", "stop"]) {
+  at(id).addEventListener("click", () => running?.abort());
+  // of the key that is still held after it sent the caption
+  at(id).addEventListener("keydown", event => { if (event.repeat) event.preventDefault(); });
+}
 
 // ---- drawing
 
@@ -107,20 +113,21 @@ async function draw(ask) {
   const mine = { ask: { ...ask, image: undefined }, size_px: size.size_px, grid: size.grid, when: Date.now(), drawings: [] };
   // all that takes room is laid out at once, when the server has taken it, and nothing moves after that but candidates
   const lay = notes => {
+    at("one").close();
     shown = mine;
     at("title").textContent = ask.caption;
     at("notes").replaceChildren();
     note(notes);
     bar(0);
     tiles.lay(Array.from({ length: ask.n }, (_, place) => ask.seed + place), size);
-    if (innerWidth <= 860) at("results").scrollIntoView({ behavior: "smooth" });
+    if (innerWidth <= 860) at("results").scrollIntoView({ behavior: pace() });
   };
   let ended = "";
   try {
     while (!(ended = await attempt(ask, signal, lay)));
   } catch (error) {
     if (signal.aborted) ended = "Cancelled";
-    else { ended = "Stopped"; alarm(error instanceof Refusal ? error.message : "The server is not there. What was finished stays."); }
+    else { ended = "Stopped"; alarm(error instanceof Lost ? `${error.message} What was finished stays.` : error.message); }
   }
   mine.drawings = shown === mine ? tiles.settle() : [];
   const count = mine.drawings.reduce((sum, one) => sum + one.times, 0);
@@ -145,6 +152,7 @@ async function attempt(ask, signal, lay) {
       if (event === "candidates") {
         finished = values.drawn;
         tiles.place(values.drawings.map(({ png, ...one }) => ({ ...one, blob: new Blob([tiles.bytes(png)], { type: "image/png" }) })));
+        if (at("one").open) look(opened.drawing);
         say(progress(finished, ask.n));
       }
       if (event === "error") throw new Refusal(values.error);
@@ -198,19 +206,21 @@ async function resume() {
   at("model").value = ask.model;
   at("n").value = at("n-range").value = ask.n;
   at("seed").value = ask.seed;
+  for (const id of ["temperature", "guidance"]) if (ask[id] !== undefined) { changed[id] = true; at(id).value = ask[id]; }
+  at("top_p").value = ask.top_p ?? 1;
   settle();
-  toast("The page was reloaded: the same is drawn again");
+  toast(`The page was reloaded: the same is drawn again${ask.image ? ". Choose the image anew for another one" : ""}`);
   start();
   draw(ask);
 }
 
 // ---- one candidate
 
-let place = 0;
-function look(index) {
-  const all = tiles.ranked(), drawing = all[index];
-  if (!drawing) return;
-  place = index;
+let opened = null;
+function look(drawing) {
+  const all = tiles.ranked(), index = all.indexOf(drawing);
+  if (index < 0) return;
+  opened = { drawing, entry: shown };
   at("one-title").textContent = shown.ask.caption;
   at("one-image").src = tiles.urlOf(drawing);
   at("one-image").alt = shown.ask.caption;
@@ -231,14 +241,18 @@ function look(index) {
 }
 
 tiles.onChoice(look);
-at("before").addEventListener("click", () => look(place - 1));
-at("after").addEventListener("click", () => look(place + 1));
+function turn(by) {
+  const all = tiles.ranked();
+  look(all[all.indexOf(opened.drawing) + by]);
+}
+at("before").addEventListener("click", () => turn(-1));
+at("after").addEventListener("click", () => turn(1));
 at("one").addEventListener("keydown", event => {
-  if (event.key === "ArrowLeft") look(place - 1);
-  if (event.key === "ArrowRight") look(place + 1);
+  if (event.key === "ArrowLeft") turn(-1);
+  if (event.key === "ArrowRight") turn(1);
 });
 at("one").addEventListener("click", event => { if (event.target === at("one")) at("one").close(); });
-at("one").addEventListener("close", () => { const drawing = tiles.ranked()[place]; if (drawing) tiles.focus(drawing); });
+at("one").addEventListener("close", () => { if (shown === opened?.entry) tiles.focus(opened.drawing); });
 at("copy").addEventListener("click", async () => {
   const text = at("command").textContent;
   try { await navigator.clipboard.writeText(text); at("copy").textContent = "Copied"; }
@@ -248,13 +262,13 @@ at("copy").addEventListener("click", async () => {
   }
 });
 at("vary").addEventListener("click", async () => {
-  const drawing = tiles.ranked()[place], grid = shown.grid;
+  const { drawing, entry } = opened;
   at("one").close();
-  if (!running) at("model").value = shown.ask.model;
+  if (!running) at("model").value = entry.ask.model;
   settle();
-  if (!await image.take(drawing.blob, Math.max(1, Math.floor(grid / 2)))) return;
-  at("caption").value = shown.ask.caption;
-  at("editor").scrollIntoView({ behavior: "smooth", block: "nearest" });
+  if (!await image.take(drawing.blob, Math.max(1, Math.floor(entry.grid / 2)))) return;
+  at("caption").value = entry.ask.caption;
+  at("editor").scrollIntoView({ behavior: pace(), block: "nearest" });
   at("rows").focus({ preventScroll: true });
   toast("Choose how much of it is kept, then draw");
 });
@@ -267,7 +281,7 @@ async function download(as) {
     const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(file), download: as === "grid" ? "grid.png" : "drawings.zip" });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-  } catch (error) { alarm(error instanceof Refusal ? error.message : "The server is not there."); }
+  } catch (error) { alarm(error.message); }
 }
 
 at("as-grid").addEventListener("click", () => download("grid"));
@@ -284,7 +298,7 @@ function reopen(entry) {
   say(`Earlier: ${told_of(count)}`);
   bar(1);
   buttons(true);
-  at("results").scrollIntoView({ behavior: "smooth", block: "start" });
+  at("results").scrollIntoView({ behavior: pace(), block: "start" });
 }
 
 let fading = 0;
@@ -310,5 +324,5 @@ try {
   document.body.dataset.ready = "yes";
   await resume();
 } catch (error) {
-  alarm(error instanceof Refusal ? error.message : "The server is not there. Reload the page when it is back.");
+  alarm(`${error.message} Reload the page when it is back.`);
 }

@@ -11,18 +11,21 @@ export class Refusal extends Error {
   constructor(message, wait_s = null) { super(message); this.wait_s = wait_s; }
 }
 
+// Of the way there, and not of what was asked.
+export class Lost extends Refusal {}
+
 export async function models() {
-  return (await answered(await fetch("models"))).json();
+  return (await answered(await reached("models"))).json();
 }
 
 // The events of a request, as [name, values]. Aborting the signal hangs up, and the server stops drawing.
 export async function* drawn(ask, signal) {
   const headers = { "content-type": "application/json", accept: "text/event-stream", "x-client": client };
-  const answer = await answered(await fetch("generate", { method: "POST", headers, body: JSON.stringify(ask), signal }));
+  const answer = await answered(await reached("generate", { method: "POST", headers, body: JSON.stringify(ask), signal }));
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "", ended = false;
   while (!ended) {
-    const { value, done } = await reader.read();
+    const { value, done } = await reader.read().catch(error => { throw signal.aborted ? error : new Lost("The connection was lost."); });
     if (done) break;
     const blocks = (rest + value).split("\n\n");
     rest = blocks.pop();
@@ -33,14 +36,14 @@ export async function* drawn(ask, signal) {
       ended ||= event[1] === "done" || event[1] === "error";
     }
   }
-  if (!ended) throw new Refusal("The connection was lost. What was finished stays.");
+  if (!ended) throw new Lost("The connection was lost.");
 }
 
 // Drawings as one file: "grid" or "zip".
 export async function bundle(as, blobs) {
   const drawings = await Promise.all(blobs.map(base64));
   const headers = { "content-type": "application/json" };
-  return (await answered(await fetch("bundle", { method: "POST", headers, body: JSON.stringify({ as, drawings }) }))).blob();
+  return (await answered(await reached("bundle", { method: "POST", headers, body: JSON.stringify({ as, drawings }) }))).blob();
 }
 
 export async function base64(blob) {
@@ -51,6 +54,11 @@ export async function base64(blob) {
     reader.readAsDataURL(blob);
   });
   return url.slice(url.indexOf(",") + 1);
+}
+
+async function reached(address, request = {}) {
+  try { return await fetch(address, request); }
+  catch (error) { throw request.signal?.aborted ? error : new Lost("The server is not there."); }
 }
 
 async function answered(answer) {

@@ -2,7 +2,7 @@
 
 const FEW_PIXELS = 160;
 const list = document.getElementById("tiles");
-const still = matchMedia("(prefers-reduced-motion: reduce)");
+export const still = matchMedia("(prefers-reduced-motion: reduce)");
 let tiles = new Map(), now = [], grid = 1, chosen = () => {};
 
 export function onChoice(call) { chosen = call; }
@@ -49,7 +49,7 @@ function make(seed) {
   button.append(canvas, image, rank, times);
   element.append(button, meta);
   const tile = { seed, element, button, canvas, image, rank, times, score, drawing: null, same: 1, url: null };
-  button.addEventListener("click", () => chosen(ranked().indexOf(tile.drawing)));
+  button.addEventListener("click", () => chosen(tile.drawing));
   return tile;
 }
 

@@ -154,6 +154,11 @@ def test_a_damaged_file_is_refused_by_name(tmp_path):
         with pytest.raises(ValueError, match=r"x\.embeddings") as refused:
             EmbeddingCache(path, _encoder()[0])
         assert "\n" not in str(refused.value), number
+    path.write_bytes(whole)
+    encoder = _encoder()[0]
+    wider = TextEncoder(encoder.name, WIDTH + 1, encoder.hash, encoder.device, None)  # whose rows these cannot be
+    with pytest.raises(ValueError, match=r"x\.embeddings is damaged: remove it"):
+        EmbeddingCache(path, wider)
     write_weights(path, {"weight": torch.ones(2)}, {"kind": "dvae"})
     with pytest.raises(ValueError, match=r"x\.embeddings is no file of embeddings"):
         EmbeddingCache(path, _encoder()[0])

@@ -25,7 +25,7 @@ def parquet_columns(path: Path) -> list[str]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             return list(file.schema_arrow.names)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _damaged(path, error) from None
 
 
@@ -35,7 +35,7 @@ def holds_bytes(path: Path, column: str) -> bool:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             kind = file.schema_arrow.field(column).type
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _damaged(path, error) from None
     return not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind))
 
@@ -48,9 +48,10 @@ def parquet_rows(path: Path, *columns: str) -> Iterator[tuple[Any, ...]]:
             for batch in file.iter_batches(batch_size=_ROWS, columns=list(columns)):
                 for row in batch.to_pylist():
                     yield tuple(row[name] for name in columns)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _damaged(path, error) from None
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} is damaged or no Parquet file: {str(error).splitlines()[0]}; write it anew")
+    why = " ".join(str(error).split())[:200]
+    return ValueError(f"{path} is damaged or no Parquet file: {why}; write it anew")

@@ -1,0 +1,1 @@
+"""Plans of trainings, before they are begun."""

@@ -1,0 +1,103 @@
+"""What `dalle-plan` is asked for: a prior's training, and the machines that it is planned for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from dalle.config.best_of import BestOf
+from dalle.config.checks import at_least, require
+from dalle.config.commands.stages import check_sharding
+from dalle.config.models import PriorModel
+from dalle.config.run import Run
+from dalle.config.training import Optimizer, PriorObjective
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Tell what a prior's training will take on given machines, before it is begun: memory of a GPU, traffic, time, cost.
+
+    Takes the settings of `dalle-train-prior`, from the same files. The exit status is 1 where the training does not fit into the
+    memory, and what would fit is told. Times are computed, never measured.
+
+    Args:
+        optimizer: of the training
+        run: of the training: its batch, precision, sharding, compression
+        model: of the training
+        objective: of the training; changes nothing here
+        machines: that take part
+        gpus: of each machine, one process each
+        memory: of each GPU, GB
+        link: from each machine to the others, in each direction, Gbit/s
+        inside: from each GPU to the others of its machine, in each direction, GB/s
+        tflops: what a GPU can do in matrix products of the run's precision, 10^12 operations/s; 125 is a V100's in 16 bits
+        achieved: share of it that a training reaches, to be measured by one's own first updates
+        bandwidth: of a GPU's memory, GB/s
+        disk: at which a machine writes its part of a checkpoint, GB/s
+        price: of a GPU for an hour, in any currency; null tells no cost
+        search: name the fastest settings that fit, over numbers of machines up to `machines`, sharding, ranks, micro-batches and
+            recomputation
+        timeline: PNG file for a picture of one update; null draws none
+        overwrite: write over a picture that is there
+        json: print one JSON object in place of lines
+        data: as in the training's file; changes nothing here, like all below
+        dvae: see data
+        tokenizer: see data
+        output: see data
+        valid_data: see data
+        start_from: see data
+        resume: see data
+        dry_run: see data
+        bpe_dropout: see data
+        caption_dropout: see data
+        sampling_temperature: see data
+        sampling_guidance: see data
+        best_of: see data
+    """
+
+    optimizer: Optimizer
+    run: Run
+    model: PriorModel = field(default_factory=PriorModel)
+    objective: PriorObjective = field(default_factory=PriorObjective)
+    machines: int = 1
+    gpus: int = 1
+    memory: float = 16.0
+    link: float = 100.0
+    inside: float = 100.0
+    tflops: float = 125.0
+    achieved: float = 0.4
+    bandwidth: float = 900.0
+    disk: float = 1.0
+    price: float | None = None
+    search: bool = False
+    timeline: str | None = None
+    overwrite: bool = False
+    json: bool = False
+    data: str | None = None
+    dvae: str | None = None
+    tokenizer: str | None = None
+    output: str | None = None
+    valid_data: str | None = None
+    start_from: str | None = None
+    resume: bool = False
+    dry_run: bool = False
+    bpe_dropout: float = 0.1
+    caption_dropout: float = 0.0
+    sampling_temperature: float = 1.0
+    sampling_guidance: float = 1.0
+    best_of: BestOf | None = None
+
+    def __post_init__(self) -> None:
+        check_sharding(self.optimizer, self.run)
+        at_least(self, 1, "machines", "gpus", most=2**16)
+        for name in ("memory", "link", "inside", "tflops", "bandwidth", "disk"):
+            value = vars(self)[name]
+            require(0 < value < math.inf, f"{name} {value}: must be positive and finite")
+        require(0 < self.achieved <= 1, f"achieved {self.achieved}: must lie in (0, 1]")
+        require(
+            self.price is None or 0 <= self.price < math.inf, f"price {self.price}: must be finite, and not negative"
+        )
+        require(
+            self.timeline is None or self.timeline.endswith(".png"),
+            f"timeline {self.timeline}: must end in .png; the picture is a PNG",
+        )

@@ -1,0 +1,44 @@
+"""Weights that processes which shard them gather from one another, at ZeRO stage 3."""
+
+from __future__ import annotations
+
+from dalle.cluster.topology import World
+from dalle.planning.layout import META, Layout
+from dalle.training.deepspeed_adapter import settings
+
+
+def at_the_turn(layout: Layout) -> int:
+    """Bytes of gathered weights between forward and backward pass, when they are most: DeepSpeed lets go only of those that come
+    again later than a number of weights that its settings name. On the way a weight may have 16 bits, but DeepSpeed then makes of it
+    what it is kept as, fp32 of which autocast makes its copies, or 16 bits."""
+    if layout.run.zero_stage < 3:
+        return 0
+    distance = _settings(layout)["stage3_max_reuse_distance"]
+    behind = size = 0
+    for names in layout.sizes.in_backward_order:
+        if 2 * behind >= distance:
+            break
+        behind += sum(layout.sizes.parameters[name].numel() for name in names)
+        size += _bytes(layout, names)
+    return size
+
+
+def at_work(layout: Layout) -> int:
+    """Bytes of gathered weights elsewhere: of the resblock that is computed and of the next."""
+    if layout.run.zero_stage < 3:
+        return 0
+    return 2 * max(_bytes(layout, names) for names in layout.sizes.blocks)
+
+
+def _bytes(layout: Layout, names: list[str]) -> int:
+    by_name = layout.sizes.weight_bytes(layout.run)
+    return sum(by_name[name] * layout.sizes.parameters[name].numel() for name in names)
+
+
+def _settings(layout: Layout) -> dict:
+    return settings(layout.run, World(0, layout.processes, META), layout.sizes.resblock)["zero_optimization"]
+
+
+def bucket_elements(layout: Layout) -> int:
+    """Of DeepSpeed's buckets; without sharding it has none that stay."""
+    return _settings(layout).get("reduce_bucket_size", 0) if layout.run.zero_stage > 0 else 0

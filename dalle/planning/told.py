@@ -1,0 +1,58 @@
+"""A plan in lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def lines(plan: Mapping[str, Any]) -> list[str]:
+    """What `dalle-plan` prints of `Planned.figures`."""
+    verdict = "fits" if plan["fits"] else "does not fit"
+    room = f"{gb(plan['peak_bytes'])} GB of {gb(plan['memory_bytes'])} at the peak"
+    told = [f"{plan['parameters']:,} parameters; {verdict}: {room}", *_settings(plan["settings"])]
+    told += ["memory of a GPU that stays, GB", *_rows(plan["stays_bytes"]), _row("together", gb(plan["stay_bytes"]))]
+    told += ["memory that comes and goes, GB", *_rows(plan["comes_and_goes_bytes"])]
+    told.append(_row("main memory of a process, GB", gb(plan["main_memory_bytes"])))
+    told += ["traffic of a GPU in an update, GB each way", *_rows(plan["traffic_bytes"])]
+    told += ["an update, by the rates given"]
+    told += [_row(f"{what}, s", f"{seconds:.3f}") for what, seconds in plan["seconds"].items()]
+    told.append(_row("operations, PFLOP", f"{plan['flops'] / 1e15:,.2f}"))
+    told.append(_row("of the rate reached", f"{plan['utilisation']:.0%}"))
+    told += [f"all {plan['updates']:,} updates", _row("days", f"{plan['days']:.2f}")]
+    told.append(_row("GPU hours", f"{plan['gpu_hours']:,.0f}"))
+    if plan["cost"] is not None:
+        told.append(_row("cost", f"{plan['cost']:,.0f}"))
+    told.append(_row("a checkpoint, GB", gb(plan["checkpoint_bytes"])))
+    told.append(_row("to write it, s", f"{plan['checkpoint_seconds']:.1f}"))
+    return told
+
+
+def options(settings: Mapping[str, Any]) -> str:
+    """Settings as they are given on a line, but for what they make together."""
+    told = []
+    for name, value in settings.items():
+        if name == "micro_batch":
+            continue
+        if isinstance(value, Mapping):
+            told += [f"--{name}.{key} {each}" for key, each in value.items() if key != "seed"]
+        else:
+            told.append(f"--{name} {'null' if value is None else str(value).lower()}")
+    return " ".join(told)
+
+
+def gb(num_bytes: float) -> str:
+    """10⁹ bytes, two digits after the point."""
+    return f"{num_bytes / 1e9:,.2f}"
+
+
+def _settings(settings: Mapping[str, Any]) -> list[str]:
+    return [f"  {options(settings)}", f"  {settings['micro_batch']} samples of a GPU at a time"]
+
+
+def _rows(sizes: Mapping[str, float]) -> list[str]:
+    return [_row(kind, gb(size)) for kind, size in sizes.items()]
+
+
+def _row(name: str, value: str) -> str:
+    return f"  {name:28} {value:>12}"

@@ -1,0 +1,59 @@
+"""Too little memory is one line, not a traceback; any other error of a library stays what it is."""
+
+import errno
+import os
+
+import pytest
+import torch
+
+from dalle.cli import arguments
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("all of it is taken"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory:\nyou tried 9 bytes"
+        ),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+        ImportError("a.so: failed to map segment from shared object"),
+        RuntimeError("can't start new thread"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_it_is_one_line_that_says_what_to_do(capsys, monkeypatch, error):
+    monkeypatch.delenv("DALLE_DEBUG", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+
+    def fail():
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        arguments.run(fail, "dalle-export")
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("dalle-export: out of memory") and said.count("\n") == 1
+    assert said.endswith("; make the batch, the chunk or the model smaller, or use a machine with more\n")
+
+
+def test_what_follows_from_it_is_it(capsys):
+    def fail():
+        try:
+            raise MemoryError
+        except MemoryError:
+            raise RuntimeError("no more threads")  # noqa: B904 as libraries do
+
+    with pytest.raises(SystemExit):
+        arguments.run(fail, "dalle-export")
+    assert "out of memory (no more threads)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes do not match"), ImportError("no module x"), OSError("odd")])
+def test_other_errors_keep_their_traceback(error):
+    def fail():
+        raise error
+
+    with pytest.raises(type(error)):
+        arguments.run(fail, "dalle-export")
