@@ -187,9 +187,8 @@ def weightless(make: Callable[[], _Model], folder: str | Path) -> _Model:
         with Weightless(), torch.device("meta"):
             expected = make().state_dict()
     except (RuntimeError, OverflowError, MemoryError) as error:
-        if out_of_memory(
-            error
-        ):  # of what is made all the same, such as masks: absurd sizes, or a machine that has none left
+        # for what is made all the same, such as masks: the sizes are absurd, or a machine has none left
+        if out_of_memory(error):
             raise ValueError(
                 f"{path}: no memory for the sizes that its header tells; free some, or copy the file once more where they are not its own"
             ) from None
