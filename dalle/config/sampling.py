@@ -17,6 +17,7 @@ def check_shortlist(shortlist: int | None, n: int) -> None:
         f"shortlist {shortlist}: is more than n {n}, so all would be decoded; leave shortlist out, or raise n",
     )
 
+
 DEFAULT_MODEL = "icons"
 """What draws where no model is named: it comes with the package."""
 
