@@ -47,16 +47,11 @@ if [ ! -f "$output/clip/model.safetensors" ]; then
     dalle-train-clip --config icons/clip --data "$train" --valid_data "$valid" --dvae "$output/dvae" \
         --tokenizer "$output/tokenizer.json" --output "$output/clip" --resume "$(resume clip)"
 fi
-# sharper pictures of the same codes
-if [ ! -f "$output/decoder/model.safetensors" ]; then
-    dalle-train-dvae --config icons/decoder --from "$output/dvae" --data "$train" --valid_data "$valid" \
-        --output "$output/decoder" --resume "$(resume decoder)"
-fi
 # who judges is not who ranks: another seed, and no image through the dVAE
 if [ ! -f "$output/judge/model.safetensors" ]; then
     dalle-train-clip --config icons/clip --run.seed 1 --data "$train" --valid_data "$valid" \
         --tokenizer "$output/tokenizer.json" --output "$output/judge" --resume "$(resume judge)"
 fi
 [ -f "$output/evaluation/metrics.json" ] ||
-    dalle-evaluate --model "$output" --dvae "$output/decoder" --reference "$valid" --judge "$output/judge" \
-        --train "$train" --output "$output/evaluation"
+    dalle-evaluate --model "$output" --reference "$valid" --judge "$output/judge" --train "$train" \
+        --output "$output/evaluation"

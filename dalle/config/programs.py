@@ -57,7 +57,7 @@ PROGRAMS = {
     "dalle-doctor": Program(Doctor, "dalle-doctor --output runs"),
     "dalle-train": Program(TrainFolder, "dalle-train pictures --output runs/mine", "source"),
     "dalle-sample": Program(Sample, 'dalle-sample "a 3d emoji of a chicken"', "caption"),
-    "dalle-serve": Program(Serve, "dalle-serve --model shapes runs/mine", several="model"),
+    "dalle-serve": Program(Serve, "dalle-serve --model icons runs/mine", several="model"),
     "dalle-caption": Program(Caption, "dalle-caption cat.png --model demo --captions captions.txt", "image"),
     "dalle-evaluate": Program(
         Evaluate,

@@ -18,6 +18,10 @@ def check_shortlist(shortlist: int | None, n: int) -> None:
     )
 
 
+DEFAULT_MODEL = "icons"
+"""What draws where no model is named: it comes with the package."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How candidates are drawn.

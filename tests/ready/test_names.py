@@ -89,9 +89,9 @@ def test_a_file_is_no_model(ready, tmp_path):
 def test_without_ready_weights_the_default_says_what_to_do(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("dalle.ready.names.weights_folder", lambda: tmp_path / "none")
     assert ready_names() == []
-    assert Sample(caption="x").model == "shapes"
+    assert Sample(caption="x").model == "icons"
     with pytest.raises(
-        ValueError, match=r"model shapes: no such folder, and no such ready model \(this installation has none\)"
+        ValueError, match=r"model icons: no such folder, and no such ready model \(this installation has none\)"
     ):
         sample(["a red circle", "--output", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()

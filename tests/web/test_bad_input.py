@@ -286,7 +286,7 @@ def test_the_command_line():
     config = parse(Serve, "dalle-serve", ["--model", "shapes", "runs/my own", "--port", "0", "--rerank", "false"])
     assert config.models == ("shapes", "runs/my own") and config.port == 0 and config.rerank is False
     assert parse(Serve, "dalle-serve", ["--model", "a b"]).models == ("a", "b")
-    assert parse(Serve, "dalle-serve", []).models == ("shapes",)
+    assert parse(Serve, "dalle-serve", []).models == ("icons",)
     assert parse(Serve, "dalle-serve", ["--host", "0.0.0.0"]).hosts is None
     assert "draw.example" in parse(Serve, "dalle-serve", ["--host", "0.0.0.0", "--names", "draw.example"]).hosts
     assert parse(Serve, "dalle-serve", []).hosts == {"127.0.0.1", "localhost", "::1"}

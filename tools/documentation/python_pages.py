@@ -33,8 +33,8 @@ _FACE = """# Python
 ```python
 import dalle
 
-pipeline = dalle.load("shapes")
-drawings = pipeline.generate("a red circle above a blue square", n=32, keep=4)
+pipeline = dalle.load("icons")
+drawings = pipeline.generate("a 3d emoji of a chicken", n=32, keep=4)
 ```
 
 `dalle` has `load`, `Pipeline`, `DVAE`, `Prior` and `Tokenizer`; they are loaded when first used. Tensors carry their

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dalle.config.checks import at_least, at_most
+from dalle.config.sampling import DEFAULT_MODEL
 from dalle.config.training import Precision
 
 RankBy = Literal["image", "joint"]
@@ -18,7 +19,7 @@ class Caption:
     Args:
         image: an image file; its central square is read
         captions: what is scored: a text file with one caption a line, or a .jsonl file of objects that have a "caption"
-        model: a ready model by its name, such as shapes; a folder with `prior/` and `dvae/` in it; or `owner/name[@revision]` of
+        model: a ready model by its name, such as icons; a folder with `prior/` and `dvae/` in it; or `owner/name[@revision]` of
             the Hugging Face Hub
         dvae: dVAE in place of the model's: its folder, or a model by name, whose dVAE is meant
         prior: prior in place of the model's, likewise
@@ -31,7 +32,7 @@ class Caption:
 
     image: str
     captions: str
-    model: str = "shapes"
+    model: str = DEFAULT_MODEL
     dvae: str | None = None
     prior: str | None = None
     rank_by: RankBy = "image"

@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Literal
 
 from dalle.config.checks import at_least, at_most, require
-from dalle.config.sampling import Sampling, check_shortlist
+from dalle.config.sampling import DEFAULT_MODEL, Sampling, check_shortlist
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Sample:
         caption: what to draw; left out where `captions`, `variations_of` or `again` tells
         captions: a file with one caption a line, or a .jsonl file of objects with a "caption" or a "prompt". Each is drawn by itself, and a
             run that was stopped goes on where it was when it is given the same output folder
-        model: what draws: a ready model by its name, such as shapes; a folder with `prior/`, `dvae/` and, for reranking, `clip/`
+        model: what draws: a ready model by its name, such as icons; a folder with `prior/`, `dvae/` and, for reranking, `clip/`
             in it; `owner/name[@revision]` of the Hugging Face Hub; or the folder of dalle-train-stackgan
         list: tell the ready models, and leave it at that
         output: folder of the gallery
@@ -48,7 +48,7 @@ class Sample:
 
     caption: str = ""
     captions: str | None = None
-    model: str = "shapes"
+    model: str = DEFAULT_MODEL
     list: bool = False
     output: str = "samples"
     layout: Literal["gallery", "geneval"] = "gallery"

@@ -6,6 +6,7 @@ import shlex
 from dataclasses import dataclass
 
 from dalle.config.checks import at_least, require
+from dalle.config.sampling import DEFAULT_MODEL
 from dalle.config.training import MOST_PIXELS, Precision
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -35,7 +36,7 @@ class Serve:
         upload_megapixels: that an image may have, or all such drawings, in millions of pixels
     """
 
-    model: str = "shapes"
+    model: str = DEFAULT_MODEL
     host: str = "127.0.0.1"
     port: int = 8000
     names: str = ""
@@ -62,7 +63,7 @@ class Serve:
             self.upload_megapixels * 1e6 <= MOST_PIXELS,
             f"upload_megapixels {self.upload_megapixels}: must be at most {MOST_PIXELS // 10**6}, which Pillow opens",
         )
-        require(bool(self.models), "model: is empty; name one, such as shapes, or several with spaces between")
+        require(bool(self.models), "model: is empty; name one, such as icons, or several with spaces between")
         require(len(set(self.models)) == len(self.models), f"model {self.model}: names one twice; name each once")
 
     @property
