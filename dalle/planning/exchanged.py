@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dalle.cluster.topology import World
 from dalle.gradients.before_step import BeforeStep
 from dalle.gradients.exchange import Exchange
-from dalle.gradients.partition import Piece, Place, Shards, Told, Whole
+from dalle.gradients.partition import Give, Piece, Place, Shards, Take, Told, Whole
 from dalle.planning.layout import META, Layout
 from dalle.planning.meter import Meter
 
@@ -84,6 +84,9 @@ def exchanged(layout: Layout) -> Exchanged:
                 shards.arrive(names)
             backward.ended += 1
         step()
+        if isinstance(shards, _Shards):
+            shards.update()
+        step.close()
     for p in shards.parameters.values():
         p.grad = None
     stacks = list(step.powersgd.stacks()) if step.powersgd else []
@@ -152,16 +155,36 @@ class _Shards(Shards):
     def __init__(self, layout: Layout):
         super().__init__(layout.sizes.prior, _optimizer())
         self._is_told = layout.run.zero_stage == 3 and layout.run.offload == "device"
+        self._handed_over: frozenset[str] = frozenset()
         self.pieces = {name: Piece(tuple(p.shape), 0, layout.held[name]) for name, p in self.parameters.items()}
         self._gradients = {name: torch.empty(size, device=META) for name, size in layout.held.items()}
-        self.arrive: Told = lambda names: None
+        self._told: Told = lambda names: None
+
+    def arrive(self, names: list[str]) -> None:
+        """The processes that shard have averaged gradients."""
+        taken = [name for name in names if name in self._handed_over]
+        # what came of a bucket is there as a whole
+        for name, gradient in [(name, torch.empty(self.pieces[name].size, device=META)) for name in taken]:
+            self._take(name, gradient)
+        self._told(names)
+
+    def update(self) -> None:
+        """Of the weights."""
+        for name in self._handed_over:
+            self._give(name, torch.empty(self.pieces[name].size, device=META))
 
     def gradients(self) -> dict[str, torch.Tensor]:
         return dict(self._gradients)
 
     def tell_reduced(self, told: Told) -> bool:
         if self._is_told:
-            self.arrive = told
+            self._told = told
+        return self._is_told
+
+    def hand_over(self, names: frozenset[str], take: Take, give: Give) -> bool:
+        if self._is_told:
+            self._handed_over, self._take, self._give = names, take, give
+            self._gradients = {name: t for name, t in self._gradients.items() if name not in names}
         return self._is_told
 
     def write_gradients(self, gradients: dict[str, torch.Tensor]) -> None:

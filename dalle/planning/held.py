@@ -21,7 +21,7 @@ def stays(layout: Layout, exchanged: Exchanged) -> dict[str, int]:
     """Of a GPU, at the most in an update; `error buffers` with the fixed matrices that go with them."""
     return {
         "weights": _weights(layout),
-        "gradients": 4 * (layout.sizes.weights if layout.run.zero_stage < 2 else sum(layout.held.values())),
+        "gradients": 4 * _gradients(layout),
         "moments": 0 if layout.run.offload == "cpu" else _moments(layout),
         "error buffers": exchanged.error_bytes + exchanged.fixed_bytes,
         "averages": _averages(layout) if layout.run.ema_every_steps == 1 else 0,
@@ -46,6 +46,15 @@ def checkpoint_bytes(layout: Layout, exchanged: Exchanged) -> int:
     averages = _averages(whole) if layout.run.ema_decay is not None else 0
     matrices = sum(layout.sizes.parameters[name].numel() for name in layout.sizes.matrices)
     return layout.whole_bytes + _moments(whole) + averages + (4 * matrices if exchanged.error_bytes else 0)
+
+
+def _gradients(layout: Layout) -> int:
+    """How many are kept: at stage 3 those that are compressed wait in the error buffers alone."""
+    run = layout.run
+    if run.zero_stage < 2:
+        return layout.sizes.weights
+    elsewhere = layout.sizes.matrices if run.compression and run.zero_stage == 3 and run.offload == "device" else ()
+    return sum(size for name, size in layout.held.items() if name not in elsewhere)
 
 
 def _weights(layout: Layout) -> int:

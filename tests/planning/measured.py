@@ -48,7 +48,7 @@ def held(world, model: dict, run: dict, optimizer: dict) -> dict[str, int]:
         found["gathered"] = whole[-1] if whole and world.size > 1 else 0  # alone a process gathers nothing
         return step()
 
-    between.open = step.open
+    between.open, between.close = step.open, step.close
     engine.before_step = between
     config = prior.config
     rows = run_settings.micro_batch_size(world.size)

@@ -40,20 +40,6 @@ def bits(tensors) -> str:
     return hashlib.sha256(b"".join(t.detach().contiguous().numpy().tobytes() for t in tensors)).hexdigest()
 
 
-def watched(engine) -> dict:
-    # What the optimiser is given in the next updates, by name.
-    whole, seen = engine.before_step, {}
-
-    def prepared():
-        told = whole()
-        seen.update({name: gradient.flatten().clone() for name, gradient in engine.shards.gradients().items()})
-        return told
-
-    prepared.open = whole.open
-    engine.before_step = prepared
-    return seen
-
-
 def counted() -> list:
     # What a process sends to other machines, from now on: (bytes, type of number) of each collective.
     sent, size = [], MACHINES
@@ -116,7 +102,7 @@ for name, run in {**CASES, "fp32": {"zero_stage": 3}, "stage 0": {"wire": "bf16"
     if name == "stage 0" and here > 1:
         continue
     engine = cluster.make(world, optimizer={"clip_norm": None}, **run)
-    seen = watched(engine)
+    seen = cluster.given(engine)
     sent, plain = counted()
     found = cluster.train(engine, 0, 1)
     dist.all_reduce, dist.all_to_all_single = plain
