@@ -1,4 +1,4 @@
-"""Weights that processes which shard them gather from one another, at ZeRO stage 3."""
+"""Weights that processes which shard them gather from one another, at ZeRO stage 3, and whole gradients on their way back."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ def at_work(layout: Layout) -> int:
     if layout.run.zero_stage < 3:
         return 0
     return 2 * max(_bytes(layout, names) for names in layout.sizes.blocks)
+
+
+def gradients_at_work(layout: Layout) -> int:
+    """Bytes of whole gradients of the resblock that is computed, before they are reduced; at stage 3 none stay."""
+    return at_work(layout) // 2
 
 
 def _bytes(layout: Layout, names: list[str]) -> int:

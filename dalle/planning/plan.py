@@ -10,7 +10,7 @@ from dalle.config import Plan
 from dalle.models.flops import prior_flops
 from dalle.planning.activations import Activations, activations
 from dalle.planning.exchanged import Exchanged, exchanged
-from dalle.planning.gathered import at_the_turn, at_work
+from dalle.planning.gathered import at_the_turn, at_work, gradients_at_work
 from dalle.planning.held import checkpoint_bytes, in_main_memory, stays
 from dalle.planning.layout import Layout
 from dalle.planning.timing import Rates, Update, update
@@ -76,7 +76,8 @@ class Planned:
         found, run = self.activations(recompute), self.layout.run
         turn = found.peak + at_the_turn(self.layout)
         early = run.zero_stage == 3 and run.offload == "device"
-        beside = found.layers + found.layer + at_work(self.layout) if early else 0
+        work = found.layer + at_work(self.layout) + gradients_at_work(self.layout)
+        beside = found.layers + work if early else 0
         return max(turn, beside + self.sent.working_bytes)
 
     @property

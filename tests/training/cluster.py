@@ -70,7 +70,9 @@ def given(engine: Engine) -> dict[str, torch.Tensor]:
             flat = zero.fp32_partitioned_groups_flat[number]
             for place in engine.shards.places()[flat]:
                 part = flat.grad.narrow(0, place.offset, place.piece.size)
-                seen[place.name] = engine._client.gradients[place.name].clone() if part.dtype.itemsize == 2 else part.clone()
+                seen[place.name] = (
+                    engine._client.gradients[place.name].clone() if part.dtype.itemsize == 2 else part.clone()
+                )
             update(number)
 
         zero._optimizer_step = updated
