@@ -101,7 +101,7 @@ def compared(world, format="fp32", spoilt=None, **run) -> dict:
     # The largest errors of four updates, the third of which is spoilt in one micro-batch on the last process.
     run = {"zero_stage": 3, "compression": Compression(4 * HERE, format), "optimizer": {"clip_norm": 0.5}, **run}
     engine = cluster.make(world, **run)
-    written, seen, calls = Written(engine, format), cluster.given(engine), []
+    powersgd, written, seen, calls = engine.before_step.powersgd, Written(engine, format), cluster.given(engine), []
     parameter = dict(engine.model.named_parameters())[SPOILT]
     machine, shard = divmod(world.rank, HERE)
     told = {"applied": [], "buffers": [], "norm": [], "skipped": []}
@@ -122,7 +122,7 @@ def compared(world, format="fp32", spoilt=None, **run) -> dict:
         told["skipped"] += found["skipped"]
         assert bool(found["skipped"][0]) != finite
         assert len(calls) == engine.run.accumulation_steps
-        buffers = {name: values for name, values in engine.before_step.powersgd.buffers()}
+        buffers = dict(powersgd.buffers())
         for name in written.parts:
             wanted = written.flat({k[1:]: b for k, b in written.buffers.items() if k[0] == machine}, name, shard)
             told["buffers"].append(((buffers[name] - wanted).norm() / wanted.norm()).item())
@@ -171,9 +171,10 @@ def _run(body: str, count: int, here: int) -> list[dict]:
 def test_updates_are_those_of_the_steps_written_out(count, here):
     """One micro-batch or several, one of them not finite in one update; with two machines weights that are whole, too."""
     several = 4 if count == 1 else 2
-    whole = "compared(world, zero_stage=0, spoilt=0)" if here == 1 and count == 2 else "compared(world, spoilt=0)"
+    # a matrix that had no gradient on any machine has nothing left along Q₀, and what P then is, rounding decides
+    whole = 'told["whole"] = compared(world, zero_stage=0, spoilt=0)' if count > here == 1 else ""
     body = f"""
-told["whole"] = {whole}
+{whole}
 told["one"] = compared(world)
 told["several"] = compared(world, accumulation_steps={several}, spoilt=1)
 """
@@ -182,7 +183,7 @@ told["several"] = compared(world, accumulation_steps={several}, spoilt=1)
             # fp32 against fp64, and gradients that were summed in another order, through a QR
             assert told["applied"] < 1e-4 and told["buffers"] < 1e-4 and told["norm"] < 1e-5, told
         assert found["one"]["skipped"] == [0, 0, 0, 0]
-        for name in ("several", "whole"):
+        for name in found.keys() - {"one"}:
             assert found[name]["skipped"] == [0, 0, 1, 0] and found[name]["same"]
 
 
