@@ -116,6 +116,7 @@ def compared(world, format="fp32", spoilt=None, **run) -> dict:
             return gradient + torch.inf if len(calls) - 1 == at and world.rank == world.size - 1 else gradient
 
         hook = parameter.register_hook(spoil)
+        scales = engine.scales.scales.clone() if engine.scales else torch.zeros(0)
         seen.clear()
         found = cluster.train(engine, step, step + 1)
         hook.remove()
@@ -128,6 +129,7 @@ def compared(world, format="fp32", spoilt=None, **run) -> dict:
             told["buffers"].append(((buffers[name] - wanted).norm() / wanted.norm()).item())
         if not finite:
             told["same"] = all(torch.equal(value, whole(engine)[name]) for name, value in weights.items())
+            told["fallen"] = (engine.scales.scales < scales).nonzero().flatten().tolist() if engine.scales else None
             assert not seen or engine.run.zero_stage == 0  # of gradients nothing is decompressed in vain
             continue
         told["norm"].append(abs(found["gradient_norm"][0] / norm - 1))
@@ -206,6 +208,7 @@ told["all"] = compared(world, "1-6-9", spoilt=1, **scaled, weights="16-bit")
             assert told["skipped"] == ([0] * 4 if name == "short" else [0, 0, 1, 0]), name
             assert told["applied"] < largest[name] and told["buffers"] < largest[name], (name, told)
             assert told["norm"] < largest[name] and told["applied"] > 1e-5, (name, told)
+        assert [found[name].get("fallen") for name in ("short", "1-6-9", "scaled", "all")] == [None, None, [1], [1]]
 
 
 def test_resumed_is_uninterrupted(tmp_path):
