@@ -100,7 +100,8 @@ def test_types_are_checked_for_the_oldest_python_and_no_module_is_left_out():
     assert re.search(r"(?m)^\.venv/bin/mypy +#", script)
     assert settings["files"] == ["dalle", "tools"] and settings["check_untyped_defs"]
     assert not {"exclude", "ignore_errors", "disable_error_code", "strict_optional"} & set(settings)
-    (libraries,) = settings["overrides"]
+    own, libraries = settings["overrides"]
+    assert own == {"module": "dalle.*", "disallow_untyped_defs": True}
     assert set(libraries) == {"module", "ignore_missing_imports"}
     assert not [name for name in libraries["module"] if name.startswith(("dalle.", "tools", "benchmarks"))]
 

@@ -130,7 +130,7 @@ def run(main: Callable[[], None], prog: str) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (MemoryError, RuntimeError, ImportError, OSError) as error:
+    except (MemoryError, RuntimeError, ImportError, SystemError, OSError) as error:
         if os.environ.get("DALLE_DEBUG"):
             raise
         if out_of_memory(error):

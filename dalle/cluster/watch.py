@@ -72,7 +72,6 @@ class Watch:
         self._error: BaseException | None = None
         self._thread: Thread | None = None
         self._hub: Hub | None = None
-        self._hub_thread: Thread | None = None
 
     def mark(self, step: int, phase: str) -> None:
         """Say where the main thread is: the update, and "update", "waiting for data", "validating" and the like. All ranks
@@ -91,8 +90,8 @@ class Watch:
         self._error = error
         self._send({"left": True} if error is None else {"failed": _in_one_line(error)})
         self._thread.join()
-        if self._hub_thread:
-            self._hub_thread.join(self.limits.silent_s)  # it may still have to tell others that all is over
+        if self._hub:
+            self._hub.join(self.limits.silent_s)  # it may still have to tell others that all is over
         self._socket.close()
         if error is None:  # otherwise it still bounds the time that ending takes
             faulthandler.cancel_dump_traceback_later()
@@ -107,7 +106,7 @@ class Watch:
         token = all_ranks[0]["token"]
         if listener:
             self._hub = Hub(listener, token, self.members, self.limits)
-            self._hub_thread = self._hub.start()
+            self._hub.start()
         address = (os.environ["MASTER_ADDR"], all_ranks[0]["port"])
         try:
             self._socket = socket.create_connection(address, timeout=_CONNECT_S)

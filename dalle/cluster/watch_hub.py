@@ -169,9 +169,13 @@ class Hub:
         self._ranks: dict[socket.socket, int] = {}
         _allow_open_files(len(members) + 256)
 
-    def start(self) -> Thread:
-        """Begin; gives its thread."""
-        return Thread(self._run)
+    def start(self) -> None:
+        """Begin, in a thread."""
+        self._thread = Thread(self._run)
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for its end, at most so many seconds; whether it has ended."""
+        return self._thread.join(timeout_s)
 
     def _run(self) -> None:
         try:

@@ -54,6 +54,8 @@ def at_most(config: Any, most: float, *names: str) -> None:
 _OUT_OF_MEMORY = (
     *("can't allocate memory", "cannot allocate memory", "out of memory", "alloc_failed", "bad_alloc"),
     *("failed to map segment", "can't start new thread"),  # a library to import, and a thread's stack
+    *("resource temporarily unavailable", "could not create a primitive"),  # that stack for gloo, a product for oneDNN
+    *("without exception set", "without setting an exception"),  # an import that finds none, in Python's
 )
 
 
@@ -61,7 +63,8 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether this, or what it was raised after, is Python, PyTorch, a library of CUDA or NumPy saying that there is no memory."""
     seen: BaseException | None = error
     while seen is not None:
-        told = str(seen).lower()
+        # of what is not ready yet Python's own error has the same words as gloo's
+        told = "" if isinstance(seen, BlockingIOError) else str(seen).lower()
         is_one = (
             isinstance(seen, MemoryError) or type(seen).__name__ == "OutOfMemoryError"
         )  # PyTorch's, not imported here

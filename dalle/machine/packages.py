@@ -6,10 +6,9 @@ import importlib.metadata
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -201,7 +200,7 @@ def _quoted(requirements: Mapping[str, str]) -> str:
     return " ".join(f"'{each}'" for each in requirements)
 
 
-def _listed(parts: Any) -> str:
+def _listed(parts: Iterable[str]) -> str:
     parts = list(parts)
     more = f", and {len(parts) - _MOST_TOLD} more" if len(parts) > _MOST_TOLD else ""
     return ", ".join(parts[:_MOST_TOLD]) + more

@@ -18,6 +18,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from dalle.config import CharCNNRNNModel, CLIPModel, DVAEModel, Precision, PriorModel, StackGANModel, plain_json
+from dalle.config.checks import out_of_memory
 from dalle.models.dvae import DVAE
 from dalle.models.prior import Prior
 from dalle.models.stackgan.generators import Generator, generator
@@ -185,7 +186,12 @@ def weightless(make: Callable[[], _Model], folder: str | Path) -> _Model:
     try:
         with Weightless(), torch.device("meta"):
             expected = make().state_dict()
-    except (RuntimeError, OverflowError, MemoryError):
+    except (RuntimeError, OverflowError, MemoryError) as error:
+        # for what is made all the same, such as masks: the sizes are absurd, or a machine has none left
+        if out_of_memory(error):
+            raise ValueError(
+                f"{path}: no memory for the sizes that its header tells; free some, or copy the file once more where they are not its own"
+            ) from None
         raise ValueError(
             f"{path} is of another model: there is none of the sizes that its header tells; copy it once more"
         ) from None

@@ -18,7 +18,7 @@ def at_the_turn(layout: Layout) -> int:
     for names in layout.sizes.in_backward_order:
         if 2 * behind >= distance:
             break
-        behind += sum(layout.sizes.parameters[name].numel() for name in names)
+        behind += sum(layout.whole[name] for name in names)
         size += _bytes(layout, names)
     return size
 
@@ -36,8 +36,7 @@ def gradients_at_work(layout: Layout) -> int:
 
 
 def _bytes(layout: Layout, names: list[str]) -> int:
-    by_name = layout.sizes.weight_bytes(layout.run)
-    return sum(by_name[name] * layout.sizes.parameters[name].numel() for name in names)
+    return layout.weight_bytes({name: layout.whole[name] for name in names})
 
 
 def _settings(layout: Layout) -> dict:

@@ -35,7 +35,7 @@ def in_main_memory(layout: Layout) -> int:
     run = layout.run
     averages = 0
     if run.ema_every_steps > 1 and run.ema_decay is not None:
-        averages = _averages(layout) + (layout.held_bytes if run.zero_stage == 3 else layout.whole_bytes)
+        averages = _averages(layout) + layout.weight_bytes(layout.held if run.zero_stage == 3 else layout.whole)
     offloaded = _moments(layout) + 8 * sum(layout.held.values()) if run.offload == "cpu" else 0
     return averages + offloaded
 
@@ -45,7 +45,9 @@ def checkpoint_bytes(layout: Layout, exchanged: Exchanged) -> int:
     whole = layout.with_run(zero_stage=0, compression=None, wire="fp32")
     averages = _averages(whole) if layout.run.ema_decay is not None else 0
     matrices = sum(layout.sizes.parameters[name].numel() for name in layout.sizes.matrices)
-    return layout.whole_bytes + _moments(whole) + averages + (4 * matrices if exchanged.error_bytes else 0)
+    return (
+        layout.weight_bytes(layout.whole) + _moments(whole) + averages + (4 * matrices if exchanged.error_bytes else 0)
+    )
 
 
 def _gradients(layout: Layout) -> int:
@@ -60,10 +62,10 @@ def _gradients(layout: Layout) -> int:
 def _weights(layout: Layout) -> int:
     run = layout.run
     if run.zero_stage in (0, 3):
-        return layout.held_bytes
+        return layout.weight_bytes(layout.held)
     # below stage 3 DeepSpeed updates a second copy of its part; what is in 16 bits is updated where it is
     twice = (size for name, size in layout.held.items() if run.weights == "fp32" or name not in layout.sizes.matrices)
-    return layout.whole_bytes + 4 * sum(twice)
+    return layout.weight_bytes(layout.whole) + 4 * sum(twice)
 
 
 def _averages(layout: Layout) -> int:

@@ -20,6 +20,10 @@ from dalle.cli import arguments
         OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
         ImportError("a.so: failed to map segment from shared object"),
         RuntimeError("can't start new thread"),
+        RuntimeError("Resource temporarily unavailable"),
+        RuntimeError("could not create a primitive"),
+        SystemError("error return without exception set"),
+        SystemError("<function _find_and_load at 0x7f6f7ff17ce0> returned NULL without setting an exception"),
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -50,7 +54,10 @@ def test_what_follows_from_it_is_it(capsys):
     assert "out of memory (no more threads)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("error", [RuntimeError("shapes do not match"), ImportError("no module x"), OSError("odd")])
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("shapes do not match"), ImportError("no module x"), OSError("odd"), SystemError("bad argument")],
+)
 def test_other_errors_keep_their_traceback(error):
     def fail():
         raise error

@@ -249,7 +249,7 @@ def test_connections_of_strangers_end_no_watch(said):
     """Whatever they say, or that they say nothing and are very many: the ranks are heard, and all ends in order."""
     listener = socket.create_server(("127.0.0.1", 0))
     hub = Hub(listener, "secret", _members(1), LIMITS)
-    thread = hub.start()
+    hub.start()
     address = listener.getsockname()
     strangers = [socket.create_connection(address) for _ in range(1 if said else 200)]
     if said:
@@ -265,7 +265,7 @@ def test_connections_of_strangers_end_no_watch(said):
             data = rank.recv(100)
             assert data, "the hub has ended"
             heard += data
-    assert thread.join(20)
+    assert hub.join(20)
     assert len(hub._received) <= 1 + 64 + len(hub.members)
     for stranger in strangers:
         stranger.close()

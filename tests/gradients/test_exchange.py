@@ -123,7 +123,7 @@ dist.all_gather_object(everyones, {name: each["sent"] for name, each in told.ite
 for name, each in told.items():
     each["sent"] = [theirs[name] for theirs in everyones]
 if rank == 0:
-    print(json.dumps(told))
+    print(json.dumps(told), flush=True)
 dist.barrier()
 os._exit(0)
 """

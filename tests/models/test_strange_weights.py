@@ -207,3 +207,27 @@ def test_what_is_made_has_no_values_and_its_buffers(tmp_path):
     made = weightless(lambda: Prior(PRIOR_SIZES), tmp_path)
     assert all(parameter.is_meta for parameter in made.parameters())
     assert all(torch.equal(*pair) for pair in zip(made.buffers(), Prior(PRIOR_SIZES).buffers(), strict=True))
+
+
+def test_a_machine_without_memory_makes_no_model_of_another(tmp_path):
+    """Too little memory for what is made all the same, such as masks, is no damage of the file."""
+    from dalle.models.folder import weightless
+
+    _save(tmp_path, "prior")
+
+    def fails(error):
+        def make():
+            raise error
+
+        return make
+
+    for error in (
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 484 bytes"),
+    ):
+        with pytest.raises(
+            ValueError, match=r"model\.safetensors: no memory for the sizes that its header tells; free some"
+        ):
+            weightless(fails(error), tmp_path)
+    with pytest.raises(ValueError, match=r"is of another model: there is none of the sizes that its header tells"):
+        weightless(fails(RuntimeError("Storage size calculation overflowed")), tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -87,6 +89,26 @@ def given(engine: Engine) -> dict[str, torch.Tensor]:
     prepared.open, prepared.close = step.open, step.close
     engine.before_step = prepared
     return seen
+
+
+def bits(tensors: Iterable[torch.Tensor]) -> str:
+    """The same for the same bits alone."""
+    return hashlib.sha256(b"".join(t.detach().contiguous().numpy().tobytes() for t in tensors)).hexdigest()
+
+
+def spoilt(world: World, name: str, folder: str, **run) -> tuple[list[float], list[str], list[float]]:
+    """An infinite gradient of one parameter, on rank 1, in the third of four updates: whether that was skipped, the kinds of what
+    it has changed, and whether the next one was skipped."""
+    engine = make(world, **run)
+    train(engine, 0, 2)
+    before = whole_state(engine, f"{folder}/before")
+    (parameter,) = [p for n, p in engine.model.named_parameters() if n == name]
+    hook = parameter.register_hook(lambda g: g + torch.inf if world.rank == 1 else g)
+    skipped = train(engine, 2, 3)["skipped"]
+    hook.remove()
+    after = whole_state(engine, f"{folder}/after")
+    changed = sorted({n.split("/")[0] for n in before if not torch.equal(before[n], after[n])})
+    return skipped, changed, train(engine, 3, 4)["skipped"]
 
 
 def loss(engine: Engine) -> torch.Tensor:

@@ -7,7 +7,7 @@ import pytest
 from tests.processes import ON_CPU, run_processes
 
 _SCRIPT = """
-import hashlib, json, os
+import json, os
 import torch
 import torch.distributed as dist
 from dalle.config import Compression
@@ -16,10 +16,6 @@ from tests.training import cluster
 
 COMPRESSED = {"zero_stage": 3, "compression": Compression(4)}
 SCALED = {"zero_stage": 3, "precision": "fp16-per-block", "accumulation_steps": 2}
-
-
-def bits(tensors) -> str:
-    return hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for t in tensors)).hexdigest()
 
 
 def events(world, **run) -> dict:
@@ -44,29 +40,15 @@ def events(world, **run) -> dict:
         order.append("end")
 
     def watched():
-        ps.append(bits(stack.p_NSK for stack in step.powersgd.stacks()))
-        buffers = dict(step.powersgd.buffers())
-        told["final"] = [bool(values.any()) and torch.equal(buffers[name], values) for name, values in seen.items()]
+            ps.append(cluster.bits(stack.p_NSK for stack in step.powersgd.stacks()))
+            buffers = dict(step.powersgd.buffers())
+            told["final"] = [bool(values.any()) and torch.equal(buffers[name], values) for name, values in seen.items()]
         return squares()
 
     told = {}
     step._overlap._begin, engine._engine.backward, step.powersgd.squares = began, passed, watched
     cluster.train(engine, 0, 1)
     return told | {"order": order, "p": len(set(world.gather(ps[0])))}
-
-
-def spoilt(world, name: str, folder: str, **run) -> list:
-    # An infinite gradient in one resblock, on one process, in the third of four updates.
-    engine = cluster.make(world, **run)
-    cluster.train(engine, 0, 2)
-    before = cluster.whole_state(engine, f"{folder}/before")
-    (parameter,) = [p for n, p in engine.model.named_parameters() if n == name]
-    hook = parameter.register_hook(lambda g: g + torch.inf if world.rank == 1 else g)
-    skipped = cluster.train(engine, 2, 3)["skipped"]
-    hook.remove()
-    after = cluster.whole_state(engine, f"{folder}/after")
-    changed = sorted({n.split("/")[0] for n in before if not torch.equal(before[n], after[n])})
-    return [skipped, changed, cluster.train(engine, 3, 4)["skipped"]]
 
 
 def trained(world, early: bool, folder: str, **run) -> list:
@@ -76,7 +58,7 @@ def trained(world, early: bool, folder: str, **run) -> list:
     engine.before_step._is_early = early
     told = cluster.train(engine, 0, 4, spoilt=(2, 0))
     state = cluster.whole_state(engine, folder)
-    return [told["loss"], told["gradient_norm"], told["skipped"], bits(state[name] for name in sorted(state))]
+    return [told["loss"], told["gradient_norm"], told["skipped"], cluster.bits(state[name] for name in sorted(state))]
 
 
 with joined() as world:
@@ -86,8 +68,8 @@ with joined() as world:
         runs = [trained(world, early, f"{folder}/{number} {early}", **run) for early in (False, True)]
         told[f"bits {number}"] = runs
     name = "layers.0.mlp.widen.weight"
-    told["spoilt"] = spoilt(world, name, f"{folder}/spoilt", **COMPRESSED)
-    told["spoilt, scaled"] = spoilt(world, name, f"{folder}/scaled", **COMPRESSED | SCALED)
+    told["spoilt"] = cluster.spoilt(world, name, f"{folder}/spoilt", **COMPRESSED)
+    told["spoilt, scaled"] = cluster.spoilt(world, name, f"{folder}/scaled", **COMPRESSED | SCALED)
     if world.is_main:
         print(json.dumps(told), flush=True)
 os._exit(0)

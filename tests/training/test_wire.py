@@ -13,7 +13,7 @@ from tests.processes import ON_CPU, run_processes
 from tests.training import cluster
 
 _BEGIN = """
-import hashlib, json, os
+import json, os
 from types import SimpleNamespace
 import numpy as np
 import torch
@@ -34,10 +34,6 @@ CASES = {
     "ring": {"zero_stage": 3, "wire": "bf16-ring"},
     "compressed": {"zero_stage": 3, "wire": "bf16", "compression": Compression(4, "fp32")},
 }
-
-
-def bits(tensors) -> str:
-    return hashlib.sha256(b"".join(t.detach().contiguous().numpy().tobytes() for t in tensors)).hexdigest()
 
 
 def counted() -> list:
@@ -119,7 +115,7 @@ for name, run in {**CASES, "fp32": {"zero_stage": 3}, "stage 0": {"wire": "bf16"
     norm = np.sqrt(sum((reference(n, run.get("wire", "fp32")).astype(np.float64) ** 2).sum() for n in everyones[0]))
     more = cluster.train(engine, 1, 4)
     engine.check_replicas()
-    state = bits(engine.shards.weights()[n][1] for n in sorted(engine.shards.parameters))
+    state = cluster.bits(engine.shards.weights()[n][1] for n in sorted(engine.shards.parameters))
     of_machines = [state for state in world.gather(state)]
     told[name] = {
         "off": max(world.gather(off)), "unequal": sum(world.gather(unequal)) / sum(world.gather(number)),
@@ -188,28 +184,14 @@ def test_half_the_bytes_are_sent_and_as_many_as_planned(updates, monkeypatch):
 
 
 _FLOWS = """
-def spoilt(name, folder, **run):
-    # An infinite gradient in one resblock, on one process, in the third of four updates.
-    engine = cluster.make(world, **run)
-    cluster.train(engine, 0, 2)
-    before = cluster.whole_state(engine, f"{folder} before")
-    (parameter,) = [p for n, p in engine.model.named_parameters() if n == name]
-    hook = parameter.register_hook(lambda g: g + torch.inf if world.rank == 1 else g)
-    skipped = cluster.train(engine, 2, 3)["skipped"]
-    hook.remove()
-    after = cluster.whole_state(engine, f"{folder} after")
-    changed = sorted({n.split("/")[0] for n in before if not torch.equal(before[n], after[n])})
-    return [world.gather(skipped), changed, cluster.train(engine, 3, 4)["skipped"]]
-
-
 def resumed(folder, **run):
     engine = cluster.make(world, **run)
     cluster.train(engine, 0, 2)
     cluster.save(engine, folder, 2)
-    whole = [cluster.train(engine, 2, 4), bits(t for _, (_, t) in sorted(engine.shards.weights().items()))]
+    whole = [cluster.train(engine, 2, 4), cluster.bits(t for _, (_, t) in sorted(engine.shards.weights().items()))]
     engine = cluster.make(world, **run)
     cluster.load(engine, folder)
-    return whole == [cluster.train(engine, 2, 4), bits(t for _, (_, t) in sorted(engine.shards.weights().items()))]
+    return whole == [cluster.train(engine, 2, 4), cluster.bits(t for _, (_, t) in sorted(engine.shards.weights().items()))]
 
 
 def events(**run):
@@ -238,7 +220,7 @@ def trained(early, folder, **run):
     engine.before_step._is_early = early
     told = cluster.train(engine, 0, 4, spoilt=(2, 0))
     state = cluster.whole_state(engine, folder)
-    return [told["loss"], told["gradient_norm"], told["skipped"], bits(state[name] for name in sorted(state))]
+    return [told["loss"], told["gradient_norm"], told["skipped"], cluster.bits(state[name] for name in sorted(state))]
 
 SCALED = {"precision": "fp16-per-block", "accumulation_steps": 2}
 # gradients of convolutions as the engine has them at stage 0, whose memory is not in the order of their axes
@@ -255,7 +237,8 @@ folder = os.environ["FOLDER"]
 sharded = {"zero_stage": 3, "wire": "bf16"}
 ring, scaled, whole = {**sharded, "wire": "bf16-ring"}, {**sharded, **SCALED}, {"wire": "bf16"}
 for name, run in {"stage 0": whole, "ring": ring, "scaled": scaled}.items():
-    told[f"spoilt {name}"] = spoilt("layers.0.mlp.widen.weight", f"{folder}/spoilt {name}", **run)
+    skipped, *rest = cluster.spoilt(world, "layers.0.mlp.widen.weight", f"{folder}/spoilt {name}", **run)
+    told[f"spoilt {name}"] = [world.gather(skipped), *rest]
 for name, run in {"stage 0": whole, "stage 1": {"zero_stage": 1, "wire": "bf16"}, "scaled": scaled}.items():
     told[f"resumed {name}"] = resumed(f"{folder}/resumed {name}", **run)
 for name, run in {"ring": ring, "scaled": scaled}.items():

@@ -98,8 +98,10 @@ def _stages(folder: Path) -> Stages:
         from dalle.cli.train import train
         from dalle.config import TrainCLIP, TrainDVAE, TrainPrior, TrainStackGAN, TrainTextEncoder
 
-        classes = {"dvae": TrainDVAE, "prior": TrainPrior, "clip": TrainCLIP, "text-encoder": TrainTextEncoder}
-        classes |= {"stackgan": TrainStackGAN}
+        classes = {
+            **{"dvae": TrainDVAE, "prior": TrainPrior, "clip": TrainCLIP},
+            **{"text-encoder": TrainTextEncoder, "stackgan": TrainStackGAN},
+        }
         train(kind, classes[kind], [*options, "--output", str(folder / kind)], alone=False)
         return losses(folder / kind, falls=kind != "stackgan")
 

@@ -58,10 +58,12 @@ def check_sharding(optimizer: Optimizer, run: Run) -> None:
     )
 
 
-def _check_prior_only(run: Run) -> None:
+def check_prior_only(run: Run, precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")) -> None:
+    """Raises ValueError where a training of another model asks for what works on the prior's resblocks, or for a precision that it
+    does not know."""
     for name, found, allowed in (
         ("zero_stage", run.zero_stage, run.zero_stage < 3),
-        ("precision", run.precision, run.precision != "fp16-per-block"),
+        ("precision", run.precision, run.precision in precisions),
         ("compression", run.compression, run.compression is None),
         ("weights", run.weights, run.weights == "fp32"),
     ):
@@ -128,7 +130,7 @@ class TrainDVAE:
             f"optimizer.muon_step_size_factor {self.optimizer.muon_step_size_factor}: Muon is for the matrices of "
             "transformers, and a dVAE has none; leave it null",
         )
-        _check_prior_only(self.run)
+        check_prior_only(self.run)
         require(
             self.freeze is None or self.start_from is not None,
             f"freeze {self.freeze}: there is nothing to keep as it is; name a finished dVAE with --from",
@@ -260,7 +262,7 @@ class TrainCLIP:
 
     def __post_init__(self) -> None:
         check_sharding(self.optimizer, self.run)
-        _check_prior_only(self.run)
+        check_prior_only(self.run)
         require(
             self.model.reads == "pixels" or self.dvae is not None,
             "model.reads codes: needs the dVAE whose codes they are; name its folder with --dvae",

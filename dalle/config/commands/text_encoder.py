@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dalle.config.checks import require
+from dalle.config.commands.stages import check_prior_only
 from dalle.config.run import Run
 from dalle.config.stackgan import CharCNNRNNModel
 from dalle.config.training import Images, Optimizer
@@ -46,13 +47,7 @@ class TrainTextEncoder:
             f"optimizer.muon_step_size_factor {self.optimizer.muon_step_size_factor}: Muon is for the matrices of "
             "transformers, and a char-CNN-RNN has none; leave it null",
         )
-        for name, found, allowed in (
-            ("zero_stage", self.run.zero_stage, self.run.zero_stage < 3),
-            ("precision", self.run.precision, self.run.precision in ("fp32", "bf16")),
-            ("compression", self.run.compression, self.run.compression is None),
-            ("weights", self.run.weights, self.run.weights == "fp32"),
-        ):
-            require(allowed, f"run.{name} {found}: is for the prior alone, whose resblocks it works on; leave it out")
+        check_prior_only(self.run, precisions=("fp32", "bf16"))
         require(
             self.run.accumulation_steps == 1,
             f"run.accumulation_steps {self.run.accumulation_steps}: the classes of a batch are told from one another, so it "
