@@ -17,6 +17,7 @@ from dalle.cluster.topology import World
 from dalle.gradients.before_step import BeforeStep
 from dalle.gradients.exchange import Exchange
 from dalle.gradients.partition import Give, Piece, Place, Shards, Take, Told, Whole
+from dalle.planning.gathered import sub_groups
 from dalle.planning.layout import META, Layout
 from dalle.planning.meter import Meter
 
@@ -43,14 +44,15 @@ class Exchanged:
         calls: in their order
         error_bytes: of the error buffers
         fixed_bytes: of the matrices Q0, which stay as well
-        working_bytes: of P, Q and temporary tensors, at most
+        working: bytes of P, Q and temporary tensors at most, by how many parts of the backward pass had ended; the last is of the
+            time when all had, with what DeepSpeed's update copies
         flops: of the compression's products
     """
 
     calls: tuple[Call, ...]
     error_bytes: int
     fixed_bytes: int
-    working_bytes: int
+    working: tuple[int, ...]
     flops: int
 
     @property
@@ -77,16 +79,21 @@ def exchanged(layout: Layout) -> Exchanged:
     step = BeforeStep(shards, world, run, layout.optimizer.clip_norm, None, matrices, _Counted)
     stacks = list(step.powersgd.stacks()) if step.powersgd else []
     meter = Meter([*shards.gradients().values(), *(t for stack in stacks for t in (stack.buffer_NSL, stack.q0_LK))])
+    working = []
     with meter, flops, torch.no_grad():
         step.open()
         for names in layout.sizes.in_backward_order:
+            meter.begin_anew()
             if isinstance(shards, _Shards):
                 shards.arrive(names)
+            working.append(meter.peak)
             backward.ended += 1
+        meter.begin_anew()
         step()
         if isinstance(shards, _Shards):
-            shards.update()
+            shards.update(layout)
         step.close()
+        working.append(meter.peak)
     for p in shards.parameters.values():
         p.grad = None
     stacks = list(step.powersgd.stacks()) if step.powersgd else []
@@ -94,7 +101,7 @@ def exchanged(layout: Layout) -> Exchanged:
         tuple(calls),
         sum(stack.buffer_NSL.nbytes for stack in stacks),
         sum(stack.q0_LK.nbytes for stack in stacks),
-        meter.peak,
+        tuple(working),
         flops.get_total_flops(),
     )
 
@@ -168,10 +175,15 @@ class _Shards(Shards):
             self._take(name, gradient)
         self._told(names)
 
-    def update(self) -> None:
-        """Of the weights."""
-        for name in self._handed_over:
-            self._give(name, torch.empty(self.pieces[name].size, device=META))
+    def update(self, layout: Layout) -> None:
+        """Of the weights: of each sub-group gradients are laid end to end, and again in 16 bits where weights have them."""
+        for names in sub_groups(layout):
+            laid = torch.empty(sum(self.pieces[name].size for name in names), device=META)
+            for name, part in zip(names, laid.split([self.pieces[name].size for name in names]), strict=True):
+                if name in self._handed_over:
+                    self._give(name, part)
+            if layout.run.weights == "16-bit":
+                laid = laid.to(torch.bfloat16)
 
     def gradients(self) -> dict[str, torch.Tensor]:
         return dict(self._gradients)

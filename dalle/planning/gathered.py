@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from dalle.cluster.topology import World
 from dalle.planning.layout import META, Layout
 from dalle.training.deepspeed_adapter import settings
@@ -46,3 +48,19 @@ def _settings(layout: Layout) -> dict:
 def bucket_elements(layout: Layout) -> int:
     """Of DeepSpeed's buckets; without sharding it has none that stay."""
     return _settings(layout).get("reduce_bucket_size", 0) if layout.run.zero_stage > 0 else 0
+
+
+def sub_groups(layout: Layout) -> Iterator[list[str]]:
+    """Names of the parameters that DeepSpeed updates together at stage 3: so many that those of a process reach a size that its
+    settings name."""
+    if layout.run.zero_stage < 3:
+        return
+    most, names, size = _settings(layout)["sub_group_size"], [], 0
+    for name, held in layout.held.items():
+        names.append(name)
+        size += held
+        if size >= most:
+            yield names
+            names, size = [], 0
+    if names:
+        yield names
