@@ -40,9 +40,9 @@ def events(world, **run) -> dict:
         order.append("end")
 
     def watched():
-            ps.append(cluster.bits(stack.p_NSK for stack in step.powersgd.stacks()))
-            buffers = dict(step.powersgd.buffers())
-            told["final"] = [bool(values.any()) and torch.equal(buffers[name], values) for name, values in seen.items()]
+        ps.append(cluster.bits(stack.p_NSK for stack in step.powersgd.stacks()))
+        buffers = dict(step.powersgd.buffers())
+        told["final"] = [bool(values.any()) and torch.equal(buffers[name], values) for name, values in seen.items()]
         return squares()
 
     told = {}
