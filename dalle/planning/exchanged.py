@@ -176,14 +176,19 @@ class _Shards(Shards):
         self._told(names)
 
     def update(self, layout: Layout) -> None:
-        """Of the weights: of each sub-group gradients are laid end to end, and again in 16 bits where weights have them."""
+        """Of the weights."""
         for names in sub_groups(layout):
-            laid = torch.empty(sum(self.pieces[name].size for name in names), device=META)
-            for name, part in zip(names, laid.split([self.pieces[name].size for name in names]), strict=True):
-                if name in self._handed_over:
-                    self._give(name, part)
-            if layout.run.weights == "16-bit":
-                laid = laid.to(torch.bfloat16)
+            self._lay(names, layout.run.weights == "16-bit")
+
+    def _lay(self, names: list[str], in_16_bits: bool) -> None:
+        """Gradients end to end, as a sub-group's update wants them, and once more in the format of its weights."""
+        sizes = [self.pieces[name].size for name in names]
+        laid = torch.empty(sum(sizes), device=META)
+        for name, part in zip(names, laid.split(sizes), strict=True):
+            if name in self._handed_over:
+                self._give(name, part)
+        if in_16_bits:
+            laid.to(torch.bfloat16)
 
     def gradients(self) -> dict[str, torch.Tensor]:
         return dict(self._gradients)
