@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from dalle.config import Run
+from dalle.config.checks import out_of_memory
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,9 @@ def joined(silence_limit_s: float = 600.0) -> Iterator[World]:
     """Within the block this process has its place among the others: NCCL on GPUs, gloo on CPUs.
 
     Blocks may nest: the outermost one ends the process group, without which some runs abort at exit.
+
+    Raises:
+        ValueError: one of the others is not there, or goes while they meet
     """
     alone: dict[str, str] = {}
     if "WORLD_SIZE" not in os.environ:
@@ -176,7 +180,16 @@ def joined(silence_limit_s: float = 600.0) -> Iterator[World]:
     is_outermost = not dist.is_initialized()
     timeout = timedelta(seconds=2 * silence_limit_s)
     if is_outermost:
-        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout)
+        try:
+            dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout)
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            place, why = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", " ".join(str(error).split())
+            raise ValueError(
+                f"the {os.environ['WORLD_SIZE']} processes did not all meet at {place} ({why[:200]}); see whether another one says "
+                "what stopped it, start them all again, and let machines reach that address"
+            ) from None
     try:
         yield World(dist.get_rank(), dist.get_world_size(), device, timeout=timeout)
     finally:

@@ -2,6 +2,10 @@
 compression, the norm, clipping, and the decision to skip. Nothing of it is read on the host; from stage 1 on DeepSpeed
 then reads the norm.
 
+The gradients of matrices that are compressed live in the error buffers alone: with weights sharded they are unscaled and added
+there in every micro-batch, as DeepSpeed has reduced them, and come out decompressed when DeepSpeed is about to update its next
+sub-group. Below stage 3, and with moments in main memory, they are added when all micro-batches are there.
+
 With weights sharded, unscaling and what machines exchange begin in the backward pass, group by group of gradients, and go
 on beside it (`overlap.py`); whether all were finite, the norm, and with it what the optimiser is given, wait for all of them.
 Elsewhere gradients are first reduced when the backward pass has ended, and all begins then, in the same order. Of
@@ -69,7 +73,12 @@ class BeforeStep:
             self.powersgd = PowerSGD(*compressed, _blocks(shapes))
         self._plain = exchange(self.machines.replicas, run.wire) if self.machines else None
         self._gradients: dict[str, torch.Tensor] = {}  # of this update
-        self._finite = torch.empty(0)
+        self._factor = torch.empty(0)  # that clips it
+        # whether gradients were finite, for each scale: those that were handed over come in a stream of their own
+        num_flags = 1 if scales is None else len(scales.failures)
+        self._finite, self._taken_finite = torch.ones(2, num_flags, dtype=torch.bool, device=world.device)
+        if self.powersgd:
+            shards.hand_over(frozenset(self.powersgd.shapes), self._take, self._give)
         self._groups = self._in_order()
         self._overlap = Overlap([names for _, names in self._groups], self._exchange, world.device)
         self._is_early = bool(self._groups) and shards.tell_reduced(self._overlap.arrived)
@@ -103,23 +112,39 @@ class BeforeStep:
 
     def open(self) -> None:
         """The last backward pass of an update begins: what is complete of its gradients may be sent."""
-        self._begin()
         if self._is_early:
             self._gradients = self.shards.gradients()  # the memory that they will be in
             self._overlap.open()
 
-    def _begin(self) -> None:
-        num_flags = 1 if self.scales is None else len(self.scales.failures)
-        self._finite = torch.ones(num_flags, dtype=torch.bool, device=self.world.device)
+    def close(self) -> None:
+        """The update is over, whether it was skipped or not."""
+        if self.powersgd:
+            self.powersgd.close()
+        for flags in (self._finite, self._taken_finite):
+            flags.fill_(True)
+
+    def _take(self, name: str, gradient: torch.Tensor) -> None:
+        """What is done to a micro-batch's gradient that is handed over."""
+        assert self.powersgd is not None
+        self._unscale({name: gradient}, self._taken_finite)
+        self.powersgd.add(name, gradient)
+
+    def _give(self, name: str, gradient: torch.Tensor) -> None:
+        """Fill the memory of a gradient with what its weight is to be updated with."""
+        assert self.powersgd is not None
+        decompressed = self.powersgd.applied(name)
+        torch.mul(decompressed, self._factor, out=gradient.view(decompressed.shape))
 
     def _exchange(self, number: int) -> Steps:
         """What is done to one of the groups as soon as its gradients are there."""
         group, names = self._groups[number]
         mine = {name: self._gradients[name] for name in names if name in self._gradients}
-        self._unscale(mine)
+        self._unscale(mine, self._finite)
         if group is not None:
             assert self.powersgd is not None
-            yield from self.powersgd.factorise(group, mine)
+            for name, gradient in mine.items():  # that have not been handed over
+                self.powersgd.add(name, gradient)
+            yield from self.powersgd.factorise(group)
         elif mine:
             assert self._plain is not None
             held = list(mine.values())
@@ -138,7 +163,7 @@ class BeforeStep:
         gradients = self._gradients = self.shards.gradients()
         self._overlap.finish()
         exchanged = {name for _, names in self._groups for name in names}
-        self._unscale({name: gradient for name, gradient in gradients.items() if name not in exchanged})
+        self._unscale({name: gradient for name, gradient in gradients.items() if name not in exchanged}, self._finite)
         finite = self._update_scales()
         squares = self.powersgd.squares() if self.powersgd else torch.zeros((), device=self.world.device)
         compressed = self.powersgd.shapes if self.powersgd else {}
@@ -152,9 +177,11 @@ class BeforeStep:
             factor = factor.where(applied, torch.nan)  # DeepSpeed skips an update whose norm is not a number
         if plain:
             torch._foreach_mul_(plain, factor)
+        self._factor = factor
         if self.powersgd:
-            for name, gradient in self.powersgd.apply(applied):
-                torch.mul(gradient, factor, out=gradients[name].view(gradient.shape))
+            self.powersgd.decide(applied)
+            for name in compressed.keys() & gradients.keys():
+                self._give(name, gradients[name])
         self.shards.write_gradients(gradients)
         self._gradients = {}
         if self._whole:
@@ -167,18 +194,19 @@ class BeforeStep:
             "hopeless": hopeless.float(),
         }
 
-    def _unscale(self, gradients: dict[str, torch.Tensor]) -> None:
-        """Take scales out of some gradients, in place, and note what was not finite."""
+    def _unscale(self, gradients: dict[str, torch.Tensor], flags: torch.Tensor) -> None:
+        """Take scales out of some gradients, in place, and note in the flags what was not finite."""
         if self.scales is not None:
             parameters = self.shards.parameters
             pairs = ((parameters[name], gradient) for name, gradient in gradients.items())
-            self._finite &= self.scales.unscale(pairs)
+            flags &= self.scales.unscale(pairs)
 
     def _update_scales(self) -> torch.Tensor:
         """Whether the gradients of all processes are finite, after the scales have learnt of it."""
         if self.scales is None:
             return self._finite.all()
-        return self.scales.update(self.world.sum((~self._finite).float()) == 0)
+        finite = self._finite & self._taken_finite
+        return self.scales.update(self.world.sum((~finite).float()) == 0)
 
     def _over_shards(self, squares: torch.Tensor) -> torch.Tensor:
         """The sum over a whole model's shards, not finite when any process's is not."""

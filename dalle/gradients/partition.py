@@ -5,7 +5,7 @@
     stage 2  the same
     stage 3  one m-th of every parameter, of its gradient and of its moments
 
-DeepSpeed has no common door to these; this module is it.
+DeepSpeed has no common door to these; this module is it, with `sharded.py` for stage 3.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 Told = Callable[[Collection[str]], None]
 """Hears of gradients, by name."""
+Take = Callable[[str, torch.Tensor], None]
+"""Takes the gradient of a micro-batch, by name."""
+Give = Callable[[str, torch.Tensor], None]
+"""Fills a tensor with the gradient that a parameter is to be updated with, by name."""
 
 
 def whole_shape(parameter: nn.Parameter) -> tuple[int, ...]:
@@ -96,6 +100,18 @@ class Shards(ABC):
         """
         return False
 
+    def hand_over(self, names: frozenset[str], take: Take, give: Give) -> bool:
+        """Whether gradients can be handed over as they come, from now on: then there is nothing of them in what `gradients` gives.
+
+        Args:
+            names: of their parameters
+            take: called in every micro-batch with this process's part of a gradient, flat fp32, averaged over the processes that
+                shard, and divided by the micro-batches. It may be written to, and is gone afterwards
+            give: called just before a parameter is updated, not in updates that are skipped, with flat fp32 memory for this
+                process's part of the gradient
+        """
+        return False
+
     @abstractmethod
     def write_gradients(self, gradients: dict[str, torch.Tensor]) -> None:
         """Make the optimiser see what was written into the tensors that `gradients` gave."""
@@ -147,7 +163,7 @@ class Whole(Shards):
                 self.optimizer.state[p] = {"step": torch.tensor(float(step), device=p.device), **moments}
 
 
-class _Flat(Shards):
+class Flat(Shards):
     """Moments of parameters that the client's optimiser sees laid end to end.
 
     Args:
@@ -199,7 +215,7 @@ class _Flat(Shards):
                 self.optimizer.state[flat] = {"step": torch.tensor(float(step), device=flat.device), **moments}
 
 
-class Partitioned(_Flat):
+class Partitioned(Flat):
     """Stages 1 and 2.
 
     Args:
@@ -229,83 +245,6 @@ class Partitioned(_Flat):
     def _place(self, name: str) -> tuple[int, int]:
         link = self.parameters[name]._hp_mapping
         return link.param_group_index, link.hp_fragment_address.start
-
-
-class Sharded(_Flat):
-    """Stage 3.
-
-    Args:
-        zero: DeepSpeed's optimiser around the client's
-        set_gradient: DeepSpeed's `safe_set_local_grad`
-        ordinal: this process's number among those that shard
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        zero: Any,
-        set_gradient: Callable[[nn.Parameter, torch.Tensor], None],
-        ordinal: int,
-    ):
-        super().__init__(model, optimizer, zero, zero.fp32_partitioned_groups_flat, zero.fp16_groups)
-        self._set = set_gradient
-        self.pieces = {}
-        for name, p in self.parameters.items():
-            share = p.ds_tensor.ds_numel  # the last shards may be shorter, or empty
-            start = min(ordinal * share, p.ds_numel)
-            self.pieces[name] = Piece(tuple(p.ds_shape), start, min(share, p.ds_numel - start))
-        self._held = {} if zero.offload_optimizer else self._laid_end_to_end(zero.grad_partitions_flat_buffer)
-
-    def _laid_end_to_end(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
-        """By name, views of this process's gradients, which DeepSpeed adds up there."""
-        parameters: list[Any] = [p for group in self._groups for p in group]
-        parts = flat.split([p.partition_numel() for p in parameters])
-        found = {
-            self._names[id(p)]: part[: self.pieces[self._names[id(p)]].size]
-            for p, part in zip(parameters, parts, strict=True)
-        }
-        return {name: found[name] for name in self.parameters}
-
-    def tell_reduced(self, told: Told) -> bool:
-        if self.zero.offload_optimizer:  # then they are not on the device that computes
-            return False
-        plain = self.zero.partition_grads
-
-        def partition_grads(parameters: list[nn.Parameter], partitions: list[torch.Tensor]) -> list[torch.Tensor]:
-            held = plain(parameters, partitions)
-            told([self._names[id(p)] for p in parameters])
-            return held
-
-        self.zero.partition_grads = partition_grads
-        return True
-
-    def weights(self) -> dict[str, tuple[Piece, torch.Tensor]]:
-        held = {
-            name: (self.pieces[name], p.ds_tensor.data[: self.pieces[name].size]) for name, p in self.parameters.items()
-        }
-        return super().weights() | held
-
-    def gradients(self) -> dict[str, torch.Tensor]:
-        if self._held:
-            return dict(self._held)
-        held = self.zero.get_fp32_grad_partitions()
-        found = {}
-        for group, parameters in enumerate(self._groups):
-            for number, p in enumerate(parameters):
-                name = self._names[id(p)]
-                found[name] = held[group][number].flatten()[: self.pieces[name].size].to(p.device)
-        return {name: found[name] for name in self.parameters}
-
-    def write_gradients(self, gradients: dict[str, torch.Tensor]) -> None:
-        if self.zero.offload_optimizer:  # only then are they copies
-            for name, gradient in gradients.items():
-                p = self.parameters[name]
-                self._set(p, nn.functional.pad(gradient, (0, p.ds_tensor.ds_numel - gradient.numel())))
-
-    def _place(self, name: str) -> tuple[int, int]:
-        group, offset, _ = self.zero.grad_position[self.zero.get_param_id(self.parameters[name])]
-        return group, offset
 
 
 def moment_dtypes(checkpoint: Checkpoint, names: list[str]) -> dict[str, dict[str, torch.dtype]]:

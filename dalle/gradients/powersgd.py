@@ -1,15 +1,19 @@
 """PowerSGD between machines, on each process's own shards (section 2.5, appendix E).
 
-What a machine has not yet sent of a gradient waits in its error buffer E. At each update every process adds its shard's
-gradient G, B = E + G, and for each matrix, with all machines,
+What a machine has not yet sent of a gradient waits in its error buffer E, and there is no other place for gradients: as they
+come, micro-batch by micro-batch, every process adds its shard's to its buffer, in the buffer's format. Then, with B = E + G for
+what has come of them, for each matrix, with all machines,
 
     P = mean(B · Q₀),  Q₀ Gaussian and fixed     P ← orthonormal columns of P + 1e-6 · I
     Q = mean(Bᵀ · P)                             applied gradient P · Qᵀ,  E ← B − P · Qᵀ
 
 so that P and Q, of rank r / m, are all that travels. Since every machine subtracts the mean that was applied, nothing
 is lost: the sum of the buffers over the machines after an update, plus what was applied times the number of machines,
-is the sum before it and of the gradients. An update that is skipped changes no buffer: its gradient is dropped, as it is
-without compression.
+is the sum before it and of the gradients.
+
+A gradient that is not finite is not added, and its update is skipped. A skipped update's P · Qᵀ is subtracted all the same,
+wherever it is finite: what would have been applied is dropped, as it is without compression, and what would have waited waits.
+Left in the buffers, gradients of updates that are skipped one after another would come together, as one many times too large.
 
 The mean of a P is on the machine that owns it alone, on its way to all: there it is orthogonalised, once, and all machines
 have the same bits of it, rounded to the format of the wire. That it is then orthonormal but for that rounding costs nothing:
@@ -19,9 +23,7 @@ Matrices travel in groups, resblock by resblock where the machines are few (`own
 backward pass need not wait for what comes first (`overlap.py`).
 
 Departures from the paper: matrices of one shape share Q₀ and are worked on together; gradients are means here, parts of
-a sum there; the gradient exists beside the buffer, where DeepSpeed collects it, so that B is made anew where it is
-needed, and is never rounded to the buffer's format; a skipped update leaves the buffers alone, where the paper takes in
-what was finite; every GPU of the paper's orthogonalises all P for itself.
+a sum there; every GPU of the paper's orthogonalises all P for itself.
 """
 
 from __future__ import annotations
@@ -102,8 +104,9 @@ class PowerSGD:
         # the same from the same averages
         self.scales = torch.ones(2, device=device)
         self._largest = torch.zeros(2, device=device)  # of this update's P and Q
-        self._all_finite: list[torch.Tensor] = []
-        self._gradients: dict[str, torch.Tensor] = {}  # between `factorise` and `apply`
+        self._places = {name: place for stack in self.stacks() for name, place in self._within(stack)}
+        self._all_finite = torch.ones((), dtype=torch.bool, device=device)  # of what was added for this update
+        self._subtracted: set[str] = set()  # in this update
 
     def _sides(self, name: str) -> tuple[int, int]:
         """Of a matrix lying down: short, long."""
@@ -142,19 +145,39 @@ class PowerSGD:
         sizes = [math.prod(shape) for shape in shapes]
         return Layout(shapes, shares(counts, sizes, self.exchange.size, ordinals, number)[ordinal])
 
-    def factorise(self, group: int, gradients: dict[str, torch.Tensor]) -> Steps:
-        """Agree with the other machines on P and Q of the buffers and gradients of one of `groups`. All machines take the
-        groups in one order.
+    def _within(self, stack: _Stack) -> Iterator[tuple[str, tuple[_Stack, slice]]]:
+        """By name, where in its stack a weight's matrices are."""
+        first = 0
+        for name in stack.names:
+            parts = self.shapes[name][2]
+            yield name, (stack, slice(first, first + parts))
+            first += parts
+
+    @torch.no_grad()
+    def add(self, name: str, gradient: torch.Tensor) -> None:
+        """Add a gradient to what waits of it, rounded to the buffer's format.
+
+        Args:
+            name: of the weight
+            gradient: flat fp32, this process's rows. A matrix with a number that is not finite is left out, and the update has to
+                be skipped
+        """
+        stack, place = self._places[name]
+        given = self._lying(gradient, name)
+        finite = _finite(given)
+        self._all_finite &= finite.all()
+        buffer = stack.buffer_NSL[place]
+        buffer.copy_(encode(decode(buffer, self.format) + given.where(finite, 0), self.format))
+
+    def factorise(self, group: int) -> Steps:
+        """Agree with the other machines on P and Q of what waits of one of `groups`. All machines take the groups in one order,
+        and each group when all of its gradients were added.
 
         Args:
             group: its number
-            gradients: by name, flat fp32, this process's rows; they have to stay as they are until `apply` gives its own. A
-                matrix with one that is not finite counts as zeros, and the update has to be skipped
         """
-        self._gradients |= gradients
         stacks, layout = self._stacks[group], self._layouts[group]
-        self._all_finite += [_finite(self._given(stack)).all() for stack in stacks]
-        p_NSK = [self._waiting(stack) @ stack.q0_LK for stack in stacks]
+        p_NSK = [decode(stack.buffer_NSL, self.format) @ stack.q0_LK for stack in stacks]
 
         def orthogonalised(mean_N: torch.Tensor) -> torch.Tensor:
             """This machine's matrices, and the largest number that was sent to it."""
@@ -168,7 +191,7 @@ class PowerSGD:
         for stack, matrices in zip(stacks, layout.stacked([part[:-1] for part in found]), strict=True):
             stack.p_NSK = matrices
 
-        q_NLK = [self._waiting(stack).mT @ _there(stack.p_NSK) for stack in stacks]
+        q_NLK = [decode(stack.buffer_NSL, self.format).mT @ _there(stack.p_NSK) for stack in stacks]
         mean_N = yield from self.exchange.mean(torch.cat([q.flatten() for q in q_NLK]) * self.scales[1])
         self._note(1, mean_N.abs().amax())
         mean_N = mean_N / self.scales[1]
@@ -180,19 +203,10 @@ class PowerSGD:
         self._largest[which] = torch.maximum(self._largest[which], largest / self.scales[which])
 
     def squares(self) -> torch.Tensor:
-        """When all groups are factorised: the square of the norm of what `apply` will give for this process's shards, which is
-        that of Q, on the device; infinite when one of the gradients was not finite."""
-        squares = torch.stack([_there(stack.q_NLK).square().sum() for stacks in self._stacks for stack in stacks]).sum()
-        return squares.where(torch.stack(self._all_finite).all(), torch.inf)
-
-    def _given(self, stack: _Stack) -> torch.Tensor:
-        """G of a stack's matrices."""
-        return torch.cat([self._lying(self._gradients[name], name) for name in stack.names])
-
-    def _waiting(self, stack: _Stack) -> torch.Tensor:
-        """B of a stack's matrices."""
-        given_NSL = self._given(stack)
-        return given_NSL.where(_finite(given_NSL), 0).add_(decode(stack.buffer_NSL, self.format))
+        """When all groups are factorised: the square of the norm of what `applied` will give of all of this process's shards, which
+        is that of Q, on the device; infinite when one of the gradients was not finite."""
+        squares = torch.stack([_there(stack.q_NLK).square().sum() for stack in self.stacks()]).sum()
+        return squares.where(self._all_finite, torch.inf)
 
     def _next_scales(self) -> torch.Tensor:
         if self.format != "1-6-9":
@@ -202,24 +216,37 @@ class PowerSGD:
         return torch.where(scales.isfinite(), scales, self.scales)
 
     @torch.no_grad()
-    def apply(self, applied: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-        """The decompressed gradients, one stack at a time, while the error buffers lose them.
+    def decide(self, takes_place: torch.Tensor) -> None:
+        """Tell, when all groups are factorised, whether the update takes place, bool scalar on the device. If not, the scales of
+        the wire stay as they are."""
+        self.scales.copy_(torch.where(takes_place, self._next_scales(), self.scales))
 
-        Args:
-            applied: bool scalar on the device: whether the update takes place. If not, all stays as it was before
-                `factorise`; but a buffer that is not finite is emptied
+    @torch.no_grad()
+    def applied(self, name: str) -> torch.Tensor:
+        """The decompressed gradient of this process's rows of a weight, which its error buffer loses: once an update. Where that is
+        not finite the buffer stays as it is; a buffer that is not finite is emptied.
 
-        Yields:
-            name and fp32 gradient of this process's rows, [matrices side by side, rows, columns], before clipping
+        Returns:
+            fp32 [matrices side by side, rows, columns], before clipping
         """
-        self.scales.copy_(torch.where(applied, self._next_scales(), self.scales))
+        stack, place = self._places[name]
+        sent = _there(stack.p_NSK)[place] @ _there(stack.q_NLK)[place].mT
+        buffer = stack.buffer_NSL[place]
+        waiting = decode(buffer, self.format)
+        left = waiting - sent
+        kept = waiting.where(_finite(waiting), 0)
+        buffer.copy_(encode(left.where(_finite(left), kept), self.format))
+        self._subtracted.add(name)
+        return self._standing(sent, name)
+
+    def close(self) -> None:
+        """The update is over. The buffers of what was not asked for, since it was skipped, lose what would have been applied."""
+        for name in self.shapes.keys() - self._subtracted:
+            self.applied(name)
         for stack in self.stacks():
-            sent_NSL = _there(stack.p_NSK) @ _there(stack.q_NLK).mT
-            left_NSL = torch.where(applied, self._waiting(stack) - sent_NSL, decode(stack.buffer_NSL, self.format))
-            stack.buffer_NSL = encode(left_NSL.where(_finite(left_NSL), 0), self.format)
-            yield from self._standing(stack, sent_NSL)
             stack.p_NSK = stack.q_NLK = None
-        self._gradients, self._all_finite = {}, []
+        self._subtracted.clear()
+        self._all_finite.fill_(True)
         self._largest.zero_()
 
     def stacks(self) -> Iterator[_Stack]:
@@ -229,9 +256,8 @@ class PowerSGD:
 
     def buffers(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and error buffer, flat fp32, of this process's rows of each matrix."""
-        for stack in self.stacks():
-            for name, standing in self._standing(stack, decode(stack.buffer_NSL, self.format)):
-                yield name, standing.flatten()
+        for name, (stack, place) in self._places.items():
+            yield name, self._standing(decode(stack.buffer_NSL[place], self.format), name).flatten()
 
     def load_buffers(self, buffers: dict[str, torch.Tensor]) -> None:
         """Restore what `buffers` gave."""
@@ -244,12 +270,10 @@ class PowerSGD:
         matrices = flat.view(parts, rows // parts, columns)
         return matrices if rows // parts <= columns else matrices.mT
 
-    def _standing(self, stack: _Stack, lying_NSL: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-        """`_lying` undone for all matrices of a stack."""
-        parts_by_name = lying_NSL.split([self.shapes[name][2] for name in stack.names])
-        for name, matrices in zip(stack.names, parts_by_name, strict=True):
-            rows, columns, parts = self.shapes[name]
-            yield name, matrices if rows // parts <= columns else matrices.mT
+    def _standing(self, lying: torch.Tensor, name: str) -> torch.Tensor:
+        """`_lying` undone: [parts, rows, columns]."""
+        rows, columns, parts = self.shapes[name]
+        return lying if rows // parts <= columns else lying.mT
 
 
 def _finite(matrices_NSL: torch.Tensor) -> torch.Tensor:

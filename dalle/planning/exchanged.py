@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from dalle.cluster.topology import World
 from dalle.gradients.before_step import BeforeStep
 from dalle.gradients.exchange import Exchange
-from dalle.gradients.partition import Piece, Place, Shards, Told, Whole
+from dalle.gradients.partition import Give, Piece, Place, Shards, Take, Told, Whole
+from dalle.planning.gathered import sub_groups
 from dalle.planning.layout import META, Layout
 from dalle.planning.meter import Meter
 
@@ -43,14 +44,15 @@ class Exchanged:
         calls: in their order
         error_bytes: of the error buffers
         fixed_bytes: of the matrices Q0, which stay as well
-        working_bytes: of P, Q and temporary tensors, at most
+        working: bytes of P, Q and temporary tensors at most, by how many parts of the backward pass had ended; the last is of the
+            time when all had, with what DeepSpeed's update copies
         flops: of the compression's products
     """
 
     calls: tuple[Call, ...]
     error_bytes: int
     fixed_bytes: int
-    working_bytes: int
+    working: tuple[int, ...]
     flops: int
 
     @property
@@ -77,13 +79,21 @@ def exchanged(layout: Layout) -> Exchanged:
     step = BeforeStep(shards, world, run, layout.optimizer.clip_norm, None, matrices, _Counted)
     stacks = list(step.powersgd.stacks()) if step.powersgd else []
     meter = Meter([*shards.gradients().values(), *(t for stack in stacks for t in (stack.buffer_NSL, stack.q0_LK))])
+    working = []
     with meter, flops, torch.no_grad():
         step.open()
         for names in layout.sizes.in_backward_order:
+            meter.begin_anew()
             if isinstance(shards, _Shards):
                 shards.arrive(names)
+            working.append(meter.peak)
             backward.ended += 1
+        meter.begin_anew()
         step()
+        if isinstance(shards, _Shards):
+            shards.update(layout)
+        step.close()
+        working.append(meter.peak)
     for p in shards.parameters.values():
         p.grad = None
     stacks = list(step.powersgd.stacks()) if step.powersgd else []
@@ -91,7 +101,7 @@ def exchanged(layout: Layout) -> Exchanged:
         tuple(calls),
         sum(stack.buffer_NSL.nbytes for stack in stacks),
         sum(stack.q0_LK.nbytes for stack in stacks),
-        meter.peak,
+        tuple(working),
         flops.get_total_flops(),
     )
 
@@ -152,16 +162,46 @@ class _Shards(Shards):
     def __init__(self, layout: Layout):
         super().__init__(layout.sizes.prior, _optimizer())
         self._is_told = layout.run.zero_stage == 3 and layout.run.offload == "device"
+        self._handed_over: frozenset[str] = frozenset()
         self.pieces = {name: Piece(tuple(p.shape), 0, layout.held[name]) for name, p in self.parameters.items()}
         self._gradients = {name: torch.empty(size, device=META) for name, size in layout.held.items()}
-        self.arrive: Told = lambda names: None
+        self._told: Told = lambda names: None
+
+    def arrive(self, names: list[str]) -> None:
+        """The processes that shard have averaged gradients."""
+        taken = [name for name in names if name in self._handed_over]
+        # what came of a bucket is there as a whole
+        for name, gradient in [(name, torch.empty(self.pieces[name].size, device=META)) for name in taken]:
+            self._take(name, gradient)
+        self._told(names)
+
+    def update(self, layout: Layout) -> None:
+        """Of the weights."""
+        for names in sub_groups(layout):
+            self._lay(names, layout.run.weights == "16-bit")
+
+    def _lay(self, names: list[str], in_16_bits: bool) -> None:
+        """Gradients end to end, as a sub-group's update wants them, and once more in the format of its weights."""
+        sizes = [self.pieces[name].size for name in names]
+        laid = torch.empty(sum(sizes), device=META)
+        for name, part in zip(names, laid.split(sizes), strict=True):
+            if name in self._handed_over:
+                self._give(name, part)
+        if in_16_bits:
+            laid.to(torch.bfloat16)
 
     def gradients(self) -> dict[str, torch.Tensor]:
         return dict(self._gradients)
 
     def tell_reduced(self, told: Told) -> bool:
         if self._is_told:
-            self.arrive = told
+            self._told = told
+        return self._is_told
+
+    def hand_over(self, names: frozenset[str], take: Take, give: Give) -> bool:
+        if self._is_told:
+            self._handed_over, self._take, self._give = names, take, give
+            self._gradients = {name: t for name, t in self._gradients.items() if name not in names}
         return self._is_told
 
     def write_gradients(self, gradients: dict[str, torch.Tensor]) -> None:

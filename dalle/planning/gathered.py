@@ -1,6 +1,8 @@
-"""Weights that processes which shard them gather from one another, at ZeRO stage 3."""
+"""Weights that processes which shard them gather from one another, at ZeRO stage 3, and whole gradients on their way back."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from dalle.cluster.topology import World
 from dalle.planning.layout import META, Layout
@@ -18,7 +20,7 @@ def at_the_turn(layout: Layout) -> int:
     for names in layout.sizes.in_backward_order:
         if 2 * behind >= distance:
             break
-        behind += sum(layout.sizes.parameters[name].numel() for name in names)
+        behind += sum(layout.whole[name] for name in names)
         size += _bytes(layout, names)
     return size
 
@@ -30,9 +32,13 @@ def at_work(layout: Layout) -> int:
     return 2 * max(_bytes(layout, names) for names in layout.sizes.blocks)
 
 
+def gradients_at_work(layout: Layout) -> int:
+    """Bytes of whole gradients of the resblock that is computed, before they are reduced; at stage 3 none stay."""
+    return at_work(layout) // 2
+
+
 def _bytes(layout: Layout, names: list[str]) -> int:
-    by_name = layout.sizes.weight_bytes(layout.run)
-    return sum(by_name[name] * layout.sizes.parameters[name].numel() for name in names)
+    return layout.weight_bytes({name: layout.whole[name] for name in names})
 
 
 def _settings(layout: Layout) -> dict:
@@ -42,3 +48,19 @@ def _settings(layout: Layout) -> dict:
 def bucket_elements(layout: Layout) -> int:
     """Of DeepSpeed's buckets; without sharding it has none that stay."""
     return _settings(layout).get("reduce_bucket_size", 0) if layout.run.zero_stage > 0 else 0
+
+
+def sub_groups(layout: Layout) -> Iterator[list[str]]:
+    """Names of the parameters that DeepSpeed updates together at stage 3: so many that those of a process reach a size that its
+    settings name."""
+    if layout.run.zero_stage < 3:
+        return
+    most, names, size = _settings(layout)["sub_group_size"], [], 0
+    for name, held in layout.held.items():
+        names.append(name)
+        size += held
+        if size >= most:
+            yield names
+            names, size = [], 0
+    if names:
+        yield names

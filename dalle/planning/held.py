@@ -21,7 +21,7 @@ def stays(layout: Layout, exchanged: Exchanged) -> dict[str, int]:
     """Of a GPU, at the most in an update; `error buffers` with the fixed matrices that go with them."""
     return {
         "weights": _weights(layout),
-        "gradients": 4 * (layout.sizes.weights if layout.run.zero_stage < 2 else sum(layout.held.values())),
+        "gradients": 4 * _gradients(layout),
         "moments": 0 if layout.run.offload == "cpu" else _moments(layout),
         "error buffers": exchanged.error_bytes + exchanged.fixed_bytes,
         "averages": _averages(layout) if layout.run.ema_every_steps == 1 else 0,
@@ -35,7 +35,7 @@ def in_main_memory(layout: Layout) -> int:
     run = layout.run
     averages = 0
     if run.ema_every_steps > 1 and run.ema_decay is not None:
-        averages = _averages(layout) + (layout.held_bytes if run.zero_stage == 3 else layout.whole_bytes)
+        averages = _averages(layout) + layout.weight_bytes(layout.held if run.zero_stage == 3 else layout.whole)
     offloaded = _moments(layout) + 8 * sum(layout.held.values()) if run.offload == "cpu" else 0
     return averages + offloaded
 
@@ -45,16 +45,27 @@ def checkpoint_bytes(layout: Layout, exchanged: Exchanged) -> int:
     whole = layout.with_run(zero_stage=0, compression=None, wire="fp32")
     averages = _averages(whole) if layout.run.ema_decay is not None else 0
     matrices = sum(layout.sizes.parameters[name].numel() for name in layout.sizes.matrices)
-    return layout.whole_bytes + _moments(whole) + averages + (4 * matrices if exchanged.error_bytes else 0)
+    return (
+        layout.weight_bytes(layout.whole) + _moments(whole) + averages + (4 * matrices if exchanged.error_bytes else 0)
+    )
+
+
+def _gradients(layout: Layout) -> int:
+    """How many are kept: at stage 3 those that are compressed wait in the error buffers alone."""
+    run = layout.run
+    if run.zero_stage < 2:
+        return layout.sizes.weights
+    elsewhere = layout.sizes.matrices if run.compression and run.zero_stage == 3 and run.offload == "device" else ()
+    return sum(size for name, size in layout.held.items() if name not in elsewhere)
 
 
 def _weights(layout: Layout) -> int:
     run = layout.run
     if run.zero_stage in (0, 3):
-        return layout.held_bytes
+        return layout.weight_bytes(layout.held)
     # below stage 3 DeepSpeed updates a second copy of its part; what is in 16 bits is updated where it is
     twice = (size for name, size in layout.held.items() if run.weights == "fp32" or name not in layout.sizes.matrices)
-    return layout.whole_bytes + 4 * sum(twice)
+    return layout.weight_bytes(layout.whole) + 4 * sum(twice)
 
 
 def _averages(layout: Layout) -> int:

@@ -128,17 +128,19 @@ class Layout:
         """Elements of each parameter whose gradient and moments a process holds, the most that one has."""
         return {name: self._share(p.numel()) for name, p in self.sizes.parameters.items()}
 
-    @property
-    def whole_bytes(self) -> int:
-        """Of all weights, as they are kept."""
-        by_name = self.sizes.weight_bytes(self.run)
-        return sum(by_name[name] * p.numel() for name, p in self.sizes.parameters.items())
+    @cached_property
+    def whole(self) -> dict[str, int]:
+        """Elements of each parameter."""
+        return {name: p.numel() for name, p in self.sizes.parameters.items()}
 
-    @property
-    def held_bytes(self) -> int:
-        """Of the part of them that a process updates, the most that one has."""
+    def weight_bytes(self, elements: dict[str, int]) -> int:
+        """Of so many weights of each parameter, as they are kept.
+
+        Args:
+            elements: `whole`, `held`, or of some parameters
+        """
         by_name = self.sizes.weight_bytes(self.run)
-        return sum(by_name[name] * size for name, size in self.held.items())
+        return sum(by_name[name] * size for name, size in elements.items())
 
     def _share(self, elements: int) -> int:
         return elements if self.run.zero_stage == 0 else math.ceil(elements / self.shards)

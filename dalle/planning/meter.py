@@ -28,6 +28,10 @@ class Meter(TorchDispatchMode):
         for tensor in known:
             self._note(tensor, counted=False)
 
+    def begin_anew(self) -> None:
+        """From now on `peak` is of what is there from now on."""
+        self.peak = self.held
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **kwargs or {})
         for each in tree_leaves(made):

@@ -10,7 +10,7 @@ from dalle.config import Plan
 from dalle.models.flops import prior_flops
 from dalle.planning.activations import Activations, activations
 from dalle.planning.exchanged import Exchanged, exchanged
-from dalle.planning.gathered import at_the_turn, at_work
+from dalle.planning.gathered import at_the_turn, at_work, gradients_at_work
 from dalle.planning.held import checkpoint_bytes, in_main_memory, stays
 from dalle.planning.layout import Layout
 from dalle.planning.timing import Rates, Update, update
@@ -72,12 +72,18 @@ class Planned:
 
     def comes_and_goes(self, recompute: bool) -> int:
         """Bytes beside what stays, at the most: between forward and backward pass, or when machines exchange, which at stage 3
-        begins while activations are still there."""
-        found, run = self.activations(recompute), self.layout.run
-        turn = found.peak + at_the_turn(self.layout)
+        goes on while the backward pass frees one layer's activations after the other."""
+        found, run, sizes = self.activations(recompute), self.layout.run, self.layout.sizes
+        moments = [found.peak + at_the_turn(self.layout)]
         early = run.zero_stage == 3 and run.offload == "device"
-        beside = found.layers + found.layer + at_work(self.layout) if early else 0
-        return max(turn, beside + self.sent.working_bytes)
+        work = found.layer + at_work(self.layout) + gradients_at_work(self.layout)
+        layers = len(sizes.prior.kinds)
+        for ended, working in enumerate(self.sent.working):
+            # the heads end first, then two resblocks of each layer, then the embeddings, and then there is nothing to work on
+            left = min(layers, layers - (ended - 1) // 2)
+            under_way = found.layers * left // layers + work if early and ended <= len(sizes.blocks) + 1 else 0
+            moments.append(under_way + working)
+        return max(moments)
 
     @property
     def peak_bytes(self) -> int:
@@ -110,7 +116,7 @@ class Planned:
                 "16-bit copies of weights": found.layers + found.copies - without.layers,
                 "a layer at work": found.layer,
                 "heads and their logits": found.heads,
-                "compression and exchange": self.sent.working_bytes,
+                "compression and exchange": max(self.sent.working),
             },
             "stay_bytes": sum(self.stays.values()),
             "peak_bytes": self.peak_bytes,

@@ -15,7 +15,7 @@ from dalle.planning.exchanged import Exchanged, exchanged
 from dalle.planning.layout import Layout
 from dalle.planning.plan import Machines, Planned
 
-_NOTHING = Exchanged((), 0, 0, 0, 0)
+_NOTHING = Exchanged((), 0, 0, (), 0)
 
 
 @dataclass(frozen=True)

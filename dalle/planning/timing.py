@@ -105,7 +105,7 @@ def update(layout: Layout, exchanged: Exchanged, state_bytes: int, rates: Rates)
     compute.add("compression", exchanged.flops * _FP32_SLOWER / rates.flops, there_s)
     done_s = compute.add("update", 2 * state_bytes / rates.memory, there_s)
     if layout.run.zero_stage in (1, 2):  # the weights that others have updated
-        _shared(layout, rates, inside, between, "gather", layout.whole_bytes, done_s)
+        _shared(layout, rates, inside, between, "gather", layout.weight_bytes(layout.whole), done_s)
     one_s = max(spans.free_s for spans in earlier[:3])
     shared_bytes = (
         (steps - 1) * sum(spans.shared_bytes for spans in earlier[:3]) + inside.shared_bytes + between.shared_bytes

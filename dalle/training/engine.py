@@ -26,8 +26,9 @@ from dalle.cluster.agreement import check_same_weights
 from dalle.cluster.topology import World
 from dalle.config import Optimizer, Run
 from dalle.gradients.before_step import BeforeStep
-from dalle.gradients.partition import Partitioned, Piece, Sharded, Shards, Whole, moment_dtypes
+from dalle.gradients.partition import Partitioned, Piece, Shards, Whole, moment_dtypes
 from dalle.gradients.scaling import GradientScales, gradient_scales
+from dalle.gradients.sharded import Sharded
 from dalle.models.folder import weights_file
 from dalle.models.wrapping import recompute_blocks
 from dalle.optim import optimizer as optimizers
@@ -128,6 +129,7 @@ class Engine:
         if self.run.weights == "16-bit":
             self._client.gradients = self.shards.gradients()
         self._engine.step()
+        self.before_step.close()
         if self.run.weights == "16-bit":
             self._client.gradients = {}  # memory that DeepSpeed gives away, below stage 3
         if ema:

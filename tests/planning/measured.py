@@ -43,12 +43,16 @@ def held(world, model: dict, run: dict, optimizer: dict) -> dict[str, int]:
     def between():
         found.clear()
         found.update({kind: _bytes(tensors) for kind, tensors in _by_kind(engine, step.powersgd, ema).items()})
-        for kind in ("gradients", "buckets"):
-            found[kind] = max(found[kind], *(each[kind] for each in before))
+        found["buckets"] = max(found["buckets"], *(each["buckets"] for each in before))
+        in_parameters = max(each["gradients"] for each in before)
+        if run_settings.zero_stage == 3:  # they are on their way, whole
+            found["whole gradients"] = in_parameters
+        else:
+            found["gradients"] = max(found["gradients"], in_parameters)
         found["gathered"] = whole[-1] if whole and world.size > 1 else 0  # alone a process gathers nothing
         return step()
 
-    between.open = step.open
+    between.open, between.close = step.open, step.close
     engine.before_step = between
     config = prior.config
     rows = run_settings.micro_batch_size(world.size)

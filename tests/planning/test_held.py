@@ -7,7 +7,7 @@ import pytest
 
 from dalle.config import Compression, Optimizer, PriorModel, Run, Schedule
 from dalle.planning.exchanged import exchanged
-from dalle.planning.gathered import at_the_turn
+from dalle.planning.gathered import at_the_turn, gradients_at_work
 from dalle.planning.held import stays
 from dalle.planning.layout import Layout, Sizes
 from tests.processes import ON_CPU, run_processes
@@ -57,4 +57,6 @@ def test_bytes_that_stay_are_those_that_a_training_holds(processes, cases):
     for case, found in zip(cases, json.loads(told.strip().splitlines()[-1]), strict=True):
         layout = layout_of(case, 1, processes)
         planned = stays(layout, exchanged(layout)) | {"gathered": at_the_turn(layout) if processes > 1 else 0}
+        if layout.run.zero_stage == 3:
+            planned["whole gradients"] = gradients_at_work(layout)
         assert planned == pytest.approx(found, rel=0.05), case

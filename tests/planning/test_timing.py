@@ -12,7 +12,7 @@ FLOPS = prior_flops(MODEL)
 
 
 def _sent(*calls: Call, flops: int = 0) -> Exchanged:
-    return Exchanged(calls, 0, 0, 0, flops)
+    return Exchanged(calls, 0, 0, (), flops)
 
 
 def test_alone_it_is_operations_and_memory():

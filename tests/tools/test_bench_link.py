@@ -14,7 +14,7 @@ import torch
 
 from dalle.data.tokens import TokenBatches, TokenShards
 from dalle.gradients.overlap import Overlap
-from dalle.gradients.partition import Sharded
+from dalle.gradients.sharded import Sharded
 from dalle.models.folder import read_header
 from dalle.text import Tokenizer
 from tests.conftest import ROOT

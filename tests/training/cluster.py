@@ -39,19 +39,13 @@ def train(
         spoilt: (update, rank) whose loss is made not a number
     """
     world, told = engine.world, {"loss": [], "gradient_norm": [], "skipped": []}
+    count = engine.run.accumulation_steps
     for step in range(first, last):
-        generator = torch.Generator().manual_seed(step)
-        text_BU = torch.randint(0, 5, (_BATCH, 3), generator=generator)
-        codes_BI = torch.randint(0, 7, (_BATCH, 4), generator=generator)
-        parts = world.size * engine.run.accumulation_steps
-        targets = torch.tensor(3.0 * _BATCH / parts)
+        parts = range(world.rank * count, (world.rank + 1) * count)
+        micro_batches = [micro_batch(step, part, world.size * count) for part in parts]
         if spoilt == (step, world.rank):
-            targets = torch.tensor(float("nan"))
-        micro_batches = []
-        for number in range(engine.run.accumulation_steps):
-            part = world.rank * engine.run.accumulation_steps + number
-            mine = slice(part * _BATCH // parts, (part + 1) * _BATCH // parts)
-            micro_batches.append({"text_BU": text_BU[mine], "codes_BI": codes_BI[mine], "text_targets": targets})
+            for each in micro_batches:
+                each["text_targets"] = torch.tensor(float("nan"))
         metrics = engine.update(micro_batches, step, 1e-2)
         told["loss"].append(world.mean(metrics["loss"]).item())
         told["gradient_norm"].append(metrics["gradient_norm"].item())
@@ -59,16 +53,40 @@ def train(
     return told
 
 
+def micro_batch(step: int, part: int, parts: int) -> dict[str, torch.Tensor]:
+    """One of the parts of an update's batch, in the order of the processes and then of their micro-batches."""
+    generator = torch.Generator().manual_seed(step)
+    text_BU = torch.randint(0, 5, (_BATCH, 3), generator=generator)
+    codes_BI = torch.randint(0, 7, (_BATCH, 4), generator=generator)
+    mine = slice(part * _BATCH // parts, (part + 1) * _BATCH // parts)
+    return {"text_BU": text_BU[mine], "codes_BI": codes_BI[mine], "text_targets": torch.tensor(3.0 * _BATCH / parts)}
+
+
 def given(engine: Engine) -> dict[str, torch.Tensor]:
     """What the optimiser is given in the updates from now on, by name: this process's parts, flat."""
-    step, seen = engine.before_step, {}
+    zero, seen = engine._engine.optimizer, {}
+    if engine.run.zero_stage == 3:
+        update = zero._optimizer_step
+
+        def updated(number):
+            flat = zero.fp32_partitioned_groups_flat[number]
+            for place in engine.shards.places()[flat]:
+                part = flat.grad.narrow(0, place.offset, place.piece.size)
+                seen[place.name] = (
+                    engine._client.gradients[place.name].clone() if part.dtype.itemsize == 2 else part.clone()
+                )
+            update(number)
+
+        zero._optimizer_step = updated
+        return seen
+    step = engine.before_step
 
     def prepared():
         told = step()
         seen.update({name: gradient.flatten().clone() for name, gradient in engine.shards.gradients().items()})
         return told
 
-    prepared.open = step.open
+    prepared.open, prepared.close = step.open, step.close
     engine.before_step = prepared
     return seen
 

@@ -19,8 +19,8 @@ SCALED = {"zero_stage": 3, "precision": "fp16-per-block", "accumulation_steps": 
 
 
 def events(world, **run) -> dict:
-    # The order of an update's passes and of the exchanges that begin; of each whether its gradients were what they are in the
-    # end, and whether all machines have the same bits of P.
+    # The order of an update's passes and of the exchanges that begin; of each whether its error buffers had then what they have in
+    # the end, and whether all machines have the same bits of P.
     engine = cluster.make(world, **run)
     step, order, seen = engine.before_step, [], {}
     exchange, backward, squares = step._overlap._begin, engine._engine.backward, step.powersgd.squares
@@ -30,8 +30,8 @@ def events(world, **run) -> dict:
         group, names = step._groups[number]
         order.append("exchange")
         if group is not None:
-            gradients = engine.shards.gradients()
-            seen.update({name: gradients[name].clone() for name in names})
+            buffers = dict(step.powersgd.buffers())
+            seen.update({name: buffers[name].clone() for name in names})
         return exchange(number)
 
     def passed(loss):
@@ -41,8 +41,8 @@ def events(world, **run) -> dict:
 
     def watched():
         ps.append(cluster.bits(stack.p_NSK for stack in step.powersgd.stacks()))
-        gradients = engine.shards.gradients()
-        told["final"] = [torch.equal(gradients[name], values) for name, values in seen.items()]
+        buffers = dict(step.powersgd.buffers())
+        told["final"] = [bool(values.any()) and torch.equal(buffers[name], values) for name, values in seen.items()]
         return squares()
 
     told = {}
@@ -102,6 +102,7 @@ def test_when_exchanges_begin_changes_no_bit(found, number):
     assert early[2] == [0, 0, 1, 0]
 
 
-def test_an_infinite_gradient_of_one_resblock_on_one_process_changes_nothing(found):
-    assert found["spoilt"] == [[1], [], [0]]
-    assert found["spoilt, scaled"] == [[1], ["gradient_scales"], [0]]
+def test_an_infinite_gradient_of_one_resblock_on_one_process_skips_the_update(found):
+    """Error buffers have what waits of all others' gradients."""
+    assert found["spoilt"] == [[1], ["error"], [0]]
+    assert found["spoilt, scaled"] == [[1], ["error", "gradient_scales"], [0]]

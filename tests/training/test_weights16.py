@@ -157,7 +157,7 @@ def _watched(made) -> dict[str, torch.dtype]:
             found.update({name: p.grad.dtype for name, p in made.model.named_parameters() if p.grad is not None})
         return told
 
-    watched.open = whole.open
+    watched.open, watched.close = whole.open, whole.close
     made.before_step = watched
     return found
 

@@ -90,9 +90,8 @@ def elements(name: str, rank: int) -> dict[str, int]:
     wire: Any = _Counted()
     # as many elements in every format, and on the meta device this one is quick
     compressor = PowerSGD(shapes, Compression(rank, "fp32"), _GPUS, 0, wire, meta)
-    gradients = {name: torch.empty(rows * columns, device=meta) for name, (rows, columns, _) in shapes.items()}
-    for group, names in enumerate(compressor.groups):
-        finished(compressor.factorise(group, {name: gradients[name] for name in names}))
+    for group in range(len(compressor.groups)):
+        finished(compressor.factorise(group))
     width = config.width
     return {
         "matrices": sum(rows * columns for rows, columns, _ in shapes.values()),

@@ -31,7 +31,7 @@ from dalle.cli.allocator import keep_freed_memory
 from dalle.cluster.topology import World, grouped, joined
 from dalle.config import Compression, Optimizer, PriorModel, Run, Schedule, TrainPrior
 from dalle.gradients.overlap import Overlap
-from dalle.gradients.partition import Sharded
+from dalle.gradients.sharded import Sharded
 from dalle.stages.prior import stage
 from dalle.training import loop
 
