@@ -233,11 +233,10 @@ class Engine:
 
 
 def sharded_construction(run: Run, world: World) -> AbstractContextManager:
-    """Within the block a model is sharded as it is made, module by module, if the run shards weights: a process never
-    holds a whole one."""
+    """Within the block a model is sharded as it is made, module by module, if the run shards weights, and never whole."""
     if run.zero_stage < 3:
         return nullcontext()
-    group = world.machines.shards if world.machines else None
+    group = world.machines and world.machines.shards
     return _import_deepspeed().zero.Init(data_parallel_group=group, config_dict_or_path=settings(run, world))
 
 
@@ -246,8 +245,7 @@ def _prepare(objective: Any, run: Run, world: World) -> GradientScales | None:
 
     All of it comes before DeepSpeed, which hangs its hooks on the modules as it finds them and reads the marks once. Among
     itself the order is free: scales change the resblocks' forward passes, recomputation those of the layers around them, and
-    a compiler looks at them when it is first called. What a stage changes of its model, the dVAE's batch normalisation over
-    all processes, it has changed before.
+    a compiler looks at them when it is first called. What a stage changes of its model it has changed before.
     """
     scales = gradient_scales(objective, run, world)
     if run.recompute:
@@ -305,6 +303,8 @@ def _import_deepspeed() -> Any:
     # on a CPU DeepSpeed would compile a kernel for tensor-parallel inference at start: a minute and a compiler, unused
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     _import_muon()
+    with torch.device("cpu"):  # at the first one PyTorch notes whom it concerns: before DeepSpeed stands in for them
+        torch.empty(0)
     if deepspeed.comm.is_initialized() is False:
         deepspeed.init_distributed(verbose=False)
     return deepspeed

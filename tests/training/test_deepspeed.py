@@ -137,6 +137,23 @@ print("torch._inductor.compile_fx" in sys.modules)
     assert run_processes(script, 1, 1, environment=ON_CPU).splitlines()[-1] == "False"
 
 
+def test_after_a_training_tensors_are_made_on_the_device_that_is_asked_for():
+    """PyTorch notes once which functions `with device` concerns; DeepSpeed stands in for them while a sharded model is made."""
+    script = """
+import os
+import torch
+from dalle.cluster.topology import joined
+from tests.training import cluster
+torch.utils._device._device_constructors.cache_clear()
+with joined() as world:
+    cluster.train(cluster.make(world, zero_stage=3), 0, 1)
+with torch.device("meta"):
+    print(torch.empty(1).device, torch.zeros(1).device, torch.nn.Linear(2, 2).weight.device, flush=True)
+os._exit(0)
+"""
+    assert run_processes(script, 1, 1, environment=ON_CPU).split() == ["meta"] * 3
+
+
 def test_the_functions_we_call_are_there():
     deepspeed = engine._import_deepspeed()
     from deepspeed.ops import __compatible_ops__
