@@ -39,7 +39,7 @@ class Sharded(Flat):
             share = p.ds_tensor.ds_numel  # the last shards may be shorter, or empty
             start = min(ordinal * share, p.ds_numel)
             self.pieces[name] = Piece(tuple(p.ds_shape), start, min(share, p.ds_numel - start))
-        sizes = [p.partition_numel() for group in self._groups for p in group]
+        sizes = [size for group in self._groups for size in _sizes(group)]
         self._held = {} if zero.offload_optimizer else self._views(zero.grad_partitions_flat_buffer, sizes)
 
     def _views(self, flat: torch.Tensor, sizes: list[int]) -> dict[str, torch.Tensor]:
@@ -95,7 +95,7 @@ class Sharded(Flat):
         if in_16_bits:
             optimizer.gradients = {}  # of the sub-group before
         laid = torch.empty(flat.numel(), device=flat.device)
-        parts, found = laid.split([p.partition_numel() for p in self._groups[number]]), {}
+        parts, found = laid.split(_sizes(self._groups[number])), {}
         for p, part, held in zip(self._groups[number], parts, self.zero.averaged_gradients[number], strict=True):
             name = self._names[id(p)]
             if name in names:
@@ -147,3 +147,8 @@ class Sharded(Flat):
     def _place(self, name: str) -> tuple[int, int]:
         group, offset, _ = self.zero.grad_position[self.zero.get_param_id(self.parameters[name])]
         return group, offset
+
+
+def _sizes(parameters: list[Any]) -> list[int]:
+    """Of this process's parts, as DeepSpeed pads them."""
+    return [parameter.partition_numel() for parameter in parameters]
