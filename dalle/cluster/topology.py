@@ -183,12 +183,12 @@ def joined(silence_limit_s: float = 600.0) -> Iterator[World]:
         try:
             dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout)
         except RuntimeError as error:
-            if out_of_memory(error):
+            if out_of_memory(error) or "built in" in str(error):  # a PyTorch without NCCL
                 raise
             place, why = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", " ".join(str(error).split())
             raise ValueError(
                 f"the {os.environ['WORLD_SIZE']} processes did not all meet at {place} ({why[:200]}); see whether another one says "
-                "what stopped it, start them all again, and let machines reach that address"
+                "what stopped it, let machines reach that address, set MASTER_PORT to a free one, and start them all again"
             ) from None
     try:
         yield World(dist.get_rank(), dist.get_world_size(), device, timeout=timeout)

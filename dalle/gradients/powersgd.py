@@ -8,11 +8,11 @@ what has come of them, for each matrix, with all machines,
     Q = mean(Bᵀ · P)                             applied gradient P · Qᵀ,  E ← B − P · Qᵀ
 
 so that P and Q, of rank r / m, are all that travels. Since every machine subtracts the mean that was applied, nothing
-is lost: the sum of the buffers over the machines after an update, plus what was applied times the number of machines,
-is the sum before it and of the gradients.
+is lost but by rounding to the buffer's format: the sum of the buffers over the machines after an update, plus what was applied
+times the number of machines, is the sum before it and of the gradients.
 
 A gradient that is not finite is not added, and its update is skipped. A skipped update's P · Qᵀ is subtracted all the same,
-wherever it is finite: what would have been applied is dropped, as it is without compression, and what would have waited waits.
+wherever it is finite: so much of what waited and of what came is dropped as would have been applied, and the rest stays.
 Left in the buffers, gradients of updates that are skipped one after another would come together, as one many times too large.
 
 The mean of a P is on the machine that owns it alone, on its way to all: there it is orthogonalised, once, and all machines

@@ -128,7 +128,7 @@ class Sharded(Flat):
         return super().weights() | held
 
     def gradients(self) -> dict[str, torch.Tensor]:
-        if self._held:
+        if not self.zero.offload_optimizer:
             return dict(self._held)
         held = self.zero.get_fp32_grad_partitions()
         found = {}

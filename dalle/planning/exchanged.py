@@ -177,7 +177,7 @@ class _Shards(Shards):
 
     def update(self, layout: Layout) -> None:
         """Of the weights."""
-        for names in sub_groups(layout):
+        for names in sub_groups(layout) if self._is_told else ():  # else in main memory
             self._lay(names, layout.run.weights == "16-bit")
 
     def _lay(self, names: list[str], in_16_bits: bool) -> None:

@@ -9,19 +9,20 @@ from dalle.planning.layout import META, Layout
 from dalle.training.deepspeed_adapter import settings
 
 
-def at_the_turn(layout: Layout) -> int:
-    """Bytes of gathered weights between forward and backward pass, when they are most: DeepSpeed lets go only of those that come
+def at_the_turn(layout: Layout, ended: int = 0) -> int:
+    """Bytes of gathered weights between forward and backward pass, or of those what is left when so many parts of the latter have
+    ended: DeepSpeed lets go only of those that come
     again later than a number of weights that its settings name. On the way a weight may have 16 bits, but DeepSpeed then makes of it
     what it is kept as, fp32 of which autocast makes its copies, or 16 bits."""
     if layout.run.zero_stage < 3:
         return 0
     distance = _settings(layout)["stage3_max_reuse_distance"]
     behind = size = 0
-    for names in layout.sizes.in_backward_order:
+    for number, names in enumerate(layout.sizes.in_backward_order):
         if 2 * behind >= distance:
             break
         behind += sum(layout.whole[name] for name in names)
-        size += _bytes(layout, names)
+        size += _bytes(layout, names) if number >= ended else 0
     return size
 
 

@@ -76,13 +76,14 @@ class Planned:
         found, run, sizes = self.activations(recompute), self.layout.run, self.layout.sizes
         moments = [found.peak + at_the_turn(self.layout)]
         early = run.zero_stage == 3 and run.offload == "device"
-        work = found.layer + at_work(self.layout) + gradients_at_work(self.layout)
+        least = at_work(self.layout)
         layers = len(sizes.prior.kinds)
         for ended, working in enumerate(self.sent.working):
             # the heads end first, then two resblocks of each layer, then the embeddings, and then there is nothing to work on
             left = min(layers, layers - (ended - 1) // 2)
-            under_way = found.layers * left // layers + work if early and ended <= len(sizes.blocks) + 1 else 0
-            moments.append(under_way + working)
+            under_way = found.layers * left // layers + max(found.layer, 0 if ended else found.heads)
+            under_way += max(least, at_the_turn(self.layout, ended)) + gradients_at_work(self.layout)
+            moments.append(working + (under_way if early and ended <= len(sizes.blocks) + 1 else 0))
         return max(moments)
 
     @property

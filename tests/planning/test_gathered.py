@@ -27,6 +27,19 @@ def test_what_comes_again_within_the_distance_stays(distance, expected, monkeypa
     assert at_the_turn(layout(1, 2, zero_stage=3)) == expected
 
 
+def test_of_those_at_the_turn_what_has_been_used_again_goes():
+    found = layout(1, 2, zero_stage=3)
+    least = [at_the_turn(found, ended) for ended in range(7)]
+    assert [before - after for before, after in zip(least, least[1:])][:5] == [
+        4 * HEADS,
+        MLP_BYTES,
+        ATTENTION_BYTES,
+        MLP_BYTES,
+        ATTENTION_BYTES,
+    ]
+    assert least[6] == 0
+
+
 def test_elsewhere_two_resblocks_are():
     found = layout(2, 2, zero_stage=3)
     assert at_work(found) == 2 * 4 * MLP

@@ -22,7 +22,8 @@ def test_layers_are_freed_one_after_the_other_while_machines_exchange(ended, lay
         found, Machines.measured(1e12, 16e9), Exchanged((), 0, 0, tuple(MANY * (e == ended) for e in range(7)), 0)
     )
     kept = planned.activations(True)
-    work = kept.layer + at_work(found) + gradients_at_work(found)
+    gathered = max(at_work(found), at_the_turn(found, ended))
+    work = (kept.layer if ended else max(kept.layer, kept.heads)) + gathered + gradients_at_work(found)
     assert planned.comes_and_goes(True) == MANY + layers * kept.layers // 2 + works * work
 
 
