@@ -1,5 +1,7 @@
 """Which gathered weights are there, by DeepSpeed's rule; `test_held.py` counts them in trainings small enough that all are."""
 
+from itertools import pairwise
+
 import pytest
 
 from dalle.planning.gathered import at_the_turn, at_work, bucket_elements
@@ -30,7 +32,7 @@ def test_what_comes_again_within_the_distance_stays(distance, expected, monkeypa
 def test_of_those_at_the_turn_what_has_been_used_again_goes():
     found = layout(1, 2, zero_stage=3)
     least = [at_the_turn(found, ended) for ended in range(7)]
-    assert [before - after for before, after in zip(least, least[1:])][:5] == [
+    assert [before - after for before, after in pairwise(least)][:5] == [
         4 * HEADS,
         MLP_BYTES,
         ATTENTION_BYTES,
