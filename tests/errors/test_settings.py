@@ -176,7 +176,7 @@ REFUSED = [
     (Serve, dict(host=" "), "host: is empty; give 127.0.0.1 for this machine alone, 0.0.0.0 for all addresses"),
     (Serve, dict(upload_megapixels=0.0), "upload_megapixels 0.0: must be positive"),
     (Serve, dict(upload_megapixels=1000.0), "upload_megapixels 1000.0: must be at most 178, which Pillow opens"),
-    (Serve, dict(model=""), "model: is empty; name one, such as shapes, or several with spaces between"),
+    (Serve, dict(model=""), "model: is empty; name one, such as icons, or several with spaces between"),
     (Serve, dict(model="a a"), "model a a: names one twice; name each once"),
     (Serve, dict(model="it's"), "model it's: No closing quotation"),
     (gan, muon, "optimizer.muon_step_size_factor 2.0: Muon is for the matrices of transformers, and a GAN has none"),
