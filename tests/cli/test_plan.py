@@ -77,7 +77,7 @@ def test_a_wire_of_16_bits_halves_the_traffic_between_machines_alone(capsys):
 
 def test_what_does_not_fit_ends_with_one_and_what_would(capsys):
     with pytest.raises(SystemExit) as ended:
-        plan([*SMALL, *SHARDED, "--memory", "0.0015"])
+        plan([*SMALL, *SHARDED, "--memory", "0.0018"])
     assert ended.value.code == 1
     lines = capsys.readouterr().out
     assert "does not fit" in lines and "the fastest that fits, of" in lines and "--run.zero_stage" in lines
