@@ -44,10 +44,8 @@ def checkpoint_bytes(layout: Layout, exchanged: Exchanged) -> int:
     """On disk, of all processes together: weights, moments, averages, the sum of the error buffers in fp32."""
     whole = layout.with_run(zero_stage=0, compression=None, wire="fp32")
     averages = _averages(whole) if layout.run.ema_decay is not None else 0
-    matrices = sum(layout.sizes.parameters[name].numel() for name in layout.sizes.matrices)
-    return (
-        layout.weight_bytes(layout.whole) + _moments(whole) + averages + (4 * matrices if exchanged.error_bytes else 0)
-    )
+    waiting = 4 * sum(layout.whole[name] for name in layout.sizes.matrices) if exchanged.error_bytes else 0
+    return layout.weight_bytes(layout.whole) + _moments(whole) + averages + waiting
 
 
 def _gradients(layout: Layout) -> int:

@@ -126,7 +126,7 @@ class Layout:
     @cached_property
     def held(self) -> dict[str, int]:
         """Elements of each parameter whose gradient and moments a process holds, the most that one has."""
-        return {name: self._share(p.numel()) for name, p in self.sizes.parameters.items()}
+        return {name: self._share(size) for name, size in self.whole.items()}
 
     @cached_property
     def whole(self) -> dict[str, int]:

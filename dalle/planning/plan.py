@@ -73,18 +73,23 @@ class Planned:
     def comes_and_goes(self, recompute: bool) -> int:
         """Bytes beside what stays, at the most: between forward and backward pass, or when machines exchange, which at stage 3
         goes on while the backward pass frees one layer's activations after the other."""
-        found, run, sizes = self.activations(recompute), self.layout.run, self.layout.sizes
-        moments = [found.peak + at_the_turn(self.layout)]
-        early = run.zero_stage == 3 and run.offload == "device"
-        least = at_work(self.layout)
-        layers = len(sizes.prior.kinds)
-        for ended, working in enumerate(self.sent.working):
-            # the heads end first, then two resblocks of each layer, then the embeddings, and then there is nothing to work on
-            left = min(layers, layers - (ended - 1) // 2)
-            under_way = found.layers * left // layers + max(found.layer, 0 if ended else found.heads)
-            under_way += max(least, at_the_turn(self.layout, ended)) + gradients_at_work(self.layout)
-            moments.append(working + (under_way if early and ended <= len(sizes.blocks) + 1 else 0))
-        return max(moments)
+        found, run = self.activations(recompute), self.layout.run
+        turn = found.peak + at_the_turn(self.layout)
+        # the heads end first, then the resblocks, then the embeddings, and then there is nothing to work on
+        parts = len(self.layout.sizes.blocks) + 2 if run.zero_stage == 3 and run.offload == "device" else 0
+        exchanging = (
+            working + (self._under_way(found, ended) if ended < parts else 0)
+            for ended, working in enumerate(self.sent.working)
+        )
+        return max([turn, *exchanging])
+
+    def _under_way(self, found: Activations, ended: int) -> int:
+        """Bytes of a backward pass at stage 3, of which so many parts have ended."""
+        layers = len(self.layout.sizes.prior.kinds)
+        left = min(layers, layers - (ended - 1) // 2)  # two resblocks each
+        at_hand = found.layer if ended else max(found.layer, found.heads)
+        gathered = max(at_work(self.layout), at_the_turn(self.layout, ended))
+        return found.layers * left // layers + at_hand + gathered + gradients_at_work(self.layout)
 
     @property
     def peak_bytes(self) -> int:

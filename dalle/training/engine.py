@@ -236,7 +236,7 @@ def sharded_construction(run: Run, world: World) -> AbstractContextManager:
     """Within the block a model is sharded as it is made, module by module, if the run shards weights, and never whole."""
     if run.zero_stage < 3:
         return nullcontext()
-    group = world.machines and world.machines.shards
+    group = world.machines.shards if world.machines else None
     return _import_deepspeed().zero.Init(data_parallel_group=group, config_dict_or_path=settings(run, world))
 
 

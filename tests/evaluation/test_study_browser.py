@@ -90,9 +90,8 @@ def test_a_worker_answers_reloads_goes_on_and_sends(made, browser):
     time.sleep(0.3)
     goes_on, until = f"You have answered 4 of {total} pairs, and go on where you were.", time.monotonic() + 10
     browser.open(address)
-    while (
-        browser.run('at("how-many").textContent') != goes_on
-    ):  # Chromium brings what was stored to a new page when it has time
+    # Chromium brings what was stored to a new page when it has time
+    while browser.run('at("how-many").textContent') != goes_on:
         assert time.monotonic() < until
         browser.open(address)
     assert browser.run('at("start").textContent') == "Go on"

@@ -187,9 +187,7 @@ told["several"] = compared(world, accumulation_steps={several}, spoilt=1)
     for found in _run(body, count, here):
         for told in found.values():
             # fp32 against fp64, and gradients that were summed in another order, through a QR
-            assert told["applied"] < 1e-4 and told["buffers"] < 1e-4 and told["norm"] < 1e-5 and told["plain"] < 1e-4, (
-                told
-            )
+            assert max(told["applied"], told["plain"], told["buffers"]) < 1e-4 and told["norm"] < 1e-5, told
         assert found["one"]["skipped"] == [0, 0, 0, 0]
         for name in found.keys() - {"one"}:
             assert found[name]["skipped"] == [0, 0, 1, 0] and found[name]["same"]
