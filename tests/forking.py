@@ -134,9 +134,9 @@ def serve(path: str) -> str:
     os.dup2(2, 1)  # what is said while importing is no answer
     for name in _IMPORTED:
         importlib.import_module(name)
-    from dalle.training.engine import _import_muon
+    from dalle.training.deepspeed_library import import_muon
 
-    _import_muon()
+    import_muon()
     assert len(os.listdir("/proc/self/task")) == 1, "a fork would lose threads"
     gc.collect()
     gc.freeze()  # or each process would copy all of it, as it is counted

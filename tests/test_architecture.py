@@ -42,7 +42,7 @@ ROOMS = [
 ]
 """From the ground up: a room imports from itself and from those before it."""
 HOMES = {
-    "deepspeed": ["training/engine.py"],
+    "deepspeed": ["training/deepspeed_library.py"],
     "torch.distributed": ["cluster/", "gradients/", "checkpoints/", "training/"],
     "jsonargparse": ["cli/"],
     "argparse": ["cli/"],

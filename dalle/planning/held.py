@@ -29,6 +29,16 @@ def stays(layout: Layout, exchanged: Exchanged) -> dict[str, int]:
     }
 
 
+def while_made(layout: Layout) -> int:
+    """Bytes of a GPU at the most while DeepSpeed takes the weights over, before the first update. At stage 3 it lays fp32 shards end
+    to end and makes room for the gradients of all of them, before 16-bit copies are made and what is not needed goes."""
+    run, held = layout.run, layout.held
+    if run.zero_stage < 3:
+        return 0
+    copies = sum(held[name] for name in layout.sizes.matrices) if run.weights == "16-bit" else 0
+    return 8 * sum(held.values()) + 2 * copies + _buckets(layout)
+
+
 def in_main_memory(layout: Layout) -> int:
     """Bytes of a process beside the GPU: averages with the copies that they are made from, or moments and fp32 weights with their
     gradients where they are offloaded."""

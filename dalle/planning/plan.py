@@ -11,7 +11,7 @@ from dalle.models.flops import prior_flops
 from dalle.planning.activations import Activations, activations
 from dalle.planning.exchanged import Exchanged, exchanged
 from dalle.planning.gathered import at_the_turn, at_work, gradients_at_work
-from dalle.planning.held import checkpoint_bytes, in_main_memory, stays
+from dalle.planning.held import checkpoint_bytes, in_main_memory, stays, while_made
 from dalle.planning.layout import Layout
 from dalle.planning.timing import Rates, Update, update
 
@@ -93,7 +93,8 @@ class Planned:
 
     @property
     def peak_bytes(self) -> int:
-        return sum(self.stays.values()) + self.comes_and_goes(self.layout.run.recompute)
+        in_updates = sum(self.stays.values()) + self.comes_and_goes(self.layout.run.recompute)
+        return max(in_updates, while_made(self.layout))
 
     @property
     def fits(self) -> bool:
@@ -125,6 +126,7 @@ class Planned:
                 "compression and exchange": max(self.sent.working),
             },
             "stay_bytes": sum(self.stays.values()),
+            "while_made_bytes": while_made(layout),
             "peak_bytes": self.peak_bytes,
             "memory_bytes": int(self.machines.memory_bytes),
             "fits": self.fits,

@@ -1,4 +1,4 @@
-"""The one training engine: DeepSpeed, from one CPU process to a cluster. The only file that imports it.
+"""The one training engine: DeepSpeed, from one CPU process to a cluster.
 
 The model is written for one device and never learns what is done to it here: gradient scales, recomputation, compilation,
 precision (`_prepare`), then sharding, then compression.
@@ -6,14 +6,10 @@ precision (`_prepare`), then sharding, then compression.
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -33,8 +29,9 @@ from dalle.models.folder import weights_file
 from dalle.models.wrapping import recompute_blocks
 from dalle.optim import optimizer as optimizers
 from dalle.optim.ema import EMA
+from dalle.training import deepspeed_library as library
 from dalle.training import weights16
-from dalle.training.deepspeed_adapter import Roles, communicated_in_16_bit, largest_resblock, settings
+from dalle.training.deepspeed_adapter import Roles, largest_resblock, settings
 from dalle.training.seeds import derived_seed
 from dalle.training.stage import Start
 
@@ -53,7 +50,7 @@ class Engine:
     """
 
     def __init__(self, objective: nn.Module, optimizer: Optimizer, run: Run, world: World):
-        deepspeed = _import_deepspeed()
+        deepspeed = library.load()
         self.world, self.run = world, run
         self.objective = objective.to(world.device)
         self._client: Any = optimizers.build(objective, optimizer, run.weights)
@@ -160,7 +157,7 @@ class Engine:
         """Within the block the model is whole on every process; all have to enter. Costs nothing below stage 3."""
         if self.run.zero_stage < 3:
             return nullcontext()
-        return _import_deepspeed().zero.GatheredParameters(list(self.model.parameters()))
+        return library.load().zero.GatheredParameters(list(self.model.parameters()))
 
     def writes(self, name: str, piece: Piece) -> bool:
         """Whether this process, of all that hold a piece of a tensor, is the one that puts it into checkpoints. Machines
@@ -237,7 +234,7 @@ def sharded_construction(run: Run, world: World) -> AbstractContextManager:
     if run.zero_stage < 3:
         return nullcontext()
     group = world.machines.shards if world.machines else None
-    return _import_deepspeed().zero.Init(data_parallel_group=group, config_dict_or_path=settings(run, world))
+    return library.load().zero.Init(data_parallel_group=group, config_dict_or_path=settings(run, world))
 
 
 def _prepare(objective: Any, run: Run, world: World) -> GradientScales | None:
@@ -252,10 +249,10 @@ def _prepare(objective: Any, run: Run, world: World) -> GradientScales | None:
         recompute_blocks(objective.model)
     if run.compile:  # not the model: an objective calls what it likes of it, and only a call is compiled
         objective.compile()
-    _communicate_in_16_bit(objective, run)
+    library.communicate_in_16_bit(objective, run)
     if run.zero_stage == 3:  # a resblock's weights come and go together
         blocks = list({type(block) for block in objective.model.resblocks()})
-        _import_deepspeed().utils.set_z3_leaf_modules(objective, blocks)
+        library.load().utils.set_z3_leaf_modules(objective, blocks)
     return scales
 
 
@@ -271,50 +268,5 @@ def _settle(objective: Any, zero: Any, run: Run) -> None:
         # convolutions are faster so (1.7 times on a CPU). DeepSpeed broadcasts weights as bytes and refuses such ones at its
         # start; sharded parameters are flat and cannot be
         objective.to(memory_format=torch.channels_last)
-    if run.zero_stage == 3 and run.offload == "device":
-        # DeepSpeed means fp32 weights to have no second copy, but takes "cpu" and torch.device("cpu") for two devices
-        for flat, held in zip(zero.fp32_partitioned_groups_flat, zero.fp16_partitioned_groups_flat, strict=True):
-            flat.data = held.data
     if run.weights == "16-bit":
         weights16.store(objective.model, zero, run)
-
-
-def _communicate_in_16_bit(objective: Any, run: Run) -> None:
-    """Mark the parameters that DeepSpeed is to gather, and whose gradients it is to reduce, in 16 bits. Its own mark for
-    fp16 would bring a loss scale of its own."""
-    if run.precision == "fp32":
-        return
-    from deepspeed.runtime.torch_autocast import init_autocast_params
-
-    init_autocast_params(SimpleNamespace(module=objective, zero_quantized_weights=lambda: False), torch.bfloat16, [])
-    for weight in communicated_in_16_bit(objective):
-        weight.comm_dtype = torch.bfloat16 if run.precision == "bf16" else torch.float16
-
-
-def _import_deepspeed() -> Any:
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # that PyTorch has new names for them is said of DeepSpeed's collectives at every call
-    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
-    import deepspeed
-
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # on a CPU DeepSpeed would compile a kernel for tensor-parallel inference at start: a minute and a compiler, unused
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    _import_muon()
-    with torch.device("cpu"):  # at the first one PyTorch notes whom it concerns: before DeepSpeed stands in for them
-        torch.empty(0)
-    if deepspeed.comm.is_initialized() is False:
-        deepspeed.init_distributed(verbose=False)
-    return deepspeed
-
-
-def _import_muon() -> None:
-    """DeepSpeed's, which it compares every optimiser with: by itself that imports PyTorch's compiler, 2 s of each start."""
-    from deepspeed.runtime import compiler
-
-    whole, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
-    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
-
-    compiler.compile = whole

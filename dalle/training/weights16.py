@@ -89,10 +89,11 @@ def _store_shards(zero: Any, chosen: Collection[int], dtype: torch.dtype) -> Non
     """Stage 3: all shards lie in one buffer, which goes; each group gets one of its own."""
     for number, parameters in enumerate(zero.fp16_groups):
         in_16_bits = _all_chosen(parameters, chosen)
-        held = zero.fp16_partitioned_groups_flat[number]
-        held = held.to(dtype) if in_16_bits else held.clone()
+        before = zero.fp32_partitioned_groups_flat[number]  # a view, which would keep the buffer
+        held = before.detach().to(dtype if in_16_bits else before.dtype, copy=True)
+        held.ds_id = before.ds_id
         zero.fp16_partitioned_groups_flat[number] = held
-        zero.fp32_partitioned_groups_flat[number].data = held
+        zero.fp32_partitioned_groups_flat[number] = held.requires_grad_()
         zero._unflatten_partitioned_parameters(number)
         for p in parameters if in_16_bits else ():
             p.data = torch.empty(0, dtype=dtype, device=p.device)

@@ -1,10 +1,19 @@
 """The most that comes and goes in an update, beside sums by hand over its moments."""
 
 import pytest
+import torch
 
+from dalle.cluster.topology import World
+from dalle.models.prior import Prior
+from dalle.objectives.prior import PriorObjective as PriorLoss
+from dalle.config import PriorModel, PriorObjective
 from dalle.planning.exchanged import Exchanged, exchanged
 from dalle.planning.gathered import at_the_turn, at_work, gradients_at_work, sub_groups
+from dalle.planning.held import while_made
+from dalle.planning.layout import Layout, Sizes
+from dalle.planning.meter import Meter
 from dalle.planning.plan import Machines, Planned
+from dalle.training.engine import Engine, sharded_construction
 from tests.planning.small import MODEL, layout
 
 MANY = 10**12
@@ -50,3 +59,31 @@ def test_in_the_update_gradients_are_laid_end_to_end_sub_group_by_sub_group(monk
         assert len(sizes) > 3 and all(size >= 10_000 for size in sizes[:-1])
         assert exchanged(found).working[-1] == pytest.approx(bits // 8 * max(sizes), abs=100)  # and the norm
     assert list(sub_groups(layout(1, 2, zero_stage=2))) == []
+
+
+@pytest.mark.parametrize("weights", ["fp32", "16-bit"])
+def test_what_deepspeed_has_for_a_moment_while_it_takes_the_weights_over(weights):
+    """Beside the allocations of a real engine. fp32 weights are not there a third time, and 16-bit ones leave nothing of them."""
+    small = layout(1, 1, zero_stage=3, weights=weights)
+    model = PriorModel(6, 2, 40, 24, width=128, depth=6, heads=2)
+    found = Layout(Sizes(model), small.run, small.optimizer, 1, 1)
+    world = World(0, 1, torch.device("cpu"))
+    with Meter() as meter:
+        with sharded_construction(found.run, world):
+            prior = Prior(model)
+        engine = Engine(PriorLoss(prior, PriorObjective()), found.optimizer, found.run, world)
+    assert while_made(found) == pytest.approx(meter.peak, rel=0.05)
+    kept = [t for _, t in engine.shards.weights().values()] + list(engine.shards.gradients().values())
+    buckets = [bucket.buffer for bucket in engine._engine.optimizer.ipg_buckets.values()]
+    assert sum(t.nbytes for t in kept + buckets) == pytest.approx(meter.held, rel=0.05)
+
+
+def test_a_plan_counts_what_is_there_before_the_first_update():
+    small = layout(1, 2, zero_stage=3)
+    planned = Planned(small, Machines.measured(1e12, 16e9))
+    assert planned.peak_bytes > while_made(small) > 8 * sum(small.held.values())
+    assert planned.figures()["peak_bytes"] == planned.peak_bytes
+    planned.stays = dict.fromkeys(planned.stays, 0)
+    planned.comes_and_goes = lambda _: 0
+    assert planned.peak_bytes == while_made(small)
+    assert while_made(layout(1, 2, zero_stage=2)) == 0

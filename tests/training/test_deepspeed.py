@@ -11,7 +11,7 @@ from dalle.cluster.topology import Machines, World, grouped
 from dalle.config import Compression, Optimizer, PriorModel, PriorObjective, Run, Schedule
 from dalle.models.prior import Prior
 from dalle.objectives.prior import PriorObjective as PriorLoss
-from dalle.training import deepspeed_adapter, engine
+from dalle.training import deepspeed_adapter, deepspeed_library
 from dalle.training.engine import Engine, sharded_construction
 from tests.conftest import ROOT
 from tests.processes import ON_CPU, run_processes
@@ -155,7 +155,7 @@ os._exit(0)
 
 
 def test_the_functions_we_call_are_there():
-    deepspeed = engine._import_deepspeed()
+    deepspeed = deepspeed_library.load()
     from deepspeed.ops import __compatible_ops__
     from deepspeed.runtime import compiler
     from deepspeed.runtime.torch_autocast import init_autocast_params
@@ -187,10 +187,10 @@ def test_matrices_of_the_resblocks_alone_are_communicated_in_16_bit(zero_stage, 
 def test_resblocks_are_gathered_whole():
     """And nothing else is: a layer would be twice the weights at a time, a matrix four times the calls."""
     made = _engine(3)
-    leaves = engine._import_deepspeed().utils.get_z3_leaf_modules(made.objective)
+    leaves = deepspeed_library.load().utils.get_z3_leaf_modules(made.objective)
     assert len(leaves) == 2 * SIZES.depth
     assert {id(module) for module in leaves} == {id(block) for block in made.model.resblocks()}
-    assert not engine._import_deepspeed().utils.get_z3_leaf_modules(_engine(1).objective)
+    assert not deepspeed_library.load().utils.get_z3_leaf_modules(_engine(1).objective)
 
 
 def test_the_machine_is_shown_as_one_direction_and_the_replicas_as_the_other():
