@@ -54,7 +54,7 @@ class _Stack:
     names: list[str]
     q0_LK: torch.Tensor
     buffer_NSL: torch.Tensor  # in the buffers' format
-    p_NSK: torch.Tensor | None = None
+    p_NSK: torch.Tensor | None = None  # once all know them, as they came: in the format of the wire, Q by its scale
     q_NLK: torch.Tensor | None = None
 
 
@@ -103,6 +103,7 @@ class PowerSGD:
         # powers of two that P and Q are multiplied with before they are sent; every process of a replica group derives
         # the same from the same averages
         self.scales = torch.ones(2, device=device)
+        self._q_scale = torch.ones((), device=device)  # of this update, whose end changes `scales`
         self._largest = torch.zeros(2, device=device)  # of this update's P and Q
         self._places = {name: place for stack in self.stacks() for name, place in self._within(stack)}
         self._all_finite = torch.ones((), dtype=torch.bool, device=device)  # of what was added for this update
@@ -189,14 +190,22 @@ class PowerSGD:
         found = yield from self.exchange.owned(sent_N, layout.sizes(), orthogonalised, more=1)
         self._note(0, torch.stack([part[-1] for part in found]).amax())
         for stack, matrices in zip(stacks, layout.stacked([part[:-1] for part in found]), strict=True):
-            stack.p_NSK = matrices
+            stack.p_NSK = encode(matrices, self.format)
 
-        q_NLK = [decode(stack.buffer_NSL, self.format).mT @ _there(stack.p_NSK) for stack in stacks]
-        mean_N = yield from self.exchange.mean(torch.cat([q.flatten() for q in q_NLK]) * self.scales[1])
+        q_NLK = [decode(stack.buffer_NSL, self.format).mT @ self._p(stack) for stack in stacks]
+        self._q_scale = self.scales[1].clone()
+        mean_N = yield from self.exchange.mean(torch.cat([q.flatten() for q in q_NLK]) * self._q_scale)
         self._note(1, mean_N.abs().amax())
-        mean_N = mean_N / self.scales[1]
         for stack, part, q in zip(stacks, mean_N.split([q.numel() for q in q_NLK]), q_NLK, strict=True):
-            stack.q_NLK = part.view_as(q)
+            stack.q_NLK = encode(part.view_as(q), self.format)
+
+    def _p(self, stack: _Stack, place: slice = slice(None)) -> torch.Tensor:
+        """Fp32, of some of a stack's matrices."""
+        return decode(_there(stack.p_NSK)[place], self.format)
+
+    def _q(self, stack: _Stack, place: slice = slice(None)) -> torch.Tensor:
+        """Fp32, of some of a stack's matrices."""
+        return decode(_there(stack.q_NLK)[place], self.format) / self._q_scale
 
     def _note(self, which: int, largest: torch.Tensor) -> None:
         """Keep the largest of what was sent in this update, in its own size."""
@@ -205,7 +214,7 @@ class PowerSGD:
     def squares(self) -> torch.Tensor:
         """When all groups are factorised: the square of the norm of what `applied` will give of all of this process's shards, which
         is that of Q, on the device; infinite when one of the gradients was not finite."""
-        squares = torch.stack([_there(stack.q_NLK).square().sum() for stack in self.stacks()]).sum()
+        squares = torch.stack([self._q(stack).square().sum() for stack in self.stacks()]).sum()
         return squares.where(self._all_finite, torch.inf)
 
     def _next_scales(self) -> torch.Tensor:
@@ -230,7 +239,7 @@ class PowerSGD:
             fp32 [matrices side by side, rows, columns], before clipping
         """
         stack, place = self._places[name]
-        sent = _there(stack.p_NSK)[place] @ _there(stack.q_NLK)[place].mT
+        sent = self._p(stack, place) @ self._q(stack, place).mT
         buffer = stack.buffer_NSL[place]
         waiting = decode(buffer, self.format)
         left = waiting - sent
