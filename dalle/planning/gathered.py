@@ -38,6 +38,14 @@ def gradients_at_work(layout: Layout) -> int:
     return at_work(layout) // 2
 
 
+def reduced_at_once(layout: Layout) -> int:
+    """Bytes of the copy of those that are reduced together, laid end to end in the format of communication; at stage 3."""
+    if layout.run.zero_stage < 3:
+        return 0
+    formats = layout.sizes.wire_bytes(layout.run)
+    return max(sum(layout.whole[name] * formats[name] for name in names) for names in layout.sizes.blocks)
+
+
 def _bytes(layout: Layout, names: list[str]) -> int:
     return layout.weight_bytes({name: layout.whole[name] for name in names})
 

@@ -10,7 +10,7 @@ from dalle.config import Plan
 from dalle.models.flops import prior_flops
 from dalle.planning.activations import Activations, activations
 from dalle.planning.exchanged import Exchanged, exchanged
-from dalle.planning.gathered import at_the_turn, at_work, gradients_at_work
+from dalle.planning.gathered import at_the_turn, at_work, gradients_at_work, reduced_at_once
 from dalle.planning.held import checkpoint_bytes, in_main_memory, stays, while_made
 from dalle.planning.layout import Layout
 from dalle.planning.timing import Rates, Update, update
@@ -87,9 +87,11 @@ class Planned:
         """Bytes of a backward pass at stage 3, of which so many parts have ended."""
         layers = len(self.layout.sizes.prior.kinds)
         left = min(layers, layers - (ended - 1) // 2)  # two resblocks each
-        at_hand = found.layer if ended else max(found.layer, found.heads)
+        at_hand = found.layer + gradients_at_work(self.layout) + reduced_at_once(self.layout)
+        if not ended:  # what the heads need has their gradients in it, and goes before those of a resblock come
+            at_hand = max(at_hand, found.heads)
         gathered = max(at_work(self.layout), at_the_turn(self.layout, ended))
-        return found.layers * left // layers + at_hand + gathered + gradients_at_work(self.layout)
+        return found.layers * left // layers + at_hand + gathered
 
     @property
     def peak_bytes(self) -> int:

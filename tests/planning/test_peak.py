@@ -8,7 +8,7 @@ from dalle.models.prior import Prior
 from dalle.objectives.prior import PriorObjective as PriorLoss
 from dalle.config import PriorModel, PriorObjective
 from dalle.planning.exchanged import Exchanged, exchanged
-from dalle.planning.gathered import at_the_turn, at_work, gradients_at_work, sub_groups
+from dalle.planning.gathered import at_the_turn, at_work, gradients_at_work, reduced_at_once, sub_groups
 from dalle.planning.held import while_made
 from dalle.planning.layout import Layout, Sizes
 from dalle.planning.meter import Meter
@@ -32,8 +32,20 @@ def test_layers_are_freed_one_after_the_other_while_machines_exchange(ended, lay
     )
     kept = planned.activations(True)
     gathered = max(at_work(found), at_the_turn(found, ended))
-    work = (kept.layer if ended else max(kept.layer, kept.heads)) + gathered + gradients_at_work(found)
+    gradients = gradients_at_work(found) + reduced_at_once(found)
+    work = gathered + (kept.layer + gradients if ended else max(kept.layer + gradients, kept.heads))
     assert planned.comes_and_goes(True) == MANY + layers * kept.layers // 2 + works * work
+
+
+def test_what_is_reduced_together_is_laid_end_to_end_as_it_travels():
+    """Of 4 · 64² · 2 weights of an MLP, in 16 bits, with its biases and gains in fp32."""
+    matrices = 2 * 4 * MODEL.width**2
+    others = 4 * MODEL.width + MODEL.width + 2 * MODEL.width
+    found = layout(2, 2, zero_stage=3, precision="bf16")
+    assert reduced_at_once(found) == 2 * matrices + 4 * (sum(found.whole[n] for n in found.sizes.blocks[1]) - matrices)
+    assert reduced_at_once(found) >= 2 * matrices + 4 * others
+    assert reduced_at_once(layout(2, 2, zero_stage=3, precision="fp32")) == 2 * at_work(layout(2, 2, zero_stage=3)) // 4
+    assert reduced_at_once(layout(2, 2, zero_stage=2)) == 0
 
 
 def test_below_stage_3_machines_exchange_when_all_has_been_freed():
