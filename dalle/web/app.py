@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from dalle.config import Serve, plain_json
+from dalle.outputs.threads import Worker
 from dalle.web.answers import Answer, Stream, Whole
 from dalle.web.artist import Artist
 from dalle.web.asking import read_ask, request_schema
@@ -33,24 +34,25 @@ _T = TypeVar("_T")
 _KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
 
-def make_app(shelf: dict[str, Shelved], limits: Serve) -> Starlette:
+def make_app(shelf: dict[str, Shelved], limits: Serve, worker: Worker) -> Starlette:
     """The server, which draws as long as its lifespan lasts.
 
     Args:
         shelf: the models by name, the first of which is taken where none is named
         limits: what may be asked of it
+        worker: in whose thread the models were loaded, and draw
     """
-    return _Server(shelf, limits).app
+    return _Server(shelf, limits, worker).app
 
 
 class _Server:
-    def __init__(self, shelf: dict[str, Shelved], limits: Serve):
+    def __init__(self, shelf: dict[str, Shelved], limits: Serve, worker: Worker):
         self.limits = limits
         self.schema = request_schema(list(shelf), limits)
         self.found = {name: shelved.found for name, shelved in shelf.items()}
         self.facts = [shelved.facts() for shelved in shelf.values()]
         self.turns = Turns(limits.most_waiting)
-        self.artist = Artist(shelf, self.turns, limits.seconds)
+        self.artist = Artist(shelf, self.turns, limits.seconds, worker)
         self._one_reads = anyio.CapacityLimiter(1)
         files = [path for path in resources.files("dalle.web").joinpath("page").iterdir() if path.is_file()]
         self._files = {path.name: path.read_bytes() for path in files if _kind(path.name)}

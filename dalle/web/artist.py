@@ -1,4 +1,4 @@
-"""The thread that draws: it alone has the models. It takes whoever's turn it is, draws one chunk of candidates, and tells what
+"""Who draws, in the thread that alone has the models: it takes whoever's turn it is, draws one chunk of candidates, and tells what
 comes of it row by row."""
 
 from __future__ import annotations
@@ -7,11 +7,12 @@ import base64
 import logging
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import replace
 
 import numpy as np
 
-from dalle.outputs.threads import Thread
+from dalle.outputs.threads import Worker
 from dalle.sampling.candidates import Best, Candidates, Chunks
 from dalle.sampling.drawing import Drawing
 from dalle.sampling.prompt import Prompt, encode_with
@@ -30,25 +31,26 @@ class Artist:
         shelf: the models by name
         turns: who waits
         seconds: that are drawn for a job, at most
+        worker: has the thread, in which the models were loaded
     """
 
-    def __init__(self, shelf: Mapping[str, Shelved], turns: Turns, seconds: float):
-        self.shelf, self.turns, self.seconds = shelf, turns, seconds
+    def __init__(self, shelf: Mapping[str, Shelved], turns: Turns, seconds: float, worker: Worker):
+        self.shelf, self.turns, self.seconds, self._worker = shelf, turns, seconds, worker
         self.slots = 0  # that were drawn in all
         self._closed = False
-        self._thread: Thread | None = None
+        self._drawn: Future[None] | None = None
 
     def start(self) -> None:
         """Begin."""
-        self._thread = Thread(self._run)
+        self._drawn = self._worker.begin(self._run)
 
     def close(self) -> None:
-        """Stop within a row, tell all who wait, and wait for the thread's end."""
+        """Stop within a row, tell all who wait, and wait until it has stopped."""
         self._closed = True
         for job in self.turns.close():
             job.refuse(_CLOSING, 503)
-        if self._thread:
-            self._thread.join()
+        if self._drawn:
+            self._drawn.result()
 
     def _run(self) -> None:
         while self._draw_next():

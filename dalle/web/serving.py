@@ -10,6 +10,7 @@ from typing import Any
 import uvicorn
 
 from dalle.config import Serve
+from dalle.outputs.threads import Worker
 from dalle.web.app import make_app
 from dalle.web.shelf import load_shelf
 
@@ -30,11 +31,12 @@ def serve(config: Serve, tell: Callable[[str], None]) -> None:
         ValueError: a model cannot be loaded
         OSError: the address or the port cannot be listened on
     """
-    shelf = load_shelf(config)
+    worker = Worker()
+    shelf = worker.do(load_shelf, config)
     with listening(config) as listener:
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        server = uvicorn.Server(server_settings(config, make_app(shelf, config)))
+        server = uvicorn.Server(server_settings(config, make_app(shelf, config, worker)))
         tell(f"http://{shown}:{port}/")
         asyncio.run(server.serve(sockets=[listener]))
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from dalle.cluster.topology import World
+from dalle.config import PriorModel, PriorObjective
 from dalle.models.prior import Prior
 from dalle.objectives.prior import PriorObjective as PriorLoss
-from dalle.config import PriorModel, PriorObjective
 from dalle.planning.exchanged import Exchanged, exchanged
 from dalle.planning.gathered import at_the_turn, at_work, gradients_at_work, reduced_at_once, sub_groups
 from dalle.planning.held import while_made

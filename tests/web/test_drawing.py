@@ -4,14 +4,17 @@ import base64
 import gc
 import io
 import json
+import queue
 import shlex
 import socket
+import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,6 +26,7 @@ from dalle.data.shapes import draw, sample_scene
 from dalle.sampling.again import count_differing_pixels, draw_again
 from dalle.sampling.drawing import drawing_of
 from dalle.sampling.prompt import encode_with
+from dalle.web import serving
 from dalle.web.job import Job
 from dalle.web.shelf import code_colours
 from dalle.web.telling import bundle
@@ -288,6 +292,28 @@ def test_shut_down_it_ends_what_is_drawn(shelf, shelved, limits):
         answers = [each.result() for each in asked]
         assert server.draw().status_code == 503
     assert [a.status_code for a in answers] == [503, 503] and "shut down" in answers[0].json()["error"]
+
+
+def test_one_thread_loads_and_draws(shelf, shelved, limits, monkeypatch):
+    """Each thread that has begun PyTorch's products keeps helpers, and where they are more than the cores all of them sleep between
+    two products."""
+    threads, told = [], queue.SimpleQueue()
+    monkeypatch.setattr(serving, "load_shelf", lambda _: (threads.append(threading.get_ident()), shelf)[1])
+    plain = shelved.pipeline.chunk
+    monkeypatch.setattr(
+        shelved.pipeline, "chunk", lambda *a, **k: (threads.append(threading.get_ident()), plain(*a, **k))[1]
+    )
+    servers, made = [], serving.uvicorn.Server
+    monkeypatch.setattr(serving.uvicorn, "Server", lambda settings: (servers.append(made(settings)), servers[-1])[1])
+    whole = threading.Thread(target=serving.serve, args=(replace(limits, port=0), told.put))
+    whole.start()
+    address = told.get(timeout=20)
+    wait_for(lambda: servers[0].started)
+    assert httpx.post(f"{address}generate", json={"caption": CAPTION, "n": 2}, timeout=60).status_code == 200
+    servers[0].should_exit = True
+    whole.join(20)
+    assert not whole.is_alive() and len(threads) == 2 and len(set(threads)) == 1
+    assert threads[0] != whole.ident
 
 
 def test_a_drawing_that_fails_is_told_and_the_next_is_drawn(server, shelved, monkeypatch, caplog):
