@@ -16,7 +16,7 @@ import mmap
 import os
 import zlib
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch import nn
 
 from dalle.config import plain_json
 from dalle.models.weights_header import DTYPES, NO_CHECKSUM, Stored, make_header, read_header
+from dalle.outputs.threads import Workers
 from dalle.outputs.whole import whole_file
 
 _PIECE_BYTES = 1 << 17
@@ -196,19 +197,20 @@ def load_weights(model: nn.Module, path: Path, device: str | torch.device) -> No
         told = file.told_checksums()
         values = {name: room_for(tensor, torch.device(device)) for name, tensor in expected.items()}
         broken = None
-        with ThreadPoolExecutor(_THREADS) as pool:
-            found_hash = pool.submit(file.content_hash) if told is None else None
-            read = pool.map(lambda name: file.read(name, values[name]), names)
-            try:
-                for name, checksum in zip(names, read, strict=True):
-                    if told is not None and told.get(name) != checksum:
-                        raise damaged(path, f"the values of {name}")
-                    broken = broken or (None if is_finite(values[name]) else name)
-                if found_hash is not None and found_hash.result() != file.metadata.get("hash"):
-                    raise damaged(path, "its weights")
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        workers = Workers(_THREADS)
+        found_hash = workers.begin(file.content_hash) if told is None else None
+        read = [workers.begin(file.read, name, values[name]) for name in names]
+        try:
+            for name, reading in zip(names, read, strict=True):
+                checksum = reading.result()
+                if told is not None and told.get(name) != checksum:
+                    raise damaged(path, f"the values of {name}")
+                broken = broken or (None if is_finite(values[name]) else name)
+            if found_hash is not None and found_hash.result() != file.metadata.get("hash"):
+                raise damaged(path, "its weights")
+        finally:
+            begun = [future for future in (*read, found_hash) if future is not None and not future.cancel()]
+            wait(begun)  # before the file is closed
     if broken:
         raise ValueError(
             f"{path}: the weights {broken} are not finite in {expected[broken].dtype}: the model is broken; train it again, "

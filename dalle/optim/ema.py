@@ -7,12 +7,13 @@ The paper keeps them in main memory, copies the weights there every 25 updates w
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 
 import torch
 
 from dalle.gradients.partition import Piece
+from dalle.outputs.threads import Workers
 
 
 class EMA:
@@ -36,7 +37,7 @@ class EMA:
         self._copies = (
             {n: torch.empty_like(t, device="cpu").pin_memory() for n, t in self._live.items()} if self._away else {}
         )
-        self._worker = ThreadPoolExecutor(1) if self._away else None
+        self._worker = Workers() if self._away else None
         self._stream = torch.cuda.Stream() if self._away else None
         self._copied: torch.cuda.Event | None = None
         self._pending: Future | None = None
@@ -73,7 +74,7 @@ class EMA:
             copied.synchronize()
             _lerp(self._averages, self._copies, weight)
 
-        self._pending = self._worker.submit(average)
+        self._pending = self._worker.begin(average)
 
     def hold(self) -> None:
         """Let the GPU wait, before it changes the weights, until they have been copied."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import queue
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -44,17 +45,34 @@ class Thread:
             self._ended.set()
 
 
-class Worker:
-    """One thread that does what it is given, one thing after the other. PyTorch's products on a CPU belong in one thread: each
-    thread that has begun any keeps helpers for them, and where those of all are more than the cores, OpenMP lets every helper sleep
-    between two products. Small models draw at less than half their pace then."""
+class Workers:
+    """Threads that do what they are given, one thing after the other. They end when they are let go.
 
-    def __init__(self) -> None:
-        self._given: queue.SimpleQueue[tuple[Future, Callable[..., Any], tuple]] = queue.SimpleQueue()
-        Thread(self._run)
+    PyTorch's products on a CPU belong in one thread: each that has begun any keeps helpers for them, and where those of all are
+    more than the cores, OpenMP lets every helper sleep between two products. Small models draw at less than half their pace then.
+
+    Args:
+        count: of the threads
+
+    Raises:
+        RuntimeError, MemoryError: as `Thread`, where none begins; some are enough
+    """
+
+    def __init__(self, count: int = 1):
+        given: queue.SimpleQueue[_Given | None] = queue.SimpleQueue()
+        self._given, begun = given, 0
+        for _ in range(count):
+            try:
+                Thread(_work, given)
+            except (RuntimeError, MemoryError):
+                if not begun:
+                    raise
+                break
+            begun += 1
+        weakref.finalize(self, _let_go, given, begun)
 
     def begin(self, call: Callable[..., _T], *arguments: Any) -> Future[_T]:
-        """Its result, once what was given before is done."""
+        """Its result, some time after what was given before was begun."""
         future: Future[_T] = Future()
         self._given.put((future, call, arguments))
         return future
@@ -63,11 +81,21 @@ class Worker:
         """The same, waited for."""
         return self.begin(call, *arguments).result()
 
-    def _run(self) -> None:
-        while True:
-            future, call, arguments = self._given.get()
+
+_Given = tuple[Future, Callable[..., Any], tuple]
+
+
+def _let_go(given: queue.SimpleQueue[_Given | None], count: int) -> None:
+    for _ in range(count):
+        given.put(None)
+
+
+def _work(given: queue.SimpleQueue[_Given | None]) -> None:
+    while (one := given.get()) is not None:
+        future, call, arguments = one
+        if future.set_running_or_notify_cancel():
             try:
                 future.set_result(call(*arguments))
             except BaseException as error:
                 future.set_exception(error)
-            del future, call, arguments  # nothing is kept while it waits
+        del one, future, call, arguments  # nothing is kept while it waits

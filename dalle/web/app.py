@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from dalle.config import Serve, plain_json
-from dalle.outputs.threads import Worker
+from dalle.outputs.threads import Workers
 from dalle.web.answers import Answer, Stream, Whole
 from dalle.web.artist import Artist
 from dalle.web.asking import read_ask, request_schema
@@ -34,7 +34,7 @@ _T = TypeVar("_T")
 _KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
 
-def make_app(shelf: dict[str, Shelved], limits: Serve, worker: Worker) -> Starlette:
+def make_app(shelf: dict[str, Shelved], limits: Serve, worker: Workers) -> Starlette:
     """The server, which draws as long as its lifespan lasts.
 
     Args:
@@ -46,7 +46,7 @@ def make_app(shelf: dict[str, Shelved], limits: Serve, worker: Worker) -> Starle
 
 
 class _Server:
-    def __init__(self, shelf: dict[str, Shelved], limits: Serve, worker: Worker):
+    def __init__(self, shelf: dict[str, Shelved], limits: Serve, worker: Workers):
         self.limits = limits
         self.schema = request_schema(list(shelf), limits)
         self.found = {name: shelved.found for name, shelved in shelf.items()}

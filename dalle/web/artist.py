@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from dalle.outputs.threads import Worker
+from dalle.outputs.threads import Workers
 from dalle.sampling.candidates import Best, Candidates, Chunks
 from dalle.sampling.drawing import Drawing
 from dalle.sampling.prompt import Prompt, encode_with
@@ -34,7 +34,7 @@ class Artist:
         worker: has the thread, in which the models were loaded
     """
 
-    def __init__(self, shelf: Mapping[str, Shelved], turns: Turns, seconds: float, worker: Worker):
+    def __init__(self, shelf: Mapping[str, Shelved], turns: Turns, seconds: float, worker: Workers):
         self.shelf, self.turns, self.seconds, self._worker = shelf, turns, seconds, worker
         self.slots = 0  # that were drawn in all
         self._closed = False

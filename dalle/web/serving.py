@@ -10,7 +10,7 @@ from typing import Any
 import uvicorn
 
 from dalle.config import Serve
-from dalle.outputs.threads import Worker
+from dalle.outputs.threads import Workers
 from dalle.web.app import make_app
 from dalle.web.shelf import load_shelf
 
@@ -31,7 +31,7 @@ def serve(config: Serve, tell: Callable[[str], None]) -> None:
         ValueError: a model cannot be loaded
         OSError: the address or the port cannot be listened on
     """
-    worker = Worker()
+    worker = Workers()
     shelf = worker.do(load_shelf, config)
     with listening(config) as listener:
         host, port = listener.getsockname()[:2]

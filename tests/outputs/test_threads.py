@@ -2,13 +2,15 @@
 
 import _thread
 import gc
+import sys
 import threading
+import time
 import weakref
 
 import pytest
 
 from dalle.outputs import threads
-from dalle.outputs.threads import Thread, Worker
+from dalle.outputs.threads import Thread, Workers
 
 
 def test_it_runs_and_is_waited_for():
@@ -33,8 +35,39 @@ def test_one_that_does_not_begin_is_refused(monkeypatch):
         Thread(print)
 
 
+def test_several_workers_work_at_once_and_end_when_let_go():
+    workers, both = Workers(2), threading.Barrier(2)
+    first, second = workers.begin(both.wait, 20), workers.begin(both.wait, 20)
+    assert {first.result(20), second.result(20)} == {0, 1}
+    before = len(sys._current_frames())
+    del workers
+    until = time.monotonic() + 20
+    while len(sys._current_frames()) > before - 2:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_what_was_cancelled_is_not_done():
+    worker, go, done = Workers(), threading.Event(), []
+    first, second = worker.begin(go.wait, 20), worker.begin(done.append, 1)
+    assert second.cancel()
+    go.set()
+    assert first.result(20) and worker.do(abs, -1) == 1 and done == []
+
+
+def test_some_workers_are_enough_and_none_are_refused(monkeypatch):
+    monkeypatch.setattr(threads, "_PATIENCE_S", 0.05)
+    plain, left = _thread.start_new_thread, [1]
+    monkeypatch.setattr(_thread, "start_new_thread", lambda *given: plain(*given) if left.pop() else 1)
+    left[:] = [0, 1]
+    assert Workers(8).do(abs, -1) == 1 and left == []
+    left[:] = [0]
+    with pytest.raises(MemoryError):
+        Workers(8)
+
+
 def test_a_worker_does_all_in_one_thread_in_order():
-    worker, seen = Worker(), []
+    worker, seen = Workers(), []
     futures = [
         worker.begin(lambda number=number: (seen.append(number), threading.get_ident())[1]) for number in range(20)
     ]
@@ -44,7 +77,7 @@ def test_a_worker_does_all_in_one_thread_in_order():
 
 
 def test_a_worker_goes_on_after_an_error_which_its_caller_gets():
-    worker = Worker()
+    worker = Workers()
     with pytest.raises(ZeroDivisionError):
         worker.do(divmod, 1, 0)
     assert worker.do(abs, -1) == 1
@@ -54,7 +87,7 @@ def test_a_worker_keeps_nothing_while_it_waits():
     class Thing:
         pass
 
-    worker, thing = Worker(), Thing()
+    worker, thing = Workers(), Thing()
     kept = weakref.ref(thing)
     worker.do(id, thing)
     worker.do(abs, -1)

@@ -13,7 +13,7 @@ import httpx
 import uvicorn
 
 from dalle.config import Serve
-from dalle.outputs.threads import Worker
+from dalle.outputs.threads import Workers
 from dalle.web.app import make_app
 from dalle.web.serving import listening, server_settings
 from dalle.web.shelf import Shelved
@@ -62,7 +62,7 @@ def parsed(lines: Iterator[str]) -> Iterator[tuple[str, dict]]:
 @contextmanager
 def running(shelf: dict[str, Shelved], limits: Serve) -> Iterator[Running]:
     """A server of these models, until the end of the block."""
-    app = make_app(shelf, limits, Worker())
+    app = make_app(shelf, limits, Workers())
     with listening(replace(limits, port=0)) as listener:
         server = uvicorn.Server(server_settings(limits, app))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
