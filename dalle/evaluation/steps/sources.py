@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,10 @@ from dalle.models.folder import content_hash, read_header
 from dalle.ready.names import find_clip
 from dalle.sampling.captioning import read_prompts_file
 from dalle.sampling.loading import Found, find
+
+_FEW = 16
+"""Candidates of a caption that are drawn by themselves: the width of a CPU's chunks, of which most would be thrown away, is
+64, and 256 for a GAN of 64 px."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,8 @@ def find_sources(config: Evaluate, folder: Path, captions: list[dict[str, Any]] 
                 f"exclude {config.exclude}: leaves {len(reference) - len(excluded)} reference images; leave it out, or name more --reference"
             )
     sampling = config.sampling if models is None else models.settle(config.sampling)
+    if sampling.chunk is None and config.drawn <= _FEW:
+        sampling = replace(sampling, chunk=config.drawn)
     judge = _judge(config, models, device)
     return Sources(
         prompted,

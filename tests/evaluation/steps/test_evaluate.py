@@ -141,7 +141,7 @@ def test_real_images_are_known_by_their_pixels(models, shapes_folder, tmp_path):
 
 def test_overwrite_takes_only_what_an_evaluation_drew(models, shapes_folder, tmp_path):
     given = ["--model", str(models), "--reference", f"{shapes_folder}/valid-000.tar", "--most", "2", "--n", "2"]
-    given += ["--sampling.chunk", "4", "--features", f"clip:{models}/clip", "--blur_radii", "[0]"]
+    given += ["--features", f"clip:{models}/clip", "--blur_radii", "[0]"]
     evaluate([*given, "--output", str(tmp_path / "out")])
     (tmp_path / "out" / "samples" / "photo.png").write_bytes(b"mine")
     (tmp_path / "out" / "samples" / "00001" / "note.txt").write_text("mine")
@@ -153,6 +153,7 @@ def test_overwrite_takes_only_what_an_evaluation_drew(models, shapes_folder, tmp
     assert (tmp_path / "out" / "samples" / "00001" / "note.txt").read_text() == "mine"
     drawn = read_drawing(tmp_path / "out" / "samples" / "00001" / "samples" / "0000.png")
     assert 9 <= drawn.seed <= 10
+    assert drawn.settings["chunk"] == 2  # as many as are asked for: of a CPU's 64 most would be thrown away
 
 
 def test_several_priors_of_one_dvae_stand_beside_each_other(evaluated, metrics, models, shapes_folder, tmp_path):
