@@ -69,6 +69,8 @@ class BeforeStep:
             assert self.machines is not None
             wire = exchange(self.machines.replicas, run.compression.format)
             shapes = {name: self._rows(name, parts) for name, parts in matrices.items()}
+            # before there is room for it elsewhere, so that there never are two
+            shards.hand_over(frozenset(shapes), self._take, self._give)
             compressed = (shapes, run.compression, self._num_shards, self._shard, wire, world.device)
             self.powersgd = PowerSGD(*compressed, _blocks(shapes))
         self._plain = exchange(self.machines.replicas, run.wire) if self.machines else None
@@ -77,8 +79,6 @@ class BeforeStep:
         # whether gradients were finite, for each scale: those that were handed over come in a stream of their own
         num_flags = 1 if scales is None else len(scales.failures)
         self._finite, self._taken_finite = torch.ones(2, num_flags, dtype=torch.bool, device=world.device)
-        if self.powersgd:
-            shards.hand_over(frozenset(self.powersgd.shapes), self._take, self._give)
         self._groups = self._in_order()
         self._overlap = Overlap([names for _, names in self._groups], self._exchange, world.device)
         self._is_early = bool(self._groups) and shards.tell_reduced(self._overlap.arrived)

@@ -30,13 +30,19 @@ def stays(layout: Layout, exchanged: Exchanged) -> dict[str, int]:
 
 
 def while_made(layout: Layout) -> int:
-    """Bytes of a GPU at the most while DeepSpeed takes the weights over, before the first update. At stage 3 it lays fp32 shards end
-    to end and makes room for the gradients of all of them, before 16-bit copies are made and what is not needed goes."""
-    run, held = layout.run, layout.held
+    """Bytes of a GPU at the most while DeepSpeed takes the weights over, before the first update: all are fp32, and 16-bit copies are
+    made beside them. At stage 3 it has made room by then for the gradients of all of them, of which those that are compressed need
+    none."""
+    run, held, whole = layout.run, layout.held, layout.whole
+    in_16_bits = run.weights == "16-bit"
+    if run.zero_stage == 0:
+        return 4 * sum(whole.values())
     if run.zero_stage < 3:
-        return 0
-    copies = sum(held[name] for name in layout.sizes.matrices) if run.weights == "16-bit" else 0
-    return 8 * sum(held.values()) + 2 * copies + _buckets(layout)
+        copies = 2 * sum(whole[name] for name in layout.sizes.matrices) if in_16_bits else 0
+        return 4 * (sum(whole.values()) + sum(held.values())) + copies
+    gradients = 0 if run.offload == "cpu" else 4 * sum(held.values())
+    copies = layout.weight_bytes(held) if in_16_bits else 0
+    return 4 * sum(held.values()) + gradients + copies + _buckets(layout)
 
 
 def in_main_memory(layout: Layout) -> int:

@@ -124,6 +124,7 @@ class Planned:
                 "activations, recomputed": self.activations(True, with_copies=False).layers,
                 "16-bit copies of weights": found.layers + found.copies - without.layers,
                 "a layer at work": found.layer,
+                "whole gradients, and sent": gradients_at_work(layout) + reduced_at_once(layout),
                 "heads and their logits": found.heads,
                 "compression and exchange": max(self.sent.working),
             },

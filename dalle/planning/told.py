@@ -13,7 +13,7 @@ def lines(plan: Mapping[str, Any]) -> list[str]:
     told = [f"{plan['parameters']:,} parameters; {verdict}: {room}", *_settings(plan["settings"])]
     told += ["memory of a GPU that stays, GB", *_rows(plan["stays_bytes"]), _row("together", gb(plan["stay_bytes"]))]
     told += ["memory that comes and goes, GB", *_rows(plan["comes_and_goes_bytes"])]
-    told.append(_row("before the first update, GB", gb(plan["while_made_bytes"])))
+    told.append(_row("while it is set up, GB", gb(plan["while_made_bytes"])))
     told.append(_row("main memory of a process, GB", gb(plan["main_memory_bytes"])))
     told += ["traffic of a GPU in an update, GB each way", *_rows(plan["traffic_bytes"])]
     told += ["an update, by the rates given"]

@@ -3,7 +3,6 @@ imports it."""
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import warnings
@@ -53,15 +52,15 @@ def _keep_one_copy() -> None:
     from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3 as Zero
 
     plain = Zero._create_fp32_partitions
-    if hasattr(plain, "__wrapped__"):
+    if getattr(plain, "keeps_one_copy", False):
         return
 
-    @functools.wraps(plain)
     def create(zero: Any) -> None:
         if not zero.offload_optimizer:
             zero.device = torch.device(zero.device)
         plain(zero)
 
+    create.keeps_one_copy = True  # type: ignore[attr-defined]  # functions have what they are given
     Zero._create_fp32_partitions = create
 
 

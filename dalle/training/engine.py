@@ -26,12 +26,14 @@ from dalle.gradients.partition import Partitioned, Piece, Shards, Whole, moment_
 from dalle.gradients.scaling import GradientScales, gradient_scales
 from dalle.gradients.sharded import Sharded
 from dalle.models.folder import weights_file
-from dalle.models.wrapping import recompute_blocks
+from dalle.models.prior import InputMajorLinear
+from dalle.models.wrapping import recompute_blocks, wrap
 from dalle.optim import optimizer as optimizers
 from dalle.optim.ema import EMA
 from dalle.training import deepspeed_library as library
 from dalle.training import weights16
 from dalle.training.deepspeed_adapter import Roles, largest_resblock, settings
+from dalle.training.gathered_linear import GatheredLinear
 from dalle.training.seeds import derived_seed
 from dalle.training.stage import Start
 
@@ -250,10 +252,18 @@ def _prepare(objective: Any, run: Run, world: World) -> GradientScales | None:
     if run.compile:  # not the model: an objective calls what it likes of it, and only a call is compiled
         objective.compile()
     library.communicate_in_16_bit(objective, run)
-    if run.zero_stage == 3:  # a resblock's weights come and go together
+    if run.zero_stage == 3:
+        for module in objective.modules():
+            if isinstance(module, InputMajorLinear):
+                wrap(module, _gathered, module)
+        # a resblock's weights come and go together
         blocks = list({type(block) for block in objective.model.resblocks()})
         library.load().utils.set_z3_leaf_modules(objective, blocks)
     return scales
+
+
+def _gathered(module: InputMajorLinear, _: Callable, x: torch.Tensor) -> torch.Tensor:
+    return GatheredLinear.apply(x, module.weight, module.bias)
 
 
 def _settle(objective: Any, zero: Any, run: Run) -> None:
@@ -268,5 +278,8 @@ def _settle(objective: Any, zero: Any, run: Run) -> None:
         # convolutions are faster so (1.7 times on a CPU). DeepSpeed broadcasts weights as bytes and refuses such ones at its
         # start; sharded parameters are flat and cannot be
         objective.to(memory_format=torch.channels_last)
+    if run.zero_stage == 3 and run.offload == "device":
+        pairs = zip(zero.fp32_partitioned_groups_flat, zero.fp16_partitioned_groups_flat, strict=True)
+        assert all(flat.data_ptr() == held.data_ptr() for flat, held in pairs), "DeepSpeed has a second copy of weights"
     if run.weights == "16-bit":
         weights16.store(objective.model, zero, run)

@@ -40,7 +40,7 @@ def make_app(shelf: dict[str, Shelved], limits: Serve, worker: Workers) -> Starl
     Args:
         shelf: the models by name, the first of which is taken where none is named
         limits: what may be asked of it
-        worker: in whose thread the models were loaded, and draw
+        worker: in whose thread the models draw; they are fastest where they were loaded
     """
     return _Server(shelf, limits, worker).app
 

@@ -7,7 +7,7 @@ import base64
 import logging
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import replace
 
 import numpy as np
@@ -43,6 +43,7 @@ class Artist:
     def start(self) -> None:
         """Begin."""
         self._drawn = self._worker.begin(self._run)
+        self._drawn.add_done_callback(_tell_of_error)
 
     def close(self) -> None:
         """Stop within a row, tell all who wait, and wait until it has stopped."""
@@ -50,7 +51,7 @@ class Artist:
         for job in self.turns.close():
             job.refuse(_CLOSING, 503)
         if self._drawn:
-            self._drawn.result()
+            wait([self._drawn])
 
     def _run(self) -> None:
         while self._draw_next():
@@ -137,6 +138,11 @@ class Artist:
             job.tell("row", row=row, of=grid, colours=_text(shelved.colours_K3[codes_NX]))
 
         return watch
+
+
+def _tell_of_error(drawn: Future[None]) -> None:
+    if (error := drawn.exception()) is not None:
+        _LOG.error("nothing is drawn any more", exc_info=error)
 
 
 class _TimeOver(Exception):

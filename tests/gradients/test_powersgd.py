@@ -362,3 +362,28 @@ def test_what_no_format_can_hold_saturates():
 def test_a_rank_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match=r"run\.compression\.rank 5: must be a multiple of the 2 processes"):
         _machines(1, Compression(rank=5))
+
+
+@pytest.mark.parametrize(("format", "num_bytes"), [("fp32", 4), ("bf16", 2), ("1-6-9", 2)])
+def test_p_and_q_wait_for_the_update_as_they_came(format, num_bytes):
+    """In the format of the wire, and Q by its own scale, whatever the one of P: nothing is rounded once more."""
+    (machine,) = _machines(1, Compression(rank=8, format=format))
+    for name, gradient in _gradients(0).items():
+        machine.add(name, gradient)
+    machine.scales.copy_(torch.tensor([2.0**20, 2.0**4]))
+    came = []
+    plain = machine.exchange.mean
+
+    def mean(values):
+        found = yield from plain(values)
+        came.append(found.clone())
+        return found
+
+    machine.exchange.mean = mean
+    finished(machine.factorise(0))
+    stacks = list(machine.stacks())
+    assert all(each.element_size() == num_bytes for s in stacks for each in (s.p_NSK, s.q_NLK))
+    assert torch.equal(torch.cat([machine._q(s).flatten() for s in stacks]), came[0] / 2.0**4)
+    p_N = torch.cat([machine._p(s)[i].flatten() for s in stacks for i in range(len(s.buffer_NSL))])
+    assert torch.equal(p_N.sort().values, machine.exchange.found[0][:-1].sort().values)
+    assert machine.squares().item() == pytest.approx((came[0] / 2.0**4).square().sum().item(), rel=1e-6)

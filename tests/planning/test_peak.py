@@ -1,9 +1,11 @@
 """The most that comes and goes in an update, beside sums by hand over its moments."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from dalle.cluster.topology import World
+from dalle.cluster.topology import World, grouped
 from dalle.config import PriorModel, PriorObjective
 from dalle.models.prior import Prior
 from dalle.objectives.prior import PriorObjective as PriorLoss
@@ -13,6 +15,7 @@ from dalle.planning.held import while_made
 from dalle.planning.layout import Layout, Sizes
 from dalle.planning.meter import Meter
 from dalle.planning.plan import Machines, Planned
+from dalle.training import deepspeed_library
 from dalle.training.engine import Engine, sharded_construction
 from tests.planning.small import MODEL, layout
 
@@ -74,18 +77,23 @@ def test_in_the_update_gradients_are_laid_end_to_end_sub_group_by_sub_group(monk
 
 
 @pytest.mark.parametrize("weights", ["fp32", "16-bit"])
-def test_what_deepspeed_has_for_a_moment_while_it_takes_the_weights_over(weights):
-    """Beside the allocations of a real engine. fp32 weights are not there a third time, and 16-bit ones leave nothing of them."""
-    small = layout(1, 1, zero_stage=3, weights=weights)
+@pytest.mark.parametrize("rank", [None, 4])
+def test_what_deepspeed_has_for_a_moment_while_it_takes_the_weights_over(weights, rank):
+    """Beside the allocations of a real engine. fp32 weights are not there a third time, error buffers not beside room for whole
+    gradients, and 16-bit weights leave nothing of those before them."""
+    small = layout(1, 1, rank=rank, zero_stage=3, weights=weights)
     model = PriorModel(6, 2, 40, 24, width=128, depth=6, heads=2)
     found = Layout(Sizes(model), small.run, small.optimizer, 1, 1)
-    world = World(0, 1, torch.device("cpu"))
+    deepspeed_library.load()  # which lets processes meet, here one
+    world = grouped(World(0, 1, torch.device("cpu")), found.run)
     with Meter() as meter:
         with sharded_construction(found.run, world):
             prior = Prior(model)
         engine = Engine(PriorLoss(prior, PriorObjective()), found.optimizer, found.run, world)
     assert while_made(found) == pytest.approx(meter.peak, rel=0.05)
-    kept = [t for _, t in engine.shards.weights().values()] + list(engine.shards.gradients().values())
+    kept = [t for _, t in engine.shards.weights().values()] + [engine._engine.optimizer.grad_partitions_flat_buffer]
+    if powersgd := engine.before_step.powersgd:
+        kept += [t for stack in powersgd.stacks() for t in (stack.buffer_NSL, stack.q0_LK)]
     buckets = [bucket.buffer for bucket in engine._engine.optimizer.ipg_buckets.values()]
     assert sum(t.nbytes for t in kept + buckets) == pytest.approx(meter.held, rel=0.05)
 
@@ -98,4 +106,24 @@ def test_a_plan_counts_what_is_there_before_the_first_update():
     planned.stays = dict.fromkeys(planned.stays, 0)
     planned.comes_and_goes = lambda _: 0
     assert planned.peak_bytes == while_made(small)
-    assert while_made(layout(1, 2, zero_stage=2)) == 0
+    held, whole = (sum(each.values()) for each in (small.held, small.whole))
+    matrices = sum(small.whole[name] for name in small.sizes.matrices)
+    assert while_made(layout(1, 2, zero_stage=0)) == 4 * whole
+    assert while_made(layout(1, 2, zero_stage=2)) == 4 * whole + 4 * held
+    assert while_made(layout(1, 2, zero_stage=2, weights="16-bit")) == 4 * whole + 4 * held + 2 * matrices
+    beside = while_made(small) - while_made(layout(1, 2, zero_stage=3, offload="cpu"))
+    assert beside == 4 * held
+
+
+def test_the_heads_have_their_most_before_a_resblock_s_gradients_come():
+    """With a vocabulary that outweighs a resblock: when they have ended it counts no more."""
+    many = replace(MODEL, text_vocabulary=8000)
+    small = layout(2, 2, rank=8, zero_stage=3)
+    found = Layout(Sizes(many), small.run, small.optimizer, 2, 2)
+    planned = Planned(found, Machines.measured(1e12, 16e9), Exchanged((), 0, 0, (), 0))
+    kept = planned.activations(False)
+    resblock = kept.layer + gradients_at_work(found) + reduced_at_once(found)
+    assert kept.heads > resblock
+    for ended, work in ((0, kept.heads), (1, resblock)):
+        gathered = max(at_work(found), at_the_turn(found, ended))
+        assert planned._under_way(kept, ended) == kept.layers + gathered + work

@@ -305,7 +305,7 @@ def test_one_thread_loads_and_draws(shelf, shelved, limits, monkeypatch):
     )
     servers, made = [], serving.uvicorn.Server
     monkeypatch.setattr(serving.uvicorn, "Server", lambda settings: (servers.append(made(settings)), servers[-1])[1])
-    whole = threading.Thread(target=serving.serve, args=(replace(limits, port=0), told.put))
+    whole = threading.Thread(target=serving.serve, args=(replace(limits, port=0), told.put), daemon=True)
     whole.start()
     address = told.get(timeout=20)
     wait_for(lambda: servers[0].started)
