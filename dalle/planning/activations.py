@@ -7,11 +7,12 @@ tensors have no memory, but sizes and lives. Layers of one kind keep alike, so o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
+from unittest import mock
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -26,6 +27,7 @@ from dalle.models.prior import Layer
 from dalle.models.wrapping import recompute_blocks
 from dalle.planning.meter import Meter
 from dalle.training.deepspeed_adapter import communicated_in_16_bit
+from dalle.training.gathered_linear import GatheredLinear, put_gathered_linears
 
 _CPU = torch.device("cpu")
 
@@ -66,7 +68,9 @@ class Activations:
         return self.layers + max(self.layer, self.copies + self.heads)
 
 
-def activations(config: PriorModel, precision: str, micro_batch: int, recompute: bool, in_16_bit: bool) -> Activations:
+def activations(
+    config: PriorModel, precision: str, micro_batch: int, recompute: bool, in_16_bit: bool, gathered: bool = False
+) -> Activations:
     """Count them.
 
     Args:
@@ -76,27 +80,38 @@ def activations(config: PriorModel, precision: str, micro_batch: int, recompute:
         recompute: whether layers are computed again
         in_16_bit: as if weights had the precision of the products; else, as in every training, autocast makes copies of them,
             which are counted with what a layer keeps
+        gathered: weights are, at stage 3: then products keep their inputs as they came, and no copies of weights
     """
     # of a layer all is in proportion to the samples, but for copies of weights: two counts tell all
-    one, two = (_of_layers(config, precision, samples, recompute, in_16_bit) for samples in (1, 2))
+    one, two = (_of_layers(config, precision, samples, recompute, in_16_bit, gathered) for samples in (1, 2))
     layers, copies, layer = (a + (micro_batch - 1) * (b - a) for a, b in zip(one, two, strict=True))
     return Activations(layers, copies, layer, head_work(config, precision, micro_batch))
 
 
 @cache
-def _of_layers(config: PriorModel, precision: str, samples: int, recompute: bool, in_16_bit: bool) -> tuple[int, ...]:
+def _of_layers(
+    config: PriorModel, precision: str, samples: int, recompute: bool, in_16_bit: bool, gathered: bool
+) -> tuple[int, ...]:
     counts = Counter(layer_kinds(config))
-    works = {kind: layer_work(config, kind, precision, samples, recompute, in_16_bit) for kind in counts}
+    works = {kind: layer_work(config, kind, precision, samples, recompute, in_16_bit, gathered) for kind in counts}
     kept = sum(count * works[kind].kept for kind, count in counts.items())
     forward = sum(count * works[kind].forward for kind, count in counts.items())
     return kept, forward - kept, max(work.peak - work.kept for work in works.values())
 
 
-def layer_work(config: PriorModel, kind: Kind, precision: str, samples: int, recompute: bool, in_16_bit: bool) -> Work:
+def layer_work(
+    config: PriorModel,
+    kind: Kind,
+    precision: str,
+    samples: int,
+    recompute: bool,
+    in_16_bit: bool,
+    gathered: bool = False,
+) -> Work:
     """Of a layer's forward and backward pass; its gradients of weights count where they are made in 16 bits, for they then go to a
     bucket."""
     attention = _attention(config, kind)
-    with FakeTensorMode():
+    with FakeTensorMode(), _products_of_gathered_weights() if gathered else nullcontext():
         layer = Layer(config.width, config.heads, 0.02)
         if in_16_bit and precision != "fp32":
             for weight in communicated_in_16_bit(layer):
@@ -105,6 +120,8 @@ def layer_work(config: PriorModel, kind: Kind, precision: str, samples: int, rec
             p.grad = torch.zeros_like(p)
         if precision == "fp16-per-block":
             GradientScales.per_block([layer.attention, layer.mlp], 1, _CPU)
+        if gathered:
+            put_gathered_linears(layer)
         if recompute:
             recompute_blocks(SimpleNamespace(recomputable=lambda: [layer]))
         x_BSD = torch.zeros(samples, config.slots, config.width, requires_grad=True)
@@ -116,6 +133,17 @@ def layer_work(config: PriorModel, kind: Kind, precision: str, samples: int, rec
             kept = meter.held
             out_BSD.backward(torch.ones_like(out_BSD))
     return Work(kept - out_BSD.nbytes, forward - out_BSD.nbytes, meter.peak)  # its output the next one keeps
+
+
+@contextmanager
+def _products_of_gathered_weights() -> Iterator[None]:
+    """Within the block PyTorch's linear map keeps what DeepSpeed's keeps, which a training at stage 3 has in its place."""
+
+    def linear(x: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor) -> torch.Tensor:
+        return GatheredLinear.apply(x, weight_OI.t(), bias_O)
+
+    with mock.patch.object(F, "linear", linear):
+        yield
 
 
 def _attention(config: PriorModel, kind: Kind) -> Callable[..., torch.Tensor]:

@@ -68,7 +68,8 @@ class Planned:
         """Of a micro-batch, with autocast's 16-bit copies of weights that are fp32, or as if they had 16 bits."""
         config, run = self.layout.sizes.config, self.layout.run
         in_16_bit = run.weights == "16-bit" or not with_copies
-        return activations(config, run.precision, self.layout.micro_batch, recompute, in_16_bit)
+        gathered = run.zero_stage == 3
+        return activations(config, run.precision, self.layout.micro_batch, recompute, in_16_bit, gathered)
 
     def comes_and_goes(self, recompute: bool) -> int:
         """Bytes beside what stays, at the most: between forward and backward pass, or when machines exchange, which at stage 3

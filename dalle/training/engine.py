@@ -26,14 +26,13 @@ from dalle.gradients.partition import Partitioned, Piece, Shards, Whole, moment_
 from dalle.gradients.scaling import GradientScales, gradient_scales
 from dalle.gradients.sharded import Sharded
 from dalle.models.folder import weights_file
-from dalle.models.prior import InputMajorLinear
-from dalle.models.wrapping import recompute_blocks, wrap
+from dalle.models.wrapping import recompute_blocks
 from dalle.optim import optimizer as optimizers
 from dalle.optim.ema import EMA
 from dalle.training import deepspeed_library as library
 from dalle.training import weights16
 from dalle.training.deepspeed_adapter import Roles, largest_resblock, settings
-from dalle.training.gathered_linear import GatheredLinear
+from dalle.training.gathered_linear import put_gathered_linears
 from dalle.training.seeds import derived_seed
 from dalle.training.stage import Start
 
@@ -253,17 +252,11 @@ def _prepare(objective: Any, run: Run, world: World) -> GradientScales | None:
         objective.compile()
     library.communicate_in_16_bit(objective, run)
     if run.zero_stage == 3:
-        for module in objective.modules():
-            if isinstance(module, InputMajorLinear):
-                wrap(module, _gathered, module)
+        put_gathered_linears(objective)
         # a resblock's weights come and go together
         blocks = list({type(block) for block in objective.model.resblocks()})
         library.load().utils.set_z3_leaf_modules(objective, blocks)
     return scales
-
-
-def _gathered(module: InputMajorLinear, _: Callable, x: torch.Tensor) -> torch.Tensor:
-    return GatheredLinear.apply(x, module.weight, module.bias)
 
 
 def _settle(objective: Any, zero: Any, run: Run) -> None:

@@ -7,9 +7,14 @@ inputs], and puts it in the place of PyTorch's; this is the one for [inputs, out
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
+
+from dalle.models.prior import InputMajorLinear
+from dalle.models.wrapping import wrap
 
 
 class GatheredLinear(torch.autograd.Function):
@@ -18,7 +23,9 @@ class GatheredLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(x: torch.Tensor, weight_IO: torch.Tensor, bias_O: torch.Tensor) -> torch.Tensor:
-        found = x.matmul(weight_IO)
+        found = x.matmul(
+            weight_IO.view_as(weight_IO)
+        )  # of a parameter itself autocast would keep its copy to the end of the pass
         found += bias_O
         return found
 
@@ -39,3 +46,14 @@ class GatheredLinear(torch.autograd.Function):
             of_weight_IO = rows_NI.t().matmul(gradient_NO) if ctx.needs_input_grad[1] else None
             of_bias_O = gradient_NO.sum(0) if ctx.needs_input_grad[2] else None
         return of_x, of_weight_IO, of_bias_O
+
+
+def put_gathered_linears(model: nn.Module) -> None:
+    """Have a model's maps of weights that lie as [inputs, outputs] computed so."""
+    for module in model.modules():
+        if isinstance(module, InputMajorLinear):
+            wrap(module, _map, module)
+
+
+def _map(module: InputMajorLinear, _: Callable, x: torch.Tensor) -> torch.Tensor:
+    return GatheredLinear.apply(x, module.weight, module.bias)

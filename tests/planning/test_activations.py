@@ -1,5 +1,7 @@
 """What is kept for the backward pass, beside what PyTorch keeps of tensors with memory, and beside counts by hand."""
 
+from unittest import mock
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -50,6 +52,23 @@ def test_bytes_of_a_slot_and_channel():
     assert kept["row", False] == pytest.approx(36, rel=0.02)
     assert kept["column", False] == pytest.approx(38, rel=0.02)  # values in the order of the rows, too
     assert kept["row", True] == kept["column", True] == 4
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_of_gathered_weights_products_keep_what_those_of_deepspeed_keep(precision, monkeypatch):
+    """Their inputs as they came, and of weights neither copies nor views."""
+    from deepspeed.runtime.zero.linear import zero3_linear_wrap
+
+    found = layer_work(MODEL, "row", precision, 2, False, False, gathered=True)
+    monkeypatch.setattr(
+        "dalle.planning.activations._products_of_gathered_weights",
+        lambda: mock.patch("torch.nn.functional.linear", zero3_linear_wrap),
+    )
+    theirs = layer_work(MODEL, "row", precision, 2, False, False, gathered=True)
+    assert found.kept == theirs.kept and found.peak == pytest.approx(theirs.peak, rel=0.02)
+    if precision == "bf16":  # the norms' outputs in fp32
+        held = layer_work(MODEL, "row", precision, 2, False, True)
+        assert found.kept - held.kept == pytest.approx(2 * 2 * 2 * ELEMENTS, rel=0.02)
 
 
 def test_copies_of_weights_count_where_autocast_makes_them():
