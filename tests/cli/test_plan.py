@@ -40,6 +40,13 @@ def test_a_plan_that_fits_is_told_drawn_and_as_json(tmp_path, capsys):
     plan([*SMALL, *SHARDED])
     lines = capsys.readouterr().out
     assert f"{weights:,} parameters; fits: " in lines and "cost" not in lines
+    rows = dict(
+        line.strip().rsplit(maxsplit=1) for line in lines.splitlines() if line.startswith("  ") and "--" not in line
+    )
+    assert float(rows["while it is set up, GB"]) == round(told["while_made_bytes"] / 1e9, 2)
+    assert float(rows["whole gradients, and sent"]) == round(
+        told["comes_and_goes_bytes"]["whole gradients, and sent"] / 1e9, 2
+    )
     refused(
         f"timeline {picture}: is there already; give --overwrite, or another name",
         plan,
