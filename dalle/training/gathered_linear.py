@@ -23,9 +23,8 @@ class GatheredLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(x: torch.Tensor, weight_IO: torch.Tensor, bias_O: torch.Tensor) -> torch.Tensor:
-        found = x.matmul(
-            weight_IO.view_as(weight_IO)
-        )  # of a parameter itself autocast would keep its copy to the end of the pass
+        # of a parameter itself, and no view, autocast would keep its copy to the end of the pass
+        found = x.matmul(weight_IO.view_as(weight_IO))
         found += bias_O
         return found
 
