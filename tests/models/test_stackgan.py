@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dalle.config import StackGANModel
-from dalle.models.stackgan.blocks import ResBlock
+from dalle.models.stackgan.blocks import DoublingConv, ResBlock
 from dalle.models.stackgan.discriminator import Discriminator
 from dalle.models.stackgan.generators import generator
 
@@ -102,6 +102,25 @@ def test_stage_two_sees_stage_ones_image_and_the_caption():
     assert before.shape == (2, 3, 32, 32)
     assert not torch.equal(model(text, None, epsilon, -low)[0], before)
     assert not torch.equal(model(text + 1, None, epsilon, low)[0], before)
+
+
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-13), (torch.bfloat16, 2e-2)])
+def test_a_convolution_of_doubled_pixels_needs_no_doubled_map(dtype, within):
+    """Against the two steps of the document, forward and backward, with an uneven side and in a layout of channels last."""
+    torch.manual_seed(0)
+    conv = DoublingConv(5, 7, bias=True).double().to(memory_format=torch.channels_last)
+    x, up = (
+        torch.randn(2, 5, 3, 4, dtype=torch.float64, requires_grad=True),
+        torch.randn(2, 7, 6, 8, dtype=torch.float64),
+    )
+    wanted = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), conv.weight, conv.bias, padding=1)
+    wanted = [wanted, *torch.autograd.grad(wanted, (x, conv.weight, conv.bias), up)]
+    found = conv.to(dtype)(x.to(dtype))
+    found = [found, *torch.autograd.grad(found, (x, conv.weight, conv.bias), up.to(dtype))]
+    for one, other in zip(found, wanted, strict=True):
+        assert one.shape == other.shape
+        assert (one.double() - other).norm() <= within * other.norm()
+    assert [*conv.state_dict()] == ["weight", "bias"]
 
 
 def test_a_resblock_adds_to_what_it_is_given():

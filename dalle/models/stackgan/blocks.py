@@ -43,18 +43,43 @@ class ConditioningAugmentation(nn.Module):
         return mean_BC + (0.5 * log_variance_BC).exp() * epsilon_BC, mean_BC, log_variance_BC
 
 
+class DoublingConv(nn.Conv2d):
+    """A 3×3 convolution of a map whose pixels are doubled, without the doubled map.
+
+    Of the nine products for an output pixel several read the same input pixel. Their weights are added first, into a transposed
+    convolution 4×4 of stride 2, which has four: the same numbers for 4/9 of the work, and a quarter as much is kept for the backward pass.
+
+    Args:
+        inputs, outputs: channels
+        bias: whether there is one
+    """
+
+    def __init__(self, inputs: int, outputs: int, bias: bool):
+        super().__init__(inputs, outputs, 3, padding=1, bias=bias)
+        line_43 = torch.tensor(
+            [[0.0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]]
+        )  # which of three weights are one of the four
+        self.register_buffer("_added", torch.kron(line_43, line_43).T, persistent=False)  # [9, 16]
+
+    def forward(self, x_BCYX: torch.Tensor) -> torch.Tensor:
+        """[B, C, Y, X] to [B, O, 2Y, 2X]."""
+        flat = self.weight.transpose(0, 1).reshape(-1, 9) @ self._added
+        four_by_four = flat.view(self.in_channels, self.out_channels, 4, 4)
+        return F.conv_transpose2d(x_BCYX, four_by_four, self.bias, stride=2, padding=1)
+
+
 class Upsample(nn.Sequential):
     """Twice the side: doubled pixels and a 3×3 convolution, or a transposed 4×4 one of stride 2; then batch normalisation, ReLU and,
     where asked for, dropout."""
 
     def __init__(self, inputs: int, outputs: int, config: StackGANModel):
-        conv: list[nn.Module]
+        conv: nn.Module
         if config.upsample == "scale":
-            conv = [nn.Upsample(scale_factor=2), nn.Conv2d(inputs, outputs, 3, padding=1, bias=config.biases)]
+            conv = DoublingConv(inputs, outputs, config.biases)
         else:
-            conv = [nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=config.biases)]
+            conv = nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=config.biases)
         dropout = [nn.Dropout(config.dropout)] if config.dropout else []
-        super().__init__(*conv, nn.BatchNorm2d(outputs), nn.ReLU(), *dropout)
+        super().__init__(conv, nn.BatchNorm2d(outputs), nn.ReLU(), *dropout)
 
 
 class Downsample(nn.Sequential):
