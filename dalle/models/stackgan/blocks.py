@@ -56,6 +56,7 @@ class DoublingConv(nn.Conv2d):
 
     def __init__(self, inputs: int, outputs: int, bias: bool):
         super().__init__(inputs, outputs, 3, padding=1, bias=bias)
+        self._added: torch.Tensor
         line_43 = torch.tensor(
             [[0.0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]]
         )  # which of three weights are one of the four
