@@ -1,8 +1,10 @@
 """All captions of an evaluation on one picture, none picked: of each the real image, and beside it the first that was drawn.
 
     python tools/contact_sheet.py icons/evaluation contact-sheet.webp
+    python tools/contact_sheet.py transformer/evaluation gan/evaluation both.webp --most 48
 
-The captions go row by row, in the order of the reference; beside each pair is a gap. `--captions FILE` writes them as a list.
+The captions go row by row, in the order of the reference; between them is a gap. Of several evaluations, of the same captions, the
+drawings stand beside each other. `--captions FILE` writes the captions as a list.
 """
 
 from __future__ import annotations
@@ -47,14 +49,31 @@ def pairs(evaluation: Path, reference: str | None = None) -> list[tuple[str, Ima
     return [(each["prompt"], reals[numbers[each["real"]]], image) for each, image in zip(captions, drawn, strict=True)]
 
 
-def sheet(found: list[tuple[str, Image.Image, Image.Image]], side_px: int, columns: int) -> Image.Image:
-    """The picture: real and drawn side by side, each `side_px` wide, so many pairs in a row."""
-    width = 2 * side_px + _GAP_PX
+def beside(evaluations: list[Path], reference: str | None = None) -> list[tuple[str, list[Image.Image]]]:
+    """(caption, [real image, drawing of each evaluation]) of every caption.
+
+    Raises:
+        ValueError: two evaluations are not of the same captions; as `pairs`
+        OSError: as `pairs`
+    """
+    first, *others = (pairs(evaluation, reference) for evaluation in evaluations)
+    for evaluation, other in zip(evaluations[1:], others, strict=True):
+        if [caption for caption, *_ in other] != [caption for caption, *_ in first]:
+            raise ValueError(f"{evaluation}: not the captions of {evaluations[0]}")
+    return [
+        (caption, [real, drawn, *(other[number][2] for other in others)])
+        for number, (caption, real, drawn) in enumerate(first)
+    ]
+
+
+def sheet(found: list[tuple[str, list[Image.Image]]], side_px: int, columns: int) -> Image.Image:
+    """The picture: real and drawn side by side, each `side_px` wide, so many captions in a row."""
+    width = len(found[0][1]) * side_px + _GAP_PX
     rows = math.ceil(len(found) / columns)
     whole = Image.new("RGB", (columns * width - _GAP_PX, rows * (side_px + _GAP_PX) - _GAP_PX), "white")
-    for place, (_, *both) in enumerate(found):
+    for place, (_, images) in enumerate(found):
         row, column = divmod(place, columns)
-        for number, image in enumerate(both):
+        for number, image in enumerate(images):
             shown = image.resize((side_px, side_px), Image.Resampling.LANCZOS)
             whole.paste(shown, (column * width + number * side_px, row * (side_px + _GAP_PX)))
     return whole
@@ -63,16 +82,17 @@ def sheet(found: list[tuple[str, Image.Image, Image.Image]], side_px: int, colum
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("evaluation", type=Path)
+    parser.add_argument("evaluations", type=Path, nargs="+")
     parser.add_argument("output", type=Path, help="a picture; WebP is the smallest")
     parser.add_argument("--reference", help="shards of the real images, if they do not lie where they lay")
     parser.add_argument("--side_px", type=int, default=64)
     parser.add_argument("--columns", type=int, default=12)
     parser.add_argument("--quality", type=int, default=80)
+    parser.add_argument("--most", type=int, help="only so many captions, the first")
     parser.add_argument("--captions", type=Path, help="also a text file of the captions, in the same order")
     options = parser.parse_args(argv)
     try:
-        found = pairs(options.evaluation, options.reference)
+        found = beside(options.evaluations, options.reference)[: options.most]
     except (ValueError, OSError) as error:
         sys.exit(f"contact_sheet: {error}")
     sheet(found, options.side_px, options.columns).save(options.output, quality=options.quality)

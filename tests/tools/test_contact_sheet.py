@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import shutil
 import tarfile
 
 import numpy as np
@@ -75,4 +76,23 @@ def test_what_is_missing_is_named(evaluation, tmp_path):
         tool.main(given)
     (evaluation / "samples/00001/samples/0000.png").unlink()
     with pytest.raises(SystemExit, match=r"00001/samples/0000.png"):
+        tool.main(given)
+
+
+def test_several_evaluations_stand_beside_each_other(evaluation, tmp_path):
+    other, output = tmp_path / "other", tmp_path / "sheet.png"
+    shutil.copytree(evaluation, other)
+    for number in range(3):
+        Image.new("RGB", (16, 16), (0, 70 * number, 0)).save(other / f"samples/{number:05}/samples/0000.png")
+    given = [str(evaluation), str(other), str(output), "--reference", str(tmp_path / "valid-000.tar")]
+    tool.main([*given, "--side_px", "8", "--columns", "1", "--most", "2"])
+    image = np.asarray(Image.open(output))
+    assert image.shape == (8 + 4 + 8, 24, 3)
+    for y, colours in ((0, [(200, 0, 0), (0, 0, 0), (0, 0, 0)]), (12, [(100, 0, 0), (0, 0, 50), (0, 70, 0)])):
+        for x, colour in zip((0, 8, 16), colours, strict=True):
+            assert (image[y : y + 8, x : x + 8] == colour).all()
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["captions"][2]["prompt"] = "another"
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(SystemExit, match=r"other: not the captions of .*evaluation"):
         tool.main(given)
