@@ -123,6 +123,17 @@ def test_a_convolution_of_doubled_pixels_needs_no_doubled_map(dtype, within):
     assert [*conv.state_dict()] == ["weight", "bias"]
 
 
+@pytest.mark.parametrize("config", [SMALL, replace(SMALL, stage=2, image_size_px=32)])
+def test_maps_keep_the_layout_that_convolutions_are_fast_in(config):
+    model = generator(config).to(memory_format=torch.channels_last)
+    seen = []
+    for block in model.upsample:
+        block.register_forward_hook(lambda m, i, o: seen.append(o.is_contiguous(memory_format=torch.channels_last)))
+    low = torch.rand(2, 3, config.image_size_px // 4, config.image_size_px // 4) if config.stage == 2 else None
+    model(torch.randn(2, 6), torch.randn(2, config.noise_width), torch.randn(2, config.condition_width), low)
+    assert seen == [True] * len(model.upsample)
+
+
 def test_a_resblock_adds_to_what_it_is_given():
     torch.manual_seed(0)
     block, x = ResBlock(4, biases=True).eval(), torch.randn(2, 4, 5, 5)
