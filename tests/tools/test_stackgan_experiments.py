@@ -76,8 +76,8 @@ def test_the_table():
         for row in tool.table({"a": [one, other], "dfgan": [one]}).splitlines()
     )
     assert "captions right" not in title
-    assert a[:3] == ["A", "1 of 2", "105.0 ± 7.1"]
-    assert b[:6] == ["DF-GAN's recipe", "yes", "100.0", "0.5000", "25.0%", "50.0%"]
+    assert a[:4] == ["A", "unstable: D at 0, G rises", "1 of 2", "105.0 ± 7.1"]
+    assert b[:7] == ["DF-GAN's recipe", "not tried", "yes", "100.0", "0.5000", "25.0%", "50.0%"]
 
 
 def test_h_takes_its_encoder(capsys, tmp_path):
