@@ -17,6 +17,7 @@ from torch import nn
 from dalle.config import Optimizer, PriorModel, Run
 from dalle.config.checks import require
 from dalle.models.flops import attention_flops, prior_flops
+from dalle.models.folder import Weightless
 from dalle.models.prior import Prior
 from dalle.training.deepspeed_adapter import communicated_in_16_bit, largest_resblock
 
@@ -32,7 +33,7 @@ class Sizes:
 
     def __init__(self, config: PriorModel):
         self.config = config
-        with META:
+        with Weightless(), META:
             self.prior = Prior(config)
         self.parameters: dict[str, nn.Parameter] = dict(self.prior.named_parameters())
         self.matrices = self.prior.matrices()
@@ -67,10 +68,6 @@ class Sizes:
         for number, kind in enumerate(self.prior.kinds):
             products[2 * number] += attention_flops(kind, self.config)
         return [*products, prior_flops(self.config) // 3 - sum(products)]
-
-    def weight_bytes(self, run: Run) -> dict[str, int]:
-        """By name, bytes of a weight as it is kept, and as it is gathered whole."""
-        return {name: 2 if run.weights == "16-bit" and name in self.matrices else 4 for name in self.parameters}
 
     def wire_bytes(self, run: Run) -> dict[str, int]:
         """By name, bytes of a weight while processes that shard gather it, and of its gradient while they reduce it."""
@@ -134,13 +131,13 @@ class Layout:
         return {name: p.numel() for name, p in self.sizes.parameters.items()}
 
     def weight_bytes(self, elements: dict[str, int]) -> int:
-        """Of so many weights of each parameter, as they are kept.
+        """Of so many weights of each parameter, as they are kept, and as they are gathered whole.
 
         Args:
             elements: `whole`, `held`, or of some parameters
         """
-        by_name = self.sizes.weight_bytes(self.run)
-        return sum(by_name[name] * size for name, size in elements.items())
+        narrow = self.sizes.matrices if self.run.weights == "16-bit" else ()
+        return sum((2 if name in narrow else 4) * size for name, size in elements.items())
 
     def _share(self, elements: int) -> int:
         return elements if self.run.zero_stage == 0 else math.ceil(elements / self.shards)

@@ -94,7 +94,7 @@ class Planned:
         gathered = max(at_work(self.layout), at_the_turn(self.layout, ended))
         return found.layers * left // layers + at_hand + gathered
 
-    @property
+    @cached_property
     def peak_bytes(self) -> int:
         in_updates = sum(self.stays.values()) + self.comes_and_goes(self.layout.run.recompute)
         return max(in_updates, while_made(self.layout))

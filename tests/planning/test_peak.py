@@ -103,6 +103,7 @@ def test_a_plan_counts_what_is_there_before_the_first_update():
     planned = Planned(small, Machines.measured(1e12, 16e9))
     assert planned.peak_bytes > while_made(small) > 8 * sum(small.held.values())
     assert planned.figures()["peak_bytes"] == planned.peak_bytes
+    planned = Planned(small, planned.machines, planned.sent)
     planned.stays = dict.fromkeys(planned.stays, 0)
     planned.comes_and_goes = lambda _: 0
     assert planned.peak_bytes == while_made(small)
