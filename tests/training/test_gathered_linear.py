@@ -1,10 +1,13 @@
 """A linear map of a gathered weight: PyTorch's own values and gradients, and nothing of the weight kept."""
 
+import gc
 import json
+import weakref
 
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dalle.training.gathered_linear import GatheredLinear
 from tests.processes import ON_CPU, run_processes
@@ -67,6 +70,25 @@ def test_the_backward_pass_finds_what_the_weight_holds_by_then():
     weight.data = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     found.sum().backward()
     assert x.grad.tolist() == [[3.0, 7.0]]
+
+
+def test_autocast_keeps_no_copy_of_the_weight_to_the_end_of_the_pass():
+    """As it does of a parameter itself: every layer's would wait for the last."""
+    copies = []
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **(kwargs or {}))
+            if function is torch.ops.aten._to_copy.default and found.shape == (6, 5):
+                copies.append(weakref.ref(found.untyped_storage()))
+            return found
+
+    x, weight, bias = torch.randn(4, 6), torch.nn.Parameter(torch.randn(6, 5)), torch.nn.Parameter(torch.zeros(5))
+    with torch.autocast("cpu", torch.bfloat16):
+        with Copies():
+            GatheredLinear.apply(x, weight, bias)
+        gc.collect()
+        assert [copy() for copy in copies] == [None]
 
 
 def test_no_layer_s_gathered_weights_are_kept_until_the_backward_pass():
