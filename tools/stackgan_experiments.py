@@ -90,6 +90,7 @@ def train(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
             "most": options.most,
             "features": f"efficientnet-lite0 clip:{options.clip}",
             "judge": options.clip,
+            "blur_radii": [0],
             "rerank": "false",
             "keep": 1,
             "output": evaluation,
