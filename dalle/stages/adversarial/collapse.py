@@ -12,8 +12,8 @@ _FIRST_STEPS = 100
 """Before which a discriminator that is far ahead is nothing unusual."""
 _PATIENCE = 0.1
 """Share of a run for which something has to go on before it is ended."""
-_WON = 0.02
-"""Of what the discriminator's loss can fall by, what is left when it has won."""
+_WON = 0.05
+"""Of what the discriminator's loss can fall by, what is left when it has won: so near no drawing of ours was believed any more."""
 _LOST = {"cross-entropy": 8.0, "hinge": 30.0}
 """A generator's loss, without its KL, from which it is lost: −log D of 8 nats is a fake that is believed once in 3,000 times."""
 _ALIKE = 0.02

@@ -66,6 +66,10 @@ def test_smoothed_labels_leave_a_loss_that_is_no_zero():
     assert least == pytest.approx(0.650, abs=1e-3)
     assert _watch(soft).check(200, {**SOUND, "discriminator_loss": least + 0.005})
     assert not _watch(soft).check(200, {**SOUND, "discriminator_loss": least + 0.1})
+    # experiment F on drawn shapes, from update 900 on: no drawing was believed, and none came to be right
+    measured = StackGANObjective(real_labels=(0.9, 0.95), fake_labels=(0.1, 0.15))
+    assert _watch(measured).check(1680, {**SOUND, "discriminator_loss": 0.67})
+    assert not _watch(measured).check(600, {**SOUND, "discriminator_loss": 0.70})
 
 
 def test_images_that_do_not_follow_the_caption_are_noticed_at_validation():
