@@ -41,4 +41,18 @@ for name in transformer gan; do
 done
 dalle-evaluate --compare "${compared# }" --output "$output/comparison" --overwrite true
 python tools/contact_sheet.py "$output"/{transformer,gan}-evaluation "$output/comparison.webp" --most 48 --columns 6
+for name in transformer gan; do
+    python - "$output/$name" "$clip" <<'END'
+import resource, sys, time
+import dalle
+model = dalle.load(sys.argv[1], clip=sys.argv[2])
+taken_s = []
+for _ in range(4):
+    begun = time.perf_counter()
+    model.generate("a red circle above a blue square", n=256, keep=1)
+    taken_s.append(time.perf_counter() - begun)
+peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+print(f"{sys.argv[1]}: {1000 * min(taken_s[1:]) / 256:.1f} ms an image of 256, ranked; {peak_gb:.2f} GB of main memory")
+END
+done
 cat "$output/seconds.tsv"
