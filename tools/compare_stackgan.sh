@@ -27,10 +27,10 @@ part dvae "$model/dvae/model.safetensors" \
 part tokens "$output/tokens/meta.json" dalle-tokenize --data "$train" --dvae "$model/dvae" --output "$output/tokens"
 part prior "$model/prior/model.safetensors" \
     dalle-train-prior --config shapes/prior --data "$output/tokens" --dvae "$model/dvae" \
-    --tokenizer "$model/tokenizer/tokenizer.json" --output "$model/prior" --run.steps "${PRIOR_STEPS:-2200}"
+    --tokenizer "$model/tokenizer/tokenizer.json" --output "$model/prior" --run.steps "${PRIOR_STEPS:-3300}"
 part gan "$output/gan/model.safetensors" \
     dalle-train-stackgan --config "stackgan/$gan" --data "$train" --valid_data "$valid" --class_key scene \
-    --text_encoder bert:all-minilm-l6-v2 --output "$output/gan" --run.steps "${GAN_STEPS:-5500}"
+    --text_encoder bert:all-minilm-l6-v2 --output "$output/gan" --run.steps "${GAN_STEPS:-6000}"
 
 compared=""
 for name in transformer gan; do
