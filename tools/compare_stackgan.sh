@@ -2,7 +2,7 @@
 # The transformer and the StackGAN on the same drawn shards, half an hour of two cores each, and what both draw for held-out captions
 # in one report and one picture: docs/comparison.md. What is finished is not repeated; an interrupted training begins again, since
 # it is timed.
-#   bash tools/compare_stackgan.sh TRAIN VALID CLIP OUTPUT     shards of dalle-draw-shapes, a CLIP of ours as reranker for both
+#   bash tools/compare_stackgan.sh TRAIN VALID CLIP OUTPUT     shards of dalle-draw-shapes, a CLIP of ours as judge of both
 # Updates by DVAE_STEPS, PRIOR_STEPS and GAN_STEPS: on another machine choose those that take half an hour; seconds.tsv tells.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -35,24 +35,24 @@ part gan "$output/gan/model.safetensors" \
 compared=""
 for name in transformer gan; do
     [ -f "$output/$name-evaluation/metrics.json" ] ||
-        dalle-evaluate --model "$output/$name" --reference "$valid" --most 512 --n 32 --keep 1 --clip "$clip" \
+        dalle-evaluate --model "$output/$name" --reference "$valid" --most 512 --n 1 --keep 1 --rerank false --judge "$clip" \
             --features "efficientnet-lite0 clip:$clip" --output "$output/$name-evaluation"
     compared="$compared $name=$output/$name-evaluation"
 done
 dalle-evaluate --compare "${compared# }" --output "$output/comparison" --overwrite true
 python tools/contact_sheet.py "$output"/{transformer,gan}-evaluation "$output/comparison.webp" --most 48 --columns 6
 for name in transformer gan; do
-    python - "$output/$name" "$clip" <<'END'
+    python - "$output/$name" <<'END'
 import resource, sys, time
 import dalle
-model = dalle.load(sys.argv[1], clip=sys.argv[2])
+model = dalle.load(sys.argv[1], rerank=False)
 taken_s = []
 for _ in range(4):
     begun = time.perf_counter()
     model.generate("a red circle above a blue square", n=256, keep=1)
     taken_s.append(time.perf_counter() - begun)
 peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-print(f"{sys.argv[1]}: {1000 * min(taken_s[1:]) / 256:.1f} ms an image of 256, ranked; {peak_gb:.2f} GB of main memory")
+print(f"{sys.argv[1]}: {1000 * min(taken_s[1:]) / 256:.1f} ms an image of 256; {peak_gb:.2f} GB of main memory")
 END
 done
 cat "$output/seconds.tsv"
