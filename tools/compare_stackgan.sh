@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # The transformer and the StackGAN on the same drawn shards, half an hour of two cores each, and what both draw for held-out captions
-# in one report and one picture: docs/comparison.md. What is finished is not repeated; an interrupted training begins again, since
-# it is timed.
+# in one report and one picture: docs/comparison.md. What is finished is not repeated; what was interrupted is to be removed first,
+# since it is timed.
 #   bash tools/compare_stackgan.sh TRAIN VALID CLIP OUTPUT     shards of dalle-draw-shapes, a CLIP of ours as judge of both
-# Updates by DVAE_STEPS, PRIOR_STEPS and GAN_STEPS: on another machine choose those that take half an hour; seconds.tsv tells.
+# GAN names a configuration (stackgan/dfgan); updates by DVAE_STEPS, PRIOR_STEPS and GAN_STEPS: on another machine choose those that take half an hour; seconds.tsv
+# tells.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 train=${1:?training shards} valid=${2:?held-out shards} clip=${3:?folder of a CLIP} output=${4:?folder of all that is made}
@@ -14,7 +15,6 @@ part() { # NAME FILE COMMAND...: makes FILE, and notes how long it took
     local name=$1 file=$2 begun=$SECONDS
     shift 2
     [ -e "$file" ] && return
-    rm -rf "$(dirname "$file")"
     "$@"
     printf '%s\t%s\n' "$name" $((SECONDS - begun)) >>"$output/seconds.tsv"
 }

@@ -24,19 +24,22 @@ from dalle.evaluation.steps.reference import read_reference
 _GAP_PX = 4
 
 
-def pairs(evaluation: Path, reference: str | None = None) -> list[tuple[str, Image.Image, Image.Image]]:
+def pairs(
+    evaluation: Path, reference: str | None = None, most: int | None = None
+) -> list[tuple[str, Image.Image, Image.Image]]:
     """(caption, real image, drawn image) of every caption.
 
     Args:
         evaluation: a finished folder of `dalle-evaluate --model … --reference …`
         reference: where its real images lie now; null means where they were
+        most: only so many captions, the first
 
     Raises:
         ValueError: a caption has no real image, or it is not among those that lie there
         OSError: a drawing is missing
     """
     manifest = json.loads((evaluation / "manifest.json").read_text(encoding="utf-8"))
-    request, captions = manifest["request"], manifest["captions"]
+    request, captions = manifest["request"], manifest["captions"][:most]
     drawn = []
     for number in range(len(captions)):
         with Image.open(evaluation / f"samples/{number:05}/samples/0000.png") as image:
@@ -49,17 +52,20 @@ def pairs(evaluation: Path, reference: str | None = None) -> list[tuple[str, Ima
     return [(each["prompt"], reals[numbers[each["real"]]], image) for each, image in zip(captions, drawn, strict=True)]
 
 
-def beside(evaluations: list[Path], reference: str | None = None) -> list[tuple[str, list[Image.Image]]]:
+def beside(
+    evaluations: list[Path], reference: str | None = None, most: int | None = None
+) -> list[tuple[str, list[Image.Image]]]:
     """(caption, [real image, drawing of each evaluation]) of every caption.
 
     Raises:
-        ValueError: two evaluations are not of the same captions; as `pairs`
+        ValueError: two evaluations are not of the same captions and real images; as `pairs`
         OSError: as `pairs`
     """
-    first, *others = (pairs(evaluation, reference) for evaluation in evaluations)
+    first, *others = (pairs(evaluation, reference, most) for evaluation in evaluations)
     for evaluation, other in zip(evaluations[1:], others, strict=True):
-        if [caption for caption, *_ in other] != [caption for caption, *_ in first]:
-            raise ValueError(f"{evaluation}: not the captions of {evaluations[0]}")
+        one, two = ([(caption, real.tobytes()) for caption, real, _ in found] for found in (first, other))
+        if one != two:
+            raise ValueError(f"{evaluation}: not the captions and real images of {evaluations[0]}")
     return [
         (caption, [real, drawn, *(other[number][2] for other in others)])
         for number, (caption, real, drawn) in enumerate(first)
@@ -91,8 +97,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--most", type=int, help="only so many captions, the first")
     parser.add_argument("--captions", type=Path, help="also a text file of the captions, in the same order")
     options = parser.parse_args(argv)
+    if options.most is not None and options.most < 1:
+        parser.error(f"--most {options.most}: must be at least 1")
     try:
-        found = beside(options.evaluations, options.reference)[: options.most]
+        found = beside(options.evaluations, options.reference, options.most)
     except (ValueError, OSError) as error:
         sys.exit(f"contact_sheet: {error}")
     sheet(found, options.side_px, options.columns).save(options.output, quality=options.quality)

@@ -104,19 +104,19 @@ def test_stage_two_sees_stage_ones_image_and_the_caption():
     assert not torch.equal(model(text + 1, None, epsilon, low)[0], before)
 
 
-@pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-13), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-13), (torch.bfloat16, 4e-3)])
 def test_a_convolution_of_doubled_pixels_needs_no_doubled_map(dtype, within):
-    """Against the two steps of the document, forward and backward, with an uneven side and in a layout of channels last."""
+    """Against the two steps of the document, forward and backward, with an uneven side and in a layout of channels last; in bf16 by
+    autocast, where a weight, a pixel and a sum are each rounded once, by 0.2% of themselves."""
     torch.manual_seed(0)
     conv = DoublingConv(5, 7, bias=True).double().to(memory_format=torch.channels_last)
-    x, up = (
-        torch.randn(2, 5, 3, 4, dtype=torch.float64, requires_grad=True),
-        torch.randn(2, 7, 6, 8, dtype=torch.float64),
-    )
+    x = torch.randn(2, 5, 3, 4, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()
+    up = torch.randn(2, 7, 6, 8, dtype=torch.float64)
     wanted = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), conv.weight, conv.bias, padding=1)
     wanted = [wanted, *torch.autograd.grad(wanted, (x, conv.weight, conv.bias), up)]
-    found = conv.to(dtype)(x.to(dtype))
-    found = [found, *torch.autograd.grad(found, (x, conv.weight, conv.bias), up.to(dtype))]
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        found = conv.float()(x.float()) if dtype == torch.bfloat16 else conv(x)
+    found = [found, *torch.autograd.grad(found, (x, conv.weight, conv.bias), up.to(found.dtype))]
     for one, other in zip(found, wanted, strict=True):
         assert one.shape == other.shape
         assert (one.double() - other).norm() <= within * other.norm()

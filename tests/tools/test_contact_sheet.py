@@ -94,5 +94,7 @@ def test_several_evaluations_stand_beside_each_other(evaluation, tmp_path):
     manifest = json.loads((other / "manifest.json").read_text())
     manifest["captions"][2]["prompt"] = "another"
     (other / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(SystemExit, match=r"other: not the captions of .*evaluation"):
+    with pytest.raises(SystemExit, match=r"other: not the captions and real images of .*evaluation"):
         tool.main(given)
+    with pytest.raises(SystemExit):
+        tool.main([*given, "--most", "0"])

@@ -47,7 +47,8 @@ class DoublingConv(nn.Conv2d):
     """A 3×3 convolution of a map whose pixels are doubled, without the doubled map.
 
     Of the nine products for an output pixel several read the same input pixel. Their weights are added first, into a transposed
-    convolution 4×4 of stride 2, which has four: the same numbers for 4/9 of the work, and a quarter as much is kept for the backward pass.
+    convolution 4×4 of stride 2, which has four: the same numbers for 4/9 of the work, and a quarter of the map to keep for the backward
+    pass, beside a kernel 16/9 as large. They are added as they are kept, so that autocast rounds once, as ever.
 
     Args:
         inputs, outputs: channels
@@ -56,17 +57,14 @@ class DoublingConv(nn.Conv2d):
 
     def __init__(self, inputs: int, outputs: int, bias: bool):
         super().__init__(inputs, outputs, 3, padding=1, bias=bias)
-        self._added: torch.Tensor
-        line_43 = torch.tensor(
-            [[0.0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]]
-        )  # which of three weights are one of the four
-        self.register_buffer("_added", torch.kron(line_43, line_43).T, persistent=False)  # [9, 16]
 
     def forward(self, x_BCYX: torch.Tensor) -> torch.Tensor:
         """[B, C, Y, X] to [B, O, 2Y, 2X]."""
-        flat = self.weight.transpose(0, 1).reshape(-1, 9) @ self._added
-        four_by_four = flat.view(self.in_channels, self.out_channels, 4, 4)
-        return F.conv_transpose2d(x_BCYX, four_by_four, self.bias, stride=2, padding=1)
+        kernel = self.weight.permute(2, 3, 1, 0)
+        for dim in (0, 1):
+            first, second, third = kernel.unbind(dim)
+            kernel = torch.stack([third, second + third, first + second, first], dim)
+        return F.conv_transpose2d(x_BCYX, kernel.permute(2, 3, 0, 1), self.bias, stride=2, padding=1)
 
 
 class Upsample(nn.Sequential):

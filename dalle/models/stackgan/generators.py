@@ -64,7 +64,7 @@ class StageOneGenerator(nn.Module):
         """
         condition_BC, mean_BC, log_variance_BC = self.conditioning.drawn(text_BE, epsilon_BC)
         flat = self.project(torch.cat([condition_BC, noise_BZ], dim=1))[:, :, None, None]
-        # the layout of all maps behind it: convolutions are faster in it on CPUs and GPUs
+        # the layout that the engine gives to kernels: convolutions are faster where all maps behind it have it too
         maps_BCYX = F.relu(self.project_norm(flat)).view(-1, *self._start).to(memory_format=torch.channels_last)
         for block in self.upsample:
             maps_BCYX = block(maps_BCYX)

@@ -13,7 +13,7 @@ _FIRST_STEPS = 100
 _PATIENCE = 0.1
 """Share of a run for which something has to go on before it is ended."""
 _WON = 0.05
-"""Of what the discriminator's loss can fall by, what is left when it has won: so near no drawing of ours was believed any more."""
+"""Of what the discriminator's loss can fall by, what is left when it has won: drawings are as good as never believed."""
 _LOST = {"cross-entropy": 8.0, "hinge": 30.0}
 """A generator's loss, without its KL, from which it is lost: −log D of 8 nats is a fake that is believed once in 3,000 times."""
 _ALIKE = 0.02

@@ -66,10 +66,17 @@ def test_smoothed_labels_leave_a_loss_that_is_no_zero():
     assert least == pytest.approx(0.650, abs=1e-3)
     assert _watch(soft).check(200, {**SOUND, "discriminator_loss": least + 0.005})
     assert not _watch(soft).check(200, {**SOUND, "discriminator_loss": least + 0.1})
-    # experiment F on drawn shapes, from update 900 on: no drawing was believed, and none came to be right
-    measured = StackGANObjective(real_labels=(0.9, 0.95), fake_labels=(0.1, 0.15))
-    assert _watch(measured).check(1680, {**SOUND, "discriminator_loss": 0.67})
-    assert not _watch(measured).check(600, {**SOUND, "discriminator_loss": 0.70})
+
+
+def test_a_discriminator_that_comes_and_goes_near_its_end_has_won():
+    """Losses of experiment F on drawn shapes, updates 1,000 to 2,900, none of whose drawings was believed by then; the least is 0.643."""
+    soft = StackGANObjective(real_labels=(0.9, 0.95), fake_labels=(0.1, 0.15))
+    losses = (0.670, 0.655, 0.664, 0.654, 0.669, 0.661, 0.658, 0.663, 0.654, 0.659)
+    watch = _watch(soft, steps=4000)
+    for number in range(20):
+        watch.check(1000 + 100 * number, {**SOUND, "discriminator_loss": losses[number % 10]})
+    assert "the discriminator has won since update 1000" in watch.give_up()
+    assert not _watch(soft).check(600, {**SOUND, "discriminator_loss": 0.70})
 
 
 def test_images_that_do_not_follow_the_caption_are_noticed_at_validation():
