@@ -18,6 +18,11 @@ _LOST = {"cross-entropy": 8.0, "hinge": 30.0}
 """A generator's loss, without its KL, from which it is lost: −log D of 8 nats is a fake that is believed once in 3,000 times."""
 _ALIKE = 0.02
 """Of the spread of real images, that of images that are all but the same."""
+_SPREADS = {
+    "spread": "images",
+    "caption_spread": "images of different captions",
+    "noise_spread": "images of one caption",
+}
 
 
 class Collapse:
@@ -79,7 +84,7 @@ class Collapse:
             found["the generator is lost"] = (
                 f"its loss is {values['adversarial']:.1f}. Lower both step sizes, or take the recipe of configs/stackgan/dfgan.yaml"
             )
-        for name, said in (("spread", "images"), ("caption_spread", "images of different captions")):
+        for name, said in _SPREADS.items():
             spread = {**self.validated, **values}.get(name, math.inf)
             if spread < _ALIKE:
                 found[f"all {said} are alike"] = (

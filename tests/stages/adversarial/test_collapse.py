@@ -86,6 +86,14 @@ def test_images_that_do_not_follow_the_caption_are_noticed_at_validation():
     assert warning.startswith("all images of different captions are alike: their spread is 0.5%")
 
 
+def test_images_that_do_not_follow_the_noise_are_noticed_at_validation():
+    """Experiment B on drawn shapes, after 4,000 updates: one image for a caption."""
+    watch = _watch()
+    watch.validated.update({"caption_spread": 0.457, "noise_spread": 0.0114})
+    (warning,) = watch.check(200, SOUND)
+    assert warning.startswith("all images of one caption are alike: their spread is 1.1%")
+
+
 def test_a_run_ends_when_it_has_gone_on_for_a_tenth():
     watch = _watch()
     bad = {**SOUND, "spread": 0.001}
