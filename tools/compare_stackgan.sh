@@ -3,8 +3,8 @@
 # in one report and one picture: docs/comparison.md. What is finished is not repeated; what was interrupted is to be removed first,
 # since it is timed.
 #   bash tools/compare_stackgan.sh TRAIN VALID CLIP OUTPUT     shards of dalle-draw-shapes, a CLIP of ours as judge of both
-# GAN names a configuration (stackgan/dfgan); updates by DVAE_STEPS, PRIOR_STEPS and GAN_STEPS: on another machine choose those that take half an hour; seconds.tsv
-# tells.
+# GAN names a configuration of stackgan/ (dfgan). DVAE_STEPS, PRIOR_STEPS and GAN_STEPS are the updates: on another machine choose
+# those that take half an hour; seconds.tsv tells.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 train=${1:?training shards} valid=${2:?held-out shards} clip=${3:?folder of a CLIP} output=${4:?folder of all that is made}
