@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import chain, repeat
 from typing import Any
 
 from dalle.config import Plan
@@ -76,23 +78,23 @@ class Planned:
         goes on while the backward pass frees one layer's activations after the other."""
         found, run = self.activations(recompute), self.layout.run
         turn = found.peak + at_the_turn(self.layout)
-        # the heads end first, then the resblocks, then the embeddings, and then there is nothing to work on
-        parts = len(self.layout.sizes.blocks) + 2 if run.zero_stage == 3 and run.offload == "device" else 0
+        beside = self._under_way(found) if run.zero_stage == 3 and run.offload == "device" else []
         exchanging = (
-            working + (self._under_way(found, ended) if ended < parts else 0)
-            for ended, working in enumerate(self.sent.working)
+            working + more for working, more in zip(self.sent.working, chain(beside, repeat(0)), strict=False)
         )
         return max([turn, *exchanging])
 
-    def _under_way(self, found: Activations, ended: int) -> int:
-        """Bytes of a backward pass at stage 3, of which so many parts have ended."""
-        layers = len(self.layout.sizes.prior.kinds)
-        left = min(layers, layers - (ended - 1) // 2)  # two resblocks each
-        at_hand = found.layer + gradients_at_work(self.layout) + reduced_at_once(self.layout)
-        if not ended:  # what the heads need has their gradients in it, and goes before those of a resblock come
-            at_hand = max(at_hand, found.heads)
-        gathered = max(at_work(self.layout), at_the_turn(self.layout, ended))
-        return found.layers * left // layers + at_hand + gathered
+    def _under_way(self, found: Activations) -> Iterator[int]:
+        """Bytes of a backward pass at stage 3, of which none, one, two … parts have ended: the heads end first, then the resblocks,
+        then the embeddings, and then there is nothing to work on."""
+        layout, layers = self.layout, len(self.layout.sizes.prior.kinds)
+        at_hand = found.layer + gradients_at_work(layout) + reduced_at_once(layout)
+        gathered = at_work(layout)
+        for ended in range(len(layout.sizes.blocks) + 2):
+            left = min(layers, layers - (ended - 1) // 2)  # two resblocks each
+            # what the heads need has their gradients in it, and goes before those of a resblock come
+            most = at_hand if ended else max(at_hand, found.heads)
+            yield found.layers * left // layers + most + max(gathered, at_the_turn(layout, ended))
 
     @cached_property
     def peak_bytes(self) -> int:

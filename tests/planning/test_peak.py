@@ -125,6 +125,6 @@ def test_the_heads_have_their_most_before_a_resblock_s_gradients_come():
     kept = planned.activations(False)
     resblock = kept.layer + gradients_at_work(found) + reduced_at_once(found)
     assert kept.heads > resblock
-    for ended, work in ((0, kept.heads), (1, resblock)):
+    for ended, (work, under_way) in enumerate(zip((kept.heads, resblock), planned._under_way(kept), strict=False)):
         gathered = max(at_work(found), at_the_turn(found, ended))
-        assert planned._under_way(kept, ended) == kept.layers + gathered + work
+        assert under_way == kept.layers + gathered + work
