@@ -81,7 +81,7 @@ def save(folder: Path, step: int, fragments: Iterable[Fragment], values: dict, k
         if complaints:
             more = f" (and {len(complaints) - 3} more ranks)" if len(complaints) > 3 else ""
             raise NotSaved(
-                f"checkpoint {target} was not saved: {'; '.join(complaints[:3])}{more}; make room there"
+                f"checkpoint {target} was not saved: {'; '.join(complaints[:3])}{more}; make room there, or mend what it tells of"
             ) from cause
         return [outcome for outcome, _ in told]
 

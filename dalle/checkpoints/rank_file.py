@@ -36,7 +36,7 @@ class Fragment:
         name: of the whole tensor, such as "model/…", "exp_avg/…", "ema/…"
         shape: of the whole tensor; () has one element
         start: where in the flattened tensor the values begin
-        values: flat, on any device; only read
+        values: as many elements as the run has, of any shape, on any device; only read
     """
 
     name: str

@@ -253,6 +253,8 @@ def _checked(cls: type, token: str) -> str:
     keys = shape.keys_of(cls)
     if name in keys and shape.section(keys[name]) is not None and equals:
         shape.check_values(cls, _nested(name, plain_yaml.load(value, name)))
+    elif name.endswith(".help") and shape.section(keys.get(name.removesuffix(".help"))) is not None:
+        return token  # of a section that may be null, whose settings the help of all does not list
     elif name not in keys and name not in _OF_PARSERS and not open_options.is_below(cls, name):
         raise ValueError(shape.unknown(cls, name))
     return token

@@ -1,6 +1,7 @@
 """Batch normalisation with the statistics of all processes, so that several of them are one with their whole batch.
 
-PyTorch's own `SyncBatchNorm` is for GPUs alone.
+PyTorch's own `SyncBatchNorm` is for GPUs alone. Running statistics change in a forward pass, before anybody knows whether the
+update takes place: `Statistics` puts back those of one that did not.
 """
 
 from __future__ import annotations
@@ -59,3 +60,31 @@ class SynchronisedBatchNorm(nn.BatchNorm2d):
         if not self.affine:
             return normalised_BCYX
         return normalised_BCYX * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+class Statistics:
+    """Running means and variances of a model's batch normalisations, as they were after the last update that took place. What is not
+    finite would never leave them again, nor, with several processes, what is normalised.
+
+    Args:
+        model: whose buffers stay the same tensors from now on
+    """
+
+    def __init__(self, model: nn.Module):
+        norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+        self._held = [b for norm in norms for b in norm.buffers(recurse=False) if b.is_floating_point()]
+        self._kept = [torch.empty_like(buffer) for buffer in self._held]
+        self.keep()
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """What they are now is what a skipped update leaves."""
+        for kept, held in zip(self._kept, self._held, strict=True):
+            kept.copy_(held)
+
+    @torch.no_grad()
+    def settle(self, skipped: torch.Tensor) -> None:
+        """The update is over. skipped: 1 if it did not take place, else 0; a scalar on the device, which nothing waits for."""
+        for kept, held in zip(self._kept, self._held, strict=True):
+            held.copy_(kept.where(skipped > 0, held))
+        self.keep()

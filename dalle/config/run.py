@@ -134,6 +134,11 @@ class Run:
         )
         require(self.ema_decay is None or 0 <= self.ema_decay < 1, f"ema_decay {self.ema_decay}: must lie in [0, 1)")
         require(self.reduce_factor > 0, f"reduce_factor {self.reduce_factor}: must be positive")
+        require(
+            self.reduce_factor == 1 or "fp16" in self.precision,
+            f"reduce_factor {self.reduce_factor} with precision {self.precision}: is for fp16 gradients; set precision to fp16 or "
+            "fp16-per-block, or reduce_factor to 1",
+        )
         require(self.silence_limit_s > 0, f"silence_limit_s {self.silence_limit_s}: must be positive")
         if self.ranks_per_machine is not None:
             at_least(self, 0, "ranks_per_machine")

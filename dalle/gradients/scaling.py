@@ -108,6 +108,8 @@ class GradientScales:
         """Whether a scale was too large for the last update and can still become smaller"""
         self.scales = self._scale * self._micro_batches
         """fp32 [number of scales], with their factor M"""
+        self._factors = torch.empty(len(parts) + 1, device=device)  # that take each scale out, the last none
+        self._set()
         self._of_loss: torch.Tensor | float = 1.0
         # by parameter the number of its scale, and whether the constant before the reduce is for it
         self._places = {p: (number, len(whole_shape(p)) > 1) for number, part in enumerate(parts) for p in part}
@@ -142,6 +144,12 @@ class GradientScales:
         scales._of_loss = scales.scales[0]
         return scales
 
+    def _set(self) -> None:
+        """What follows from scales and M."""
+        self.scales.copy_(self._scale * self._micro_batches)
+        self._factors[-1] = self.replicas
+        torch.div(self.replicas, self.scales, out=self._factors[:-1])
+
     def scaled(self, loss: torch.Tensor) -> torch.Tensor:
         """What the backward pass starts from: the loss divided by the replicas, times the scale if there is but one. Who
         accumulates divides by the micro-batches besides, as DeepSpeed does."""
@@ -162,9 +170,8 @@ class GradientScales:
         for parameter, gradient in gradients:
             groups[self._places.get(parameter, (len(self.scales), False))].append(gradient)
         not_finite = self.scales.new_zeros(len(self.scales) + 1)
-        factors = self.replicas / torch.cat([self.scales, self.scales.new_ones(1)])
         for (number, is_matrix), tensors in groups.items():
-            factor = factors[number] / self.reduce_factor if is_matrix else factors[number]
+            factor = self._factors[number] / self.reduce_factor if is_matrix else self._factors[number]
             # what PyTorch's own GradScaler is made of: all tensors in one kernel
             torch._amp_foreach_non_finite_check_and_unscale_(tensors, not_finite[number : number + 1], factor)
         return not_finite == 0
@@ -191,7 +198,7 @@ class GradientScales:
         self._since_division.masked_fill_(divide, 0)
         factor = torch.where(grow, rule.growth, torch.where(divide, rule.back_off, 1.0))
         self._scale.mul_(factor).clamp_(rule.least, rule.greatest)
-        self.scales.copy_(self._scale * self._micro_batches)
+        self._set()
         return finite.all()
 
     def blame(self) -> str:
@@ -227,7 +234,7 @@ class GradientScales:
         self._since_division.copy_(state["since_division"])
         self._finite_updates.copy_(state["finite_updates"])
         self._micro_batches.copy_(state["micro_batches"])
-        self.scales.copy_(self._scale * self._micro_batches)
+        self._set()
 
 
 def gradient_scales(objective: nn.Module, run: Run, world: World) -> GradientScales | None:

@@ -70,7 +70,10 @@ def exchanged(layout: Layout) -> Exchanged:
     backward = _Backward()
     shards = _whole(layout) if run.zero_stage == 0 else _Shards(layout)
     machines: Any = SimpleNamespace(
-        **{"count": layout.groups, "number": 0, "ranks_per_machine": layout.shards, "ordinal": 0},
+        count=layout.groups,
+        number=0,
+        ranks_per_machine=layout.shards,
+        ordinal=0,
         replicas=SimpleNamespace(size=layout.groups, calls=calls, backward=backward),
     )
     world = _World(0, layout.processes, META, machines)
@@ -96,7 +99,6 @@ def exchanged(layout: Layout) -> Exchanged:
         working.append(meter.peak)
     for p in shards.parameters.values():
         p.grad = None
-    stacks = list(step.powersgd.stacks()) if step.powersgd else []
     return Exchanged(
         tuple(calls),
         sum(stack.buffer_NSL.nbytes for stack in stacks),

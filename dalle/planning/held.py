@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-from dalle.config import Optimizer
+from dalle.config import Optimizer, PriorModel
 from dalle.models.prior import Prior
 from dalle.optim import optimizer as optimizers
 from dalle.planning.exchanged import Exchanged
@@ -97,8 +97,6 @@ def _moments(layout: Layout) -> int:
 @cache
 def _moment_bytes(config: Optimizer) -> dict[str, int]:
     """Bytes of a weight's moments, by name in the first layer: of the smallest prior, which the training's optimiser updates."""
-    from dalle.config import PriorModel
-
     prior = Prior(PriorModel(2, 2, 2, 2, width=2, depth=1, heads=1))
     optimizer = optimizers.build(prior, config)
     for p in prior.parameters():

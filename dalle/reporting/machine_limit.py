@@ -1,7 +1,10 @@
-"""The rates of this machine, which utilisation is counted against: in a run's figures and in the benchmarks."""
+"""The rates of this machine, which utilisation is counted against, and what a process has held of its memory: in a run's figures and in
+the benchmarks."""
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections.abc import Callable
 from functools import cache
@@ -54,3 +57,11 @@ def matrix_flops_per_s(device: torch.device, precision: str) -> float:
     """The best rate of a few large matrix products, each timed alone. It takes a third of a second, once in a process."""
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16  # fp16 is as fast on a GPU, and slow on a CPU
     return best_rate(*matrix_product(device, dtype), device)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most that this process has held: of the GPU in tensors, on a CPU of main memory in all."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident if sys.platform == "darwin" else 1024 * resident

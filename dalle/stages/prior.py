@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,8 @@ from dalle.training.stage import Stage
 
 _DRAWN_CAPTIONS = 4
 _DRAWN_PER_CAPTION = 4
+_LOOKED_AT = 1000
+"""Pairs among which those that are drawn are looked for: some may have no caption."""
 
 
 def stage(config: TrainPrior, world: World) -> Stage:
@@ -164,9 +167,12 @@ class _Validation:
 
     def pictures(self) -> dict[str, Image.Image]:
         """Samples for a few captions, and what the dVAE makes of the true codes."""
-        places = [self.shards.place(number, seed=0)[1:] for number in range(min(_DRAWN_CAPTIONS, len(self.shards)))]
-        codes, captions = zip(*(self.shards.pair(*place) for place in places), strict=True)
-        captions = [c[0] for c in captions]
+        places = (self.shards.place(number, seed=0)[1:] for number in range(min(_LOOKED_AT, len(self.shards))))
+        pairs = ((codes_I, captions[0]) for codes_I, captions in (self.shards.pair(*place) for place in places))
+        chosen = list(islice((pair for pair in pairs if pair[1].strip()), _DRAWN_CAPTIONS))
+        if not chosen:
+            return {}
+        codes, captions = zip(*chosen, strict=True)
         given = self.config
         tuning = Tuning(given.caption_dropout, given.sampling_temperature, given.sampling_guidance)
         dvae = load_dvae(given.dvae, self.world.device)

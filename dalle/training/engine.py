@@ -19,6 +19,7 @@ from dalle.checkpoints.checkpoint import Checkpoint, Fragment
 from dalle.checkpoints.restoring import Restoring
 from dalle.checkpoints.starting import fill_from_model
 from dalle.cluster.agreement import check_same_weights
+from dalle.cluster.sync_batchnorm import Statistics
 from dalle.cluster.topology import World
 from dalle.config import Optimizer, Run
 from dalle.gradients.before_step import BeforeStep
@@ -74,6 +75,7 @@ class Engine:
             self._client.seed, self._client.places = run.seed, self.shards.places()
         matrices = self.model.matrices() if run.compression else {}
         self.before_step = BeforeStep(self.shards, world, run, optimizer.clip_norm, self.scales, matrices)
+        self._statistics = Statistics(self.model)
 
     def _shards(self, deepspeed: Any) -> Shards:
         zero = self._engine.optimizer
@@ -95,7 +97,8 @@ class Engine:
 
         The noise of an update is a function of (seed, update, rank), so that a resumed run goes on as if it had never
         stopped. What a batch holds as a function is made when its turn comes. An update whose gradient is not finite
-        on some process is skipped: gradient scales learn of it, nothing else changes, and its metric `skipped` is 1.
+        on some process is skipped: gradient scales learn of it, averages take a step towards the same weights, nothing else changes,
+        and its metric `skipped` is 1.
 
         Args:
             micro_batches: of this rank
@@ -130,6 +133,7 @@ class Engine:
         self.before_step.close()
         if self.run.weights == "16-bit":
             self._client.gradients = {}  # memory that DeepSpeed gives away, below stage 3
+        self._statistics.settle(reduced["skipped"])
         if ema:
             ema.update(step)
         return {name: value / len(micro_batches) for name, value in totals.items()} | reduced
@@ -181,11 +185,11 @@ class Engine:
         scales. All ranks have to call it and take all."""
         for name, (piece, tensor) in self.shards.weights().items():
             if self.writes(name, piece):
-                yield Fragment(f"model/{name}", piece.shape, piece.start, tensor.flatten())
+                yield Fragment(f"model/{name}", piece.shape, piece.start, tensor)
         for name, piece in self.shards.pieces.items():
             if self.writes(name, piece):
                 for moment, values in self.shards.moments(name).items():
-                    yield Fragment(f"{moment}/{name}", piece.shape, piece.start, values.flatten())
+                    yield Fragment(f"{moment}/{name}", piece.shape, piece.start, values)
         for name, piece, values in self.before_step.error_buffers(self._writer):
             if self.writes(name, piece):
                 yield Fragment(name, piece.shape, piece.start, values)
@@ -201,6 +205,7 @@ class Engine:
         held = {name: each for name, each in self.shards.weights().items() if start.takes(name)}
         pieces = {name: (piece.shape, piece.start, tensor) for name, (piece, tensor) in held.items()}
         fill_from_model(weights_file(start.folder), pieces, self.world, mark)
+        self._statistics.keep()
         if self.run.zero_stage > 0:
             self._engine.optimizer.refresh_fp32_params()
 
@@ -211,6 +216,7 @@ class Engine:
         with Restoring(checkpoint, self.world, mark) as restoring:
             for name, (piece, tensor) in self.shards.weights().items():
                 restoring.fill(f"model/{name}", tensor, piece.start, piece.shared)
+            self._statistics.keep()
             if self.run.zero_stage > 0:
                 self._engine.optimizer.refresh_fp32_params()
             dtypes = moment_dtypes(checkpoint, list(self.shards.pieces))

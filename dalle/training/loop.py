@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +23,7 @@ from dalle.data.counts import totalled
 from dalle.optim.ema import EMA
 from dalle.optim.plateau import PlateauRule
 from dalle.outputs.whole import replace_text
-from dalle.reporting.machine_limit import matrix_flops_per_s
+from dalle.reporting.machine_limit import matrix_flops_per_s, peak_memory_bytes
 from dalle.reporting.samples import SamplesLog
 from dalle.reporting.telemetry import Telemetry
 from dalle.training.engine import Engine
@@ -40,6 +38,10 @@ _BAD_UPDATES = 10
 """Skipped updates in a row that no smaller gradient scale could have saved, after which there is no point in going on."""
 _USUAL_SKIPS = 0.2
 """Share of skipped updates up to which nothing is said of them: the paper's gradient scales skip about 5%."""
+
+
+_OF_ALL_UPDATES = {"skipped", "finite", "in_a_row", "hopeless", "update_s"}
+"""Figures that are means over all updates, and not over those whose losses were finite alone."""
 
 
 class NotFinite(Hopeless):
@@ -121,6 +123,7 @@ class _Training:
         self.waited_s = 0.0
         self.logged_at = time.monotonic()
         self.poll_steps = 1
+        self.losses_finite: list[torch.Tensor] = []  # of each update since the last log line, bool scalars
         self.skipped_in_a_row, self.hopeless_in_a_row = torch.zeros(2, device=world.device)
         self.saved_at = time.monotonic()
 
@@ -173,6 +176,7 @@ class _Training:
             counted += 1
             self.skipped_in_a_row = (self.skipped_in_a_row + 1) * metrics["skipped"]
             self.hopeless_in_a_row = (self.hopeless_in_a_row + 1) * metrics.pop("hopeless")
+            self.losses_finite.append(metrics["finite"] > 0)
             for name, value in metrics.items():
                 totals[name] = totals[name] + value if name in totals else value
             # several processes have to agree on stopping, and asking one another makes them wait
@@ -213,20 +217,20 @@ class _Training:
         flat = torch.cat([totals[n].float().reshape(-1) for n in names])
         parts = (self.world.mean(flat) / counted).split([totals[n].numel() for n in names])
         means = dict(zip(names, parts, strict=True))
+        for name in means.keys() - _OF_ALL_UPDATES:  # the others are over those that count, and NaN where none does
+            means[name] = means[name] / (1 - means["skipped"] if name.endswith("gradient_norm") else means["finite"])
         means |= self.stage.derive({n: means.pop(n) for n in names if totals[n].ndim})
         values = dict(zip(means, torch.stack([mean.reshape(()) for mean in means.values()]).tolist(), strict=True))
         skipped = round(values["skipped"] * counted)
         in_a_row, hopeless = round(values.pop("in_a_row")), round(values.pop("hopeless"))
         # a mean over the ranks: all of them take the same
         self.poll_steps = _POLL_STEPS if values.pop("update_s") < 1 else 1
-        if finite := values.pop("finite"):
-            for name in values.keys() - {"skipped", "gradient_norm"}:
-                values[name] /= finite  # over the updates, and ranks, that count
+        finite = values.pop("finite")
         values = {
-            "loss": values.pop("loss") if finite else math.nan,
+            "loss": values.pop("loss"),
             "step_size": self._step_size(self.step - 1),
             **values,
-            "memory_gb": _peak_memory_bytes(self.world.device) / 1e9,
+            "memory_gb": peak_memory_bytes(self.world.device) / 1e9,
         }
         if self.engine.scales is not None:
             values["gradient_scales"] = self.engine.scales.scales.log2().tolist()
@@ -235,10 +239,11 @@ class _Training:
         if self.plateau and finite:
             self.plateau.take(values["loss"], counted, self.step)
         self.samples.take(totalled(self.world.gather(self.stage.samples())))
-        for warning in self.stage.check(self.step, values):
+        for warning in self.stage.check(self.step, values) if finite else []:
             self.telemetry.warn(warning)
+        losses_finite, self.losses_finite = self.losses_finite, []
         if finite < 1 or skipped > _USUAL_SKIPS * counted:
-            self._explain(totals["finite"], counted, skipped, in_a_row, hopeless)
+            self._explain(losses_finite, skipped, in_a_row, hopeless)
         if self.engine.scales is not None:
             self.engine.scales.failures.zero_()
         if (why := self.stage.give_up()) is not None:
@@ -246,12 +251,14 @@ class _Training:
             self._show()  # what it has come to
             raise Hopeless(why)
 
-    def _explain(self, finite: torch.Tensor, counted: int, skipped: int, in_a_row: int, hopeless: int) -> None:
+    def _explain(self, losses_finite: list[torch.Tensor], skipped: int, in_a_row: int, hopeless: int) -> None:
         """Say why updates were skipped; give up when that cannot change."""
-        bad = {rank: round(counted - n) for rank, n in enumerate(self.world.gather(finite.item())) if n < counted}
+        finite_RU = torch.stack(self.world.gather(torch.stack(losses_finite).cpu()))  # by rank and update
+        counted = len(losses_finite)
+        bad = {rank: n for rank, n in enumerate((~finite_RU).sum(dim=1).tolist()) if n}
         who = ", ".join(f"rank {rank} in {n}" for rank, n in list(bad.items())[:4])
         reasons, patience = [f"the loss was not finite on {who}"] if bad else [], _BAD_UPDATES
-        if skipped > max(bad.values(), default=0):  # the losses do not explain all
+        if skipped > (~finite_RU.all(dim=0)).sum():  # the losses do not explain all
             scales = self.engine.scales
             reasons.append(scales.blame() if scales else "the norm of the gradients was not finite")
             if scales:  # one may take long to become small enough
@@ -309,11 +316,3 @@ def _finite_only(metrics: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         "hopeless": metrics["hopeless"],
         "finite": finite.float(),
     }
-
-
-def _peak_memory_bytes(device: torch.device) -> int:
-    """The most that this process has held: of the GPU in tensors, on a CPU of main memory in all."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return resident if sys.platform == "darwin" else 1024 * resident

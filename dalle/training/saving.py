@@ -56,7 +56,7 @@ class Saver:
         if self.ema:
             averages = self.ema.averages
             held = {name: piece for name, piece in self.ema.pieces.items() if self.engine.writes(name, piece)}
-            fragments += [Fragment(f"ema/{n}", p.shape, p.start, averages[n].flatten()) for n, p in held.items()]
+            fragments += [Fragment(f"ema/{n}", p.shape, p.start, averages[n]) for n, p in held.items()]
         values = {
             "loaders": self.world.gather(self.stage.loader.state_dict()),
             "plateau": self.plateau.state_dict() if self.plateau else None,

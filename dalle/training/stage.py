@@ -50,7 +50,7 @@ class Stage:
     """What is trained, and on what.
 
     Args:
-        kind: "dvae", "prior", "clip" or "stackgan"
+        kind: "dvae", "prior", "clip", "stackgan" or "text-encoder"
         objective: module with a `model`; called with a batch it returns (loss, metrics)
         opponents: who else learns, by name, each moving before the model in every update; {} where it learns alone
         loader: endless batches of this rank, with `state_dict`, and `load_state_dict` that takes the union of all ranks'

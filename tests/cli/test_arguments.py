@@ -84,6 +84,16 @@ def test_help(token, capsys):
     assert "--caption" in capsys.readouterr().out
 
 
+def test_a_section_that_may_be_null_has_a_help_of_its_own(capsys):
+    """As the help of all says; a setting, or a section that is always there, has none."""
+    with pytest.raises(SystemExit) as left:
+        parse(TrainPrior, "dalle-train-prior", ["--run.compression.help"])
+    assert left.value.code == 0
+    assert "--run.compression.rank" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"unknown key run\.steps\.help"):
+        parse(TrainPrior, "dalle-train-prior", ["--run.steps.help"])
+
+
 def test_shipped_configurations_have_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # from any folder
     inputs = ["--data", "x", "--output", "y"]

@@ -361,6 +361,12 @@ REFUSED = [
     (run, dict(accumulation_steps=3), "accumulation_steps 3: must divide batch_size 8"),
     (run, dict(ema_decay=1.0), "ema_decay 1.0: must lie in [0, 1)"),
     (run, dict(reduce_factor=0.0), "reduce_factor 0.0: must be positive"),
+    (
+        run,
+        dict(reduce_factor=0.25, precision="bf16"),
+        "reduce_factor 0.25 with precision bf16: is for fp16 gradients; set precision to fp16 or fp16-per-block, or "
+        "reduce_factor to 1",
+    ),
     (run, dict(silence_limit_s=0.0), "silence_limit_s 0.0: must be positive"),
     (run, dict(ranks_per_machine=-1), "ranks_per_machine -1: must be at least 0"),
     (

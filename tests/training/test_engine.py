@@ -40,6 +40,18 @@ def _dvae():
     return DVAEObjective(DVAE(config)), batch
 
 
+class _Normed(nn.Module):
+    """A loss behind a batch normalisation, whose model may be called before the update as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1))
+
+    def forward(self, batch):
+        loss = self.model(batch["x_BCYX"]).square().mean()
+        return loss, {"loss": loss.detach()}
+
+
 def _prior():
     config = PriorModel(text_slots=4, grid=2, text_vocabulary=5, codebook_size=7, width=32, depth=2, heads=2)
     batch = {"text_BU": torch.tensor([[1, 2, PAD], [3, PAD, PAD]]), "text_targets": torch.tensor(3.0)}
@@ -163,3 +175,26 @@ def test_averages_take_in_the_weights_behind_each_update(accumulation_steps):
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * weight.detach()
     torch.testing.assert_close(ema.averages["text_head.weight"].to(DEVICE), expected)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_skipped_update_leaves_no_mark_on_the_statistics_of_a_batch_norm(before):
+    """Nor on the average of them. As a generator's, whose images are drawn before the players move, they may have changed earlier."""
+    torch.manual_seed(0)
+    objective = _Normed()
+    engine = _engine(objective)
+    ema = EMA(engine.shards.weights(), 0.5)
+    good = torch.randn(2, 1, 4, 4, device=DEVICE)
+    engine.update([{"x_BCYX": good}], 0, 1e-3, ema)
+    weights = {name: tensor.clone() for name, tensor in objective.model.state_dict().items()}
+    bad = good.clone()
+    bad[0, 0, 0, 0] = torch.nan
+    if before:
+        objective.model(bad)
+    assert engine.update([{"x_BCYX": bad}], 1, 1e-3, ema)["skipped"] == 1
+    for name, tensor in objective.model.state_dict().items():
+        if "num_batches" not in name:
+            assert torch.equal(tensor, weights[name]), name
+    assert all(average.isfinite().all() for average in ema.averages.values())
+    engine.update([{"x_BCYX": good}], 2, 1e-3, ema)
+    assert not torch.equal(objective.model[1].running_mean, weights["1.running_mean"])  # and they go on

@@ -3,18 +3,20 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from dalle.cli import arguments
 from dalle.cli.train import train
-from dalle.config import TrainPrior
+from dalle.config import TrainDVAE, TrainPrior
 from dalle.config.checks import Hopeless
+from dalle.objectives.dvae import DVAEObjective
 from dalle.objectives.prior import PriorObjective
 from dalle.training import loop
 from dalle.training.engine import Engine
-from tests.conftest import TINY_PRIOR
+from tests.conftest import TINY_DVAE, TINY_PRIOR
 from tests.processes import ON_CPU, run_processes
 
 
@@ -74,6 +76,62 @@ def test_scales_have_all_the_time_that_appendix_d_takes(models, tmp_path, monkey
             train("prior", TrainPrior, _arguments(models, tmp_path / "too late", *precision))
     assert len(_warnings(tmp_path / "too late")) == 1400 / 50  # one line a log interval
     assert list((tmp_path / "too late/checkpoints").glob("step-*"))
+
+
+def _figures(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line]
+
+
+def test_the_norm_of_gradients_is_over_the_updates_that_had_one(models, tmp_path, monkeypatch):
+    found = {}
+    for steps in ("1", "4"):
+        with monkeypatch.context() as patched:
+            _spoil_gradients(patched, {1, 2})
+            more = ["--run.steps", "4", "--run.log_every_steps", steps]
+            train("prior", TrainPrior, _arguments(models, tmp_path / steps, *more))
+        found[steps] = [line["gradient_norm"] for line in _figures(tmp_path / steps)]
+    assert found["1"][1:3] == [None, None]
+    assert found["4"] == [pytest.approx((found["1"][0] + found["1"][3]) / 2)]
+
+
+def test_figures_of_the_codebook_are_of_losses_that_are_finite(shapes_folder, tmp_path, monkeypatch):
+    """Of a codebook of 16 no more than 16 codes are used, and one of which nothing is known has not collapsed."""
+    whole, count = DVAEObjective.forward, iter(range(10**9))
+
+    def spoilt(objective, batch):
+        loss, metrics = whole(objective, batch)
+        if objective.training and next(count) in {1, 3, 4, 5, 6, 7}:
+            loss = loss * math.nan
+        return loss, metrics | {"loss": loss.detach()}
+
+    monkeypatch.setattr(DVAEObjective, "forward", spoilt)
+    more = ["--run.steps", "8", "--run.log_every_steps", "4", "--output", str(tmp_path / "run")]
+    train("dvae", TrainDVAE, [*TINY_DVAE, "--data", f"{shapes_folder}/train-*.tar", *more])
+    first, second = _figures(tmp_path / "run")
+    assert 1 <= first["codes_used"] <= 16 and 1 <= first["perplexity"] <= 16
+    assert first["codes_used"] == round(first["codes_used"])
+    assert second["loss"] is second["psnr_db"] is second["perplexity"] is second["gradient_norm"] is None
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert not any("collapsed" in json.loads(line).get("warning", "") for line in lines)
+
+
+@pytest.mark.parametrize(("skipped", "blamed"), [(4, False), (5, True)])
+def test_losses_of_several_processes_explain_all_that_they_do(skipped, blamed):
+    """Two that are bad on each of two processes, in other updates, explain four skips, and not a fifth."""
+    by_rank = [torch.tensor([False, False, True, True, True]), torch.tensor([True, True, False, False, True])]
+    said = []
+    training = SimpleNamespace(
+        world=SimpleNamespace(gather=lambda _: by_rank),
+        engine=SimpleNamespace(scales=None),
+        telemetry=SimpleNamespace(warn=said.append),
+        step=5,
+    )
+    loop._Training._explain(training, list(by_rank[0]), skipped, 0, 0)
+    assert said[0].startswith(
+        f"{skipped} of the 5 updates up to 5 were skipped: the loss was not finite on rank 0 in 2, rank 1 in 2"
+    )
+    assert ("; the norm of the gradients was not finite" in said[0]) == blamed
 
 
 def test_usual_skips_are_no_warning(models, tmp_path, monkeypatch):

@@ -10,8 +10,10 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,7 +21,7 @@ from safetensors.torch import load_file
 from dalle.checkpoints import checkpoint
 from dalle.cli.train import train
 from dalle.config import TrainCLIP, TrainDVAE, TrainPrior
-from dalle.data.tokens import TokenLoader
+from dalle.data.tokens import TokenLoader, TokenShards, TokenWriter
 from dalle.objectives.prior import PriorObjective
 from tests.conftest import ROOT, TINY_CLIP, TINY_DVAE, TINY_PRIOR, clean_environment
 from tests.processes import ON_CPU, begin_alone, free_port, run_processes
@@ -294,6 +296,21 @@ def test_pictures_need_no_held_out_data(models):
     for stage, name in (("dvae", "reconstructions"), ("prior", "samples")):
         assert list((models / stage / "pictures").glob(f"{name}-*.png"))
         assert not any("valid/" in line for line in (models / stage / "metrics.jsonl").read_text().splitlines())
+
+
+def test_pictures_are_of_pairs_with_a_caption(models, tmp_path):
+    """Of those that have none, which `--images.min_caption_chars 0` keeps for stage one, none is drawn."""
+    meta = TokenShards(models / "tokens/train").meta
+    codes_I = np.zeros(meta.grid**2, dtype=np.int64)
+    for name, captions in (("some", ["", " ", "a red circle", ""]), ("none", ["", ""])):
+        with TokenWriter(tmp_path / name, replace(meta, shard_sizes=(), samples={}), 1000) as writer:
+            for caption in captions:
+                writer.add(codes_I, [caption])
+            writer.close()
+        more = ["--data", f"{tmp_path}/{name}", "--run.steps", "2"]
+        train("prior", TrainPrior, _prior_arguments(models, tmp_path / f"of {name}", *more))
+    assert list((tmp_path / "of some/pictures").glob("samples-*.png"))
+    assert not list((tmp_path / "of none").glob("pictures/samples-*.png"))
 
 
 def test_a_second_run_does_not_overwrite_the_first(models):

@@ -26,7 +26,7 @@ from dalle.evaluation.steps.sources import Sources, device_here, find_sources
 from dalle.outputs.whole import replace_text
 from dalle.sampling.candidates import Part, Source, Work, draw
 from dalle.sampling.drawing import read_drawing
-from dalle.sampling.loading import Found, load_models
+from dalle.sampling.loading import Found, find, load_models
 from dalle.sampling.workers import draw_with_workers
 from dalle.text import CaptionWarning
 
@@ -48,6 +48,7 @@ def run(config: Evaluate, folder: Path, manifest: dict[str, Any] | None, say: Ca
     Raises:
         ValueError: sources are missing or do not belong together, or are not those of the manifest
     """
+    config = _ranked_or_not(config)
     captions = None if manifest is None else manifest["captions"]
     sources = find_sources(config, folder / SAMPLES, captions, device_here())
     identities = sources.identities()
@@ -70,6 +71,14 @@ def run(config: Evaluate, folder: Path, manifest: dict[str, Any] | None, say: Ca
     replace_text(folder / "report.html", page(title, subtitle, headline(figures), sections))
     replace_text(folder / "manifest.json", written + "\n")
     return differing if manifest is None else differing + manifests.differing(manifest["figures"], figures)
+
+
+def _ranked_or_not(config: Evaluate) -> Evaluate:
+    """The settings with the answer to whether candidates are ranked, which follows from the model where nobody has given it."""
+    if config.model is None or config.rerank is not None:
+        return config
+    found = find(config.model, config.dvae, config.prior, config.clip, text_encoder=config.text_encoder)
+    return replace(config, rerank=found.hashes.get("clip") is not None)
 
 
 def _settled(config: Evaluate, evaluation: Evaluation) -> Evaluate:

@@ -324,3 +324,14 @@ def test_a_damaged_manifest_is_named(content, tmp_path):
     path.write_text(content)
     with pytest.raises(ValueError, match=r"manifest\.json: is"):
         manifests.read_manifest(path)
+
+
+def test_a_model_without_a_reranker_draws_what_it_keeps(models, shapes_folder, tmp_path):
+    """And none of it is ranked, without anybody having said so."""
+    for part in ("dvae", "prior"):
+        shutil.copytree(models / part, tmp_path / "plain" / part)
+    given = ["--model", f"{tmp_path}/plain", "--reference", f"{shapes_folder}/valid-000.tar"]
+    evaluate([*given, *OPTIONS, "--most", "4", "--output", f"{tmp_path}/out"])
+    firsts = read_layout(tmp_path / "out/samples")
+    assert [read_drawing(path).score for path in firsts[0].samples] == [None, None]  # two are kept
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["request"]["rerank"] is False

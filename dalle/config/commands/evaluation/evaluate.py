@@ -40,7 +40,7 @@ class Evaluate:
         n: candidates of each caption, of which the reranker takes the best; also the end of the curve over N
         keep: images of each caption that are written, the best first; without a reranker so many are drawn. Distances and
             captions found are of the first one
-        rerank: rank the candidates
+        rerank: rank the candidates; null ranks where the model has a reranker, and draws `keep` in place of `n` where it has none
         blur_radii: standard deviations, in pixels, of the blurs before the distances, of both sets (Figure 9)
         most: the most captions, and the most reference images; null takes all
         batch_size: images that a feature network sees together
@@ -70,7 +70,7 @@ class Evaluate:
     judge: str | None = None
     n: int = 32
     keep: int = 4
-    rerank: bool = True
+    rerank: bool | None = None
     blur_radii: tuple[float, ...] = (0, 1, 2, 4, 8)
     most: int | None = None
     batch_size: int = 64
@@ -111,7 +111,7 @@ class Evaluate:
     @property
     def drawn(self) -> int:
         """Candidates that are drawn of each caption: without a reranker more than are kept would be thrown away."""
-        return self.n if self.rerank else self.keep
+        return self.keep if self.rerank is False else self.n
 
     def _check_sources(self) -> None:
         require(
