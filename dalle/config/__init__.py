@@ -9,11 +9,11 @@ for each stage the default says whose it is. A field that the paper does not hav
 from dalle.config.best_of import BestOf
 from dalle.config.commands.caption import Caption, RankBy
 from dalle.config.commands.completion import Completion
+from dalle.config.commands.data import Filter, Filters, Tokenize
 from dalle.config.commands.doctor import Doctor
 from dalle.config.commands.evaluation.dedup import EVERY_IMAGE, Dedup
 from dalle.config.commands.evaluation.evaluate import Evaluate
 from dalle.config.commands.evaluation.study import Study, WorkerChecks
-from dalle.config.commands.filter import Filter, Filters
 from dalle.config.commands.own import TrainFolder
 from dalle.config.commands.planning.plan import Plan
 from dalle.config.commands.publish import Export, Publish
@@ -25,7 +25,6 @@ from dalle.config.commands.stages import (
     Demo,
     Describe,
     DrawShapes,
-    Tokenize,
     TrainCLIP,
     TrainDVAE,
     TrainPrior,

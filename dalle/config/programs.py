@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from dalle.config.commands.caption import Caption
 from dalle.config.commands.completion import Completion
+from dalle.config.commands.data import Filter, Tokenize
 from dalle.config.commands.doctor import Doctor
 from dalle.config.commands.evaluation.dedup import Dedup
 from dalle.config.commands.evaluation.evaluate import Evaluate
 from dalle.config.commands.evaluation.study import Study
-from dalle.config.commands.filter import Filter
 from dalle.config.commands.own import TrainFolder
 from dalle.config.commands.planning.plan import Plan
 from dalle.config.commands.publish import Export, Publish
@@ -21,7 +21,6 @@ from dalle.config.commands.stages import (
     Demo,
     Describe,
     DrawShapes,
-    Tokenize,
     TrainCLIP,
     TrainDVAE,
     TrainPrior,

@@ -10,7 +10,7 @@ its rows, and decodes no rows but its own.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -32,7 +32,9 @@ class PairPasses(IterableDataset):
     pass.
     """
 
-    def __init__(self, spec: str, config: Images, size_px: int, batch_size: int, passes: int, seed: int):
+    def __init__(
+        self, spec: str | Sequence[str], config: Images, size_px: int, batch_size: int, passes: int, seed: int
+    ):
         self.spec, self.config, self.size_px, self.batch_size = spec, config, size_px, batch_size
         self.passes, self.seed = passes, seed
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -150,9 +150,14 @@ def sample_generator(seed: int, epoch: int, sample: dict) -> np.random.Generator
 
 
 def read_pairs(
-    spec: str, config: Images, size_px: int, seed: int = 0, epoch: int = 0, counts: Counts | None = None
+    spec: str | Sequence[str],
+    config: Images,
+    size_px: int,
+    seed: int = 0,
+    epoch: int = 0,
+    counts: Counts | None = None,
 ) -> Iterator[Pair]:
-    """One pass over the shards in order; what happened to the samples is added to `counts`.
+    """One pass over the shards in order, of a specification or by name; what happened to the samples is added to `counts`.
 
     Raises:
         ValueError: too many samples were broken, or none can be used
@@ -160,7 +165,7 @@ def read_pairs(
     decoder = Decoder(config, size_px, seed)
     counts = Counts() if counts is None else counts
     found = False
-    for sample in read(expand(spec, config.pipes)):
+    for sample in read(expand(spec, config.pipes) if isinstance(spec, str) else spec):
         try:
             pair = decoder(sample, epoch)
         except LeftOut as error:
@@ -173,4 +178,5 @@ def read_pairs(
     if counts.read:
         counts.check_limit(config.max_bad_fraction, at_end=True)
     if not found:
-        raise ValueError(f"{spec}: no sample can be used: {counts.line()}; name shards of images with captions")
+        named = spec if isinstance(spec, str) else f"{spec[0]} and {len(spec) - 1} more"
+        raise ValueError(f"{named}: no sample can be used: {counts.line()}; name shards of images with captions")

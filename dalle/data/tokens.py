@@ -28,7 +28,8 @@ from torch.utils.data import Dataset
 
 from dalle.data.counts import Counts
 from dalle.data.loading import load
-from dalle.data.token_files.reading import Meta, load_shard, look_at_shard, read_meta, read_pair
+from dalle.data.token_files.parts import find_shards
+from dalle.data.token_files.reading import Meta, load_shard, look_at_shard, read_pair
 from dalle.outputs.ownership import check, unfinished, write_mark
 from dalle.outputs.whole import are_same, put_in_place, replace_bytes, replace_text, when_there_is_room
 from dalle.text import Cuts, Tokenizer, pad
@@ -133,7 +134,7 @@ class TokenShards:
     """Random access to a folder of token shards.
 
     Args:
-        folder: written by `TokenWriter`
+        folder: written by `TokenWriter`, or with a folder for each part of it
         look: see that every shard is there; left to opening it otherwise
 
     Raises:
@@ -142,12 +143,9 @@ class TokenShards:
 
     def __init__(self, folder: str | Path, look: bool = True):
         self.folder = Path(folder)
-        path = self.folder / "meta.json"
-        if not path.is_file():
-            raise ValueError(f"{folder} holds no token shards (no meta.json): run dalle-tokenize to its end first")
-        self.meta = read_meta(path)
+        self.meta, self._paths = find_shards(self.folder)
         for shard in range(len(self.meta.shard_sizes) if look else 0):
-            look_at_shard(self._path(shard), self.meta, shard)
+            look_at_shard(self._paths[shard], self.meta, shard)
         self._open = lru_cache(maxsize=_SHARDS_TOGETHER)(self._load)
         self._group_sizes = lru_cache(maxsize=4)(self._compute_group_sizes)
         self._group = lru_cache(maxsize=2)(self._compute_group)
@@ -161,18 +159,15 @@ class TokenShards:
 
     def paths(self) -> list[str]:
         """The shards' files."""
-        return [str(self._path(shard)) for shard in range(len(self.meta.shard_sizes))]
-
-    def _path(self, shard: int) -> Path:
-        return self.folder / self.meta.shard_name(shard)
+        return [str(path) for path in self._paths]
 
     def _load(self, shard: int) -> tuple[Any, np.ndarray, np.ndarray]:
-        return load_shard(self._path(shard), self.meta, shard)
+        return load_shard(self._paths[shard], self.meta, shard)
 
     def pair(self, shard: int, row: int) -> tuple[np.ndarray, list[str]]:
         """Codes uint16 [I] and captions of one pair. Raises ValueError where they are damaged."""
         codes_NI, text, ends_N = self._open(shard)
-        where = f"token shard {self._path(shard)}, pair {row},"
+        where = f"token shard {self._paths[shard]}, pair {row},"
         return read_pair(codes_NI, text, ends_N, row, self.meta.codebook_size, where)
 
     def place(self, number: int, seed: int) -> tuple[int, int, int]:

@@ -79,7 +79,7 @@ def test_token_shards_of_another_making_are_not_written_over(models, tmp_path, o
         (["--data", one, *base, "--crops", "2"], r"\(crops was 1, is 2\)"),
         (["--data", one, *base, "--images.max_aspect_ratio", "3"], r"\(images\.max_aspect_ratio was 2\.0, is 3\.0\)"),
     ):
-        with pytest.raises(ValueError, match=f"holds token shards of another making {told}"):
+        with pytest.raises(ValueError, match=f"holds token shards made with other settings {told}"):
             tokenize(options)
         assert _state(tmp_path / "tokens").items() >= before.items()
     tokenize(["--data", two, *base, "--overwrite"])

@@ -22,7 +22,7 @@ THEMES = {
         ),
     ),
     "Where something is written": ("outputs",),
-    "Pictures, captions and shards": ("data", "text", "cli/data", "config/commands/filter"),
+    "Pictures, captions and shards": ("data", "text", "cli/data", "config/commands/data"),
     "Models and their weights": (
         *("models", "ready", "cli/export", "cli/publish"),
         *("config/models", "config/stackgan", "config/commands/publish"),

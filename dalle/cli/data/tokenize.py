@@ -24,17 +24,22 @@ def tokenize(argv: list[str] | None = None) -> None:
     """Parse, check, encode."""
     config = arguments.parse(Tokenize, _COMMAND, argv)
     from dalle.data.naming import expand
+    from dalle.data.token_files.parts import META, other_parts, part_folder, share_of
     from dalle.models.folder import codes_hash, read_config
     from dalle.ready.names import find_part
 
     config = replace(config, dvae=str(find_part(config.dvae, "dvae")))
     model, digest = read_config(config.dvae, "dvae"), codes_hash(config.dvae)
     files = expand(config.data, config.images.pipes)
-    with claimed(config.output, _COMMAND, overwrite=config.overwrite) as folder:
-        request = _request(config, digest, files)
-        if not config.overwrite:
-            _check_request(folder, request)
-        _encode(config, folder, model, digest, request)
+    request, output = _request(config, digest, files), Path(config.output)
+    if config.part is not None:
+        if (output / META).is_file():
+            raise ValueError(f"output {output}: holds token shards that are no parts: name another --output")
+        files, output = share_of(files, *config.number_of_parts), part_folder(output, *config.number_of_parts)
+    with claimed(output, _COMMAND, overwrite=config.overwrite) as folder:
+        for made in [] if config.overwrite else [folder, *other_parts(folder)]:
+            _check_request(made, request)
+        _encode(config, folder, model, digest, request, files)
 
 
 def _request(config: Tokenize, digest: str, files: list[str]) -> dict[str, Any]:
@@ -43,17 +48,18 @@ def _request(config: Tokenize, digest: str, files: list[str]) -> dict[str, Any]:
 
     settings = asdict(config) | {"data": identity(files)}
     images = {f"images.{name}": value for name, value in settings.pop("images").items()}
-    for name in ("output", "overwrite", "batch_size"):
+    for name in ("output", "overwrite", "batch_size", "part"):
         settings.pop(name)
     return json.loads(json.dumps({**settings, **images, "dvae": digest[:16]}))  # as it is read back
 
 
 def _check_request(folder: Path, request: dict[str, Any]) -> None:
-    """Raises ValueError where there are shards of another making, which may have taken days."""
+    """Raises ValueError where there are shards made with other settings, which may have taken days."""
     from dalle.data.identity import difference
+    from dalle.data.token_files.parts import META
 
     before = read_mark(folder, _COMMAND) or {}
-    if not (folder / "meta.json").is_file():
+    if not (folder / META).is_file():
         return
     for name, value in request.items():
         if name in before and before[name] != value:
@@ -61,12 +67,14 @@ def _check_request(folder: Path, request: dict[str, Any]) -> None:
             if name == "data" and isinstance(before[name], dict):
                 told = f"of other data: {difference(before[name], value)}"
             raise ValueError(
-                f"output {folder}: holds token shards of another making ({told}): name another --output, or write over them "
+                f"output {folder}: holds token shards made with other settings ({told}): name another --output, or write over them "
                 "with --overwrite"
             )
 
 
-def _encode(config: Tokenize, folder: Path, model: DVAEModel, digest: str, request: dict[str, Any]) -> None:
+def _encode(
+    config: Tokenize, folder: Path, model: DVAEModel, digest: str, request: dict[str, Any], files: list[str]
+) -> None:
     import torch
     from tqdm import tqdm
 
@@ -77,7 +85,7 @@ def _encode(config: Tokenize, folder: Path, model: DVAEModel, digest: str, reque
     from dalle.models.folder import load_dvae
 
     images = replace(config.images, augmentation=config.images.augmentation if config.crops > 1 else "none")
-    passes = PairPasses(config.data, images, model.image_size_px, config.batch_size, config.crops, config.seed)
+    passes = PairPasses(files, images, model.image_size_px, config.batch_size, config.crops, config.seed)
     batches = load(passes, workers=1, prefetch_factor=2)  # they are decoded while the dVAE is loaded, too
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dvae = load_dvae(config.dvae, device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dalle.config.checks import at_least, require
-from dalle.config.commands.filter import Filters
+from dalle.config.commands.data import Filters
 
 
 @dataclass(frozen=True)

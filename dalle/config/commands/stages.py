@@ -11,7 +11,7 @@ from dalle.config.checks import at_least, require
 from dalle.config.models import CLIPModel, DVAEModel, PriorModel
 from dalle.config.run import Run
 from dalle.config.sampling import Sampling
-from dalle.config.training import DVAEObjective, Images, Optimizer, Precision, PriorObjective
+from dalle.config.training import DVAEObjective, Images, Optimizer, PriorObjective
 
 
 @dataclass(frozen=True)
@@ -135,40 +135,6 @@ class TrainDVAE:
             self.freeze is None or self.start_from is not None,
             f"freeze {self.freeze}: there is nothing to keep as it is; name a finished dVAE with --from",
         )
-
-
-@dataclass(frozen=True)
-class Tokenize:
-    """Run the dVAE's encoder over image-text shards once and write token shards.
-
-    Args:
-        data: image-text shards
-        dvae: folder of the trained dVAE
-        output: folder of the token shards
-        batch_size: images per encoder batch
-        precision: of the encoder's matrix products; bf16 finds another code at one or two of 100 places. It is noted in
-            `meta.json`
-        crops: how many times each image is encoded, each time with another crop; 1 takes the centre
-        images: which pairs are kept, and the augmentation when crops > 1
-        pairs_per_shard: pairs in one token shard
-        seed: of the crops
-        overwrite: write over token shards of another making, or files of their names, that the folder holds; what has other
-            names stays
-    """
-
-    data: str
-    dvae: str
-    output: str
-    batch_size: int = 64
-    precision: Precision = "fp32"
-    crops: int = 1
-    images: Images = field(default_factory=lambda: Images(augmentation="prior"))
-    pairs_per_shard: int = 16384
-    seed: int = 0
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "batch_size", "crops", "pairs_per_shard", most=2**24)
 
 
 @dataclass(frozen=True)

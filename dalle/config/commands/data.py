@@ -1,4 +1,4 @@
-"""What `dalle-filter` is asked for, and what is filtered out of a person's own pictures."""
+"""What `dalle-filter` is asked for, what is filtered out of a person's own pictures, and what `dalle-tokenize` is asked for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dalle.config.checks import at_least, at_most, require
-from dalle.config.training import Images
+from dalle.config.training import Images, Precision
 
 
 @dataclass(frozen=True)
@@ -102,3 +102,51 @@ class Filter:
         at_least(self, 1, "workers")
         at_most(self, 1024, "workers")
         at_least(self, 0, "seed")
+
+
+@dataclass(frozen=True)
+class Tokenize:
+    """Run the dVAE's encoder over image-text shards once and write token shards.
+
+    Args:
+        data: image-text shards
+        dvae: folder of the trained dVAE
+        output: folder of the token shards
+        batch_size: images per encoder batch
+        precision: of the encoder's matrix products; bf16 finds another code at one or two of 100 places. It is noted in
+            `meta.json`
+        crops: how many times each image is encoded, each time with another crop; 1 takes the centre
+        images: which pairs are kept, and the augmentation when crops > 1
+        pairs_per_shard: pairs in one token shard
+        seed: of the crops
+        part: NUMBER/PARTS, such as 3/16: encode every 16th shard from the third on, and write into a folder of its own in `output`,
+            which is read as one when all parts are there; so that several jobs share the work. null encodes all
+        overwrite: write over token shards of another making, or files of their names, that the folder holds; what has other
+            names stays
+    """
+
+    data: str
+    dvae: str
+    output: str
+    batch_size: int = 64
+    precision: Precision = "fp32"
+    crops: int = 1
+    images: Images = field(default_factory=lambda: Images(augmentation="prior"))
+    pairs_per_shard: int = 16384
+    seed: int = 0
+    part: str | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "batch_size", "crops", "pairs_per_shard", most=2**24)
+        number, parts = self.number_of_parts
+        require(
+            1 <= number <= parts < 10**5,
+            f"part {self.part}: must be NUMBER/PARTS, from 1/16 to 16/16 of sixteen",
+        )
+
+    @property
+    def number_of_parts(self) -> tuple[int, int]:
+        """Which part, counted from 1, of how many; 0 of 0 where it is no such thing."""
+        found = re.fullmatch(r"(\d{1,5})/(\d{1,5})", self.part or "1/1")
+        return (int(found[1]), int(found[2])) if found else (0, 0)
