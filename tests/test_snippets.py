@@ -36,7 +36,9 @@ def place(models, tmp_path_factory):
     place = tmp_path_factory.mktemp("snippets")
     for name in ("icons", "demo", "runs/mine"):
         for part in ("prior", "dvae", "clip"):
-            shutil.copytree(models / part, place / name / part, ignore=shutil.ignore_patterns("checkpoints", "pictures"))
+            shutil.copytree(
+                models / part, place / name / part, ignore=shutil.ignore_patterns("checkpoints", "pictures")
+            )
     (place / "pictures").mkdir()
     for number in range(12):
         Image.new("RGB", (64, 48), (20 * number, 90, 160)).save(place / f"pictures/{number}.png")
