@@ -15,7 +15,8 @@ products run at 300 to 920 GFLOP/s):
   pair of symbols a few times, so it follows the number of words.
 - **Codes.** A codebook larger than the pictures can fill has dead codes: emoji use 178 to 373 of 512.
 - **Regularisers.** Caption dropout 0.1 makes guidance possible and costs little on emoji. Where so few pictures are seen so
-  often that they are known by heart anyway (above 200 passes), each is encoded with several crops.
+  often that they are known by heart anyway, each is encoded with several crops: from 400 passes on, so that each crop is seen at
+  least 200 times.
 
 All functions are pure: the same facts make the same plan. With more pictures nothing becomes smaller; with more minutes images
 do not, and of images of one size neither does the prior.

@@ -20,7 +20,7 @@ class Filters:
         max_caption_chars: characters that a caption has at most
         language: keep captions of this language alone, by its two letters (ISO 639-1) such as en; needs the extra `data`
         language_confidence: a caption is left out only where the detector is at least so sure that it is in another language. At
-            the default none of 1,200 short English captions went (docs/own-data.md); lower, more of other languages go, and
+            the default none of 1,200 short English captions went (docs/filtering.md); lower, more of other languages go, and
             English ones too
         language_min_chars: shorter captions are kept whatever the detector says
         boilerplate: captions that say nothing of the picture, such as "photographed on 3 May 2014" or "IMG_1234.jpg", are left

@@ -1,6 +1,7 @@
 """An evaluation of a small model from end to end, its figures made again by plain code, and from its manifest."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from dalle.evaluation.steps import manifest as manifests
 from dalle.models.clip import load_clip
 from dalle.models.folder import load_prior, read_config, read_header, save_weights
 from dalle.sampling.drawing import read_drawing
+from tests.conftest import ROOT
 
 N = 4
 OPTIONS = ["--n", str(N), "--keep", "2", "--blur_radii", "[0, 1]", "--most", "12", "--sampling.chunk", "4"]
@@ -51,6 +53,27 @@ def _frechet(one_NE, other_NE):
     covariances = [np.cov(x, rowvar=False) for x in (one_NE, other_NE)]
     root = sqrtm(covariances[0] @ covariances[1])
     return ((means[0] - means[1]) ** 2).sum() + np.trace(covariances[0] + covariances[1]) - 2 * np.trace(root).real
+
+
+def test_the_page_names_every_part_and_what_tables_need_of_each(metrics):
+    page = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"`([^`]+)`", page[page.index("## What `metrics.json` holds") : page.index("## Drawn data")]))
+    told |= {f"{way}_r{k}" for way in ("image_to_caption", "caption_to_image") for k in (1, 5, 10)}
+    assert {re.sub("^distances_.*", "distances_NAME", key) for key in metrics} <= told
+    (at, *_), (prior,) = metrics["distances_efficientnet-lite0"]["by_radius"], metrics["stage_two"]["priors"].values()
+    named = "class_score (efficientnet-lite0)"
+    assert {key for key in at if not key.startswith(named)} - {"radius_px"} <= told
+    assert set(metrics["judged"]["samples"]) | {*prior["image"], "rows", "cut_captions", "text_weight"} <= told
+    for key in ("psnr_db", "ssim", "lpips", "codes_used", "perplexity", "distances"):
+        assert key in metrics["stage_one"] and key in told
+    for key in ("auc", "auc_within_captions", "expected_error", "share_right"):
+        assert key in metrics["calibration"] and key in told
+    for key in ("atoms", "captions", "by_number_of_atoms", "skills", "skills_mean"):
+        assert key in metrics["compositional"] and key in told
+    for key in ("share_nearer", "real_first_percentile", "sample_nearest", "sample_median"):
+        assert key in metrics["memorised"] and key in told
+    for key in ("clip_score", "reranked", "any_right", "tapers_at"):
+        assert key in metrics["ranking"] and key in told
 
 
 def test_the_distance_is_that_of_the_first_images(evaluated, metrics, pairs):
