@@ -15,7 +15,7 @@ def test_the_hostfile_is_one():
     assert fetch_hostfile(str(ROOT / "launch/hostfile.example")) == {"node-00": 8, "node-01": 8}
 
 
-def _submitted(folder: Path, exit_code: int, writes: str = "") -> tuple[int, list[str], list[str]]:
+def _submitted(folder: Path, exit_code: int, writes: str = "", stage: str = "prior") -> tuple[int, list[str], list[str]]:
     """Run the script where `srun` starts task 3 of 4, on the second of two nodes, and its Python writes a checkpoint and ends
     with a code. Returns the script's exit code, what Python was given, and what was asked of Slurm."""
     places = "SLURM_PROCID=3 SLURM_NTASKS=4 SLURM_LOCALID=1 SLURM_NTASKS_PER_NODE=2"
@@ -30,10 +30,13 @@ def _submitted(folder: Path, exit_code: int, writes: str = "") -> tuple[int, lis
         (folder / "bin" / name).chmod(0o755)
     environment = clean_environment() | {"PATH": f"{folder}/bin:{os.environ['PATH']}"}
     environment |= {"SLURM_JOB_ID": "123456", "SLURM_JOB_NODELIST": "a[1-2]", "SLURM_CPUS_PER_TASK": "8"}
-    command = ["bash", str(ROOT / "launch/train_prior.sbatch"), "out", "--config", "a b.yaml"]
+    command = ["bash", str(ROOT / "launch/train.sbatch"), stage, "out", "--config", "a b.yaml"]
+    (folder / "launch").mkdir(exist_ok=True)  # as in the repository's root
+    (folder / "launch/train_prior.py").touch()
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
     asked = (folder / "asked").read_text().splitlines() if (folder / "asked").exists() else []
-    return done.returncode, (folder / "given").read_text().splitlines(), asked
+    given = (folder / "given").read_text().splitlines() if (folder / "given").exists() else []
+    return done.returncode, given, asked
 
 
 def test_a_slurm_task_finds_its_place(tmp_path):
@@ -72,3 +75,20 @@ def test_a_checkpoint_that_had_just_lost_its_name_is_resumed_from(tmp_path):
     (tmp_path / "out/checkpoints/step-0000010.old").mkdir(parents=True)
     _, given, _ = _submitted(tmp_path, 0)
     assert given[-1] == "--resume"
+
+
+def test_a_stage_that_there_is_not_starts_nothing(tmp_path):
+    assert _submitted(tmp_path, 0, stage="priors") == (2, [], [])
+    for stage in ("dvae", "prior", "clip", "stackgan"):
+        assert (ROOT / f"launch/train_{stage}.py").is_file()
+
+
+@pytest.mark.parametrize(("more", "part"), [({}, "3/64"), ({"PARTS": "128"}, "3/128")])
+def test_a_job_of_an_array_makes_its_part_of_the_tokens(tmp_path, more, part):
+    (tmp_path / "dalle-tokenize").write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "dalle-tokenize").chmod(0o755)
+    environment = clean_environment() | {"PATH": f"{tmp_path}:{os.environ['PATH']}"} | more
+    environment |= {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MAX": "64"}
+    command = ["bash", str(ROOT / "launch/tokenize.sbatch"), "--data", "a b.tar", "--output", "tokens"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == ["--data", "a b.tar", "--output", "tokens", "--part", part]

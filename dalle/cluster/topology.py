@@ -1,6 +1,6 @@
 """The processes of a training run: who am I, what device is mine, which machine is ours, and sums over all of us.
 
-A process started by the DeepSpeed launcher, torchrun or `launch/train_prior.sbatch` finds its place in the environment;
+A process started by the DeepSpeed launcher, torchrun or `launch/train.sbatch` finds its place in the environment;
 one started by hand is the only one.
 """
 

@@ -24,7 +24,7 @@ class SaidByAll(ValueError):
 
 class Hopeless(SaidByAll):
     """A training's numbers have gone wrong, and starting it again as it is would not help. Raised on all ranks alike. Commands
-    end with `EXIT_CODE`, at which `launch/train_prior.sbatch` does not go on by itself."""
+    end with `EXIT_CODE`, at which `launch/train.sbatch` does not go on by itself."""
 
     EXIT_CODE = 3
 

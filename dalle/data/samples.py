@@ -165,7 +165,7 @@ def read_pairs(
     decoder = Decoder(config, size_px, seed)
     counts = Counts() if counts is None else counts
     found = False
-    for sample in read(expand(spec, config.pipes) if isinstance(spec, str) else spec):
+    for sample in read(expand(spec, config.pipes) if isinstance(spec, str) else list(spec)):
         try:
             pair = decoder(sample, epoch)
         except LeftOut as error:

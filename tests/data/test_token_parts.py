@@ -101,10 +101,12 @@ def test_what_a_part_is_refused_for(parts, whole, data, models, tmp_path):
     for part in ("0/2", "3/2", "half", "1/100000", "1/2/3", "-1/2"):
         with pytest.raises(ValueError, match=f"part {part}: must be NUMBER/PARTS, from 1/16 to 16/16 of sixteen"):
             tokenize([*given, "--part", part])
-    with pytest.raises(
-        ValueError, match=r"part-00001-of-00002: holds token shards made with other settings \(crops was 1"
-    ):
-        tokenize([*given, "--part", "2/2", "--crops", "2"])
+    shutil.copytree(output / "part-00001-of-00002", tmp_path / "begun/part-00001-of-00002")
+    begun = [*given, "--output", f"{tmp_path}/begun", "--part", "2/2", "--crops", "2"]
+    told = r"part-00001-of-00002: holds token shards made with other settings \(crops was 1, is 2\)"
+    with pytest.raises(ValueError, match=told):
+        tokenize(begun)
+    assert not (tmp_path / "begun/part-00002-of-00002").exists()
     with pytest.raises(ValueError, match="holds token shards that are no parts: name another --output"):
         tokenize(["--data", data, "--dvae", f"{models}/dvae", "--output", str(whole.folder), "--part", "1/2"])
     with pytest.raises(ValueError, match="is not empty"):
