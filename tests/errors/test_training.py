@@ -123,7 +123,7 @@ def test_gradients_and_resuming(monkeypatch):
         engine=SimpleNamespace(scales=None), _save_checkpoint=lambda: None,
     )  # fmt: skip
     refused("the last 9 updates up to 7 were skipped: the loss was not finite on rank 0 in 9. Weights and moments are as",
-            loop._Training._explain, training, torch.tensor(0.0), 9, 9, 9, 10**6)  # fmt: skip
+            loop._Training._explain, training, [torch.tensor(False)] * 9, 9, 9, 10**6)  # fmt: skip
     assert said == ["9 of the 9 updates up to 7 were skipped: the loss was not finite on rank 0 in 9"]
 
 
