@@ -282,7 +282,9 @@ def test_a_chunk_fits_the_memory(monkeypatch):
 
 
 def test_twelve_billion_weights_sample_64_at_a_time_on_80_gb(monkeypatch):
-    """By the arithmetic that chooses the width of a chunk; on the meta device, so that none of them is there."""
+    """By the arithmetic that chooses the width of a chunk; on the meta device, so that none of them is there, which is given
+    a GPU's limits."""
+    monkeypatch.setitem(token_loop._MOST_TOGETHER, "meta", token_loop._MOST_TOGETHER["cuda"])
     monkeypatch.setattr(token_loop, "_memory_bytes", lambda device: 80 * 10**9)
     sizes = PriorModel(
         text_slots=256, grid=32, text_vocabulary=16384, codebook_size=8192, width=3968, depth=64, heads=62
