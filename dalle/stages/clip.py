@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -26,7 +26,7 @@ from dalle.text import Cuts, Tokenizer
 from dalle.training.stage import Stage
 
 _KEPT_BYTES = 2**30
-"""Of held-out images that stay in memory; what is more is read again at each validation."""
+"""Of held-out images that stay in memory. Where not all do, each validation reads all again, to come to the others."""
 
 
 def stage(config: TrainCLIP, world: World) -> Stage:
@@ -194,8 +194,10 @@ class _Validation:
 
     @torch.no_grad()
     def figures(self) -> dict[str, float]:
-        again = itertools.islice(self._pairs(), len(self.kept), None)
-        images = itertools.chain(self.kept, map(self._images, again))
+        images: Iterable[torch.Tensor] = self.kept
+        if len(self.kept) * self.size < len(self.captions):
+            again = itertools.islice(self._pairs(), len(self.kept), None)
+            images = itertools.chain(self.kept, map(self._images, again))
         name = "codes_BI" if self.config.model.reads == "codes" else "images_BCYX"
         images_NE = [self.model.embed_batch({name: batch.to(self.device)}).cpu() for batch in images]
         texts_NE = [
