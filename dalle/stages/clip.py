@@ -12,6 +12,7 @@ import torch
 from dalle.cluster.topology import World
 from dalle.config import TrainCLIP
 from dalle.data.counts import Counts
+from dalle.data.loading import to_device
 from dalle.data.pairs import PairBatches, PairLoader, to_tensor
 from dalle.data.samples import Pair, read_pairs
 from dalle.evaluation.retrieval import retrieval, same_captions
@@ -83,8 +84,8 @@ def _prepare(model: CLIP, dvae: DVAE | None, precision: str, cuts: Cuts) -> Call
     def prepare(micro_batches: list[dict], step: int, world: World) -> None:
         for batch in micro_batches:
             tokens_BU = model.tokens(batch["captions"], cuts)
-            batch["clip_tokens_BU"] = tokens_BU.to(world.device)
-            batch["identities_BK"] = identities(tokens_BU, batch["places"]).to(world.device)
+            read = {"clip_tokens_BU": tokens_BU, "identities_BK": identities(tokens_BU, batch["places"])}
+            batch |= to_device(read, world.device)
             if model.config.reads == "codes":
                 assert dvae is not None
                 batch["codes_BI"] = codes(dvae, batch["images_BCYX"], precision)

@@ -188,6 +188,14 @@ def test_clip_learns_what_is_alike_in_a_batch(models, shapes_folder):
     assert apart["loss"].item() - loss.item() == pytest.approx(0.067, abs=0.04)
 
 
+def test_clip_prepares_an_update_without_waiting_for_a_gpu(models, shapes_folder, waited_for):
+    stage = _stage("clip", models, shapes_folder, World(0, 1, CPU))
+    (batch,) = itertools.islice(stage.loader, 1)
+    stage.prepare([batch], 0, World(0, 1, torch.device("cuda")))
+    assert batch["clip_tokens_BU"].shape == (8, 24) and batch["identities_BK"].shape == (8, 2)
+    assert waited_for == []
+
+
 @pytest.mark.parametrize("kept_bytes", [2**30, 8 * 3 * 32 * 32, 0])
 def test_clip_is_validated_by_retrieval_among_all_held_out_pairs(models, shapes_folder, monkeypatch, kept_bytes):
     """Whichever of the images stay in memory; in batches that the pairs, 24 and one more, do not fill."""
