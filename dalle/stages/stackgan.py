@@ -14,6 +14,7 @@ from dalle.cluster.sync_batchnorm import synchronise_all
 from dalle.cluster.topology import World
 from dalle.config import TrainStackGAN
 from dalle.data.captions import concepts
+from dalle.data.loading import to_device
 from dalle.data.pairs import PairBatches, PairLoader
 from dalle.models.folder import check_link, load_generator, read_config, read_header
 from dalle.models.stackgan.discriminator import Discriminator
@@ -110,6 +111,9 @@ def embeddings_of(config: TrainStackGAN, world: World) -> EmbeddingCache:
 def _prepare(
     config: TrainStackGAN, model: Generator, embeddings: EmbeddingCache, low: Callable, first_row: int
 ) -> Callable[[list[dict], int, World], None]:
+    """What makes an update's micro-batches ready. Wrong captions come from the whole batch: between several GPUs all captions are
+    gathered, and each process waits until its own has done what it was given before."""
+
     def prepare(micro_batches: list[dict], step: int, world: World) -> None:
         captions = [caption for batch in micro_batches for caption in batch["captions"]]
         about = [found for batch in micro_batches for found in batch.pop("concepts")]
@@ -130,10 +134,11 @@ def _prepare(
             **noise(config.model, seeds),
             **labels(config.objective, row_seeds(config.run.seed + 1, step, rows)),
         }
+        made = to_device(made, world.device)
         size = len(captions) // len(micro_batches)
         for number, batch in enumerate(micro_batches):
             mine = slice(number * size, (number + 1) * size)
-            batch |= {name: value[mine].to(world.device, non_blocking=True) for name, value in made.items()}
+            batch |= {name: value[mine] for name, value in made.items()}
             batch |= low(batch["text_BE"], seeds[mine])
         # once for both players' moves, between which the generator stays as it is; dropout is the one thing that is drawn there
         torch.manual_seed(derived_seed(config.run.seed, step, world.rank))
@@ -155,7 +160,7 @@ def _low(
     """Stage one's images of the captions, each with the noise of a seed, where there is a stage one."""
     if first is None:
         return {}
-    given = {name: value.to(device) for name, value in noise(first.config, seeds).items()}
+    given = to_device(noise(first.config, seeds), device)
     with _products(config, device):
         return {"low_BCYX": first(text_BE, given["noise_BZ"], given["epsilon_BC"])[0]}
 
