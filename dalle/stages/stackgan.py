@@ -111,8 +111,15 @@ def embeddings_of(config: TrainStackGAN, world: World) -> EmbeddingCache:
 def _prepare(
     config: TrainStackGAN, model: Generator, embeddings: EmbeddingCache, low: Callable, first_row: int
 ) -> Callable[[list[dict], int, World], None]:
-    """What makes an update's micro-batches ready. Wrong captions come from the whole batch: between several GPUs all captions are
-    gathered, and each process waits until its own has done what it was given before."""
+    """What makes an update's micro-batches ready.
+
+    Wrong captions come from the whole batch. With several processes on GPUs gathering its captions has its price: each waits until
+    its GPU has done what it was given before.
+
+    The images of all micro-batches are drawn before the first move. So what the generator keeps for its backward pass is there for
+    the whole update at once, and accumulation spares what the discriminator keeps alone. Drawn again for the second move, they
+    would have other dropout, and batch normalisation would take in each batch twice.
+    """
 
     def prepare(micro_batches: list[dict], step: int, world: World) -> None:
         captions = [caption for batch in micro_batches for caption in batch["captions"]]
