@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from dalle.models.stackgan.discriminator import Discriminator
 from dalle.models.stackgan.generators import Generator, generator
 from dalle.models.stackgan.noise import noise
 from dalle.objectives.stackgan import DiscriminatorObjective, GeneratorObjective, draw
+from dalle.outputs.whole import copy_file
 from dalle.sampling.adversarial.gan_set import STAGE_ONE
 from dalle.stages.adversarial.collapse import Collapse
 from dalle.stages.adversarial.draws import labels, row_seeds
@@ -202,4 +202,4 @@ def _keep_stage_one(folder: Path, output: Path) -> None:
     kept.mkdir(exist_ok=True)
     for name in ("config.yaml", "model.safetensors"):
         if (folder / name).is_file():
-            shutil.copyfile(folder / name, kept / name)
+            copy_file(folder / name, kept / name)

@@ -1,6 +1,7 @@
 """A StackGAN through its command: resumed is uninterrupted, two processes are one, stage two on stage one."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -255,6 +256,20 @@ def test_stage_two_begins_with_stage_ones_images(shapes_folder, whole, tmp_path)
                 shapes_folder, tmp_path / "two", *sizes, "--run.steps", "3", "--stage_one", str(other), "--resume"
             ),
         )
+
+
+def test_the_copy_of_stage_one_is_whole_or_not_there(whole, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        stackgan._keep_stage_one(whole, tmp_path)
+    assert not list((tmp_path / "stage_one").iterdir())
+    monkeypatch.undo()
+    stackgan._keep_stage_one(whole, tmp_path)
+    for name in ("config.yaml", "model.safetensors"):
+        assert (tmp_path / "stage_one" / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_a_collapsed_run_ends_if_it_was_asked_to(shapes_folder, tmp_path, monkeypatch):
