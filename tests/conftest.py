@@ -100,6 +100,28 @@ def two_threads():
         yield
 
 
+@pytest.fixture
+def waited_for(monkeypatch) -> list[torch.Size]:
+    """Becomes the shapes of tensors whose copies to "cuda" this process would wait for: those of memory that is not pinned. No GPU
+    is needed, for the copies stay on the CPU."""
+    to, pinned, shapes = torch.Tensor.to, [], []
+
+    def pin_memory(tensor):
+        pinned.append(tensor.clone())
+        return pinned[-1]
+
+    def copied(tensor, *given, **more):
+        if given[:1] != (torch.device("cuda"),):
+            return to(tensor, *given, **more)
+        if not more.get("non_blocking") or not any(tensor is each for each in pinned):
+            shapes.append(tensor.shape)
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(torch.Tensor, "to", copied)
+    return shapes
+
+
 def clean_environment() -> dict[str, str]:
     """The environment without this process's place in its process group, for commands run as users run them."""
     taken = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

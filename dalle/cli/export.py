@@ -94,12 +94,8 @@ def _in_place(output: Path, write: Callable[[Path], str]) -> str:
     partial = unfinished(output)
     try:
         said = write(partial)
-        for name in (
-            *PARTS,
-            *PART_FILES,
-            CARD,
-            ATTRIBUTION,
-        ):  # of an export of ours that was cut off, perhaps of another model
+        # of an export of ours that was cut off, perhaps of another model
+        for name in (*PARTS, *PART_FILES, CARD, ATTRIBUTION):
             _remove(output / name)
         for path in sorted(partial.iterdir()):  # config.yaml, model.safetensors, tokenizer.json; or folders of such
             os.replace(path, output / path.name)

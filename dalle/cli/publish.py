@@ -40,9 +40,8 @@ def publish(argv: list[str] | None = None) -> None:
             return
         if kept:
             print(f"{folder / CARD} is as a person wrote it, and stays; --card overwrite writes it anew")
-        elif (
-            not (folder / CARD).is_file() or read_text(folder / CARD) != card
-        ):  # the folder may be one that is only read
+        elif not (folder / CARD).is_file() or read_text(folder / CARD) != card:
+            # the folder may be one that is only read
             with claimed_file(folder / CARD, _COMMAND, overwrite=True) as path:
                 replace_text(path, card)
         if config.repo is None:

@@ -65,9 +65,8 @@ def out_of_memory(error: BaseException) -> bool:
     while seen is not None:
         # of what is not ready yet Python's own error has the same words as gloo's
         told = "" if isinstance(seen, BlockingIOError) else str(seen).lower()
-        is_one = (
-            isinstance(seen, MemoryError) or type(seen).__name__ == "OutOfMemoryError"
-        )  # PyTorch's, not imported here
+        # PyTorch's own is known by its name: it is not imported here
+        is_one = isinstance(seen, MemoryError) or type(seen).__name__ == "OutOfMemoryError"
         if is_one or any(words in told for words in _OUT_OF_MEMORY):
             return True
         seen = seen.__context__

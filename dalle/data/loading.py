@@ -1,4 +1,4 @@
-"""PyTorch's loader with the manners that both kinds of data need."""
+"""PyTorch's loader with the manners that both kinds of data need, and the way of batches to a device."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dalle.outputs.threads import Thread
@@ -28,6 +29,15 @@ def load(dataset: Dataset, workers: int, **options: Any) -> Iterator[dict]:
     if workers:
         options = {"prefetch_factor": _PREFETCHED_BATCHES, "worker_init_fn": _leave_signals_to_the_parent} | options
     return _in_one_line(iter(DataLoader(dataset, batch_size=None, num_workers=workers, **options)))
+
+
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The batch with its tensors, which are on the CPU, on a device. This process does not wait for a GPU: what is given to it
+    afterwards finds them there."""
+    tensors = {name: value for name, value in batch.items() if torch.is_tensor(value)}
+    if device.type == "cuda":  # from other memory than pinned the copy would wait for the GPU
+        tensors = {name: value.pin_memory() for name, value in tensors.items()}
+    return batch | {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
 
 
 def _in_one_line(batches: Iterator[dict]) -> Iterator[dict]:

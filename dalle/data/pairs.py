@@ -92,9 +92,8 @@ class PairBatches(IterableDataset):
         self.num_rows = run.batch_size // self.num_streams
         self.first_row = rank * run.accumulation_steps * self.micro_batch_size
         self.positions: dict[int, Position] = {}
-        self.counts_before = (
-            Counts()
-        )  # of all ranks in the run that is continued: the limit of broken samples knows them
+        # of all ranks in the run that is continued: the limit of broken samples knows them
+        self.counts_before = Counts()
 
     @property
     def streams(self) -> set[int]:

@@ -231,6 +231,7 @@ class TokenBatches(Dataset):
         caption_tokens: int,
         batch_size: int,
         seed: int,
+        *,
         bpe_dropout: float = 0.0,
         caption_dropout: float = 0.0,
         rank: int = 0,

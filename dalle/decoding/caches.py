@@ -16,7 +16,7 @@ from dalle.masks import CachePlaces
 
 @dataclass
 class LayerCache:
-    """Of one layer. Zeros at first: a place that nothing was written to is masked, but its value is multiplied by 0."""
+    """Of one layer."""
 
     places: CachePlaces
     text_k_CHKT: torch.Tensor
@@ -31,7 +31,8 @@ class LayerCache:
         self.v_RHPK.index_copy_(2, place_1, v_RHK[:, :, None])
 
     def write_given(self, k_CHSK: torch.Tensor, v_CHSK: torch.Tensor) -> None:
-        """Keep those of all text slots and of the first image slots, the same for all candidates of a caption."""
+        """Keep those of all text slots and of the first image slots, the same for all candidates of a caption, and forget the
+        others."""
         captions, _, text_slots, _ = self.text_v_CHTK.shape
         self.text_k_CHKT.copy_(k_CHSK[:, :, :text_slots].mT)
         self.text_v_CHTK.copy_(v_CHSK[:, :, :text_slots])
@@ -40,4 +41,5 @@ class LayerCache:
         place_G = self.places.place_I[first:given]
         for whole_CHSK, kept_RHPK in ((k_CHSK, self.k_RHPK), (v_CHSK, self.v_RHPK)):
             given_CHGK = whole_CHSK[:, :, text_slots + first :].to(kept_RHPK.dtype)
+            kept_RHPK.zero_()  # a masked place adds −∞ to its score and 0 times its value: after a NaN both would stay NaN
             kept_RHPK.index_copy_(2, place_G, given_CHGK.repeat_interleave(len(kept_RHPK) // captions, dim=0))

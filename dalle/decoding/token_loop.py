@@ -26,9 +26,8 @@ from dalle.masks import cache_places
 from dalle.models.prior import Prior
 from dalle.text import PAD
 
-_MOST_TOGETHER = {"cpu": 64, "cuda": 512, "meta": 512}
-"""Candidates of a chunk where there is memory enough: docs/LOG.md has the products of other widths. A prior on the meta
-device stands for one on a GPU."""
+_MOST_TOGETHER = {"cpu": 64, "cuda": 512}
+"""Candidates of a chunk where there is memory enough: docs/LOG.md has the products of other widths."""
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,12 @@ def replace_text(path: str | Path, text: str) -> None:
     replace_bytes(path, text.encode("utf-8", errors="replace"))
 
 
+def copy_file(source: str | Path, path: str | Path) -> None:
+    """The same of what another file holds."""
+    with open(source, "rb") as content, whole_file(path) as file:
+        shutil.copyfileobj(content, file)
+
+
 def save_picture(picture: Any, path: str | Path, **options: Any) -> None:
     """The same of a PIL image, as a PNG. options: for its `save`."""
     with whole_file(path) as file:

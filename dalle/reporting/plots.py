@@ -15,11 +15,8 @@ MAX_POINTS = 500
 MAX_SCALE_POINTS = 240  # of each of perhaps 128 curves
 # Colours that matplotlib writes and the page's style sheet then decides, so that curves follow light and dark.
 INK, FAINT, TRAIN, VALID = "#010101", "#020202", "#030303", "#040404"
-SCALE_COLOURS = (
-    "#3b7ddd",
-    "#c2469a",
-    "#e07b1a",
-)  # of the first, the middle and the last resblock, on light and on dark
+# of the first, the middle and the last resblock, on light and on dark
+SCALE_COLOURS = ("#3b7ddd", "#c2469a", "#e07b1a")
 CSS_COLOURS = {INK: "var(--ink)", FAINT: "var(--line)", TRAIN: "var(--train)", VALID: "var(--valid)"}
 
 

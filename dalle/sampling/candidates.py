@@ -64,9 +64,8 @@ class Candidates:
             int(self.seeds_CN[caption, place]),
             rank,
             {**self.settings, "place": place},
-            None
-            if self.codes_CNI is None
-            else self.codes_CNI[caption, place].copy(),  # a view would keep the whole chunk
+            # a view would keep the whole chunk
+            None if self.codes_CNI is None else self.codes_CNI[caption, place].copy(),
         )
 
     def part(self, caption: int) -> Part:

@@ -33,6 +33,14 @@ class Tuning:
     temperature: float = 1.0
     guidance: float = 1.0
 
+    def complete(self, sampling: Sampling) -> Sampling:
+        """The settings, and the prior's own where they leave it to the prior."""
+        return replace(
+            sampling,
+            temperature=self.temperature if sampling.temperature is None else sampling.temperature,
+            guidance=self.guidance if sampling.guidance is None else sampling.guidance,
+        )
+
 
 @dataclass(frozen=True)
 class Models:
@@ -219,8 +227,7 @@ def _check_trained_for(which: str, source: str, hashes: dict[str, str]) -> str:
 
 
 def settle(sampling: Sampling, config: PriorModel, tuning: Tuning) -> Sampling:
-    """The settings, and the prior's own where they leave it to the prior. Warns of guidance where nothing says whether the
-    prior can be guided.
+    """The settings as `Tuning.complete` has them. Warns of guidance where nothing says whether the prior can be guided.
 
     Raises:
         ValueError: they do not fit this prior
@@ -230,11 +237,7 @@ def settle(sampling: Sampling, config: PriorModel, tuning: Tuning) -> Sampling:
             f"sampling.top_k {sampling.top_k}: this prior chooses among {config.codebook_size} codes; give at most that "
             "many, or null for all"
         )
-    settled = replace(
-        sampling,
-        temperature=tuning.temperature if sampling.temperature is None else sampling.temperature,
-        guidance=tuning.guidance if sampling.guidance is None else sampling.guidance,
-    )
+    settled = tuning.complete(sampling)
     if settled.guidance != 1 and tuning.caption_dropout == 0:
         raise ValueError(
             f"sampling.guidance {settled.guidance}: this prior was trained with caption_dropout 0, so what it thinks "

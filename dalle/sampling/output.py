@@ -59,9 +59,8 @@ class Output:
         self.gallery = gallery(folder, title, facts)
         self.drawn = 0
         self._resumable = resumable
-        self._request = json.loads(
-            json.dumps(_request(work, models, self.gallery.layout))
-        )  # as it is read back: JSON has no tuples
+        # as it is read back: JSON has no tuples
+        self._request = json.loads(json.dumps(_request(work, models, self.gallery.layout)))
         other = self._other_request()
         if other and not overwrite:
             raise ValueError(f"{other}; name another folder with --output, or write over them with --overwrite")

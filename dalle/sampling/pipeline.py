@@ -223,8 +223,8 @@ class Pipeline:
         prompt.check(self.prior.config)
 
     def chunk_width(self, sampling: Sampling) -> int:
-        """Candidates of each caption that are drawn together."""
-        return choose_chunk(self._loop(sampling), sampling)
+        """Candidates of each caption that are drawn together, with the guidance that is asked for or the prior's own."""
+        return choose_chunk(self._loop(sampling), self.tuning.complete(sampling))
 
     def chunk(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from dalle.cluster.topology import World
 from dalle.config import TrainCLIP
 from dalle.data.counts import Counts
+from dalle.data.loading import to_device
 from dalle.data.pairs import PairBatches, PairLoader, to_tensor
 from dalle.data.samples import Pair, read_pairs
 from dalle.evaluation.retrieval import retrieval, same_captions
@@ -26,7 +27,7 @@ from dalle.text import Cuts, Tokenizer
 from dalle.training.stage import Stage
 
 _KEPT_BYTES = 2**30
-"""Of held-out images that stay in memory; what is more is read again at each validation."""
+"""Of held-out images that stay in memory. Where not all do, each validation reads all again, to come to the others."""
 
 
 def stage(config: TrainCLIP, world: World) -> Stage:
@@ -83,8 +84,8 @@ def _prepare(model: CLIP, dvae: DVAE | None, precision: str, cuts: Cuts) -> Call
     def prepare(micro_batches: list[dict], step: int, world: World) -> None:
         for batch in micro_batches:
             tokens_BU = model.tokens(batch["captions"], cuts)
-            batch["clip_tokens_BU"] = tokens_BU.to(world.device)
-            batch["identities_BK"] = identities(tokens_BU, batch["places"]).to(world.device)
+            read = {"clip_tokens_BU": tokens_BU, "identities_BK": identities(tokens_BU, batch["places"])}
+            batch |= to_device(read, world.device)
             if model.config.reads == "codes":
                 assert dvae is not None
                 batch["codes_BI"] = codes(dvae, batch["images_BCYX"], precision)
@@ -194,8 +195,10 @@ class _Validation:
 
     @torch.no_grad()
     def figures(self) -> dict[str, float]:
-        again = itertools.islice(self._pairs(), len(self.kept), None)
-        images = itertools.chain(self.kept, map(self._images, again))
+        images: Iterable[torch.Tensor] = self.kept
+        if len(self.kept) * self.size < len(self.captions):
+            again = itertools.islice(self._pairs(), len(self.kept), None)
+            images = itertools.chain(self.kept, map(self._images, again))
         name = "codes_BI" if self.config.model.reads == "codes" else "images_BCYX"
         images_NE = [self.model.embed_batch({name: batch.to(self.device)}).cpu() for batch in images]
         texts_NE = [

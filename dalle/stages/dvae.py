@@ -99,9 +99,8 @@ def _schedules_and_noise(config: TrainDVAE, first_row: int) -> Callable[[list[di
         row = first_row
         for batch in micro_batches:
             for name, schedule in schedules.items():
-                batch[name] = torch.full(
-                    (), schedule(step), device=world.device
-                )  # unlike a copy from here, nothing waits
+                # unlike a copy from here, nothing waits
+                batch[name] = torch.full((), schedule(step), device=world.device)
             rows = range(row, row + len(batch["images_BCYX"]))
             seeds = [derived_seed(config.run.seed, step, number) for number in rows]
             batch["uniform_BYXK"] = partial(uniform_noise, config.model, seeds, world.device)

@@ -64,10 +64,10 @@ def stage(config: TrainPrior, world: World) -> Stage:
         config.model.caption_tokens,
         batch_size,
         config.run.seed,
-        config.bpe_dropout,
-        config.caption_dropout,
-        world.rank,
-        world.size,
+        bpe_dropout=config.bpe_dropout,
+        caption_dropout=config.caption_dropout,
+        rank=world.rank,
+        world_size=world.size,
     )
     validation = _Validation(config, objective, tokenizer, valid_shards or shards, world)
     samples = {"data": shards.meta.counts} | ({"valid_data": valid_shards.meta.counts} if valid_shards else {})
@@ -174,7 +174,11 @@ class _Validation:
             return {}
         codes, captions = zip(*chosen, strict=True)
         given = self.config
-        tuning = Tuning(given.caption_dropout, given.sampling_temperature, given.sampling_guidance)
+        tuning = Tuning(
+            caption_dropout=given.caption_dropout,
+            temperature=given.sampling_temperature,
+            guidance=given.sampling_guidance,
+        )
         dvae = load_dvae(given.dvae, self.world.device)
         pipeline = Pipeline(self._plain_model(), dvae, self.tokenizer, tuning=tuning)
         sampling = Sampling(chunk=_DRAWN_PER_CAPTION, precision=self.precision, compile=False)

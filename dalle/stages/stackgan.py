@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,12 +13,14 @@ from dalle.cluster.sync_batchnorm import synchronise_all
 from dalle.cluster.topology import World
 from dalle.config import TrainStackGAN
 from dalle.data.captions import concepts
+from dalle.data.loading import to_device
 from dalle.data.pairs import PairBatches, PairLoader
 from dalle.models.folder import check_link, load_generator, read_config, read_header
 from dalle.models.stackgan.discriminator import Discriminator
 from dalle.models.stackgan.generators import Generator, generator
 from dalle.models.stackgan.noise import noise
 from dalle.objectives.stackgan import DiscriminatorObjective, GeneratorObjective, draw
+from dalle.outputs.whole import copy_file
 from dalle.sampling.adversarial.gan_set import STAGE_ONE
 from dalle.stages.adversarial.collapse import Collapse
 from dalle.stages.adversarial.draws import labels, row_seeds
@@ -110,6 +111,16 @@ def embeddings_of(config: TrainStackGAN, world: World) -> EmbeddingCache:
 def _prepare(
     config: TrainStackGAN, model: Generator, embeddings: EmbeddingCache, low: Callable, first_row: int
 ) -> Callable[[list[dict], int, World], None]:
+    """What makes an update's micro-batches ready.
+
+    Wrong captions come from the whole batch. With several processes on GPUs gathering its captions has its price: each waits until
+    its GPU has done what it was given before.
+
+    The images of all micro-batches are drawn before the first move. So what the generator keeps for its backward pass is there for
+    the whole update at once, and accumulation spares what the discriminator keeps alone. Drawn again for the second move, they
+    would have other dropout, and batch normalisation would take in each batch twice.
+    """
+
     def prepare(micro_batches: list[dict], step: int, world: World) -> None:
         captions = [caption for batch in micro_batches for caption in batch["captions"]]
         about = [found for batch in micro_batches for found in batch.pop("concepts")]
@@ -130,10 +141,11 @@ def _prepare(
             **noise(config.model, seeds),
             **labels(config.objective, row_seeds(config.run.seed + 1, step, rows)),
         }
+        made = to_device(made, world.device)
         size = len(captions) // len(micro_batches)
         for number, batch in enumerate(micro_batches):
             mine = slice(number * size, (number + 1) * size)
-            batch |= {name: value[mine].to(world.device, non_blocking=True) for name, value in made.items()}
+            batch |= {name: value[mine] for name, value in made.items()}
             batch |= low(batch["text_BE"], seeds[mine])
         # once for both players' moves, between which the generator stays as it is; dropout is the one thing that is drawn there
         torch.manual_seed(derived_seed(config.run.seed, step, world.rank))
@@ -155,7 +167,7 @@ def _low(
     """Stage one's images of the captions, each with the noise of a seed, where there is a stage one."""
     if first is None:
         return {}
-    given = {name: value.to(device) for name, value in noise(first.config, seeds).items()}
+    given = to_device(noise(first.config, seeds), device)
     with _products(config, device):
         return {"low_BCYX": first(text_BE, given["noise_BZ"], given["epsilon_BC"])[0]}
 
@@ -190,4 +202,4 @@ def _keep_stage_one(folder: Path, output: Path) -> None:
     kept.mkdir(exist_ok=True)
     for name in ("config.yaml", "model.safetensors"):
         if (folder / name).is_file():
-            shutil.copyfile(folder / name, kept / name)
+            copy_file(folder / name, kept / name)

@@ -20,6 +20,7 @@ from dalle.cluster.watch import Watch
 from dalle.config import Optimizer, Run
 from dalle.config.checks import Hopeless
 from dalle.data.counts import totalled
+from dalle.data.loading import to_device
 from dalle.optim.ema import EMA
 from dalle.optim.plateau import PlateauRule
 from dalle.outputs.whole import replace_text
@@ -167,7 +168,7 @@ class _Training:
         counted = 0
         while self.step < run.steps:
             self.watch.mark(self.step, "waiting for data")
-            micro_batches = [self._to_device(self._next_batch()) for _ in range(run.accumulation_steps)]
+            micro_batches = [to_device(self._next_batch(), self.world.device) for _ in range(run.accumulation_steps)]
             self.watch.mark(self.step, "update")
             stage.prepare(micro_batches, self.step, self.world)
             step_size = self._step_size(self.step)
@@ -202,11 +203,6 @@ class _Training:
         batch = next(self.batches)
         self.waited_s += time.monotonic() - began_s
         return batch
-
-    def _to_device(self, batch: dict) -> dict:
-        if self.world.device.type == "cuda":  # from other memory than pinned the copy would wait for the GPU
-            batch = {k: v.pin_memory() if torch.is_tensor(v) else v for k, v in batch.items()}
-        return {k: v.to(self.world.device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
 
     def _log(self, totals: dict[str, torch.Tensor], counted: int) -> None:
         self.engine.check_replicas()  # so also before each checkpoint

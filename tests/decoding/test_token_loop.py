@@ -233,6 +233,27 @@ def test_broken_weights_are_named(broken, value, precision):
             TokenLoop(prior, precision).codes(TEXT, torch.zeros(3, 1, dtype=torch.int64), Sampling(**options))
 
 
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_caption_that_is_not_finite_leaves_nothing_with_the_next(compile):
+    """The caches are kept from call to call, and a masked place that holds no number would still reach the sums. A call that is
+    broken off is never asked whether it was finite."""
+    prior = _prior()
+    prior.text_tokens.weight.data[7] = float("nan")
+    loop, seeds = TokenLoop(prior, "fp32", compile), torch.zeros(1, 2, dtype=torch.int64)
+    expected = loop.codes(TEXT[:1], seeds, Sampling())
+    with pytest.raises(ValueError, match="logits are not finite"):
+        loop.codes(TEXT[1:2], seeds, Sampling())
+    assert torch.equal(loop.codes(TEXT[:1], seeds, Sampling()), expected)
+    with pytest.raises(KeyboardInterrupt):
+        loop.codes(TEXT[1:2], seeds, Sampling(), progress=_stop_half_way)
+    assert torch.equal(loop.codes(TEXT[:1], seeds, Sampling()), expected)
+
+
+def _stop_half_way(slot):
+    if slot == 7:
+        raise KeyboardInterrupt
+
+
 def test_a_first_slot_that_is_broken_is_not_forgotten():
     """The last slots of a convolutional layer no longer see it: their logits are finite."""
     prior = _prior(grid=7, depth=1)
@@ -261,7 +282,9 @@ def test_a_chunk_fits_the_memory(monkeypatch):
 
 
 def test_twelve_billion_weights_sample_64_at_a_time_on_80_gb(monkeypatch):
-    """By the arithmetic that chooses the width of a chunk; on the meta device, so that none of them is there."""
+    """By the arithmetic that chooses the width of a chunk; on the meta device, so that none of them is there, which is given
+    a GPU's limits."""
+    monkeypatch.setitem(token_loop._MOST_TOGETHER, "meta", token_loop._MOST_TOGETHER["cuda"])
     monkeypatch.setattr(token_loop, "_memory_bytes", lambda device: 80 * 10**9)
     sizes = PriorModel(
         text_slots=256, grid=32, text_vocabulary=16384, codebook_size=8192, width=3968, depth=64, heads=62

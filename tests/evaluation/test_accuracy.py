@@ -11,13 +11,8 @@ from dalle.evaluation import accuracy
 from dalle.sampling.candidates import Candidates
 
 RIGHT = [[False, True, False], [True, False, False], [False, False, False], [False, True, True], [True, True, True]]
-SCORES = [
-    [0.1, 0.9, 0.5],
-    [0.2, 0.9, 0.3],
-    [0.9, 0.1, 0.2],
-    [0.1, 0.2, 0.9],
-    [0.5, 0.5, 0.5],
-]  # another best in each row
+# another best in each row
+SCORES = [[0.1, 0.9, 0.5], [0.2, 0.9, 0.3], [0.9, 0.1, 0.2], [0.1, 0.2, 0.9], [0.5, 0.5, 0.5]]
 CODES = [[1, 2, 3], [1, 2, 3], [4, 4, 5], [6, 7, 7], [8, 8, 8]]  # some came twice or three times
 
 

@@ -125,9 +125,8 @@ def test_sizes_are_compared_with_the_file_before_memory_is_asked_for_them(tmp_pa
     said = dict(line.split(" ", 1) for line in done.stdout.splitlines())
     assert said.keys() == claims.keys()
     assert all("model.safetensors is of another model: " in each for each in said.values()), said
-    assert (
-        resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 4 << 20
-    )  # KiB: PyTorch and open_clip, and no weights
+    # KiB: PyTorch and open_clip, and no weights
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 4 << 20
 
 
 @pytest.mark.parametrize("kind", KINDS)

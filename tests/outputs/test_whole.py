@@ -10,7 +10,15 @@ from PIL import Image
 
 from dalle.outputs import whole
 from dalle.outputs.ownership import claimed, claimed_file
-from dalle.outputs.whole import naming, put_in_place, replace_bytes, replace_text, save_picture, when_there_is_room
+from dalle.outputs.whole import (
+    copy_file,
+    naming,
+    put_in_place,
+    replace_bytes,
+    replace_text,
+    save_picture,
+    when_there_is_room,
+)
 from dalle.outputs.whole import whole_file as opened
 
 
@@ -40,6 +48,23 @@ def test_a_file_is_replaced_whole(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         replace_text(path, "second")
     assert "half of" in path.read_text(encoding="utf-8") and os.listdir(tmp_path) == ["page.html"]
+
+
+def test_a_copy_that_is_cut_off_is_nowhere(tmp_path, monkeypatch):
+    (tmp_path / "one").write_bytes(b"x" * 100_000)
+    copy_file(tmp_path / "one", tmp_path / "other")
+    assert (tmp_path / "other").read_bytes() == b"x" * 100_000
+
+    def cut_off(content, file):
+        file.write(content.read(10))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(whole.shutil, "copyfileobj", cut_off)
+    (tmp_path / "one").write_bytes(b"y")
+    for name in ("other", "new"):
+        with pytest.raises(KeyboardInterrupt):
+            copy_file(tmp_path / "one", tmp_path / name)
+    assert sorted(os.listdir(tmp_path)) == ["one", "other"] and (tmp_path / "other").stat().st_size == 100_000
 
 
 def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):

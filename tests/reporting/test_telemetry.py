@@ -111,9 +111,8 @@ def test_the_plot_of_the_gradient_scales_follows_the_run_as_it_is_now(tmp_path):
     write_report(tmp_path)
     plot = (tmp_path / "report.html").read_text().split("<h2>Gradient scales</h2>")[1]
     assert "last of 128" in plot and "now 9 to 9" in plot
-    assert (
-        len(set(re.findall("stroke: (#[0-9a-f]{6}); stroke-width: 0.7", plot))) > 100
-    )  # a colour for each, some alike
+    # a colour for each, some alike
+    assert len(set(re.findall("stroke: (#[0-9a-f]{6}); stroke-width: 0.7", plot))) > 100
 
 
 def test_resuming_drops_what_will_be_measured_again(tmp_path):

@@ -15,8 +15,10 @@ from dalle.cli.export import export
 from dalle.cli.sample import sample
 from dalle.cli.train import train
 from dalle.config import Sampling, TrainPrior
+from dalle.decoding import token_loop
 from dalle.models.folder import read_header
 from dalle.sampling.again import draw_again
+from dalle.sampling.candidates import Chunks
 from dalle.sampling.drawing import read_drawing
 from dalle.sampling.model_set import Tuning, find_models, settle
 from tests.conftest import ROOT, TINY_PRIOR
@@ -173,6 +175,21 @@ def test_the_guidance_that_a_prior_was_tuned_for_is_the_default(models, tmp_path
     assert drawn(guided, guidance=1.0).settings["guidance"] == drawn(models / "prior").settings["guidance"] == 1.0
     assert (drawn(guided, guidance=1.0).codes_I == drawn(models / "prior").codes_I).all()
     assert not (drawn(guided).codes_I == drawn(models / "prior").codes_I).all()
+
+
+def test_a_chunk_has_room_for_the_guidance_that_a_prior_brings(models, tmp_path, monkeypatch):
+    guided = _saying(models / "prior", tmp_path / "guided", sampling_guidance="2.0")
+    pipeline = dalle.load(models, prior=guided, device="cpu", rerank=False)
+    loop = token_loop.TokenLoop(pipeline.prior_for("fp32"), "fp32")
+    memory = loop.weight_bytes() + 2 * loop.cache_bytes(1, 16, guided=True)
+    monkeypatch.setattr(token_loop, "_memory_bytes", lambda device: memory)
+    left_open = Sampling(precision="fp32")
+    assert pipeline.chunk_width(left_open) == pipeline.chunk_width(replace(left_open, guidance=2.0)) == 16
+    assert pipeline.chunk_width(replace(left_open, guidance=1.0)) == 32
+    pipeline.tuning = Tuning(None, guidance=2.0)
+    with pytest.warns(UserWarning, match="guidance 2.0: nothing says whether") as told:
+        assert Chunks(pipeline, left_open).width == 16
+    assert len(told) == 1
 
 
 def test_what_a_prior_says_survives_a_checkpoint(models, undropped, tmp_path):

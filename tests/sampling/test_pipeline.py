@@ -58,9 +58,8 @@ def test_without_a_reranker_the_order_is_that_of_the_seeds(models):
 
 def test_images_and_scores_do_not_depend_on_how_many_are_looked_at_together(pipeline, monkeypatch):
     whole = pipeline.generate("a red circle", n=4, sampling=FAST)
-    monkeypatch.setattr(
-        "dalle.sampling.ranking.viewer._PIXELS_TOGETHER", 3 * 32**2
-    )  # two batches, the second filled up
+    # two batches, the second filled up
+    monkeypatch.setattr("dalle.sampling.ranking.viewer._PIXELS_TOGETHER", 3 * 32**2)
     parts = pipeline.generate("a red circle", n=4, sampling=FAST)
     assert [d.seed for d in parts] == [d.seed for d in whole]
     for one, other in zip(whole, parts, strict=True):

@@ -1,6 +1,7 @@
 """A StackGAN through its command: resumed is uninterrupted, two processes are one, stage two on stage one."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -118,7 +119,7 @@ def test_both_players_learn(whole, shapes_folder):
         assert checkpoint.read(name).abs().sum() > 0
 
 
-def _prepared(parts: list[range], step=5, first_row=0):
+def _prepared(parts: list[range], step=5, first_row=0, device="cpu"):
     """What an update's micro-batches are made ready to, of eight pairs of three classes: 0 0 0 0 0 0 1 2."""
     config = arguments.parse(TrainStackGAN, "test", [*TINY, "--data", "x", "--output", "x", "--run.steps", "9"])
     captions = [f"caption {n}" for n in range(8)]
@@ -128,7 +129,7 @@ def _prepared(parts: list[range], step=5, first_row=0):
     embeddings = HashCache(Path("x"), HashEncoder())
     model = generator(config.model)
     prepare = stackgan._prepare(config, model, embeddings, lambda text_BE, seeds: {"seeds": seeds}, first_row)
-    prepare(batches, step, World(0, 1, torch.device("cpu")))
+    prepare(batches, step, World(0, 1, torch.device(device)))
     return batches
 
 
@@ -156,6 +157,17 @@ def test_an_update_is_made_ready_row_by_row():
         assert torch.equal(torch.cat([half[name] for half in halves]), whole[name]), name
         if name != "text_BE":
             assert not torch.equal(_prepared([range(8)], step=6)[0][name], whole[name]), name
+
+
+def test_an_update_is_made_ready_without_waiting_for_a_gpu(whole, waited_for):
+    expected, found = (_prepared([range(4), range(4, 8)], device=device) for device in ("cpu", "cuda"))
+    for name in ("text_BE", "has_wrong_B", "noise_BZ", "fake_labels_B"):
+        assert torch.equal(found[1][name], expected[1][name]), name
+    first = load_generator(whole)
+    config = arguments.parse(TrainStackGAN, "test", [*TINY, "--data", "x", "--output", "x", "--run.steps", "9"])
+    low = stackgan._low(first, config, torch.device("cuda"), found[1]["text_BE"], [1, 2, 3, 4])
+    assert low["low_BCYX"].shape == (4, 3, 16, 16)
+    assert waited_for == []
 
 
 def test_a_row_without_a_wrong_caption_counts_for_nothing():
@@ -244,6 +256,20 @@ def test_stage_two_begins_with_stage_ones_images(shapes_folder, whole, tmp_path)
                 shapes_folder, tmp_path / "two", *sizes, "--run.steps", "3", "--stage_one", str(other), "--resume"
             ),
         )
+
+
+def test_the_copy_of_stage_one_is_whole_or_not_there(whole, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        stackgan._keep_stage_one(whole, tmp_path)
+    assert not list((tmp_path / "stage_one").iterdir())
+    monkeypatch.undo()
+    stackgan._keep_stage_one(whole, tmp_path)
+    for name in ("config.yaml", "model.safetensors"):
+        assert (tmp_path / "stage_one" / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_a_collapsed_run_ends_if_it_was_asked_to(shapes_folder, tmp_path, monkeypatch):

@@ -188,6 +188,14 @@ def test_clip_learns_what_is_alike_in_a_batch(models, shapes_folder):
     assert apart["loss"].item() - loss.item() == pytest.approx(0.067, abs=0.04)
 
 
+def test_clip_prepares_an_update_without_waiting_for_a_gpu(models, shapes_folder, waited_for):
+    stage = _stage("clip", models, shapes_folder, World(0, 1, CPU))
+    (batch,) = itertools.islice(stage.loader, 1)
+    stage.prepare([batch], 0, World(0, 1, torch.device("cuda")))
+    assert batch["clip_tokens_BU"].shape == (8, 24) and batch["identities_BK"].shape == (8, 2)
+    assert waited_for == []
+
+
 @pytest.mark.parametrize("kept_bytes", [2**30, 8 * 3 * 32 * 32, 0])
 def test_clip_is_validated_by_retrieval_among_all_held_out_pairs(models, shapes_folder, monkeypatch, kept_bytes):
     """Whichever of the images stay in memory; in batches that the pairs, 24 and one more, do not fill."""
@@ -199,8 +207,11 @@ def test_clip_is_validated_by_retrieval_among_all_held_out_pairs(models, shapes_
     pairs = list(read_pairs(validation.config.valid_data, Images(augmentation="none"), 32))
     model, dvae = stage.objective.model, load_dvae(models / "dvae")
     model.eval()
+    decoded = []
+    monkeypatch.setattr(stages_clip, "read_pairs", lambda *given, **more: _noted(decoded, read_pairs(*given, **more)))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):  # as the loop does in 16 bits
         found = stage.validate()
+    assert len(decoded) == (0 if kept_bytes == 2**30 else 56)  # none where all are kept
     with torch.no_grad():
         images = model.embed_images(reconstruct(dvae, to_tensor([p.image for p in pairs]), "fp32")).numpy()
         texts = model.embed_texts(model.tokens([p.captions[0] for p in pairs])).numpy()
@@ -211,6 +222,12 @@ def test_clip_is_validated_by_retrieval_among_all_held_out_pairs(models, shapes_
     assert found.keys() == expected.keys() and found["candidates"] == len(pairs) == 56
     assert set(found) <= set(FIGURES)
     assert stage.samples()["valid_data"].read == 56  # once, however often it is read
+
+
+def _noted(seen, pairs):
+    for pair in pairs:
+        seen.append(pair)
+        yield pair
 
 
 def test_captions_of_other_capitals_and_spaces_are_equal(models, shapes_folder, monkeypatch):

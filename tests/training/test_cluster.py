@@ -326,9 +326,8 @@ def test_gradient_scales_stay_on_another_number_of_processes(tmp_path):
     # 2¹³, grown once by a thousandth of an octave; a loss that is no number is not a resblock's fault
     assert one["scales"] == pytest.approx([2 ** (13 + 2 / 1000)] * 4)
     assert four["now"] == one["scales"]
-    assert four["before"] == pytest.approx(
-        [3 * scale for scale in one["scales"]]
-    )  # as if three processes had written it
+    # as if three processes had written it
+    assert four["before"] == pytest.approx([3 * scale for scale in one["scales"]])
     assert four["then"]["skipped"] == [0, 0]
     assert four["saved"]["micro_batches"] == 3
 

@@ -196,9 +196,8 @@ def test_twenty_at_once_are_all_answered_or_told_to_wait(server, shelf, shelved,
         server.settle()
         with running(shelf, replace(limits, most_waiting=4)) as small, gated(shelved) as gate:
             asked = [threads.submit(ask, place, small.http) for place in range(20)]
-            wait_for(
-                lambda: sum(each.done() for each in asked) == 16
-            )  # one is drawn, three wait, and the last place is for another address
+            # one is drawn, three wait, and the last place is for another address
+            wait_for(lambda: sum(each.done() for each in asked) == 16)
             gate.open()
             answers = [each.result() for each in asked]
         told = [a for a in answers if a.status_code != 200]

@@ -39,10 +39,11 @@ def page(started, server):
     started.show(1280, 860)
     started.open(f"{server.address}/healthz")
     started.run("localStorage.clear(); sessionStorage.clear()")
+    # waits until no page has it open
     started.run(
         "new Promise((done, failed) => { const asked = indexedDB.deleteDatabase('dalle-serve');"
         " asked.onsuccess = () => done(true); asked.onerror = failed })"
-    )  # which waits until no page has it open
+    )
     _open(started, server)
     started.events.clear()
     yield started
@@ -57,9 +58,8 @@ def _open(browser, server):
 
 def _fill(browser, caption, n=8, seed=5):
     browser.run(f"at('caption').value = {json.dumps(caption)}; at('n').value = {n}; at('seed').value = {seed}")
-    browser.run(
-        "at('temperature').value = 1.5; at('temperature').dispatchEvent(new Event('input'))"
-    )  # few are the same
+    # at which few are the same
+    browser.run("at('temperature').value = 1.5; at('temperature').dispatchEvent(new Event('input'))")
 
 
 def _draw(browser, caption=CAPTION, **options):

@@ -38,9 +38,10 @@ def test_a_client_with_much_does_not_hold_up_those_with_little():
     jobs = [*many, _Job("1", "b"), _Job("2", "c"), _Job("2", "c"), _Job("3", "a")]
     for job in jobs:
         turns.add(job)
+    # by address first: that one has two clients gives it no more turns
     assert [f"{j.address}{j.client}" for j in _served(turns)] == [
         *("1a", "2c", "3a", "1b", "2c", "1a", "1a", "1a", "1a")
-    ]  # by address first: that one has two clients gives it no more turns
+    ]
 
 
 def test_a_long_job_shares_its_turns_and_goes_before_its_clients_next():
@@ -92,9 +93,8 @@ def test_there_is_room_for_so_many_and_the_last_of_it_is_for_those_who_have_none
         turns.add(_Job("1", "a"))
     with pytest.raises(Full, match="6 requests wait already; come again"):
         turns.add(_Job("1", "a"))
-    with pytest.raises(
-        Full, match="6 requests wait already"
-    ):  # whoever it calls itself, it is of an address with its share
+    # whoever it calls itself, it is of an address with its share
+    with pytest.raises(Full, match="6 requests wait already"):
         turns.add(_Job("1", "b"))
     turns.add(_Job("2", "a"))
     with pytest.raises(Full, match="7 requests wait already"):

@@ -120,9 +120,8 @@ def look_at_all(items: Iterable[Item], filters: Filters, workers: int) -> Iterat
 
 def _begin() -> None:
     """What a worker does first."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches all processes of a terminal; the caller ends the others
+    # Ctrl-C reaches all processes of a terminal; the caller ends the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(_end_with_the_caller)
 
 

@@ -7,7 +7,6 @@ real images, captions found by the same judge; what was not is left out and said
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from dalle.evaluation.report.section import Section, curve, picture, prose, row,
 from dalle.evaluation.steps.drawn import SAMPLES
 from dalle.evaluation.steps.manifest import read_manifest
 from dalle.evaluation.steps.shown import REAL, first_captions
-from dalle.outputs.whole import replace_text
+from dalle.outputs.whole import copy_file, replace_text
 
 _PX = 128
 _RETRIEVAL = {
@@ -203,7 +202,7 @@ def _samples_section(
             return None
         target = output / "images" / name / f"{number:05}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        copy_file(source, target)
         return target
 
     def line(number: int) -> str:

@@ -52,9 +52,8 @@ class EmbeddingCache:
         self._compute(keys_B, captions)
         found_B, rows_B = self._stored.find(keys_B)
         features_BE = torch.empty(len(keys_B), self.encoder.width)
-        if (
-            found_B.any()
-        ):  # what is not there is filled in below; "clip" alone writes where it is told to, without a copy
+        if found_B.any():
+            # what is not there is filled in below; "clip" alone writes where it is told to, without a copy
             np.take(self._stored.features_NE, rows_B, axis=0, out=features_BE.numpy(), mode="clip")
         for row in np.flatnonzero(~found_B):
             features_BE[row] = self._fresh[int(keys_B[row])]

@@ -185,9 +185,8 @@ class _Files:
         self._table, self._root = table, root
         self._limit = os.path.join(os.path.abspath(table.parent if root is None else root), "")
         roots = [root] if root is not None else []
-        if (
-            root is None and table.parent.name == "annotations"
-        ):  # MS-COCO's, whose images lie in folders beside this one
+        if root is None and table.parent.name == "annotations":
+            # MS-COCO's, whose images lie in folders beside this one
             roots = [table.absolute().parent.parent]
         inner = [folder for beside in dict.fromkeys([table.parent, *roots]) for folder in _inner(beside)]
         of_its_name = [f for f in inner if table.stem == f.name or table.stem.endswith(f"_{f.name}")]
