@@ -133,7 +133,7 @@ def test_what_cannot_be_planned_is_refused(options, said):
 
 
 def test_the_paper_s_figures_are_those_of_the_page(capsys):
-    """12 B weights on 8 GPUs a machine, in GB of a GPU, beside docs/scaling.md's table made by hand."""
+    """12 B weights on 8 GPUs a machine, in GB of a GPU, beside docs/scaling-details.md's table made by hand."""
     config = arguments.parse(
         Plan, "dalle-plan", ["--config", "cluster/12b-hybrid", "--machines", "128", "--gpus", "8", "--memory", "40"]
     )
