@@ -47,6 +47,10 @@ def test_a_plan_that_fits_is_told_drawn_and_as_json(tmp_path, capsys):
     assert float(rows["whole gradients, and sent"]) == round(
         told["comes_and_goes_bytes"]["whole gradients, and sent"] / 1e9, 2
     )
+    assert "activations" in rows and "activations, recomputed" not in rows
+    plan([*SMALL, *SHARDED, "--run.recompute", "true"])
+    recomputed = capsys.readouterr().out
+    assert "  activations, recomputed " in recomputed and "  activations  " not in recomputed
     refused(
         f"timeline {picture}: is there already; give --overwrite, or another name",
         plan,
