@@ -78,12 +78,12 @@ class Filter:
         filters: what is left out
         valid_share: share of the images that is held out for validation. It is drawn by their pixels, so equal images stay
             together, and more pictures move none of those that were there
-        seed: of that draw
+        seed: seed of the held-out draw
         workers: processes that decode
         captions: where captions are: "files" beside the images, a "table", the images' "names" or their "folders"; null looks
         image_column: column of a table that names the image files; null looks for the usual names
         caption_column: column of a table that holds the captions; null looks for the usual names
-        overwrite: write over shards of another making, or files of something else, that the folder holds
+        overwrite: write over shards made with other settings, or files of something else, that the folder holds
     """
 
     source: str

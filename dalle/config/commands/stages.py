@@ -146,13 +146,13 @@ class Tokenize:
         dvae: folder of the trained dVAE
         output: folder of the token shards
         batch_size: images per encoder batch
-        precision: of the encoder's matrix products; bf16 finds another code at one or two of 100 places. It is noted in
+        precision: precision of the encoder's matrix products; bf16 finds another code at one or two of 100 places. It is noted in
             `meta.json`
         crops: how many times each image is encoded, each time with another crop; 1 takes the centre
         images: which pairs are kept, and the augmentation when crops > 1
         pairs_per_shard: pairs in one token shard
-        seed: of the crops
-        overwrite: write over token shards of another making, or files of their names, that the folder holds; what has other
+        seed: seed of the crops
+        overwrite: write over token shards made with other settings, or files of their names, that the folder holds; what has other
             names stays
     """
 
@@ -187,9 +187,9 @@ class TrainPrior:
         bpe_dropout: probability of skipping a merge while training (Provilkov et al., 2019)
         caption_dropout: probability of training on a pair without its caption, so that the prior also learns images without
             one, for guidance and `dalle-caption` (Ho and Salimans, 2022); 0 in the paper
-        sampling_temperature: at which the prior draws unless another one is asked for, kept with its weights; 1 in the paper.
+        sampling_temperature: temperature at which the prior draws unless another one is asked for, kept with its weights; 1 in the paper.
             A prior of minutes draws cleaner below it
-        sampling_guidance: scale of guidance with which it draws, likewise; 1, none, in the paper. Others need `caption_dropout`
+        sampling_guidance: scale of guidance with which the prior draws, likewise; 1, none, in the paper. Others need `caption_dropout`
         best_of: train on the best of the candidates of a prior that is there, beside the real pairs; null (the paper) does not.
             Starts from that prior, unless `start_from` names another
     """
@@ -281,7 +281,7 @@ class Describe:
     Args:
         config_file: a training configuration of a dVAE, prior, CLIP or StackGAN
         json: print JSON in place of tables
-        tokenizer: for a CLIP on our own tokenizer, the tokenizer file; null assumes the paper's number of tokens
+        tokenizer: tokenizer file, for a CLIP on our own tokenizer; null assumes the paper's number of tokens
     """
 
     config_file: str
@@ -297,10 +297,10 @@ class Demo:
     Args:
         output: folder of everything the demo makes
         captions: held-out captions that are drawn and judged
-        candidates: drawn for each caption
+        candidates: candidates drawn for each caption
         num_train: training drawings
         configs: folder of the demo's configurations
-        seed: of data and sampling
+        seed: seed of data and sampling
         sampling: how candidates are drawn
     """
 
