@@ -40,7 +40,7 @@ class Plan:
         timeline: PNG file for a picture of one update; null draws none
         overwrite: write over a picture that is there
         json: print one JSON object in place of lines
-        data: accepted so that configurations of trainings load; ignored, like all settings below
+        data: accepted so that configurations of trainings load; ignored
         dvae: ignored, like `data`
         tokenizer: ignored, like `data`
         output: ignored, like `data`
