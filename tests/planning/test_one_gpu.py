@@ -1,6 +1,7 @@
 """configs/gpu: what their headers and docs/training.md say of memory, counted on tensors without any: forward and backward pass in
 bf16, and 20 bytes a weight beside it."""
 
+import json
 import re
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dalle.cli import arguments
+from dalle.cli.planning.command import plan
 from dalle.config import TrainCLIP, TrainDVAE
 from dalle.models.clip import CLIP
 from dalle.models.dvae import DVAE
@@ -110,3 +112,16 @@ def test_a_reranker_takes_what_its_header_says(name, through, redrawn):
     half = _grown(lambda images: _redrawn_bytes(dvae, images), config.run.batch_size // 2) / 1e9
     assert found == pytest.approx(_told_gb(name), abs=0.6)
     assert half == pytest.approx(redrawn, abs=0.6)
+
+
+def test_the_page_has_these_figures(capsys):
+    """docs/training.md: of the priors by `dalle-plan`, of the others by their headers."""
+    page = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"`((?:gpu|prior)/[\w-]+)`: ([\d.]+)", page))
+    assert len(told) == 6
+    for name, figure in told.items():
+        if "/clip" in name or "/dvae" in name:
+            assert _told_gb(name) == float(figure)
+        else:
+            plan(["--config", name, "--memory", "24", "--json"])
+            assert round(json.loads(capsys.readouterr().out)["peak_bytes"] / 1e9) == int(figure)
