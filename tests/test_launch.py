@@ -15,7 +15,9 @@ def test_the_hostfile_is_one():
     assert fetch_hostfile(str(ROOT / "launch/hostfile.example")) == {"node-00": 8, "node-01": 8}
 
 
-def _submitted(folder: Path, exit_code: int, writes: str = "", stage: str = "prior") -> tuple[int, list[str], list[str]]:
+def _submitted(
+    folder: Path, exit_code: int, writes: str = "", stage: str = "prior"
+) -> tuple[int, list[str], list[str]]:
     """Run the script where `srun` starts task 3 of 4, on the second of two nodes, and its Python writes a checkpoint and ends
     with a code. Returns the script's exit code, what Python was given, and what was asked of Slurm."""
     places = "SLURM_PROCID=3 SLURM_NTASKS=4 SLURM_LOCALID=1 SLURM_NTASKS_PER_NODE=2"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Trains the ready weights `icons` from shards of captioned pictures. What is finished is not repeated, and what was interrupted
 # goes on where it was: call it again.
-#   bash tools/train_icons.sh DATA OUTPUT      DATA holds emoji/, emoji2/ and clipart/ with train-*.tar and valid-*.tar
+#   bash tools/train_icons.sh DATA OUTPUT      DATA holds emoji/, emoji2/ and clipart/ with train-*.tar and valid-*.tar, which are not
+#                                              in the repository (docs/emoji.md)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=${1:?folder of the shards} output=${2:?folder of all that is made}

@@ -18,18 +18,18 @@ class BestOf:
 
     Args:
         model: folder with the `prior/` and `dvae/` that draw, and the judge, where that is a model
-        captions: how many are drawn for, chosen by `seed` from all training captions
-        candidates: drawn for each
-        keep: at most how many of each are trained on, the best that differ
+        captions: number of training captions that are drawn for, chosen by `seed` from all
+        candidates: candidates drawn for each caption
+        keep: most candidates of a caption that are trained on, the best that differ
         judge: who says which are best: "clip", the model's reranker `clip/`; "codes-clip", its `codes-clip/`, which reads codes,
             so that nothing is decoded; or "checker", which tells of drawn data whether the caption is shown, and lets nothing
             else through. Of equally good ones the one that was drawn first is better
         scenes: the image-text shards of the drawn data whose captions the tokens have, from which the checker knows what they
             claim; for "checker" alone
         threshold: the least score of one that is kept; null keeps the best whatever it is
-        share: of the pairs that the prior trains on, in (0, 1]; the others are real, so that what the judge does not see is not
-            forgotten
-        seed: of the choice of captions and of the candidates
+        share: share of candidates among the pairs that the prior trains on, in (0, 1]; the others are real, so that
+            what the judge does not see is not forgotten
+        seed: seed of the choice of captions and of the candidates
         sampling: how candidates are drawn. `chunk` counts those of several captions together; `temperature` and `guidance` null
             are those that the prior was tuned for
     """

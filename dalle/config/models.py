@@ -42,9 +42,9 @@ class DVAEModel:
             gets one cheap code instead of many, so a small prior has less to learn; rare codes may die
         min_ln_b: floor under ln b of the logit-Laplace likelihood; null (the paper) means none. Ours: without it a
             constant colour, whose likelihood has no upper bound, drowns everything else
-        boundary_kernel: of the convolutions that make the logits and read the codes: 1 (the paper), or 3 to compare with
+        boundary_kernel: kernel size of the convolutions that make the logits and read the codes: 1 (the paper), or 3 to compare with
         pool: how the encoder halves the resolution: "max" (the paper), or "average" to compare with
-        likelihood: of the pixels: "logit-laplace" (the paper), or "l2" to compare with: a Gaussian around the decoder's
+        likelihood: likelihood of the pixels: "logit-laplace" (the paper), or "l2" to compare with: a Gaussian around the decoder's
             first three maps with one trained scale, the other three unused
     """
 

@@ -13,10 +13,10 @@ class Compression:
     """PowerSGD between machines (section 2.5 and appendix E).
 
     Args:
-        rank: r, of a whole matrix; each of the m shards of a machine gets r / m. The paper's is 0.22 to 0.27 times the
-            width
-        format: of P, Q and the error buffers, on the wire and in memory: "1-6-9" is the paper's
-        seed: of the fixed Gaussian matrices
+        rank: rank r of a whole matrix; each of the m shards of a machine gets r / m. The paper's is 0.22 to 0.27 times
+            the width
+        format: format of P, Q and the error buffers, on the wire and in memory: "1-6-9" is the paper's
+        seed: seed of the fixed Gaussian matrices
     """
 
     rank: int
@@ -41,7 +41,7 @@ class Wandb:
     """Weights & Biases, never required.
 
     Args:
-        enabled: log there too
+        enabled: log to Weights & Biases, too
         project: project name
         name: name of the run; null means the output folder's name
         mode: "online", or "offline" to sync later
@@ -62,7 +62,7 @@ class Run:
         batch_size: samples per update over all processes and accumulation steps
         accumulation_steps: micro-batches per update
         seed: seeds weights, data order and noise
-        precision: of the matrix products; identity path, logits and loss are fp32 in any case. "fp16" needs a gradient scale,
+        precision: precision of the matrix products; identity path, logits and loss are fp32 in any case. "fp16" needs a gradient scale,
             which it adapts; "fp16-per-block" is the paper's, a scale for each resblock (appendix D)
         weights: format of the resblocks' matrices of a prior: "fp32", or "16-bit" (the paper's), which is that of `precision`:
             2 bytes a weight in place of 4. Updates are made in fp32 and rounded at random, so that a step smaller than a last
@@ -74,7 +74,7 @@ class Run:
         ranks_per_machine: processes that shard among themselves, when `zero_stage` is above 0; between such groups all is
             replicated and gradients are averaged. Null asks the launcher; 0 shards over all processes
         compression: compress the gradients that machines exchange; null sends them as they are
-        wire: in which machines exchange what is not compressed: "fp32"; "bf16", half the bytes, each machine's gradient rounded
+        wire: format in which machines exchange what is not compressed: "fp32"; "bf16", half the bytes, each machine's gradient rounded
             once and the mean once more; "bf16-ring", added up in bf16 by the communication library, rounded at every hop
         offload: where the optimiser's state lives, and its step is made, when `zero_stage` is 3: on the "device", or in main
             memory ("cpu"), which is slow and frees 8 or 12 bytes a weight

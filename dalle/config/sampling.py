@@ -37,7 +37,7 @@ class Sampling:
         chunk: candidates decoded together; null takes what the device's memory holds, 64 at most on a CPU and 512 on a GPU.
             Matrix products of another shape round differently, so the chunk has one width whatever n is, and is part of
             what an image can be made again from
-        precision: of the matrix products; on a CPU bf16 also rounds the logits, to 8 bits
+        precision: precision of the matrix products; on a CPU bf16 also rounds the logits, to 8 bits
         compile: compiled kernels between the matrix products: by a C++ compiler on a CPU, by PyTorch's on a GPU
     """
 

@@ -26,21 +26,21 @@ class StackGANModel:
         image_size_px: side of the images that it draws, a power of two: 64 in stage 1 and 256 in stage 2, whose input has a
             quarter of it
         text_width: numbers of a caption's embedding; 768 is DistilBERT's
-        channels: of the last maps in stage 1, and of the last but one in stage 2; all other widths are multiples of it
-        discriminator_channels: of the discriminator's first maps
+        channels: channels of the last maps in stage 1, and of the last but one in stage 2; all other widths are multiples of it
+        discriminator_channels: channels of the discriminator's first maps
         noise_width: numbers of noise, in stage 1
         condition_width: numbers of the condition ĉ that is drawn around the caption's mean, and of the discriminator's own
             compression of the embedding
         conditioning: what follows the linear layer whose halves are mean and log variance: "relu", as the document prints it
             and the family has it, or "linear" (ours), which lets both be negative
-        resblocks: in stage 2
-        biases: of the convolutions that batch normalisation follows (and of all of the discriminator's)
+        resblocks: number of resblocks in stage 2
+        biases: biases of the convolutions that batch normalisation follows (and of all of the discriminator's)
         upsample: "scale" (doubled pixels, then a 3×3 convolution) or "transposed" (a transposed 4×4 convolution of stride 2)
-        dropout: in the upsample blocks
+        dropout: dropout probability in the upsample blocks
         text: what the discriminator sees of a caption: "compressed" by a linear layer of its own, or the generator's "shared-mean"
-        joint_kernel: of the convolution that joins image and caption in the discriminator: 1, or 3
+        joint_kernel: kernel size of the convolution that joins image and caption in the discriminator: 1, or 3
         unconditional: whether the discriminator judges images without a caption, too
-        discriminator_norm: "batch", or "none", which a gradient penalty needs
+        discriminator_norm: normalisation in the discriminator: "batch", or "none", which a gradient penalty needs
     """
 
     stage: Literal[1, 2] = 1
@@ -87,13 +87,13 @@ class StackGANObjective:
     Args:
         loss: "cross-entropy" of right and wrong (the document), or "hinge" (DF-GAN)
         kl_weight: λ, of the conditioning's KL divergence in the generator's loss; 2 in the family
-        real_labels: of real pairs; each pair has one of these, drawn at random. 0.9 and 0.95 in experiment F
-        fake_labels: of wrong and drawn pairs, likewise; 0.1 and 0.15
+        real_labels: labels of real pairs; each pair has one of these, drawn at random. 0.9 and 0.95 in experiment F
+        fake_labels: labels of wrong and drawn pairs, likewise; 0.1 and 0.15
         flipped: share of a batch whose labels of real and drawn images change places (5 to 10% in experiments F to H)
-        unconditional_weight: of the loss on images alone, where the model is `unconditional`
-        penalty_weight: of the matching-aware zero-centred gradient penalty on real images with their captions: 2 in DF-GAN;
+        unconditional_weight: weight of the loss on images alone, where the model is `unconditional`
+        penalty_weight: weight of the matching-aware zero-centred gradient penalty on real images with their captions: 2 in DF-GAN;
             0 has none
-        penalty_exponent: of the gradient's norm in it: 6 in DF-GAN
+        penalty_exponent: exponent of the gradient's norm in that penalty: 6 in DF-GAN
     """
 
     loss: Literal["cross-entropy", "hinge"] = "cross-entropy"
@@ -131,9 +131,9 @@ class CharCNNRNNModel:
     `configs/text-encoder/flowers.yaml` and `birds.yaml`.
 
     Args:
-        channels: C, of the last convolution and of the hidden state
+        channels: C, channels of the last convolution and of the hidden state
         third_pool: pool after the last convolution, 3 wide in steps of 2
-        recurrent: over the places that are left: "rnn" with ReLU, or "gru"
+        recurrent: recurrence over the places that are left: "rnn" with ReLU, or "gru"
         first_widths: channels of the first two convolutions, each followed by a pool of 3
         embedding_width: numbers of a caption's vector
         caption_chars: letters that are read of a caption

@@ -33,8 +33,8 @@ class Schedule:
             constant, `start` and `end` alike
         shape: "cosine" (the paper's, appendix A.2), "linear", "exponential", the same factor in each update, or "halving": halved at
             equal intervals, as StackGAN is trained, so often that `end` is reached at `end_step`
-        warmup_steps: over these first updates, or this share of the run, the value is also multiplied by a factor that grows
-            linearly to 1
+        warmup_steps: number of first updates, or share of the run, over which the value is also multiplied by a factor that
+            grows linearly to 1
     """
 
     start: float
@@ -130,7 +130,7 @@ class DVAEObjective:
     """The relaxed evidence lower bound (appendix A.2).
 
     Args:
-        kl_weight: β
+        kl_weight: β, the weight of the KL divergence
         temperature: τ of the gumbel-softmax
         noise_scale: factor on the gumbel noise; 1 throughout in the paper. Ours: ramping it in lets a short training
             find a codebook before the noise hides it
@@ -202,7 +202,7 @@ class Optimizer:
         beta1: decay of the running mean
         beta2: decay of the running variance
         epsilon: added to the root of the variance
-        weight_decay: decoupled, times the step size
+        weight_decay: decoupled weight decay, times the step size
         clip_norm: largest global gradient norm; null clips nothing
         muon_step_size_factor: train the resblocks' matrices with Muon, its step size being this many times `step_size`
             (10 works); null (the paper) trains everything with AdamW. Ours: a training of minutes learns as much in

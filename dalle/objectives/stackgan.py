@@ -136,14 +136,14 @@ def signed(images_BCYX: torch.Tensor) -> torch.Tensor:
 
 
 def kl_divergence(mean_BC: torch.Tensor, log_variance_BC: torch.Tensor) -> torch.Tensor:
-    """KL(N(μ, σ²) ‖ N(0, 1)) in nats, meaned over batch and numbers, as the family weighs it."""
+    """KL(N(μ, σ²) ‖ N(0, 1)) in nats, averaged over batch and numbers, as the family weighs it."""
     return 0.5 * (mean_BC.square() + log_variance_BC.exp() - 1 - log_variance_BC).mean()
 
 
 def gradient_penalty(
     model: Discriminator, images_BCYX: torch.Tensor, text_BE: torch.Tensor, exponent: float
 ) -> torch.Tensor:
-    """DF-GAN's matching-aware zero-centred gradient penalty: ‖∇ D‖ᵖ at real images with their own captions, meaned over the batch, in
+    """DF-GAN's matching-aware zero-centred gradient penalty: ‖∇ D‖ᵖ at real images with their own captions, averaged over the batch, in
     fp32 whatever the run's precision. The norm is that of the gradients by pixels and by embedding laid end to end, as in
     DF-GAN's code; its paper adds two norms.
 
@@ -163,7 +163,7 @@ def gradient_penalty(
 
 
 def spread(images_BCYX: torch.Tensor) -> torch.Tensor:
-    """How much images differ from one another: the variance over the batch of their pixels at 8×8, meaned over these. 0 where all
+    """How much images differ from one another: the variance over the batch of their pixels at 8×8, averaged over these. 0 where all
     are the same."""
     small_BCYX = F.adaptive_avg_pool2d(images_BCYX.float(), min(_SPREAD_PX, images_BCYX.shape[-1]))
     return small_BCYX.var(dim=0, correction=0).mean()

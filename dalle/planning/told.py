@@ -12,14 +12,16 @@ def lines(plan: Mapping[str, Any]) -> list[str]:
     room = f"{gb(plan['peak_bytes'])} GB of {gb(plan['memory_bytes'])} at the peak"
     told = [f"{plan['parameters']:,} parameters; {verdict}: {room}", *_settings(plan["settings"])]
     told += ["memory of a GPU that stays, GB", *_rows(plan["stays_bytes"]), _row("together", gb(plan["stay_bytes"]))]
-    told += ["memory that comes and goes, GB", *_rows(plan["comes_and_goes_bytes"])]
+    not_so = "activations" if plan["settings"]["run.recompute"] else "activations, recomputed"
+    goes = {kind: size for kind, size in plan["comes_and_goes_bytes"].items() if kind != not_so}
+    told += ["memory that comes and goes, GB", *_rows(goes)]
     told.append(_row("while it is set up, GB", gb(plan["while_made_bytes"])))
     told.append(_row("main memory of a process, GB", gb(plan["main_memory_bytes"])))
     told += ["traffic of a GPU in an update, GB each way", *_rows(plan["traffic_bytes"])]
     told += ["an update, by the rates given"]
     told += [_row(f"{what}, s", f"{seconds:.3f}") for what, seconds in plan["seconds"].items()]
     told.append(_row("operations, PFLOP", f"{plan['flops'] / 1e15:,.2f}"))
-    told.append(_row("of the rate reached", f"{plan['utilisation']:.0%}"))
+    told.append(_row("utilisation of that rate", f"{plan['utilisation']:.0%}"))
     told += [f"all {plan['updates']:,} updates", _row("days", f"{plan['days']:.2f}")]
     told.append(_row("GPU hours", f"{plan['gpu_hours']:,.0f}"))
     if plan["cost"] is not None:

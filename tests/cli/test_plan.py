@@ -1,6 +1,7 @@
 """`dalle-plan` and `--dry-run`: what is told, drawn, refused, and what is not written."""
 
 import json
+import re
 from dataclasses import fields
 
 import pytest
@@ -10,6 +11,7 @@ from dalle.cli import arguments
 from dalle.cli.planning.command import plan
 from dalle.cli.train import train
 from dalle.config import Plan, TrainDVAE, TrainPrior, TrainTextEncoder
+from tests.conftest import ROOT
 from tests.errors.refused import refused
 
 SIZES = {"text_slots": 8, "grid": 4, "text_vocabulary": 40, "codebook_size": 24, "width": 64, "depth": 2, "heads": 2}
@@ -47,6 +49,10 @@ def test_a_plan_that_fits_is_told_drawn_and_as_json(tmp_path, capsys):
     assert float(rows["whole gradients, and sent"]) == round(
         told["comes_and_goes_bytes"]["whole gradients, and sent"] / 1e9, 2
     )
+    assert "activations" in rows and "activations, recomputed" not in rows
+    plan([*SMALL, *SHARDED, "--run.recompute", "true"])
+    recomputed = capsys.readouterr().out
+    assert "  activations, recomputed " in recomputed and "  activations  " not in recomputed
     refused(
         f"timeline {picture}: is there already; give --overwrite, or another name",
         plan,
@@ -133,7 +139,7 @@ def test_what_cannot_be_planned_is_refused(options, said):
 
 
 def test_the_paper_s_figures_are_those_of_the_page(capsys):
-    """12 B weights on 8 GPUs a machine, in GB of a GPU, beside docs/scaling.md's table made by hand."""
+    """12 B weights on 8 GPUs a machine, in GB of a GPU, beside docs/scaling-details.md's table made by hand."""
     config = arguments.parse(
         Plan, "dalle-plan", ["--config", "cluster/12b-hybrid", "--machines", "128", "--gpus", "8", "--memory", "40"]
     )
@@ -151,6 +157,18 @@ def test_the_paper_s_figures_are_those_of_the_page(capsys):
     assert found["main_memory_bytes"] == pytest.approx(12e9, rel=0.03)  # twice, as a copy and as itself
     assert found["traffic_bytes"]["between replicas"] == pytest.approx(2 * 127 / 128 * 527e6, rel=0.01)
     assert 20e9 < found["peak_bytes"] < 22e9
+
+
+def test_sixteen_machines_take_what_the_walkthrough_says(capsys):
+    page = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^ +dalle-plan (--config cluster/12b-hybrid --machines 16 .*)$", page, flags=re.MULTILINE)
+    plan([*line.split(), "--json"])
+    told = json.loads(capsys.readouterr().out)
+    said = f"It fits: {told['peak_bytes'] / 1e9:.1f} GB of each GPU at the peak, {told['settings']['micro_batch']} samples of a GPU at"
+    said += (
+        f" a time, {told['seconds']['update']:.1f} s an update and {told['days']:.0f} days for all {told['updates']:,}"
+    )
+    assert told["fits"] and said in " ".join(page.split())
 
 
 PRIOR = ["--data", "tokens", "--dvae", "dvae", "--tokenizer", "tokenizer.json"]

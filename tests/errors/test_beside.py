@@ -205,7 +205,7 @@ def test_indices(tmp_path, monkeypatch):
     monkeypatch.setattr(index, "_read_header", lambda folder: object())
     monkeypatch.setattr(index, "_difference", lambda *_: "the features were others")
     monkeypatch.setattr(index, "identity", lambda shards: {})
-    refused(f"{tmp_path}: holds features of another making (the features were others): name another folder, or write over them",
+    refused(f"{tmp_path}: holds features made with other settings (the features were others): name another folder, or write over them",
             index.embed, tmp_path, [], TinyFeatures(), 32, Images())  # fmt: skip
 
 

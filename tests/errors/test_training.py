@@ -156,9 +156,9 @@ def test_best_of(monkeypatch):
     refused("best_of: no pair of d has a caption to draw", prompts.choose_captions, _Sized(shards), 1, 0)
     monkeypatch.setattr(drawing, "check", lambda *_: None)
     monkeypatch.setattr(drawing, "read_mark", lambda *_: {"keep": 2, "data": "x"})
-    refused("f: holds candidates of another making (best_of.keep was 2, is 1): name another --output",
+    refused("f: holds candidates made with other settings (best_of.keep was 2, is 1): name another --output",
             drawing._check_folder, "f", {"keep": 1})  # fmt: skip
-    refused("f: holds candidates of another making (the data were others): name another --output",
+    refused("f: holds candidates made with other settings (the data were others): name another --output",
             drawing._check_folder, "f", {"data": "y"})  # fmt: skip
 
 
@@ -243,4 +243,4 @@ def test_images_of_another_manifest(monkeypatch, tmp_path):
     monkeypatch.setattr(evaluation_run.manifests, "other_samples", lambda *_: ["the samples are others"])
     monkeypatch.setattr(evaluation_run, "Evaluation", lambda *_: SimpleNamespace(sample_hash=lambda: "h"))
     refused("manifest m.json: the samples are others; name the images that it was made of",
-            evaluation_run.run, SimpleNamespace(images="i"), tmp_path, {"captions": [], "path": "m.json"}, print)  # fmt: skip
+            evaluation_run.run, SimpleNamespace(images="i", model=None), tmp_path, {"captions": [], "path": "m.json"}, print)  # fmt: skip

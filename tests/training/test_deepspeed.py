@@ -233,7 +233,7 @@ def test_buckets_are_of_one_resblock(zero_stage, bytes_a_weight, monkeypatch):
 
 
 def test_bytes_a_weight_are_those_of_the_table():
-    """docs/scaling.md, stage 3 with the paper's formats: measured on one process, which holds all m shards."""
+    """docs/scaling-details.md, stage 3 with the paper's formats: measured on one process, which holds all m shards."""
     run = {"compression": Compression(4), "optimizer": {"moments": "16-bit", "beta2": 0.96}}
     made = _engine(3, **run)
     _update(made)
@@ -253,7 +253,9 @@ def test_bytes_a_weight_are_those_of_the_table():
 def test_the_table_has_the_buckets_of_the_configurations():
     """Each model on the meta device, by the function that sets DeepSpeed's buckets."""
     rows = [
-        line.split("|")[1:-1] for line in (ROOT / "docs/scaling.md").read_text().splitlines() if line.startswith("|")
+        line.split("|")[1:-1]
+        for line in (ROOT / "docs/scaling-details.md").read_text().splitlines()
+        if line.startswith("|")
     ]
     header = next(row for row in rows if " buckets " in row)
     told = {row[0].strip(): row[header.index(" buckets ")] for row in rows if len(row) == len(header)}

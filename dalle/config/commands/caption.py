@@ -22,11 +22,11 @@ class Caption:
         model: a ready model by its name, such as icons; a folder with `prior/` and `dvae/` in it; or `owner/name[@revision]` of
             the Hugging Face Hub
         dvae: dVAE in place of the model's: its folder, or a model by name, whose dVAE is meant
-        prior: prior in place of the model's, likewise
+        prior: prior in place of the model's: its folder, or a model by name
         rank_by: "image" ranks by ln p(image | caption), all captions being as likely beforehand; "joint" by
             ln p(caption, image), where what the prior thinks of the text counts as well and short captions win easily
         batch_size: captions scored together; fewer need less memory
-        precision: of the prior's matrix products
+        precision: precision of the prior's matrix products
         json: print JSON in place of a table
     """
 

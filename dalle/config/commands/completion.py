@@ -13,7 +13,7 @@ class Completion:
     """Print a script with which the shell completes the keys and values of all these commands.
 
     Args:
-        shell: which is to read it
+        shell: shell that the script is for
     """
 
     shell: Shell

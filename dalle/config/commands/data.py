@@ -78,12 +78,12 @@ class Filter:
         filters: what is left out
         valid_share: share of the images that is held out for validation. It is drawn by their pixels, so equal images stay
             together, and more pictures move none of those that were there
-        seed: of that draw
+        seed: seed of the held-out draw
         workers: processes that decode
         captions: where captions are: "files" beside the images, a "table", the images' "names" or their "folders"; null looks
         image_column: column of a table that names the image files; null looks for the usual names
         caption_column: column of a table that holds the captions; null looks for the usual names
-        overwrite: write over shards of another making, or files of something else, that the folder holds
+        overwrite: write over shards made with other settings, or files of something else, that the folder holds
     """
 
     source: str
@@ -113,15 +113,15 @@ class Tokenize:
         dvae: folder of the trained dVAE
         output: folder of the token shards
         batch_size: images per encoder batch
-        precision: of the encoder's matrix products; bf16 finds another code at one or two of 100 places. It is noted in
+        precision: precision of the encoder's matrix products; bf16 finds another code at one or two of 100 places. It is noted in
             `meta.json`
         crops: how many times each image is encoded, each time with another crop; 1 takes the centre
         images: which pairs are kept, and the augmentation when crops > 1
         pairs_per_shard: pairs in one token shard
-        seed: of the crops
+        seed: seed of the crops
         part: NUMBER/PARTS, such as 3/16: encode every 16th shard from the third on, and write into a folder of its own in `output`,
             which is read as one when all parts are there; so that several jobs share the work. null encodes all
-        overwrite: write over token shards of another making, or files of their names, that the folder holds; what has other
+        overwrite: write over token shards made with other settings, or files of their names, that the folder holds; what has other
             names stays
     """
 

@@ -17,19 +17,19 @@ class TrainFolder:
     Args:
         source: a folder of images with captions, a table that names both, or shards
         output: folder of everything: the data, the plan, the models, the gallery, and report.html
-        minutes: that all of it may take; null takes what the pictures deserve, eight hours at most, and says so
-        start_from: also --from: ready weights that training starts from, in place of nothing: a name, a folder of models, or an
+        minutes: total time budget in minutes; null takes what the pictures deserve, eight hours at most, and says so
+        start_from: ready weights that training starts from, in place of nothing, also --from: a name, a folder of models, or an
             id of the Hugging Face Hub. Their tokenizer, codes and sizes are taken; the dVAE's encoder stays as it is
         freeze: what stays as it is in `start_from`: "prior" trains the dVAE's decoder alone, "decoder" trains the prior alone;
             null trains both
-        filters: what is left out of the pictures, as of dalle-filter
-        captions: where captions are, as of dalle-filter: "files" beside the images, a "table", the images' "names" or their
+        filters: what is left out of the pictures, as in dalle-filter
+        captions: where captions are, as in dalle-filter: "files" beside the images, a "table", the images' "names" or their
             "folders"; null looks
         image_column: column of a table that names the image files; null looks for the usual names
         caption_column: column of a table that holds the captions; null looks for the usual names
         valid_share: share of the pairs that is held out; none where there are too few
-        candidates: drawn for each caption of the gallery, at most; the best are shown
-        seed: of the split, all trainings, and drawing
+        candidates: candidates drawn for each caption of the gallery, at most; the best are shown
+        seed: seed of the split, all trainings, and drawing
         plan_only: stop after the plan is written
         tokenizer: settings of dalle-train-tokenizer in place of the plan's, such as --tokenizer.vocabulary 1024
         dvae: settings of dalle-train-dvae in place of the plan's, such as --dvae.run.steps 4000

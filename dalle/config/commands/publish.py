@@ -15,19 +15,19 @@ class Publish:
     Hub.
 
     Args:
-        folder: of the model, with `prior/` and `dvae/` in it
+        folder: folder of the model, with `prior/` and `dvae/` in it
         repo: `owner/name` on the Hub; null writes the card and uploads nothing
         private: make the repository private
         overwrite: write over the model of a repository that is there
         dry_run: tell what would leave, and write and upload nothing
         card: "keep" a README.md that a person wrote or changed, or "overwrite" it; one that is as this command wrote it is
             written anew
-        licence: of the weights, by the Hub's name for it, such as mit, apache-2.0 or cc-by-4.0; null leaves what the card says
-        about: what it draws, in a line; null leaves what the card says
+        licence: licence of the weights, by the Hub's name for it, such as mit, apache-2.0 or cc-by-4.0; null leaves what the card says
+        about: what the model draws, in a line; null leaves what the card says
         example: a caption to try; null leaves what the card says
         runs: folder of the trainings, whose hours and figures the card tells; null means `folder`, and where it has none, what
             the card says
-        hardware: that they ran on, for the card; null leaves what the card says
+        hardware: hardware the runs used, for the card; null leaves what the card says
     """
 
     folder: str
@@ -66,7 +66,7 @@ class Export:
             one, with finished `prior/`, `dvae/` and perhaps `clip/` in it, all of which are converted, by its folder or name
         output: folder of the model, new or empty
         weights: averaged or trained ones; null means averaged where the checkpoint holds them
-        dtype: of the weights on disk; they are fp32 again when they are loaded
+        dtype: format of the weights on disk; they are fp32 again when they are loaded
     """
 
     run: str

@@ -21,19 +21,20 @@ class Sample:
             in it; `owner/name[@revision]` of the Hugging Face Hub; or the folder of dalle-train-stackgan
         list: tell the ready models, and leave it at that
         output: folder of the gallery
-        layout: of the images in it; "geneval" writes those of each of the `captions` as 00000/samples/0000.png and so on, best
-            first, with the line of the file as 00000/metadata.jsonl, for `dalle-evaluate --images` and graders from elsewhere
+        layout: layout of that folder: "gallery", or "geneval", which writes the images of each of the `captions` as
+            00000/samples/0000.png and so on, best first, with the line of the file as 00000/metadata.jsonl, for
+            `dalle-evaluate --images` and graders from elsewhere
         n: candidates of each caption
         keep: how many of the best are kept; those that came out the same are one, shown with how often it came
-        seed: of the first candidate; candidate i has seed + i
+        seed: seed of the first candidate; candidate i has seed + i
         rerank: rank by CLIP; null ranks where the model has a reranker, false leaves candidates in the order of their seeds
         clip: reranker in place of the model's: a folder, or ARCHITECTURE:PRETRAINED of open_clip
         shortlist: how many of n are decoded and ranked by CLIP: the best by a CLIP that reads codes, of those that differ; null
             decodes all
         codes_clip: reader of codes in place of the model's `codes-clip/`: a folder of dalle-train-clip --model.reads codes
         dvae: dVAE in place of the model's: its folder, or a model by name, whose dVAE is meant
-        prior: prior in place of the model's, likewise
-        text_encoder: of a StackGAN, where it lies now; null takes the name that it was trained with
+        prior: prior in place of the model's: its folder, or a model by name
+        text_encoder: text encoder of a StackGAN, where it lies now; null takes the name that it was trained with
         prompt_image: an image of which some is kept; it takes `rows` or `region`
         variations_of: a PNG that dalle-sample drew, in place of `prompt_image`; its caption is drawn where none is given
         rows: token rows that are kept of the image, from the top
@@ -42,8 +43,8 @@ class Sample:
         again: a PNG of ours: draw the very same once more, from what its metadata tell; takes no other option than the
             folders of the models, the output and `overwrite`
         overwrite: write over drawings of another request, or files of their names, that the folder holds
-        processes: that share the candidates; null means one for each GPU, or one where there is none
-        sampling: temperature, filters, guidance, chunk, precision
+        processes: number of processes that share the candidates; null means one for each GPU, or one where there is none
+        sampling: how candidates are drawn: temperature, filters, guidance, chunk, precision
     """
 
     caption: str = ""

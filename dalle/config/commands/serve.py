@@ -18,22 +18,22 @@ class Serve:
     """A page in the browser to draw with, and a JSON endpoint beside it.
 
     Args:
-        model: those that may be chosen, as `dalle-sample --model` takes them, with spaces between; the first is the one that is
+        model: models that may be chosen, as `dalle-sample --model` takes them, with spaces between; the first is the one that is
             taken where none is named
         host: address that is listened on; 127.0.0.1 is reached from this machine alone, 0.0.0.0 from all that reach it
-        port: that is listened on; 0 takes a free one, which is told
+        port: port that is listened on; 0 takes a free one, which is told
         names: host names that the page is called by, with spaces between, beside those of this machine. Listening on this machine
             alone it answers to no others, so that no foreign site that names itself after it is answered
         proxy: addresses of proxies, with commas between, whose X-Forwarded-For is believed; null believes none
         rerank: rank by CLIP; null ranks where the model has a reranker, false leaves candidates in the order of their seeds
         chunk: candidates that are drawn together, and the most that one draws before it is somebody else's turn
-        precision: of the matrix products of drawing
+        precision: precision of the matrix products of drawing
         most_n: candidates of a request, at most
         most_waiting: requests that wait, at most; one more is told to come again
-        seconds: that are drawn for a request, at most; what is there by then is its answer
+        seconds: most seconds of drawing for a request; what is there by then is its answer
         most_caption_chars: characters of a caption, at most
         upload_mb: megabytes that a request may have, its image among them, or all drawings that are to become a grid or a zip
-        upload_megapixels: that an image may have, or all such drawings, in millions of pixels
+        upload_megapixels: millions of pixels that an image may have, or all such drawings
     """
 
     model: str = DEFAULT_MODEL

@@ -18,9 +18,9 @@ class TrainStackGAN:
         data: training shards
         output: folder of the trained model, its generator
         text_encoder: who makes numbers of captions, by name or folder
-        optimizer: the generator's; Adam where its weight_decay is 0
-        discriminator_optimizer: the discriminator's
-        run: as of every training; `ema_decay` averages the generator, which is what is sampled
+        optimizer: optimizer of the generator; Adam where its weight_decay is 0
+        discriminator_optimizer: optimizer of the discriminator
+        run: how the training is run; `ema_decay` averages the generator, which is what is sampled
         valid_data: held-out shards, for pictures and figures of collapse; null takes training pairs
         resume: continue from the latest checkpoint in the output folder, whose config.yaml has all other settings
         dry_run: tell what the training would take on this machine, train nothing and write nothing

@@ -153,9 +153,9 @@ class TrainPrior:
         bpe_dropout: probability of skipping a merge while training (Provilkov et al., 2019)
         caption_dropout: probability of training on a pair without its caption, so that the prior also learns images without
             one, for guidance and `dalle-caption` (Ho and Salimans, 2022); 0 in the paper
-        sampling_temperature: at which the prior draws unless another one is asked for, kept with its weights; 1 in the paper.
+        sampling_temperature: temperature at which the prior draws unless another one is asked for, kept with its weights; 1 in the paper.
             A prior of minutes draws cleaner below it
-        sampling_guidance: scale of guidance with which it draws, likewise; 1, none, in the paper. Others need `caption_dropout`
+        sampling_guidance: scale of guidance with which the prior draws, likewise; 1, none, in the paper. Others need `caption_dropout`
         best_of: train on the best of the candidates of a prior that is there, beside the real pairs; null (the paper) does not.
             Starts from that prior, unless `start_from` names another
     """
@@ -247,7 +247,7 @@ class Describe:
     Args:
         config_file: a training configuration of a dVAE, prior, CLIP or StackGAN
         json: print JSON in place of tables
-        tokenizer: for a CLIP on our own tokenizer, the tokenizer file; null assumes the paper's number of tokens
+        tokenizer: tokenizer file, for a CLIP on our own tokenizer; null assumes the paper's number of tokens
     """
 
     config_file: str
@@ -263,10 +263,10 @@ class Demo:
     Args:
         output: folder of everything the demo makes
         captions: held-out captions that are drawn and judged
-        candidates: drawn for each caption
+        candidates: candidates drawn for each caption
         num_train: training drawings
         configs: folder of the demo's configurations
-        seed: of data and sampling
+        seed: seed of data and sampling
         sampling: how candidates are drawn
     """
 

@@ -145,7 +145,7 @@ def _finished(folder: Path, request: dict[str, Any], overwrite: bool, renew: boo
     else:
         told = f"{changed} was {json.dumps(then)}, is {json.dumps(now)}"
     raise ValueError(
-        f"output {folder}: holds shards of another making ({told}): name another folder, or write over them with --overwrite"
+        f"output {folder}: holds shards made with other settings ({told}): name another folder, or write over them with --overwrite"
     )
 
 

@@ -146,7 +146,7 @@ def embed(
         images: which are kept; without a caption too, unless `min_caption_chars` is more than 0
         dtype: float16 keeps a cosine to about 1e-4; float32 takes twice the space
         batch_size: of an index that is begun; one that is gone on with keeps its own
-        overwrite: begin anew where the folder holds an index of another making
+        overwrite: begin anew where the folder holds an index made with other settings
         commit_s: seconds of work after which the header is written
         told: is called with the number of rows after each batch
 
@@ -170,7 +170,7 @@ def embed(
         header.write(folder)
     elif other := _difference(header, wanted):
         raise ValueError(
-            f"{folder}: holds features of another making ({other}): name another folder, or write over them with --overwrite"
+            f"{folder}: holds features made with other settings ({other}): name another folder, or write over them with --overwrite"
         )
     if not header.finished:
         _go_on(folder, header, shards, features, size_px, images, commit_s, told)

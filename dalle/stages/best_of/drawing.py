@@ -52,7 +52,7 @@ def draw_best(config: TrainPrior, world: World, mark: Callable[[str], None] = la
         mark: told again and again what is being done, for whoever watches
 
     Raises:
-        ValueError: a model is missing or does not belong to the tokens, the folder holds candidates of another making, or
+        ValueError: a model is missing or does not belong to the tokens, the folder holds candidates made with other settings, or
             nothing was good enough to be kept
     """
     folder = Path(config.output) / FOLDER
@@ -133,7 +133,7 @@ def _check_folder(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
             told = f"best_of.{name} was {json.dumps(before[name])}, is {json.dumps(value)}"
             if name in ("models", "data"):
                 told = f"the {name} were others"
-            raise ValueError(f"{folder}: holds candidates of another making ({told}): name another --output")
+            raise ValueError(f"{folder}: holds candidates made with other settings ({told}): name another --output")
     return before
 
 

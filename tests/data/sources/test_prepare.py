@@ -289,7 +289,7 @@ def test_a_second_call_does_nothing_and_another_making_is_refused(tmp_path):
     first = prepared(source, output)
     times = {path: path.stat().st_mtime_ns for path in output.iterdir()}
     assert prepared(source, output) == first and {p: p.stat().st_mtime_ns for p in output.iterdir()} == times
-    with pytest.raises(ValueError, match=r"of another making \(seed was 0, is 1\).*--overwrite"):
+    with pytest.raises(ValueError, match=r"made with other settings \(seed was 0, is 1\).*--overwrite"):
         prepared(source, output, seed=1)
     captioned(source, 9, "new")
     with pytest.raises(ValueError, match=r"the source was 6 files of .* and is 8 files"):

@@ -25,7 +25,7 @@ class Dedup:
         size_px: side of the squares that images are brought to, as a model sees them
         shown: how many pairs are on the page, the nearest first
         images: which images are looked at, by default all that decode; its augmentation is not used
-        overwrite: write over features of another making, or files of something else, that the folder holds
+        overwrite: write over features made with other settings, or files of something else, that the folder holds
     """
 
     data: str

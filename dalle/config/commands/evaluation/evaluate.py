@@ -44,10 +44,10 @@ class Evaluate:
         blur_radii: standard deviations, in pixels, of the blurs before the distances, of both sets (Figure 9)
         most: the most captions, and the most reference images; null takes all
         batch_size: images that a feature network sees together
-        seed: of the first candidate of each caption, and of what is chosen at random
+        seed: seed of the first candidate of each caption, and of what is chosen at random
         dvae: dVAE folder in place of the model's
         prior: prior folder in place of the model's
-        text_encoder: of a StackGAN, where it lies now; null takes the name that it was trained with
+        text_encoder: text encoder of a StackGAN, where it lies now; null takes the name that it was trained with
         priors: folders of other priors of the same dVAE, with spaces between them, whose held-out loss stands beside
         clip: reranker in place of the model's, a folder or `ARCHITECTURE:PRETRAINED` of open_clip
         manifest: do what this `manifest.json` tells once more, and compare the digits; takes no other options than those of
@@ -55,7 +55,7 @@ class Evaluate:
         compare: in place of all this, the folders of two finished evaluations or more of the same captions, as NAME=FOLDER with
             spaces between them: their figures, curves and pictures beside each other in one report
         overwrite: write over another evaluation that the folder holds
-        processes: that draw; null means one for each GPU, or one where there is none
+        processes: number of processes that draw; null means one for each GPU, or one where there is none
         sampling: how candidates are drawn
     """
 

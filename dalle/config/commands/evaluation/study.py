@@ -17,9 +17,9 @@ class WorkerChecks:
         fast_s: seconds below which an answer is fast [P]
         fast_share: a worker is fast when at least this share of the answers is, and is left out when disagreement comes to it
         agreement: share of answers that are those of the other workers' majority, below which a worker disagrees
-        catch_share: of the catch trials' known answers, that have to be given; 0 asks for none
+        catch_share: share of the catch trials' known answers that has to be given; 0 asks for none
         same_side: share of left, or of right, among a worker's answers, at which it is no judgement any more; above 1 is never
-        same_side_answers: that a worker has to have given before `same_side` is asked
+        same_side_answers: answers that a worker has to have given before `same_side` is asked
     """
 
     fast_s: float = 4.0
@@ -44,16 +44,16 @@ class Study:
             (`00000/metadata.jsonl`, `00000/samples/0000.png`), all of the same captions; of each the first image is taken
         answers: scores: the JSON files that workers sent back; paths and globs, separated by spaces
         output: folder of the study: `index.html` and `study.json`, and once there are answers `results.json`
-        captions: that are asked about at most, drawn by the seed from those of the folders [P]
-        votes: workers who see each pair [P]
-        pairs_per_worker: at most
-        catch_trials: for each worker, whose answer is known: an image beside its own pixels in random order, and where there
+        captions: most captions that are asked about, drawn by the seed from those of the folders [P]
+        votes: number of workers who see each pair [P]
+        pairs_per_worker: most pairs that a worker sees
+        catch_trials: trials of each worker whose answer is known: an image beside its own pixels in random order, and where there
             is `real`, by turns, the real image of a caption beside that of another
         repeats: pairs that each worker sees once more with the sides changed, to tell how steady the answers are
         real: folder of real images in the same layout, of these captions or others, for catch trials about the caption
-        jpeg_quality: of the images on the page; null keeps every pixel, as PNG. A page of 1,000 captions and two models at
+        jpeg_quality: JPEG quality of the images on the page; null keeps every pixel, as PNG. A page of 1,000 captions and two models at
             256 px is 85 MB of emoji kept, and 31 MB at 92; photographs take several times as much
-        seed: of the choice of captions, who sees what, order and sides
+        seed: seed of the choice of captions, who sees what, order and sides
         overwrite: write over another study, whose answers can then no longer be scored
         checks: when a worker's answers are not counted
     """

@@ -21,38 +21,38 @@ class Plan:
     memory, and what would fit is told. Times are computed, never measured.
 
     Args:
-        optimizer: of the training
-        run: of the training: its batch, precision, sharding, compression
-        model: of the training
-        objective: of the training; changes nothing here
-        machines: that take part
-        gpus: of each machine, one process each
-        memory: of each GPU, GB
-        link: from each machine to the others, in each direction, Gbit/s
-        inside: from each GPU to the others of its machine, in each direction, GB/s
-        tflops: what a GPU can do in matrix products of the run's precision, 10^12 operations/s; 125 is a V100's in 16 bits
-        achieved: share of it that a training reaches, to be measured by one's own first updates
-        bandwidth: of a GPU's memory, GB/s
-        disk: at which a machine writes its part of a checkpoint, GB/s
-        price: of a GPU for an hour, in any currency; null tells no cost
+        optimizer: optimizer of the training
+        run: how the training is run: batch, precision, sharding, compression
+        model: sizes of the prior
+        objective: loss of the training; ignored here
+        machines: number of machines
+        gpus: GPUs of each machine, one process each
+        memory: memory of each GPU, GB
+        link: network rate from each machine to the others, in each direction, Gbit/s
+        inside: rate from each GPU to the others of its machine, in each direction, GB/s
+        tflops: rate of a GPU in matrix products of the run's precision, 10^12 operations/s; 125 is a V100's in 16 bits
+        achieved: share of `tflops` that a training reaches, to be measured by one's own first updates
+        bandwidth: memory bandwidth of a GPU, GB/s
+        disk: checkpoint write rate of a machine, GB/s
+        price: price of a GPU for an hour, in any currency; null tells no cost
         search: name the fastest settings that fit, over numbers of machines up to `machines`, sharding, ranks, micro-batches and
             recomputation
         timeline: PNG file for a picture of one update; null draws none
         overwrite: write over a picture that is there
         json: print one JSON object in place of lines
-        data: as in the training's file; changes nothing here, like all below
-        dvae: see data
-        tokenizer: see data
-        output: see data
-        valid_data: see data
-        start_from: see data
-        resume: see data
-        dry_run: see data
-        bpe_dropout: see data
-        caption_dropout: see data
-        sampling_temperature: see data
-        sampling_guidance: see data
-        best_of: see data
+        data: accepted so that configurations of trainings load; ignored
+        dvae: ignored, like `data`
+        tokenizer: ignored, like `data`
+        output: ignored, like `data`
+        valid_data: ignored, like `data`
+        start_from: ignored, like `data`
+        resume: ignored, like `data`
+        dry_run: ignored, like `data`
+        bpe_dropout: ignored, like `data`
+        caption_dropout: ignored, like `data`
+        sampling_temperature: ignored, like `data`
+        sampling_guidance: ignored, like `data`
+        best_of: ignored, like `data`
     """
 
     optimizer: Optimizer
