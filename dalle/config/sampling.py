@@ -31,7 +31,7 @@ class Sampling:
             paper's
         top_k: keep the k likeliest codes at each step; null keeps all
         top_p: keep the likeliest codes that together have this probability; null keeps all
-        guidance: scale of classifier-free guidance (Ho and Salimans, 2021): logits without the caption, plus so many times
+        guidance: scale of classifier-free guidance (Ho and Salimans, 2022): logits without the caption, plus so many times
             the difference that the caption makes. 1 is none; another one takes twice the work, and is refused for a
             prior that was trained without `caption_dropout`. Null takes the one that the prior's folder says, or else 1
         chunk: candidates decoded together; null takes what the device's memory holds, 64 at most on a CPU and 512 on a GPU.

@@ -14,7 +14,7 @@ class WorkerChecks:
     How much is much the paper does not say; that, and the rest, is ours.
 
     Args:
-        fast_s: seconds below which an answer is fast [P]
+        fast_s: seconds below which an answer is fast; the paper's
         fast_share: a worker is fast when at least this share of the answers is, and is left out when disagreement comes to it
         agreement: share of answers that are those of the other workers' majority, below which a worker disagrees
         catch_share: share of the catch trials' known answers that has to be given; 0 asks for none
@@ -44,8 +44,8 @@ class Study:
             (`00000/metadata.jsonl`, `00000/samples/0000.png`), all of the same captions; of each the first image is taken
         answers: scores: the JSON files that workers sent back; paths and globs, separated by spaces
         output: folder of the study: `index.html` and `study.json`, and once there are answers `results.json`
-        captions: most captions that are asked about, drawn by the seed from those of the folders [P]
-        votes: number of workers who see each pair [P]
+        captions: most captions that are asked about, drawn by the seed from those of the folders; the paper asked about 1,000
+        votes: number of workers who see each pair; the paper's
         pairs_per_worker: most pairs that a worker sees
         catch_trials: trials of each worker whose answer is known: an image beside its own pixels in random order, and where there
             is `real`, by turns, the real image of a caption beside that of another
