@@ -139,7 +139,10 @@ def test_commands_and_settings_are_whole():
             assert f"- **`{field}`** (" in part, f"{name} {field}"
     sample = commands.split("\n## dalle-sample\n")[1].split("\n## ")[0]
     assert "- **`n`** (a whole number; `32` unless given): candidates of each caption" in sample
-    assert "- **`sampling`** (settings of [Sampling](settings.md#sampling)): how candidates are drawn: temperature" in sample
+    assert (
+        "- **`sampling`** (settings of [Sampling](settings.md#sampling)): how candidates are drawn: temperature"
+        in sample
+    )
     assert "Without its name may be given: `caption`." in sample
     prior = commands.split("\n## dalle-train-prior\n")[1].split("\n## ")[0]
     assert "- **`data`** (text; has to be given): " in prior

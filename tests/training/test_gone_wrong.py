@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dalle.cli import arguments
 from dalle.cli.train import train
@@ -182,6 +183,7 @@ def test_a_difference_between_processes_ends_the_run_on_all(models, tmp_path):
     script = f"""
 import contextlib, io, json, sys
 import torch
+from safetensors.torch import load_file
 from dalle.cli.train import train_prior
 from dalle.training.engine import Engine
 
@@ -217,3 +219,29 @@ def test_weights_are_compared_before_the_first_update_and_at_every_log_line(mode
     monkeypatch.setattr(Engine, "update", lambda *given: (calls.append("update"), plain_update(*given))[1])
     train("prior", TrainPrior, _arguments(models, tmp_path / "run", "--run.steps", "4", "--run.log_every_steps", "2"))
     assert calls == ["compared", "update", "update", "compared", "update", "update", "compared"]
+
+
+def test_a_resumed_run_may_skip_its_first_update(shapes_folder, tmp_path, monkeypatch):
+    """What it puts back are the statistics of the checkpoint."""
+    whole = DVAEObjective.forward
+
+    def trained(name: str, steps: str, skipped: set[int], *more: str) -> dict[str, torch.Tensor]:
+        count = iter(range(10**9))
+
+        def spoilt(objective, batch):
+            loss, metrics = whole(objective, batch)
+            return (loss * math.nan if objective.training and next(count) in skipped else loss), metrics
+
+        options = ["--model.logit_norm_gain", "3", "--run.steps", steps, "--run.ema_decay", "null", *more]
+        with monkeypatch.context() as patched:
+            patched.setattr(DVAEObjective, "forward", spoilt)
+            data = ["--data", f"{shapes_folder}/train-*.tar", "--output", str(tmp_path / name)]
+            train("dvae", TrainDVAE, [*TINY_DVAE, *data, *options])
+        return load_file(tmp_path / name / "model.safetensors")
+
+    undisturbed = trained("whole", "6", {4})
+    trained("parts", "4", set())
+    (tmp_path / "parts/model.safetensors").unlink()
+    resumed = trained("parts", "6", {0}, "--resume")
+    assert any("running_mean" in name for name in undisturbed)
+    assert all(torch.equal(resumed[name], undisturbed[name]) for name in undisturbed)
