@@ -162,6 +162,10 @@ def _run(module: str, function: str, settings: dict[str, Any], more: list[str]) 
         raise RuntimeError(f"{settings['output']}: {function} ended with {done.returncode}\n{done.stderr[-2000:]}")
 
 
+def _title(name: str) -> str:
+    return "DF-GAN's recipe" if name == "dfgan" else name.upper()
+
+
 def table(results: dict[str, list[dict[str, Any]]]) -> str:
     """Markdown: means, ± standard deviation where there are several seeds; of "stable" how many were."""
     columns = {
@@ -170,7 +174,7 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
     rows = [["", "the document", *(title for title, _ in columns.values())]]
     rows.append(["---"] * len(rows[0]))
     for name, runs in results.items():
-        row = [name.upper() if len(name) == 1 else "DF-GAN's recipe", DOCUMENT[name]]
+        row = [_title(name), DOCUMENT[name]]
         for column, (_, form) in columns.items():
             values = [run[column] for run in runs]
             if column == "stable":
@@ -193,7 +197,7 @@ def plot(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
         axis.plot(steps, generator, color="#3b76d6", linewidth=0.9, label="generator")
         axis.plot(steps, discriminator, color="#b83b8e", linewidth=0.9, label="discriminator")
         told = "" if runs[0]["stable"] == "yes" else ", unstable"
-        axis.set_title((name.upper() if len(name) == 1 else "DF-GAN's recipe") + told, fontsize=9, loc="left")
+        axis.set_title(_title(name) + told, fontsize=9, loc="left")
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.25)
     for axis in axes[len(results) :]:
