@@ -6,10 +6,9 @@ One process does it, also while the run goes on. A tensor at a time is read and 
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +17,10 @@ from dalle.config import CharCNNRNNModel, CLIPModel, DVAEModel, Export, PriorMod
 from dalle.config.checks import warn
 from dalle.outputs.ownership import claimed, read_mark, remove_mark, unfinished
 from dalle.outputs.whole import replace_bytes, replace_text
-from dalle.ready.files import ATTRIBUTION, CARD, PART_FILES, PARTS
+from dalle.ready.files import ATTRIBUTION, CARD, PART_FILES, PARTS, STAGE_ONE
 
 if TYPE_CHECKING:
-    import torch
-
     from dalle.checkpoints.checkpoint import Checkpoint
-    from dalle.models.weights import WeightsFile
 
 _COMMAND = "dalle-export"
 _MODELS = {
@@ -95,7 +91,7 @@ def _in_place(output: Path, write: Callable[[Path], str]) -> str:
     try:
         said = write(partial)
         # of an export of ours that was cut off, perhaps of another model
-        for name in (*PARTS, *PART_FILES, CARD, ATTRIBUTION):
+        for name in (*PARTS, *PART_FILES, STAGE_ONE, CARD, ATTRIBUTION):
             _remove(output / name)
         for path in sorted(partial.iterdir()):  # config.yaml, model.safetensors, tokenizer.json; or folders of such
             os.replace(path, output / path.name)
@@ -114,35 +110,47 @@ def _export_checkpoint(config: Export, path: Path, partial: Path) -> str:
     import torch
 
     from dalle.checkpoints.checkpoint import open_checkpoint, verify
+    from dalle.checkpoints.rewritten import CheckpointWeights
     from dalle.cluster.topology import World
     from dalle.models.folder import save_weights
 
     checkpoint = open_checkpoint(path)
     kind, sizes, links = _identity(checkpoint)
-    weights = _Weights(checkpoint, config.weights, config.dtype)
+    run, renamed = checkpoint.path.absolute().parent.parent, dict[str, str]()
+    weights = CheckpointWeights(checkpoint, config.weights, config.dtype)
     verify(checkpoint.path, World(0, 1, torch.device("cpu")))
+    _export_stage_one(config, sizes, run, partial, renamed)
+    links = {name: renamed.get(said, said) for name, said in links.items()}
     save_weights(partial, kind, weights, sizes, _links_of(links, weights.converts), weights.like())
-    _copy(_FILES, checkpoint.path.absolute().parent.parent, partial)
+    _copy(_FILES, run, partial)
     return f"{kind}, {weights.source} weights after {checkpoint.step:,} updates, {weights.count:,} numbers in {config.dtype}"
 
 
 def _export_finished(config: Export, folder: Path, partial: Path, renamed: dict[str, str]) -> str:
     """A single model that is finished. `renamed`: what the models that it was trained with are known by now, by what they were; its
     own is added."""
+    from dalle.checkpoints.rewritten import FinishedWeights
     from dalle.models.folder import check_hash, codes_hash, read_config, read_header, save_weights
     from dalle.models.weights import WeightsFile
 
     check_hash(folder)
     header = read_header(folder)
-    links = {name: renamed.get(said, said) for name, said in header.items() if name not in _NO_LINKS}
     sizes = read_config(folder, header["kind"])
+    _export_stage_one(config, sizes, folder, partial, renamed)
+    links = {name: renamed.get(said, said) for name, said in header.items() if name not in _NO_LINKS}
     with WeightsFile(folder / "model.safetensors") as file:
-        weights = _Finished(file, config.dtype)
+        weights = FinishedWeights(file, config.dtype)
         save_weights(partial, header["kind"], weights, sizes, _links_of(links, weights.converts), weights.like())
     known_by = codes_hash if header["kind"] == "dvae" else lambda model: read_header(model)["hash"]
     renamed[known_by(folder)] = known_by(partial)
     _copy(_FILES, folder, partial)
     return f"{header['kind']}, {weights.count:,} numbers in {config.dtype}"
+
+
+def _export_stage_one(config: Export, sizes: Any, folder: Path, partial: Path, renamed: dict[str, str]) -> None:
+    """That of a GAN's stage II, which cannot draw without it, from its folder to beside it."""
+    if isinstance(sizes, StackGANModel) and sizes.stage == 2:
+        _export_finished(config, folder / STAGE_ONE, partial / STAGE_ONE, renamed)
 
 
 def _export_whole(config: Export, folder: Path, partial: Path) -> str:
@@ -199,115 +207,3 @@ def _identity(
         raise ValueError(f"checkpoint {checkpoint.path} is of a model of kind {kind}: known are {', '.join(_MODELS)}")
     sizes: Any = arguments.parse_model(_MODELS[kind], identity["config"], f"checkpoint {checkpoint.path}: ")
     return kind, sizes, identity["links"]
-
-
-class _Weights(Mapping):
-    """The weights by their names in the model, each read when it is asked for.
-
-    Args:
-        checkpoint: open
-        source: "averaged" or "trained"; null means averaged where the checkpoint holds averages
-        dtype: to which floating-point weights are converted
-    """
-
-    def __init__(self, checkpoint: Checkpoint, source: str | None, dtype: str):
-        averaged = any(name.startswith("ema/") for name in checkpoint.shapes)
-        if source == "averaged" and not averaged:
-            raise ValueError(
-                f"weights averaged: checkpoint {checkpoint.path} holds trained ones only; leave weights out, or train with run.ema_decay"
-            )
-        self.source = source or ("averaged" if averaged else "trained")
-        self._checkpoint, self._dtype = checkpoint, dtype
-        self._names = [name.removeprefix("model/") for name in checkpoint.shapes if name.startswith("model/")]
-        self.count = sum(math.prod(checkpoint.shapes[f"model/{name}"]) for name in self._names)
-
-    @property
-    def converts(self) -> bool:
-        """Whether a weight is written in another precision than it has."""
-        return any(
-            each.dtype != self._checkpoint.read(self._key(name), 0, 0).dtype for name, each in self.like().items()
-        )
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        key = self._key(name)
-        tensor = self._checkpoint.read(key).view(self._checkpoint.shapes[key])
-        return _converted(tensor, self._dtype, name)
-
-    def like(self) -> dict[str, torch.Tensor]:
-        """Tensors of the same dtypes and shapes, without values."""
-        import torch
-
-        kinds = {name: _stored_dtype(self._checkpoint.read(self._key(name), 0, 0).dtype, self._dtype) for name in self}
-        return {
-            name: torch.empty(self._checkpoint.shapes[self._key(name)], dtype=dtype, device="meta")
-            for name, dtype in kinds.items()
-        }
-
-    def _key(self, name: str) -> str:
-        """Of the tensor in the checkpoint; what counts has no average."""
-        key = f"model/{name}"
-        averaged = f"ema/{name}" in self._checkpoint.shapes or self._checkpoint.read(key, 0, 0).is_floating_point()
-        return f"ema/{name}" if self.source == "averaged" and averaged else key
-
-
-class _Finished(Mapping):
-    """The same of a file of finished weights.
-
-    Args:
-        file: open
-        dtype: to which floating-point weights are converted
-    """
-
-    def __init__(self, file: WeightsFile, dtype: str):
-        self._file, self._dtype = file, dtype
-        self.count = sum(math.prod(stored.shape) for stored in file.tensors.values())
-
-    @property
-    def converts(self) -> bool:
-        """Whether a weight is written in another precision than it has."""
-        return any(each.dtype != self._file.tensors[name].dtype for name, each in self.like().items())
-
-    def __len__(self) -> int:
-        return len(self._file.tensors)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._file.tensors)
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        import torch
-
-        stored = self._file.tensors[name]
-        tensor = torch.empty(stored.shape, dtype=stored.dtype)
-        self._file.read(name, tensor)
-        return _converted(tensor, self._dtype, name)
-
-    def like(self) -> dict[str, torch.Tensor]:
-        """Tensors of the same dtypes and shapes, without values."""
-        import torch
-
-        return {
-            name: torch.empty(stored.shape, dtype=_stored_dtype(stored.dtype, self._dtype), device="meta")
-            for name, stored in self._file.tensors.items()
-        }
-
-
-def _converted(tensor: torch.Tensor, dtype: str, name: str) -> torch.Tensor:
-    """A weight as it is written. Raises ValueError where that cannot hold it."""
-    converted = tensor.to(_stored_dtype(tensor.dtype, dtype))
-    if bool((converted.isinf() & ~tensor.isinf()).any()):
-        raise ValueError(f"dtype {dtype}: {name} has values beyond its range: take fp32")
-    return converted
-
-
-def _stored_dtype(found: torch.dtype, dtype: str) -> torch.dtype:
-    """What is written of a tensor: numbers that are no weights stay what they are."""
-    import torch
-
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    return dtypes[dtype] if found.is_floating_point else found

@@ -12,6 +12,8 @@ from dalle.config import plain_yaml
 PARTS = ("prior", "dvae", "clip", "codes-clip")
 """Folders of single models in that of a whole one; the first two make it one that draws."""
 WEIGHTS = "model.safetensors"
+STAGE_ONE = "stage_one"
+"""The folder of a GAN's stage I, in that of its stage II."""
 CARD = "README.md"
 ATTRIBUTION = "ATTRIBUTION.md"
 PART_FILES = (WEIGHTS, "config.yaml", "tokenizer.json", "tokenizer.words.json")

@@ -20,8 +20,7 @@ from dalle.models.stackgan.discriminator import Discriminator
 from dalle.models.stackgan.generators import Generator, generator
 from dalle.models.stackgan.noise import noise
 from dalle.objectives.stackgan import DiscriminatorObjective, GeneratorObjective, draw
-from dalle.outputs.whole import copy_file
-from dalle.sampling.adversarial.gan_set import STAGE_ONE
+from dalle.ready.files import STAGE_ONE, WEIGHTS
 from dalle.stages.adversarial.collapse import Collapse
 from dalle.stages.adversarial.draws import labels, row_seeds
 from dalle.stages.adversarial.validation import Validation
@@ -71,8 +70,6 @@ def stage(config: TrainStackGAN, world: World) -> Stage:
     def conclude() -> list[str]:
         if world.is_main:
             embeddings.save()
-            if config.stage_one is not None:
-                _keep_stage_one(Path(config.stage_one), Path(config.output))
         return []
 
     return Stage(
@@ -94,6 +91,7 @@ def stage(config: TrainStackGAN, world: World) -> Stage:
         highlights=("discriminator_loss", "spread"),
         links=links,
         facts={"text_encoder": encoder.name},
+        files={} if config.stage_one is None else _files_of_stage_one(Path(config.stage_one), Path(config.output)),
         next_command=f'dalle-sample --model {config.output} "CAPTION"',
         trained_on=f"{len(batches.shards)} shards of pairs",
     )
@@ -194,12 +192,10 @@ def _stage_one(config: TrainStackGAN, text_encoder_hash: str, world: World) -> G
     return load_generator(folder, world.device)
 
 
-def _keep_stage_one(folder: Path, output: Path) -> None:
-    """A copy beside stage two, which cannot draw without it."""
+def _files_of_stage_one(folder: Path, output: Path) -> dict[str, str | Path]:
+    """Those of the copy beside stage two, which cannot draw without it."""
     kept = output / STAGE_ONE
     if folder.resolve() == kept.resolve():
-        return
-    kept.mkdir(exist_ok=True)
-    for name in ("config.yaml", "model.safetensors"):
-        if (folder / name).is_file():
-            copy_file(folder / name, kept / name)
+        return {}
+    names = (name for name in ("config.yaml", WEIGHTS) if (folder / name).is_file())
+    return {f"{STAGE_ONE}/{name}": folder / name for name in names}

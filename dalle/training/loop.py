@@ -23,7 +23,7 @@ from dalle.data.counts import totalled
 from dalle.data.loading import to_device
 from dalle.optim.ema import EMA
 from dalle.optim.plateau import PlateauRule
-from dalle.outputs.whole import replace_text
+from dalle.outputs.whole import copy_file, replace_text
 from dalle.reporting.machine_limit import matrix_flops_per_s, peak_memory_bytes
 from dalle.reporting.samples import SamplesLog
 from dalle.reporting.telemetry import Telemetry
@@ -103,8 +103,9 @@ class _Training:
             self.batches = itertools.chain([next(self.batches)], self.batches)
         if world.is_main:
             folder.mkdir(parents=True, exist_ok=True)
-            for name, text in stage.files.items():
-                replace_text(folder / name, text)  # never half of one: --resume reads config.yaml
+            for name, content in stage.files.items():  # never half of one: --resume reads config.yaml
+                (folder / name).parent.mkdir(exist_ok=True)
+                copy_file(content, folder / name) if isinstance(content, Path) else replace_text(folder / name, content)
         self.telemetry = Telemetry(
             folder,
             folder.name,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ class Stage:
         warnings: what is to be said once, at the start
         facts: of the training, that whoever loads the weights has to know; written into their header beside the links, but
             a resumed run may change them
-        files: text files that belong into the model's folder, by name
+        files: what belongs into the model's folder from the start, by its path in there: a text, or the file that is to be copied
     """
 
     kind: str
@@ -107,4 +108,4 @@ class Stage:
     is_alone: bool = True
     warnings: list[str] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
+    files: Mapping[str, str | Path] = field(default_factory=dict)

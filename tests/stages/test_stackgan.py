@@ -1,7 +1,7 @@
 """A StackGAN through its command: resumed is uninterrupted, two processes are one, stage two on stage one."""
 
 import json
-import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from dalle.config import TrainStackGAN
 from dalle.config.checks import Hopeless
 from dalle.models.folder import load_generator, read_header
 from dalle.models.stackgan.generators import generator
+from dalle.sampling.adversarial.gan_set import find_gan
 from dalle.stages import stackgan
 from tests.processes import ON_CPU, run_processes
 from tests.stages.adversarial.text import HashCache, HashEncoder, embeddings_of
@@ -258,18 +259,31 @@ def test_stage_two_begins_with_stage_ones_images(shapes_folder, whole, tmp_path)
         )
 
 
-def test_the_copy_of_stage_one_is_whole_or_not_there(whole, tmp_path, monkeypatch):
-    def killed(*_):
+def test_stage_one_goes_with_stage_two(shapes_folder, whole, tmp_path, monkeypatch):
+    """From its first update on; and with all that is exported of it, in the precision that is asked for."""
+    two, finished = tmp_path / "two", tmp_path / "finished"
+    sizes = ["--model.stage", "2", "--model.image_size_px", "64", "--run.batch_size", "4", "--stage_one", str(whole)]
+    kept = ["--run.steps", "2", "--run.checkpoint_every_minutes", "1e-9", "--run.keep_checkpoints", "2"]
+
+    def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        stackgan._keep_stage_one(whole, tmp_path)
-    assert not list((tmp_path / "stage_one").iterdir())
-    monkeypatch.undo()
-    stackgan._keep_stage_one(whole, tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(stackgan, "wrong_rows", stopped)  # of the first update
+        with pytest.raises(KeyboardInterrupt):
+            train("stackgan", TrainStackGAN, _arguments(shapes_folder, two, *sizes, *kept))
     for name in ("config.yaml", "model.safetensors"):
-        assert (tmp_path / "stage_one" / name).read_bytes() == (whole / name).read_bytes()
+        assert (two / "stage_one" / name).read_bytes() == (whole / name).read_bytes()
+    train("stackgan", TrainStackGAN, _arguments(shapes_folder, two, *sizes, *kept, "--resume"))
+    shutil.copytree(two, finished, ignore=shutil.ignore_patterns("checkpoints"))
+    first, last = sorted((two / "checkpoints").glob("step-*"))
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    for number, (source, dtype) in enumerate(((first, "fp32"), (last, "bf16"), (finished, "bf16"))):
+        exported = tmp_path / f"exported-{number}"
+        export([str(source), "--output", str(exported), "--dtype", dtype])
+        assert find_gan(exported).image_size_px == 64  # which refuses a stage one that is another
+        for folder in (exported, exported / "stage_one"):
+            assert load_file(folder / "model.safetensors")["output.weight"].dtype == dtypes[dtype]
 
 
 def test_a_collapsed_run_ends_if_it_was_asked_to(shapes_folder, tmp_path, monkeypatch):

@@ -15,11 +15,9 @@ from dalle.config import Sampling
 from dalle.config.checks import require
 from dalle.config.stackgan import StackGANModel
 from dalle.models.folder import check_link, read_config, read_header
-from dalle.ready.files import WEIGHTS
+from dalle.ready.files import STAGE_ONE, WEIGHTS
 from dalle.text import check_captions
 
-STAGE_ONE = "stage_one"
-"""Folder of the first stage in that of the second."""
 KERNELS = "pytorch"
 """What computes between the matrix products, as drawings record it."""
 
