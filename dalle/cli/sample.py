@@ -221,7 +221,7 @@ def _prompt(config: Sample, models: Found, origin: Drawing | None) -> Prompt | N
     else:
         assert config.variations_of is not None
         image = origin.picture
-        known = known_codes(config.variations_of, origin, codes_of(models.hashes), models.prior_config)
+        known = known_codes(config.variations_of, origin, codes_of(models.hashes), models.prior_config, size_px)
 
     def encode(image_YX3: np.ndarray) -> np.ndarray:
         return encode_with(load_dvae(models.dvae), image_YX3)
