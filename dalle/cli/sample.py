@@ -298,6 +298,10 @@ def _again(config: Sample, path: Path) -> None:
     pipeline = load_models(models, device, precision)
     again = draw_again(pipeline, drawing)
     save_drawing(again, path)
+    if drawing.picture.size != again.picture.size:
+        now, drawn = (f"{each.picture.width}×{each.picture.height}" for each in (drawing, again))
+        print(f"{path}: {config.again} has {now} px, and was drawn with {drawn}")
+        sys.exit(1)
     differing = count_differing_pixels(drawing, again)
     if differing:
         print(
