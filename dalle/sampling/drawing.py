@@ -191,6 +191,8 @@ def drawing_of(data: bytes, path: str | Path, max_pixels: int = Images.max_pixel
     sound = sound and type(score) in (int, float, type(None)) and type(pixels) in (str, type(None))
     if not (sound and isinstance(settings, dict) and isinstance(settings.get("models", {}), dict)):
         raise ValueError(f"{path}: its metadata are damaged; take another copy")
+    if not caption.strip():
+        raise ValueError(f"{path}: its metadata are damaged: its caption is empty; take another copy")
     try:
         codes_I = None if packed is None else unpack_codes(packed)
     except (TypeError, ValueError):

@@ -133,6 +133,7 @@ def test_a_file_that_is_no_drawing_of_ours_is_named(tmp_path):
         ({"times": "often"}, "metadata are damaged"),
         ({"score": "high"}, "metadata are damaged"),
         ({"pixels": 7}, "metadata are damaged"),
+        ({"caption": " "}, "metadata are damaged: its caption is empty; take another copy"),
         ({"settings": [1]}, "metadata are damaged"),
         ({"settings": {"models": "x"}}, "metadata are damaged"),
     ],
@@ -143,7 +144,7 @@ def test_a_file_with_damaged_metadata_is_named(tmp_path, changes, words):
     with Image.open(tmp_path / "one.png") as image:
         image.load()
         text = PngInfo()
-        text.add_itxt("caption", image.text["caption"])
+        text.add_itxt("caption", changes.get("caption", image.text["caption"]))
         text.add_itxt("dalle", json.dumps({**json.loads(image.text["dalle"]), **changes}))
         image.save(tmp_path / "damaged.png", pnginfo=text)
     with pytest.raises(ValueError, match=f"damaged.png: its {words}" if words[0] == "m" else f"damaged.png.*{words}"):
