@@ -74,7 +74,9 @@ def parse(
     shape.check_values(cls, {field.name: asked.get(field.name) for field in dataclasses.fields(cls)})
     values = parser.instantiate(namespace)
     values = {field.name: _at_home(field.name, values[field.name]) for field in dataclasses.fields(cls)}
-    return cls(**values | {name: open_options.laid_over(values[name], more) for name, more in below.items()})
+    settings = cls(**values | {name: open_options.laid_over(values[name], more) for name, more in below.items()})
+    _check_filled(settings)
+    return settings
 
 
 ALSO = {"from": "start_from"}
@@ -85,6 +87,17 @@ _OF_PARSERS = ("config", "print_config", "help", "version")
 """Options that are no settings."""
 _SHARDS = ("data", "valid_data", "reference", "train", "evaluation")
 """Those that may hold globs, ranges and several names (`dalle.data.naming`)."""
+
+
+def _check_filled(settings: Any) -> None:
+    """Raises ValueError for a setting of blanks alone, which of a path is the folder that one stands in."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        # whoever looks for shards says that of them, and what is empty by default may be
+        if isinstance(value, str) and not value.strip() and field.default != "" and field.name not in _SHARDS:
+            raise ValueError(
+                f"{field.name}: is empty, as a shell leaves a variable that is not set; give it a value, or leave it out"
+            )
 
 
 def _at_home(name: str, value: Any) -> Any:

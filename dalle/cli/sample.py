@@ -221,7 +221,7 @@ def _prompt(config: Sample, models: Found, origin: Drawing | None) -> Prompt | N
     else:
         assert config.variations_of is not None
         image = origin.picture
-        known = known_codes(config.variations_of, origin, codes_of(models.hashes), models.prior_config)
+        known = known_codes(config.variations_of, origin, codes_of(models.hashes), models.prior_config, size_px)
 
     def encode(image_YX3: np.ndarray) -> np.ndarray:
         return encode_with(load_dvae(models.dvae), image_YX3)
@@ -298,6 +298,10 @@ def _again(config: Sample, path: Path) -> None:
     pipeline = load_models(models, device, precision)
     again = draw_again(pipeline, drawing)
     save_drawing(again, path)
+    if drawing.picture.size != again.picture.size:
+        now, drawn = (f"{each.picture.width}×{each.picture.height}" for each in (drawing, again))
+        print(f"{path}: {config.again} has {now} px, and was drawn with {drawn}")
+        sys.exit(1)
     differing = count_differing_pixels(drawing, again)
     if differing:
         print(

@@ -18,7 +18,7 @@ def main() -> None:
 
 
 def serve(argv: list[str] | None = None) -> None:
-    """Parse, load, listen."""
+    """Parse, listen, load, answer."""
     config = arguments.parse(Serve, _COMMAND, argv)
     try:
         from dalle.web import serving

@@ -22,6 +22,10 @@ DEFAULT_MODEL = "icons"
 """What draws where no model is named: it comes with the package."""
 
 
+LEAST_TEMPERATURE = 1e-30
+"""Logits that are divided by less may leave the range of fp32."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How candidates are drawn.
@@ -51,8 +55,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         require(
-            self.temperature is None or 1e-30 <= self.temperature < math.inf,
-            f"temperature {self.temperature}: must be positive and finite (1 in the paper; top_k 1 takes the likeliest)",
+            self.temperature is None or LEAST_TEMPERATURE <= self.temperature < math.inf,
+            f"temperature {self.temperature}: must be at least {LEAST_TEMPERATURE} and finite (1 in the paper; top_k 1 takes the likeliest)",
         )
         require(self.top_k is None or self.top_k >= 1, f"top_k {self.top_k}: must be at least 1")
         require(self.top_p is None or 0 < self.top_p <= 1, f"top_p {self.top_p}: must lie in (0, 1]")

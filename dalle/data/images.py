@@ -53,9 +53,14 @@ def decode(data: bytes, max_pixels: int = MOST_PIXELS) -> Image.Image:
         ValueError: the bytes are no image of `FORMATS`, or one that `to_rgb` refuses
     """
     with opened(data, max_pixels) as file:
-        _scale_transparent_colour(file)
-        file.load()
-        return to_rgb(_upright(file))
+        return as_seen(file)
+
+
+def as_seen(file: ImageFile.ImageFile) -> Image.Image:
+    """The pixels of an `opened` file, as `decode` has them."""
+    _scale_transparent_colour(file)
+    file.load()
+    return to_rgb(_upright(file))
 
 
 def header_size(data: bytes, max_pixels: int = Images.max_pixels) -> tuple[int, int]:

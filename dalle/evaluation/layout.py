@@ -101,7 +101,8 @@ def read_layout(folder: str | Path, setting: str = "images") -> list[Prompted]:
         setting: that named it
 
     Raises:
-        ValueError: the folder is missing, empty or of another layout; a prompt has no metadata or no images
+        ValueError: the folder is missing, empty or of another layout; a prompt has no metadata or no images, or its images
+            are not numbered from 0 without a gap
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -177,8 +178,14 @@ def _read_prompt(number: int, folder: Path) -> Prompted:
     files = [path for path in _listed(samples) if path.suffix.lower() in SUFFIXES] if samples.is_dir() else []
     if not files:
         raise ValueError(f"{samples}: holds no image; repeat the run of dalle-sample that was stopped, which goes on")
-    ordered = tuple(path for _, path in _by_number(files, str(samples)))
-    return Prompted(number, metadata["prompt"], metadata, ordered)
+    ordered = _by_number(files, str(samples))
+    for place, (found, path) in enumerate(ordered):
+        if found != place:  # which a folder that was copied in part may be known by
+            raise ValueError(
+                f"{samples}: holds {path.name}, and no image {place}; images are numbered from 0 without a gap: put the missing ones "
+                "there, or number those that are there anew"
+            )
+    return Prompted(number, metadata["prompt"], metadata, tuple(path for _, path in ordered))
 
 
 def _read_flat(folder: Path, setting: str) -> list[Prompted]:

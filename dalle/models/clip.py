@@ -6,8 +6,10 @@ takes a dVAE's in their place, so that candidates can be ranked before they are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dalle.config import CLIPModel
+from dalle.data.sources.hub import ask_for, hub_error
 from dalle.models import folder
 from dalle.models.likelihood import unit_range
 from dalle.models.weights import check_finite
@@ -73,17 +76,19 @@ class CLIP(nn.Module):
         else:
             if tokenizer is not None:
                 raise ValueError(f"architecture {config.architecture} brings its own tokenizer; leave tokenizer out")
-            try:
-                device = torch.get_default_device()  # which open_clip would leave for the CPU
-                quick = _wants_quick_gelu(config.architecture, pretrained)
-                self.net = open_clip.create_model(
-                    config.architecture, pretrained=pretrained, device=device, force_quick_gelu=quick
-                )
-            except Exception as error:  # open_clip raises many kinds for a bad name, tag or file
-                raise ValueError(
-                    f"open_clip cannot make {config.architecture}: {error}; name one of open_clip.list_models()"
-                ) from error
-            self._open_clip_tokenizer = open_clip.get_tokenizer(config.architecture)
+            with _unlogged():
+                _ask_for_weights(config.architecture, pretrained)
+                try:
+                    device = torch.get_default_device()  # which open_clip would leave for the CPU
+                    quick = _wants_quick_gelu(config.architecture, pretrained)
+                    self.net = open_clip.create_model(
+                        config.architecture, pretrained=pretrained, device=device, force_quick_gelu=quick
+                    )
+                    self._open_clip_tokenizer = open_clip.get_tokenizer(config.architecture)
+                except Exception as error:  # open_clip raises many kinds for a bad name, tag or file
+                    raise ValueError(
+                        f"open_clip cannot make {config.architecture}: {error}; name one of open_clip.list_models()"
+                    ) from error
         # one axis more than open_clip's: DeepSpeed cannot broadcast a parameter that has none
         self.net.logit_scale = nn.Parameter(self.net.logit_scale.detach().reshape(1))
         visual = self.net.visual  # a named architecture says how its images are normalised
@@ -185,11 +190,43 @@ class CodePatches(nn.Module):
         return F.pixel_unshuffle(self.embedding(codes_BYX).permute(0, 3, 1, 2), self.patch)
 
 
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Within the block nothing is logged: what open_clip and the Hub's library have to say stands in their errors, too."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _ask_for_weights(architecture: str, pretrained: str | None) -> None:
+    """Raises ValueError where weights are on the Hub, and neither in its cache nor to be had."""
+    repository, file = os.path.split(_facts(architecture, pretrained).get("hf_hub", ""))
+    if not repository:
+        return
+    names = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    try:
+        ask_for(repository, names)
+    except Exception as error:  # of many kinds
+        told = hub_error(error, repository)
+        raise ValueError(
+            f"open_clip's {architecture}:{pretrained}: {told}, or name a folder of dalle-train-clip"
+        ) from error
+
+
 def _wants_quick_gelu(architecture: str, pretrained: str | None) -> bool:
     """Whether open_clip's table says that these weights were trained with QuickGELU: those of OpenAI, under the names of
     architectures that have GELU otherwise. A tag that does not say so leaves the architecture's own."""
-    # open_clip's tables write architectures so
-    return _open_clip().get_pretrained_cfg(architecture.replace("/", "-"), pretrained or "").get("quick_gelu", False)
+    return _facts(architecture, pretrained).get("quick_gelu", False)
+
+
+def _facts(architecture: str, pretrained: str | None) -> dict[str, Any]:
+    """What open_clip's table says of weights; nothing of a file."""
+    return _open_clip().get_pretrained_cfg(
+        architecture.replace("/", "-"), pretrained or ""
+    )  # as it writes architectures
 
 
 def _attention_kernel(inputs: torch.Tensor) -> AbstractContextManager:

@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dalle.data.sources.hub import be_impatient
+from dalle.data.sources.hub import be_impatient, hub_error
 from dalle.ready.files import CARD, MODEL_FILES, model_files, public_config
-from dalle.ready.hub import hub_error
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -153,6 +153,11 @@ def read_captions_file(path: str | Path) -> list[str]:
 def read_prompts_file(path: str | Path) -> list[dict[str, Any]]:
     """The same with all that the file says of each caption, which stands under "prompt"; raises what that does."""
     path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv", ".json"):
+        raise ValueError(
+            f"captions {path}: its lines are no captions; write one a line as .txt, or objects with a caption as .jsonl"
+        )
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
     except OSError as error:
@@ -162,7 +167,7 @@ def read_prompts_file(path: str | Path) -> list[dict[str, Any]]:
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line]
     if not numbered:
         raise ValueError(f"captions {path}: has no caption in it; write one a line")
-    if path.suffix != ".jsonl":
+    if suffix != ".jsonl":
         return [{"prompt": line} for _, line in numbered]
     return [_prompt_of(line, f"captions {path}, line {number}") for number, line in numbered]
 

@@ -24,7 +24,7 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from dalle.config import Images, plain_json
 from dalle.config.checks import Cause
-from dalle.data.images import opened
+from dalle.data.images import as_seen, opened
 from dalle.outputs.whole import replace_bytes
 
 _SHOWN_PX = 256
@@ -39,7 +39,8 @@ class Drawing:
     higher is better; None when there was none. seed: what draws it again. rank: its place among its caption's candidates
     that differ; 0 before they are ranked. settings: how it was drawn; must be writable as JSON. codes_I: the image's codes
     in raster order, int64 [I]; None where they are not known. times: how many of the candidates had these very codes; the
-    one of the lowest seed stands for them.
+    one of the lowest seed stands for them. edited: of a file whose pixels are no longer those that were drawn, so that its codes
+    are not known.
     """
 
     image: Image.Image | None
@@ -50,6 +51,7 @@ class Drawing:
     settings: dict[str, Any]
     codes_I: np.ndarray | None = field(default=None, compare=False, repr=False)
     times: int = 1
+    edited: bool = False
 
     @property
     def picture(self) -> Image.Image:
@@ -62,7 +64,7 @@ class Drawing:
         others."""
         if self.codes_I is not None:
             return fingerprint(self.codes_I)
-        return hashlib.blake2b(self.picture.tobytes(), digest_size=16).digest()
+        return _pixels_digest(self.picture)
 
     def _repr_png_(self) -> bytes:
         """What a notebook shows: small images enlarged by whole factors, their pixels sharp."""
@@ -77,6 +79,11 @@ class Drawing:
 def fingerprint(codes_I: np.ndarray) -> bytes:
     """Of codes, 16 bytes: the same for equal ones, and for no others."""
     return hashlib.blake2b(codes_I.astype("<i8").tobytes(), digest_size=16).digest()
+
+
+def _pixels_digest(image: Image.Image) -> bytes:
+    """16 bytes of RGB."""
+    return hashlib.blake2b(image.convert("RGB").tobytes(), digest_size=16).digest()
 
 
 def machine_of(device: torch.device) -> dict[str, Any]:
@@ -129,7 +136,7 @@ def to_json(value: Any) -> str:
 
 def save_drawing(drawing: Drawing, path: Path) -> None:
     """Writes one PNG, whole or not at all, with the text chunks "caption" and "dalle" (JSON: seed, rank, score,
-    times, settings, and the codes where they are known)."""
+    times, settings, a hash of the pixels, and the codes where they are known)."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_bytes(path, png_of(drawing))
@@ -140,7 +147,8 @@ def png_of(drawing: Drawing) -> bytes:
     codes = {} if drawing.codes_I is None else {"codes": pack_codes(drawing.codes_I)}
     text = PngInfo()
     text.add_itxt("caption", drawing.caption)
-    text.add_itxt("dalle", to_json({**facts(drawing), **codes}))
+    pixels = _pixels_digest(drawing.picture).hex()
+    text.add_itxt("dalle", to_json({**facts(drawing), "pixels": pixels, **codes}))
     buffer = io.BytesIO()
     drawing.picture.save(buffer, format="PNG", pnginfo=text)
     return buffer.getvalue()
@@ -164,10 +172,9 @@ def drawing_of(data: bytes, path: str | Path, max_pixels: int = Images.max_pixel
     more pixels."""
     try:
         with opened(data, max_pixels, formats=("PNG",)) as file:
-            file.load()
             assert isinstance(file, PngImageFile)  # the one format that was asked for
+            image = as_seen(file)  # what was erased is another pixel too, though its colour is there still
             text = dict(file.text)
-            image = file.convert("RGB")
     except ValueError as error:
         raise ValueError(f"{path}: {error}; name a PNG of dalle-sample") from None
     if "captions" in text:
@@ -176,19 +183,22 @@ def drawing_of(data: bytes, path: str | Path, max_pixels: int = Images.max_pixel
         known = plain_json.load(text["dalle"], str(path))
         caption, score, seed, rank = text["caption"], known["score"], known["seed"], known["rank"]
         settings, packed = known["settings"], known.get("codes")
-        times = known.get("times", 1)  # which earlier versions did not count
+        times, pixels = known.get("times", 1), known.get("pixels")  # which earlier versions did not tell
     except (KeyError, TypeError, ValueError):
         what = "does not say how it was drawn: it is no PNG of dalle-sample, or its text was lost; name one"
         raise ValueError(f"{path}: {what}") from None
     sound = type(seed) is type(rank) is type(times) is int and abs(seed) < 2**62
-    sound = sound and type(score) in (int, float, type(None))
+    sound = sound and type(score) in (int, float, type(None)) and type(pixels) in (str, type(None))
     if not (sound and isinstance(settings, dict) and isinstance(settings.get("models", {}), dict)):
         raise ValueError(f"{path}: its metadata are damaged; take another copy")
+    if not caption.strip():
+        raise ValueError(f"{path}: its metadata are damaged: its caption is empty; take another copy")
     try:
         codes_I = None if packed is None else unpack_codes(packed)
     except (TypeError, ValueError):
         raise ValueError(f"{path}: its metadata are damaged: its codes cannot be unpacked; take another copy") from None
-    return Drawing(image, caption, score, seed, rank, settings, codes_I, times)
+    edited = pixels is not None and pixels != _pixels_digest(image).hex()
+    return Drawing(image, caption, score, seed, rank, settings, None if edited else codes_I, times, edited)
 
 
 def pack_codes(codes_I: np.ndarray) -> str:

@@ -37,7 +37,7 @@ class Output:
         overwrite: write over the drawings of another request
         gallery: what shows them, from the folder, the title and facts by name
 
-    `replaced` is the caption that the folder's page was for until now, null where it shows no other.
+    `replaced` is the caption that the folder's page was for until now, null where it shows none but what is drawn once more.
 
     Raises:
         ValueError: the folder holds drawings of another request
@@ -66,7 +66,7 @@ class Output:
             raise ValueError(f"{other}; name another folder with --output, or write over them with --overwrite")
         self._ends_other = bool(other)
         done = self.gallery.resume(work.n) if resumable and not other and (folder / _REQUEST).is_file() else set()
-        self.replaced = None if resumable else self._caption_before()
+        self.replaced = None if resumable else self._caption_before(models)
         self.todo = tuple(caption for caption in work.captions if caption not in done)
         self._best: dict[int, Best] = {}
         self._counts: Counter[int] = Counter()
@@ -161,13 +161,14 @@ class Output:
                 return f"output {self.folder}: holds drawings of another request ({told})"
         return None
 
-    def _caption_before(self) -> str | None:
+    def _caption_before(self, models: dict[str, str]) -> str | None:
         try:
             with (self.folder / "results.jsonl").open(encoding="utf-8") as lines:
-                caption = plain_json.load(next(lines), "")["caption"]
-        except (OSError, StopIteration, ValueError, KeyError, TypeError):
+                records = [plain_json.load(line, "") for line in lines]
+            once_more = all(_is_of(record, self.work, models) for record in records)
+            return None if once_more else records[0]["caption"]
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        return None if caption == self.work.captions[0] else caption
 
 
 def _request(work: Work, models: dict[str, str], layout: str) -> dict[str, Any]:
@@ -176,6 +177,20 @@ def _request(work: Work, models: dict[str, str], layout: str) -> dict[str, Any]:
     settings = {"layout": layout, "n": work.n, "keep": work.keep, "seed": work.seed, "prompt": prompt}
     settings |= {"shortlist": work.shortlist}
     return {**settings, "sampling": asdict(work.sampling), "models": {"clip": None, "codes_clip": None, **models}}
+
+
+def _is_of(record: dict[str, Any], work: Work, models: dict[str, str]) -> bool:
+    """Whether a line of the results is of a drawing that this work makes, and of as many candidates."""
+    settings, prompt = record["settings"], None if work.prompt is None else work.prompt.to_json()
+    asked = {**asdict(work.sampling), "models": models, "given": prompt, "shortlist": work.shortlist}
+    if work.sampling.chunk is None:  # as wide as memory allows
+        del asked["chunk"]
+    return (
+        record["caption"] == work.captions[0]
+        and record["seed"] - work.seed in range(work.n)
+        and record.get("candidates") == work.n  # which earlier versions did not say
+        and {name: settings.get(name) for name in asked} == asked
+    )
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

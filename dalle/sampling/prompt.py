@@ -161,17 +161,24 @@ def _outside(region: tuple[int, int, int, int], size: tuple[int, int], grid: int
     return ~drawn_YX.flatten()
 
 
-def known_codes(path: str | Path, drawing: Drawing, codes: str | None, config: PriorModel) -> np.ndarray | None:
-    """The codes that a drawing's file carries, where they are those of this dVAE; else None. Raises ValueError when they
-    should be, and are none of this prior.
+def known_codes(
+    path: str | Path, drawing: Drawing, codes: str | None, config: PriorModel, size_px: int
+) -> np.ndarray | None:
+    """The codes that a drawing's file carries, where they are those of this dVAE and of the file's pixels; else None. Warns
+    where its pixels were edited. Raises ValueError when they should be, and are none of this prior.
 
     Args:
         path: of the file
         drawing: what it holds
         codes: what the dVAE's codes are known by (`codes_of`)
         config: sizes of the prior
+        size_px: side of the models' images; of another one, a file was resized or cropped
     """
+    if drawing.edited:
+        warn(f"{path}: its pixels are not those that were drawn; they are encoded anew")
     if drawing.codes_I is None or codes is None or codes_of(drawing.settings.get("models", {})) != codes:
+        return None
+    if drawing.picture.size != (size_px, size_px):
         return None
     try:
         check_codes(drawing.codes_I, config)

@@ -64,10 +64,10 @@ def _read_image(ask: Ask, found: Models, most_pixels: int) -> tuple[Prompt, np.n
         origin = drawing_of(data, "image", most_pixels)
     except ValueError:
         origin = None  # any other picture
+    grid, size_px = found.prior_config.grid, found.image_size_px
     known, square = None, None
     if origin is not None:
-        known = known_codes("image", origin, codes_of(found.hashes), found.prior_config)
-    grid, size_px = found.prior_config.grid, found.image_size_px
+        known = known_codes("image", origin, codes_of(found.hashes), found.prior_config, size_px)
 
     def encode_later(image_YX3: np.ndarray) -> np.ndarray:
         return np.zeros(grid**2, np.int64)  # the models are another thread's

@@ -21,7 +21,7 @@ _FAREWELL_S = 3
 
 
 def serve(config: Serve, tell: Callable[[str], None]) -> None:
-    """Load the models, listen, and draw until Ctrl-C.
+    """Listen, load the models, and draw until Ctrl-C. Who asks while models are loaded waits for it.
 
     Args:
         config: what is served
@@ -32,8 +32,9 @@ def serve(config: Serve, tell: Callable[[str], None]) -> None:
         OSError: the address or the port cannot be listened on
     """
     worker = Workers()
-    shelf = worker.do(load_shelf, config)
+    # first, for loading takes a minute; and listening, for a port that is only bound another process could bind too
     with listening(config) as listener:
+        shelf = worker.do(load_shelf, config)
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         server = uvicorn.Server(server_settings(config, make_app(shelf, config, worker)))

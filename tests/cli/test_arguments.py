@@ -13,6 +13,8 @@ from dalle.config import (
     DrawShapes,
     Export,
     Sample,
+    Serve,
+    Study,
     Tokenize,
     TrainCLIP,
     TrainDVAE,
@@ -21,6 +23,7 @@ from dalle.config import (
     TrainTokenizer,
 )
 from dalle.config.checks import Hopeless, SaidByAll
+from dalle.config.programs import PROGRAMS
 from dalle.data.naming import names
 from tests.conftest import ROOT
 
@@ -126,6 +129,26 @@ def test_a_tilde_is_the_home_folder_in_every_path_of_every_command(tmp_path, mon
         assert all(getattr(config, name) == f"{tmp_path}/x" for name in folders)
     assert _sample("--captions", "~/x").captions == _sample("--again", "~/x").again == f"{tmp_path}/x"
     assert _sample("~/x is no path").caption == "~/x is no path"
+
+
+@pytest.mark.parametrize(
+    "command", [name for name, each in PROGRAMS.items() if "output" in typing.get_type_hints(each.config)]
+)
+def test_what_an_unset_variable_leaves_is_no_output(command):
+    """It would be the folder that one stands in."""
+    program = PROGRAMS[command]
+    for empty in ("", " "):
+        with pytest.raises(ValueError, match=r"^output: is empty"):
+            parse(program.config, command, [*shlex.split(program.example)[1:], "--output", empty], program.positional)
+
+
+def test_other_settings_are_not_empty_either_but_where_that_says_something():
+    for argv, told in ((["--images="], "images"), (["--images", "a b", "--real="], "real")):
+        with pytest.raises(ValueError, match=f"^{told}: is empty, .*; give it a value, or leave it out"):
+            parse(Study, "dalle-study", argv)
+    assert parse(Serve, "dalle-serve", ["--names="]).names == ""
+    with pytest.raises(ValueError, match="caption: is missing or empty; give"):
+        _sample("--caption=")
 
 
 @pytest.mark.parametrize("name", ["my [home]", "my {a,b}", "a b", "what?", "back\\slash", "plain"])

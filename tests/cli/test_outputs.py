@@ -245,11 +245,21 @@ def test_sample_draws_into_no_folder_of_something_else(models, tmp_path, name):
 def test_sample_says_whose_place_a_gallery_takes(models, tmp_path, capsys):
     arguments = ["--model", str(models), "--output", f"{tmp_path}/out", "--n", "1", "--sampling.precision", "fp32"]
     sample([*arguments, "a red circle"])
-    sample([*arguments, "--seed", "3", "a red circle"])
+    sample([*arguments, "a red circle"])  # the same once more
     assert "in place of" not in capsys.readouterr().err
+    said = "will show these in place of its drawings for 'a red circle', whose files stay"
+    (origin,) = (tmp_path / "out/images").iterdir()
+    given = ["--variations-of", str(shutil.copy(origin, tmp_path)), "--rows", "2"]
+    for other in (["--seed", "3"], ["--n", "2"], ["--sampling.top_k", "5"], ["--rerank", "false"], given, []):
+        images = _state(tmp_path / "out/images")
+        sample([*arguments, *other, "a red circle"])
+        assert said in capsys.readouterr().err, other
+        sample([*arguments, *other, "a red circle"])
+        assert "in place of" not in capsys.readouterr().err, other
+        assert _state(tmp_path / "out/images").keys() >= images.keys()
     images = _state(tmp_path / "out/images")
     sample([*arguments, "a blue cross"])
-    assert "will show these in place of its drawings for 'a red circle', whose files stay" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
     assert _state(tmp_path / "out/images").items() >= images.items()
 
 

@@ -81,6 +81,14 @@ def test_again_says_whether_the_pixels_are_the_same(drawn, models, tmp_path, cap
         sample(["--model", str(models), "--output", str(tmp_path), "--again", str(tmp_path / "changed.png")])
     assert left.value.code == 1
     assert "1 of 1024 pixels are not those of" in capsys.readouterr().out
+    info = PngInfo()
+    for name, value in text.items():
+        info.add_itxt(name, value)
+    image.resize((40, 48)).save(tmp_path / "resized.png", pnginfo=info)
+    with pytest.raises(SystemExit) as left:
+        sample(["--model", str(models), "--output", str(tmp_path), "--again", str(tmp_path / "resized.png")])
+    assert left.value.code == 1
+    assert "resized.png has 40×48 px, and was drawn with 32×32" in capsys.readouterr().out
 
 
 def test_many_captions_are_taken_up_where_they_were_left(base, captions, tmp_path, capsys, monkeypatch):

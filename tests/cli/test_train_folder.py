@@ -261,6 +261,14 @@ def test_three_pictures(copied, tmp_path, trained, capsys):
     assert "Captions of the training" in (tmp_path / "out/report.html").read_text()
 
 
+def test_one_picture_is_refused(copied, tmp_path, trained):
+    for path in sorted(copied.iterdir())[2:]:
+        path.unlink()
+    with pytest.raises(ValueError, match=r"source .*pictures: has 1 picture to train on, .* give more"):
+        train_folder([str(copied), "--output", str(tmp_path / "out"), *QUICK])
+    assert not trained
+
+
 def test_what_is_refused(pictures, tmp_path, trained):
     with pytest.raises(ValueError, match="lies in the source"):
         train_folder([str(pictures), "--output", str(pictures / "out")])

@@ -257,7 +257,7 @@ REFUSED = [
     (partial(Tokenize, **files, dvae="v"), dict(crops=0), "crops 0: must be at least 1"),
     (prior, dict(bpe_dropout=1.0), "bpe_dropout 1.0: must lie in [0, 1)"),
     (prior, dict(caption_dropout=-0.1), "caption_dropout -0.1: must lie in [0, 1)"),
-    (prior, dict(sampling_temperature=0.0), "sampling_temperature 0.0: must be positive and finite"),
+    (prior, dict(sampling_temperature=1e-40), "sampling_temperature 1e-40: must be at least 1e-30 and finite"),
     (prior, dict(sampling_guidance=-1.0), "sampling_guidance -1.0: must be finite and not negative; 1 is none"),
     (
         prior,
@@ -390,7 +390,8 @@ REFUSED = [
         dict(world_size=3),
         "run.batch_size 8: must be a multiple of 3 processes × 1 accumulation steps",
     ),
-    (Sampling, dict(temperature=0.0), "temperature 0.0: must be positive and finite"),
+    (Sampling, dict(temperature=0.0), "temperature 0.0: must be at least 1e-30 and finite"),
+    (Sampling, dict(temperature=1e-40), "temperature 1e-40: must be at least 1e-30 and finite"),
     (Sampling, dict(top_k=0), "top_k 0: must be at least 1"),
     (Sampling, dict(top_p=0.0), "top_p 0.0: must lie in (0, 1]"),
     (Sampling, dict(guidance=-1.0), "guidance -1.0: must be finite and not negative; 1 is none"),

@@ -56,12 +56,13 @@ def test_order_is_that_of_the_numbers(tmp_path):
     for number in ("2", "10", "00001"):
         (tmp_path / number).mkdir()
         (tmp_path / number / "metadata.jsonl").write_text(json.dumps({"prompt": number}))
-        for name in ("10.png", "2.jpg", "00001.webp", "notes.txt"):
-            if not name.endswith("txt"):
-                _picture(tmp_path / number / "samples" / name)
+        for name in ("10.png", "2.jpg", "00001.webp", "0.png", *(f"{place}.png" for place in range(3, 10))):
+            _picture(tmp_path / number / "samples" / name)
+        (tmp_path / number / "samples" / "notes.txt").touch()
     found = read_layout(tmp_path)
     assert [entry.number for entry in found] == [1, 2, 10]
-    assert [path.name for path in found[0].samples] == ["00001.webp", "2.jpg", "10.png"]
+    names = [path.name for path in found[0].samples]
+    assert (names[:4], names[-1], len(names)) == (["0.png", "00001.webp", "2.jpg", "3.png"], "10.png", 11)
     assert prompt_folder(tmp_path, 12345).name == "12345"
 
 
@@ -98,6 +99,11 @@ def _same_number(folder):
         ),
         (lambda f: sample_path(f, 1, 0).unlink(), r"00001/samples: holds no image"),
         (lambda f: (sample_path(f, 1, 0).unlink(), (f / "00001/samples").rmdir()), "00001/samples: holds no image"),
+        (
+            lambda f: sample_path(f, 0, 0).unlink(),
+            r"00000/samples: holds 0001\.png, and no image 0; images are numbered",
+        ),
+        (lambda f: _picture(sample_path(f, 0, 4)), r"00000/samples: holds 0004\.png, and no image 2; images are"),
         (lambda f: _picture(f / "00001/samples/best.png"), r"best\.png is not named by a number"),
         (lambda f: _picture(f / "00001/samples/0.png"), r"0\.png and 0000\.png have one number"),
     ],

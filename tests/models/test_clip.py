@@ -35,6 +35,31 @@ def test_tokens_are_framed_cut_and_padded(tokenizer):
     assert long == [start, *tokenizer.encode("1234567890")[:6], end]
 
 
+@pytest.mark.parametrize("offline", [False, True])
+def test_without_a_network_open_clips_weights_are_one_short_line(monkeypatch, tmp_path, caplog, capfd, offline):
+    """Its own library tries for a minute, and tells of each attempt."""
+
+    def wait(seconds):
+        raise AssertionError("it is waited for another attempt")
+
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", wait)
+    nobody = "http://127.0.0.1:9"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", nobody)
+    template = nobody + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    with pytest.raises(ValueError) as told:
+        load_clip("ViT-B-32:openai")
+    why = "open_clip's ViT-B-32:openai: the Hub cannot be reached for timm/vit_base_patch32_clip_224.openai"
+    assert str(told.value).replace(", which is not whole in the cache", "") == (
+        f"{why}; see whether there is a network, or name a folder of dalle-train-clip"
+    )
+    with pytest.raises(ValueError, match=r"open_clip cannot make ViT-B-32: .*'no-such' is not a known tag"):
+        load_clip("ViT-B-32:no-such")
+    assert not caplog.records and capfd.readouterr() == ("", "")
+
+
 def test_the_scale_of_the_logits_stops_at_100(tokenizer):
     """As in the paper of CLIP (2.5): without it training has been seen to become unstable. The loss is that at 100, and nothing
     pushes the scale on."""

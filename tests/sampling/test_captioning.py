@@ -239,6 +239,14 @@ def test_files_of_captions(tmp_path):
         lines.write_text(content)
         with pytest.raises(ValueError, match=message):
             read_captions_file(lines)
+    for name in ("c.csv", "c.TSV", "c.json"):
+        (text.parent / name).write_text("number,caption\n1,a red circle\n")
+        with pytest.raises(
+            ValueError, match=rf"captions .*{name}: its lines are no captions; write one a line as \.txt"
+        ):
+            read_captions_file(text.parent / name)
+    lines.rename(text.parent / "c.JSONL").write_text('{"caption": "a"}')
+    assert read_captions_file(text.parent / "c.JSONL") == ["a"]
     text.write_bytes(b"a \xff circle")
     with pytest.raises(ValueError, match="not UTF-8"):
         read_captions_file(text)

@@ -61,6 +61,47 @@ def test_a_png_says_what_it_is(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["one.png"]
 
 
+def _saved_again(path, to, change=lambda image: image, without=()):
+    """A drawing's file as an editor saves it: other pixels, the same text."""
+    with Image.open(path) as image:
+        image.load()
+        text = PngInfo()
+        text.add_itxt("caption", image.text["caption"])
+        known = json.loads(image.text["dalle"])
+        text.add_itxt("dalle", json.dumps({name: value for name, value in known.items() if name not in without}))
+        change(image).save(to, pnginfo=text)
+    return read_drawing(to)
+
+
+def _painted(image):
+    image = image.copy()
+    image.paste("green", (0, 0, 1, 1))
+    return image
+
+
+def _erased(image):
+    image.putalpha(Image.new("L", image.size, 255))
+    image.putpixel((0, 0), (*image.getpixel((0, 0))[:3], 0))  # the colour is there still, and nobody sees it
+    return image
+
+
+@pytest.mark.parametrize("change", [_painted, _erased, lambda image: image.resize((40, 40))])
+def test_a_file_whose_pixels_were_edited_is_known_and_its_codes_are_not(tmp_path, change):
+    (drawing,) = _drawings(1)
+    save_drawing(drawing, tmp_path / "one.png")
+    same = _saved_again(tmp_path / "one.png", tmp_path / "same.png")
+    assert not same.edited and same.codes_I.tolist() == [0, 70_000, 3, 0]
+    alpha = _saved_again(tmp_path / "one.png", tmp_path / "alpha.png", lambda image: image.convert("RGBA"))
+    assert not alpha.edited
+    edited = _saved_again(tmp_path / "one.png", tmp_path / "edited.png", change)
+    assert edited.edited and edited.codes_I is None
+    # written once more, as a zip of the page is, it has no codes of other pixels either
+    save_drawing(edited, tmp_path / "more.png")
+    assert read_drawing(tmp_path / "more.png").codes_I is None
+    earlier = _saved_again(tmp_path / "one.png", tmp_path / "earlier.png", change, without=("pixels",))
+    assert not earlier.edited  # an earlier version did not say
+
+
 def test_a_file_that_is_no_drawing_of_ours_is_named(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     (tmp_path / "text.png").write_text("no image")
@@ -91,6 +132,8 @@ def test_a_file_that_is_no_drawing_of_ours_is_named(tmp_path):
         ({"rank": None}, "metadata are damaged"),
         ({"times": "often"}, "metadata are damaged"),
         ({"score": "high"}, "metadata are damaged"),
+        ({"pixels": 7}, "metadata are damaged"),
+        ({"caption": " "}, "metadata are damaged: its caption is empty; take another copy"),
         ({"settings": [1]}, "metadata are damaged"),
         ({"settings": {"models": "x"}}, "metadata are damaged"),
     ],
@@ -101,7 +144,7 @@ def test_a_file_with_damaged_metadata_is_named(tmp_path, changes, words):
     with Image.open(tmp_path / "one.png") as image:
         image.load()
         text = PngInfo()
-        text.add_itxt("caption", image.text["caption"])
+        text.add_itxt("caption", changes.get("caption", image.text["caption"]))
         text.add_itxt("dalle", json.dumps({**json.loads(image.text["dalle"]), **changes}))
         image.save(tmp_path / "damaged.png", pnginfo=text)
     with pytest.raises(ValueError, match=f"damaged.png: its {words}" if words[0] == "m" else f"damaged.png.*{words}"):

@@ -140,8 +140,8 @@ def test_drawings_have_the_same_codes_and_other_pixels(models, sharper, first_ha
         # variations take the codes of either, whichever of the two is there
         for drawing in (first, second):
             for known in hashes.values():
-                assert np.array_equal(known_codes("x", drawing, codes_of(known), config), first.codes_I)
-        assert known_codes("x", first, "0" * 64, config) is None
+                assert np.array_equal(known_codes("x", drawing, codes_of(known), config, 32), first.codes_I)
+        assert known_codes("x", first, "0" * 64, config, 32) is None
         # the same picture once more needs the very decoder
         save_drawing(first, tmp_path / "one.png")
         assert read_record(tmp_path / "one.png", hashes["first"]).seed == seed

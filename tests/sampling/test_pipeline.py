@@ -3,6 +3,7 @@
 import gc
 import io
 import json
+import warnings
 import weakref
 from dataclasses import replace
 
@@ -10,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import dalle
 from dalle.config import Sampling
 from dalle.models.folder import content_hash, load_prior, read_config, read_header, save_weights
 from dalle.models.likelihood import to_pixels, to_uint8
 from dalle.sampling.again import count_differing_pixels, differences, draw_again, read_record
-from dalle.sampling.drawing import save_drawing
+from dalle.sampling.drawing import png_of, save_drawing
 from dalle.sampling.pipeline import Pipeline
 from dalle.sampling.prompt import Prompt, encode_with
 
@@ -175,6 +177,31 @@ def test_variations_have_the_drawings_own_codes_and_caption(pipeline, tmp_path):
     # the same seed draws the same rest
     (same,) = pipeline.generate(n=1, seed=5, sampling=FAST, variations_of=tmp_path / "origin.png", rows=2)
     assert np.array_equal(same.codes_I, origin.codes_I)
+
+
+@pytest.mark.parametrize("pixels_kept", [True, False])  # an earlier version did not keep a hash of them
+def test_what_was_painted_into_a_drawing_is_seen(pipeline, tmp_path, pixels_kept):
+    """An editor keeps the text of a PNG, and so the codes of what was there before."""
+    (origin,) = pipeline.generate("a blue cross", n=1, seed=5, sampling=FAST)
+    with Image.open(io.BytesIO(png_of(origin))) as file:
+        text = PngInfo()
+        text.add_itxt("caption", file.text["caption"])
+        known = json.loads(file.text["dalle"])
+        text.add_itxt("dalle", json.dumps(known if pixels_kept else {**known, "pixels": None}))
+    PICTURE.save(tmp_path / "painted.png", pnginfo=text)
+    PICTURE.resize((40, 40)).save(tmp_path / "resized.png", pnginfo=text)
+    options = dict(n=1, sampling=FAST, rows=2)
+    for path, told in (("painted", "painted.png: its pixels are not those that were drawn"), ("resized", "40×40 px")):
+        if path == "painted" and not pixels_kept:
+            continue  # nothing says so
+        with Image.open(tmp_path / f"{path}.png") as image, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            (expected,) = pipeline.generate("a blue cross", prompt_image=image.convert("RGB"), **options)
+        with pytest.warns(UserWarning) as said:
+            (drawing,) = pipeline.generate(variations_of=tmp_path / f"{path}.png", **options)
+        assert any(told in str(warning.message) for warning in said)
+        assert np.array_equal(drawing.codes_I, expected.codes_I)
+        assert not np.array_equal(drawing.codes_I[:8], origin.codes_I[:8])
 
 
 @pytest.mark.parametrize(

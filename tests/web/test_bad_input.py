@@ -26,6 +26,7 @@ from dalle.config import Serve, StackGANModel
 from dalle.decoding.token_loop import TokenLoop
 from dalle.models.folder import save_weights
 from dalle.models.stackgan.generators import generator
+from dalle.web import serving
 from dalle.web.asking import request_schema
 from dalle.web.guard import Guard
 from dalle.web.reading import _noted
@@ -305,13 +306,38 @@ def test_the_command_line():
             serve(argv)
 
 
-def test_a_port_that_is_taken_and_a_library_that_is_missing_are_told(models, monkeypatch):
+def test_an_address_that_cannot_be_had_is_told_before_models_are_loaded(models, monkeypatch):
+    monkeypatch.setattr(serving, "load_shelf", None)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(OSError) as told:
-            serve(["--model", str(models), "--port", str(taken.getsockname()[1])])
-    assert told.value.filename == f"host 127.0.0.1, port {told.value.filename.split()[-1]}" and told.value.strerror
+        for host, port in (("127.0.0.1", taken.getsockname()[1]), ("192.0.2.1", 0)):
+            with pytest.raises(OSError) as told:
+                serve(["--model", str(models), "--host", host, "--port", str(port)])
+            assert told.value.filename == f"host {host}, port {port}" and told.value.strerror
+
+
+def test_while_one_loads_another_is_told_that_the_port_is_taken(models, monkeypatch):
+    """A port that is bound and not listened on could be bound twice."""
+
+    class Loading(Exception):
+        pass
+
+    def load(config):
+        with pytest.raises(OSError, match=f"host 127.0.0.1, port {port}"), serving.listening(config):
+            pass
+        raise Loading
+
+    monkeypatch.setattr(serving, "load_shelf", load)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for _ in range(2):  # and where loading fails it is free again
+        with pytest.raises(Loading):
+            serve(["--model", str(models), "--port", str(port)])
+
+
+def test_a_library_that_is_missing_is_told(monkeypatch):
     monkeypatch.delitem(sys.modules, "dalle.web.serving")
     monkeypatch.delattr("dalle.web.serving", raising=False)
     monkeypatch.setitem(sys.modules, "uvicorn", None)

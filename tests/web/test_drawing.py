@@ -18,6 +18,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import dalle
 from dalle.cli.arguments import parse
@@ -150,6 +151,21 @@ def test_a_variation_keeps_the_very_codes(server):
     more = _drawn(server.draw("a blue cross", n=3, seed=9, image=told["drawings"][0]["png"], rows=3).json())
     assert all(np.array_equal(d.codes_I[:12], drawing.codes_I[:12]) for d in more)
     assert {d.caption for d in more} == {"a blue cross"}
+
+
+def test_what_was_painted_into_a_drawing_is_seen_and_noted(server, picture):
+    """An editor keeps the text of a PNG, and so the codes of what was there before."""
+    file = base64.b64decode(server.draw(CAPTION, n=1, seed=1).json()["drawings"][0]["png"])
+    with Image.open(io.BytesIO(file)) as image:
+        text = PngInfo()
+        for name, value in image.text.items():
+            text.add_itxt(name, value)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", pnginfo=text)
+    painted = server.draw(CAPTION, n=2, rows=2, image=base64.b64encode(buffer.getvalue()).decode()).json()
+    plain = server.draw(CAPTION, n=2, rows=2, image=_png(picture)).json()
+    assert [d.codes_I.tolist() for d in _drawn(painted)] == [d.codes_I.tolist() for d in _drawn(plain)]
+    assert "image: its pixels are not those that were drawn; they are encoded anew" in painted["notes"]
 
 
 def test_a_grid_and_a_zip_of_files_with_their_records(server):

@@ -9,6 +9,7 @@ from typing import Any
 
 from dalle.cli.own.stages import Stages
 from dalle.config import Filters, TrainFolder
+from dalle.config.checks import require
 from dalle.own import budget, needs
 from dalle.own.budget import in_words
 from dalle.own.facts import Machine, Pictures, look_at_machine
@@ -124,8 +125,14 @@ def _change(stages: Stages, request: dict[str, Any]) -> None:
 
 def _write_new(stages: Stages, request: dict[str, Any]) -> None:
     config, start = stages.config, stages.start
+    pictures = stages.pictures
+    require(
+        pictures.pairs > 1,
+        f"source {config.source}: has {pictures.pairs} picture to train on, which would be all that is ever drawn; give more, best "
+        "hundreds",
+    )
     stages.begin_budget()
-    pictures, machine = stages.pictures, look_at_machine(stages.folder)
+    machine = look_at_machine(stages.folder)
     own = sizes_of(start, pictures, machine) if start else None
     minutes = config.minutes or deserved_minutes(pictures, machine, own)
     sizes = own or choose_sizes(pictures, machine, minutes)

@@ -10,7 +10,7 @@ from dalle.config.best_of import BestOf
 from dalle.config.checks import at_least, require
 from dalle.config.models import CLIPModel, DVAEModel, PriorModel
 from dalle.config.run import Run
-from dalle.config.sampling import Sampling
+from dalle.config.sampling import LEAST_TEMPERATURE, Sampling
 from dalle.config.training import DVAEObjective, Images, Optimizer, PriorObjective
 
 
@@ -183,8 +183,8 @@ class TrainPrior:
         require(0 <= self.bpe_dropout < 1, f"bpe_dropout {self.bpe_dropout}: must lie in [0, 1)")
         require(0 <= self.caption_dropout < 1, f"caption_dropout {self.caption_dropout}: must lie in [0, 1)")
         require(
-            0 < self.sampling_temperature < math.inf,
-            f"sampling_temperature {self.sampling_temperature}: must be positive and finite",
+            LEAST_TEMPERATURE <= self.sampling_temperature < math.inf,
+            f"sampling_temperature {self.sampling_temperature}: must be at least {LEAST_TEMPERATURE} and finite",
         )
         require(
             0 <= self.sampling_guidance < math.inf,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dalle.config import Evaluate, Images, Sampling
+from dalle.config.checks import warn
 from dalle.data.identity import identity
 from dalle.data.images import header_size
 from dalle.data.naming import expand
@@ -109,6 +110,13 @@ def find_sources(config: Evaluate, folder: Path, captions: list[dict[str, Any]] 
             for number, each in enumerate(metadata)
         ]
     notes: list[str] = []
+    counts = [len(each.samples) for each in prompted]
+    if fewer := [each for each in prompted if len(each.samples) < max(counts)]:
+        notes.append(
+            f"images {config.images}: {len(fewer):,} of {len(prompted):,} prompts have fewer than the {max(counts)} images of others, "
+            f"{fewer[0].number:05} for one; see whether all of them are there"
+        )
+        warn(notes[-1])
     excluded = frozenset[int]()
     if config.exclude is not None:
         assert reference is not None, "`exclude` without one was refused"

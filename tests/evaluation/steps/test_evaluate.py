@@ -18,6 +18,7 @@ from dalle.evaluation.features.named import features
 from dalle.evaluation.layout import read_image, read_layout
 from dalle.evaluation.report.page import page
 from dalle.evaluation.steps import manifest as manifests
+from dalle.evaluation.steps.sources import find_sources
 from dalle.models.clip import load_clip
 from dalle.models.folder import load_prior, read_config, read_header, save_weights
 from dalle.sampling.drawing import read_drawing
@@ -216,6 +217,19 @@ def test_images_that_make_no_set_are_named_before_anything_is_measured(sizes, to
     with pytest.raises(ValueError, match=told):
         evaluate(["--images", str(tmp_path / "images"), "--output", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def test_prompts_with_fewer_images_than_others_are_told(tmp_path):
+    """Such as of a folder that was copied in part."""
+    _images(tmp_path / "images", *[(32, 32)] * 3)
+    config = Evaluate(output=str(tmp_path / "out"), images=str(tmp_path / "images"))
+    assert find_sources(config, tmp_path, None, "cpu").notes == ()
+    samples = tmp_path / "images" / "00001" / "samples"
+    shutil.copy(samples / "0000.png", samples / "0001.png")
+    told = "images .*: 2 of 3 prompts have fewer than the 2 images of others, 00000 for one; see whether all of them are there"
+    with pytest.warns(UserWarning, match=told):
+        (note,) = find_sources(config, tmp_path, None, "cpu").notes
+    assert re.match(told, note)
 
 
 def test_what_reads_codes_judges_no_pictures(codes_clip, tmp_path):
