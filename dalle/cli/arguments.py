@@ -81,7 +81,7 @@ def parse(
 
 ALSO = {"from": "start_from"}
 """Other names that options have on the command line, where a command has what they stand for."""
-NO_PATHS = ("caption", "region")
+NO_PATHS = ("caption", "region", "part")
 """The only settings of commands whose text is not the path of something."""
 _OF_PARSERS = ("config", "print_config", "help", "version")
 """Options that are no settings."""

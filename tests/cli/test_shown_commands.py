@@ -75,7 +75,7 @@ def folder(tmp_path_factory):
     """With all that the pages name: pictures, captions, and finished models."""
     folder = tmp_path_factory.mktemp("pages")
     (folder / "runs").mkdir()
-    for name in ("demo", "runs/mine"):
+    for name in ("demo", "runs/mine", "MODEL"):
         (folder / name).symlink_to(weights_folder() / "shapes")
     captions = ["a red circle", "a blue square above a green cross"]
     (folder / "captions.txt").write_text("\n".join(captions))

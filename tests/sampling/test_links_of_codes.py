@@ -91,7 +91,7 @@ def test_tokens_are_those_of_the_first(models, sharper, stranger, shapes_folder,
     assert all(np.array_equal(made.pair(0, i)[0], own.pair(0, i)[0]) for i in range(len(own)))
     # so they are not of another making, which only --overwrite would replace
     tokenize([*pairs, "--dvae", f"{models}/dvae", "--output", f"{tmp_path}/tokens"])
-    with pytest.raises(ValueError, match="token shards of another making"):
+    with pytest.raises(ValueError, match="token shards made with other settings"):
         tokenize([*pairs, "--dvae", str(stranger), "--output", f"{tmp_path}/tokens"])
     assert image_pairs(f"{shapes_folder}/valid-000.tar", sharper).dvae_hash == first_hash
 

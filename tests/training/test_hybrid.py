@@ -61,7 +61,7 @@ def test_the_whole_configuration_is_killed_and_goes_on(models, tmp_path):
     if not Path("/proc/self/cmdline").exists():
         pytest.skip("needs /proc to find a process of the launcher's")
     output = tmp_path / "prior"
-    training = _launch(models, output, "--run.steps", "100000", "--run.checkpoint_every_minutes", "0.03")
+    training = _launch(models, output, "--run.steps", "100000", "--run.checkpoint_every_minutes", "0.08")
     deadline_s = time.monotonic() + 200
     # until some updates beyond a checkpoint are known
     while not (found := latest(output)) or max(_lines(output), default=0) < int(found.name.removeprefix("step-")) + 3:
