@@ -85,6 +85,12 @@ def test_a_stage_that_there_is_not_starts_nothing(tmp_path):
         assert (ROOT / f"launch/train_{stage}.py").is_file()
 
 
+def test_options_in_place_of_the_output_folder_start_nothing(tmp_path):
+    command = ["bash", str(ROOT / "launch/train.sbatch"), "prior", "--config", "a.yaml"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "the stage and the output folder come first" in done.stderr
+
+
 @pytest.mark.parametrize(("more", "part"), [({}, "3/64"), ({"PARTS": "128"}, "3/128")])
 def test_a_job_of_an_array_makes_its_part_of_the_tokens(tmp_path, more, part):
     (tmp_path / "dalle-tokenize").write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')

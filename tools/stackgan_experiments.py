@@ -124,7 +124,9 @@ def figures(folder: Path) -> dict[str, Any]:
         "noise_spread": shown[-1]["valid/noise_spread"],
         "discriminator_loss": logged[-1]["discriminator_loss"],
         "minutes": logged[-1]["time_s"] / 60,
-        "curve": [[line["step"], line["loss"], line["discriminator_loss"]] for line in logged],
+        "curve": [
+            [line["step"], line["loss"], line["discriminator_loss"]] for line in logged if line["loss"] is not None
+        ],
     }
 
 
@@ -145,6 +147,8 @@ def stable(lines: list[dict[str, Any]], config: TrainStackGAN) -> bool:
     for line in lines:
         if "loss" not in line:
             watching.validated.update({name.removeprefix("valid/"): value for name, value in line.items()})
+            continue
+        if line["loss"] is None:  # of no update was it finite
             continue
         watching.check(line["step"], line)
         if watching.give_up() is not None:

@@ -17,7 +17,7 @@ from dalle.config import CharCNNRNNModel, CLIPModel, DVAEModel, Export, PriorMod
 from dalle.config.checks import warn
 from dalle.outputs.ownership import claimed, read_mark, remove_mark, unfinished
 from dalle.outputs.whole import replace_bytes, replace_text
-from dalle.ready.files import ATTRIBUTION, CARD, PART_FILES, PARTS, STAGE_ONE
+from dalle.ready.files import ATTRIBUTION, CARD, PART_FILES, PARTS, STAGE_ONE, WEIGHTS
 
 if TYPE_CHECKING:
     from dalle.checkpoints.checkpoint import Checkpoint
@@ -54,7 +54,7 @@ def export(argv: list[str] | None = None) -> None:
 
 def _export(config: Export, output: Path) -> None:
     from dalle.checkpoints.checkpoint import latest
-    from dalle.ready.files import WEIGHTS, parts_of
+    from dalle.ready.files import parts_of
     from dalle.ready.names import find_model
 
     path = Path(config.run) if Path(config.run).is_dir() else find_model(config.run, "run")
@@ -150,6 +150,11 @@ def _export_finished(config: Export, folder: Path, partial: Path, renamed: dict[
 def _export_stage_one(config: Export, sizes: Any, folder: Path, partial: Path, renamed: dict[str, str]) -> None:
     """That of a GAN's stage II, which cannot draw without it, from its folder to beside it."""
     if isinstance(sizes, StackGANModel) and sizes.stage == 2:
+        if not (folder / STAGE_ONE / WEIGHTS).is_file():
+            raise ValueError(
+                f"{folder} lacks {STAGE_ONE}/, with which its stage II draws: resume its training, or copy there the folder that "
+                "config.yaml names as stage_one"
+            )
         _export_finished(config, folder / STAGE_ONE, partial / STAGE_ONE, renamed)
 
 

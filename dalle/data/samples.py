@@ -178,5 +178,5 @@ def read_pairs(
     if counts.read:
         counts.check_limit(config.max_bad_fraction, at_end=True)
     if not found:
-        named = spec if isinstance(spec, str) else f"{spec[0]} and {len(spec) - 1} more"
+        named = spec if isinstance(spec, str) else spec[0] if len(spec) == 1 else f"{spec[0]} and {len(spec) - 1} more"
         raise ValueError(f"{named}: no sample can be used: {counts.line()}; name shards of images with captions")

@@ -28,13 +28,12 @@ from torch.utils.data import Dataset
 
 from dalle.data.counts import Counts
 from dalle.data.loading import load
-from dalle.data.token_files.parts import find_shards
+from dalle.data.token_files.parts import WRITTEN_BY, find_shards
 from dalle.data.token_files.reading import Meta, load_shard, look_at_shard, read_pair
 from dalle.outputs.ownership import check, unfinished, write_mark
 from dalle.outputs.whole import are_same, put_in_place, replace_bytes, replace_text, when_there_is_room
 from dalle.text import Cuts, Tokenizer, pad
 
-WRITTEN_BY = "dalle-tokenize"
 _SHARDS_TOGETHER = 32
 """Shards that are shuffled as one: few enough that a batch reads from few files, many enough to mix."""
 

@@ -206,7 +206,12 @@ def _ask_for_weights(architecture: str, pretrained: str | None) -> None:
     repository, file = os.path.split(_facts(architecture, pretrained).get("hf_hub", ""))
     if not repository:
         return
-    names = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    named = file or "open_clip_pytorch_model.bin"
+    names = [
+        named,
+        os.path.splitext(named)[0] + ".safetensors",
+        "open_clip_model.safetensors",
+    ]  # as open_clip looks for them
     try:
         ask_for(repository, names)
     except Exception as error:  # of many kinds

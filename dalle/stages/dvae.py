@@ -111,7 +111,7 @@ def _schedules_and_noise(config: TrainDVAE, first_row: int) -> Callable[[list[di
 
 def _use_of_codes(vectors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     use_K = vectors["code_use_K"]
-    return {"perplexity": perplexity(use_K), "codes_used": (use_K > 0).sum().float()}
+    return {"perplexity": perplexity(use_K), "codes_used": (use_K > 0).sum().where(use_K[0].isfinite(), torch.nan)}
 
 
 def _check_codebook(config: TrainDVAE) -> Callable[[int, dict[str, float]], list[str]]:

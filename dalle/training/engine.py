@@ -75,7 +75,7 @@ class Engine:
             self._client.seed, self._client.places = run.seed, self.shards.places()
         matrices = self.model.matrices() if run.compression else {}
         self.before_step = BeforeStep(self.shards, world, run, optimizer.clip_norm, self.scales, matrices)
-        self._statistics = Statistics(self.model)
+        self.statistics = Statistics(self.model)
 
     def _shards(self, deepspeed: Any) -> Shards:
         zero = self._engine.optimizer
@@ -133,7 +133,7 @@ class Engine:
         self.before_step.close()
         if self.run.weights == "16-bit":
             self._client.gradients = {}  # memory that DeepSpeed gives away, below stage 3
-        self._statistics.settle(reduced["skipped"])
+        self.statistics.settle(reduced["skipped"])
         if ema:
             ema.update(step)
         return {name: value / len(micro_batches) for name, value in totals.items()} | reduced
@@ -205,7 +205,7 @@ class Engine:
         held = {name: each for name, each in self.shards.weights().items() if start.takes(name)}
         pieces = {name: (piece.shape, piece.start, tensor) for name, (piece, tensor) in held.items()}
         fill_from_model(weights_file(start.folder), pieces, self.world, mark)
-        self._statistics.keep()
+        self.statistics.keep()
         if self.run.zero_stage > 0:
             self._engine.optimizer.refresh_fp32_params()
 
@@ -216,7 +216,7 @@ class Engine:
         with Restoring(checkpoint, self.world, mark) as restoring:
             for name, (piece, tensor) in self.shards.weights().items():
                 restoring.fill(f"model/{name}", tensor, piece.start, piece.shared)
-            self._statistics.keep()
+            self.statistics.keep()
             if self.run.zero_stage > 0:
                 self._engine.optimizer.refresh_fp32_params()
             dtypes = moment_dtypes(checkpoint, list(self.shards.pieces))

@@ -306,9 +306,11 @@ class _Training:
 
 
 def _finite_only(metrics: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The metrics of an update, zero where this rank's loss was not finite, and `finite`, whether it was."""
-    finite = metrics["loss"].isfinite()
-    return {name: value.where(finite, 0) for name, value in metrics.items()} | {
+    """The metrics of an update, zero where this rank's loss was not finite, and `finite`, whether it was. Norms of gradients count in
+    updates that were not skipped."""
+    finite, taken = metrics["loss"].isfinite(), metrics["skipped"] == 0
+    counts = {name: finite & taken if name.endswith("gradient_norm") else finite for name in metrics}
+    return {name: value.where(counts[name], 0) for name, value in metrics.items()} | {
         "skipped": metrics["skipped"],
         "hopeless": metrics["hopeless"],
         "finite": finite.float(),

@@ -72,6 +72,8 @@ class Players:
                 moves[name] = engine.update(micro_batches, step, self._step_sizes[name](step))
         with self._others_held(self._own):
             own = self._own.update(micro_batches, step, step_size, ema)
+        for engine in self._opponents.values():  # whom the model's move has called as well
+            engine.statistics.settle(own["skipped"])
         everyone = [own, *moves.values()]
         finite = torch.stack([metrics["loss"].isfinite() for metrics in everyone]).all()
         joint = {n: torch.stack([metrics[n] for metrics in everyone]).amax() for n in ("skipped", "hopeless")}

@@ -77,7 +77,10 @@ def test_less_than_all_is_no_whole(parts, tmp_path):
         ValueError, match=r"lacks part 1/2 of its token shards, and 1 more parts: run dalle-tokenize --part 1/2"
     ):
         TokenShards(some)
-    (some / "part-00001-of-00003").mkdir()
+    shutil.copytree(output / "part-00001-of-00002", some / "part-00001-of-00002")
+    shutil.rmtree(some / "part-00002-of-00002")
+    for number in (1, 2, 3):  # whole, but for the one beside them
+        shutil.copytree(output / "part-00001-of-00002", some / f"part-0000{number}-of-00003")
     with pytest.raises(ValueError, match="holds parts of 2 and of 3: leave those of one number there"):
         TokenShards(some)
 
@@ -88,10 +91,26 @@ def test_parts_of_other_codes_are_not_mixed(parts, tmp_path):
     shutil.copytree(output, mixed)
     meta = mixed / "part-00002-of-00002/meta.json"
     meta.write_text(meta.read_text().replace('"precision": "fp32"', '"precision": "bf16"'))
-    with pytest.raises(
-        ValueError, match=r"part-00002-of-00002 has codes of another dVAE or precision than .*part-00001"
-    ):
+    told = r"part-00002-of-00002 was made with other settings than .*part-00001-of-00002; make one of them again"
+    with pytest.raises(ValueError, match=told):
         TokenShards(mixed)
+
+
+def test_parts_are_made_one_after_the_other_with_the_same_settings(parts, tmp_path):
+    output, given = parts
+    shutil.copytree(output / "part-00001-of-00002", tmp_path / "tokens/part-00001-of-00002")
+    tokenize([*given, "--output", f"{tmp_path}/tokens", "--part", "2/2"])
+    assert _pairs(TokenShards(tmp_path / "tokens")) == _pairs(TokenShards(output))
+    tokenize([*given, "--output", f"{tmp_path}/tokens", "--part", "2/2", "--crops", "2", "--overwrite"])
+    with pytest.raises(ValueError, match="was made with other settings than"):
+        TokenShards(tmp_path / "tokens")
+    with pytest.raises(
+        ValueError, match=r"part 3/3: .*part-00001-of-00002 is of another number of parts; take that, or"
+    ):
+        tokenize([*given, "--output", f"{tmp_path}/tokens", "--part", "3/3"])
+    more = ["--output", f"{tmp_path}/none", "--part", "2/2", "--images.min_caption_chars", "10000"]
+    with pytest.raises(ValueError, match=r"^part 2/2: .*1\.tar: no sample can be used: .*; or take fewer parts$"):
+        tokenize([*given, *more])
 
 
 def test_what_a_part_is_refused_for(parts, whole, data, models, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dalle.config import CLIPModel
-from dalle.models.clip import CLIP, CodePatches, _open_clip, _wants_quick_gelu, load_clip
+from dalle.models.clip import CLIP, CodePatches, _ask_for_weights, _open_clip, _wants_quick_gelu, load_clip
 from dalle.objectives.clip import CLIPObjective
 from dalle.text import Cuts, Tokenizer
 
@@ -58,6 +58,21 @@ def test_without_a_network_open_clips_weights_are_one_short_line(monkeypatch, tm
     with pytest.raises(ValueError, match=r"open_clip cannot make ViT-B-32: .*'no-such' is not a known tag"):
         load_clip("ViT-B-32:no-such")
     assert not caplog.records and capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
+def test_weights_in_the_cache_are_not_asked_for(monkeypatch, tmp_path, name):
+    """Whichever of the files it is that open_clip would take."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    kept = tmp_path / "models--timm--vit_base_patch32_clip_224.openai"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs/main").write_text("c0ffee")
+    with pytest.raises(ValueError, match="the Hub cannot be reached"):
+        _ask_for_weights("ViT-B-32", "openai")
+    (kept / "snapshots/c0ffee").mkdir(parents=True)
+    (kept / "snapshots/c0ffee" / name).touch()
+    _ask_for_weights("ViT-B-32", "openai")
 
 
 def test_the_scale_of_the_logits_stops_at_100(tokenizer):

@@ -280,10 +280,17 @@ def test_stage_one_goes_with_stage_two(shapes_folder, whole, tmp_path, monkeypat
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
     for number, (source, dtype) in enumerate(((first, "fp32"), (last, "bf16"), (finished, "bf16"))):
         exported = tmp_path / f"exported-{number}"
+        shutil.copytree(whole, exported / "stage_one")  # of an export that was cut off
+        (exported / ".dalle-export").touch()
         export([str(source), "--output", str(exported), "--dtype", dtype])
         assert find_gan(exported).image_size_px == 64  # which refuses a stage one that is another
         for folder in (exported, exported / "stage_one"):
             assert load_file(folder / "model.safetensors")["output.weight"].dtype == dtypes[dtype]
+    shutil.rmtree(finished / "stage_one")
+    with pytest.raises(
+        ValueError, match="finished lacks stage_one/, with which its stage II draws: resume its training, or copy"
+    ):
+        export([str(finished), "--output", str(tmp_path / "none")])
 
 
 def test_a_collapsed_run_ends_if_it_was_asked_to(shapes_folder, tmp_path, monkeypatch):

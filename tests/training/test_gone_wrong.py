@@ -15,6 +15,7 @@ from dalle.config import TrainDVAE, TrainPrior
 from dalle.config.checks import Hopeless
 from dalle.objectives.dvae import DVAEObjective
 from dalle.objectives.prior import PriorObjective
+from dalle.stages import dvae
 from dalle.training import loop
 from dalle.training.engine import Engine
 from tests.conftest import TINY_DVAE, TINY_PRIOR
@@ -107,12 +108,14 @@ def test_figures_of_the_codebook_are_of_losses_that_are_finite(shapes_folder, tm
         return loss, metrics | {"loss": loss.detach()}
 
     monkeypatch.setattr(DVAEObjective, "forward", spoilt)
+    monkeypatch.setattr(dvae, "_FIRST_STEPS", 4)  # from which on it would be told
     more = ["--run.steps", "8", "--run.log_every_steps", "4", "--output", str(tmp_path / "run")]
     train("dvae", TrainDVAE, [*TINY_DVAE, "--data", f"{shapes_folder}/train-*.tar", *more])
     first, second = _figures(tmp_path / "run")
     assert 1 <= first["codes_used"] <= 16 and 1 <= first["perplexity"] <= 16
     assert first["codes_used"] == round(first["codes_used"])
-    assert second["loss"] is second["psnr_db"] is second["perplexity"] is second["gradient_norm"] is None
+    unknown = ("loss", "psnr_db", "perplexity", "codes_used", "gradient_norm")
+    assert [second[name] for name in unknown] == [None] * 5
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     assert not any("collapsed" in json.loads(line).get("warning", "") for line in lines)
 
@@ -221,6 +224,14 @@ def test_weights_are_compared_before_the_first_update_and_at_every_log_line(mode
     assert calls == ["compared", "update", "update", "compared", "update", "update", "compared"]
 
 
+def test_a_norm_of_gradients_counts_where_nobody_skipped():
+    """Of two players, too, of whom the discriminator has moved when the generator's update is skipped."""
+    metrics = {name: torch.tensor(5.0) for name in ("loss", "gradient_norm", "discriminator_gradient_norm")}
+    for skipped, norm in ((0.0, 5.0), (1.0, 0.0)):
+        told = loop._finite_only(metrics | {"skipped": torch.tensor(skipped), "hopeless": torch.tensor(0.0)})
+        assert told["gradient_norm"] == told["discriminator_gradient_norm"] == norm and told["loss"] == 5
+
+
 def test_a_resumed_run_may_skip_its_first_update(shapes_folder, tmp_path, monkeypatch):
     """What it puts back are the statistics of the checkpoint."""
     whole = DVAEObjective.forward
@@ -245,3 +256,6 @@ def test_a_resumed_run_may_skip_its_first_update(shapes_folder, tmp_path, monkey
     resumed = trained("parts", "6", {0}, "--resume")
     assert any("running_mean" in name for name in undisturbed)
     assert all(torch.equal(resumed[name], undisturbed[name]) for name in undisturbed)
+    # nor does one that begins with finished weights lose theirs
+    begun = trained("begun", "1", {0}, "--start_from", str(tmp_path / "whole"))
+    assert all(torch.equal(begun[name], undisturbed[name]) for name in undisturbed if "num_batches" not in name)

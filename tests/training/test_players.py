@@ -86,6 +86,39 @@ def test_a_loss_of_anyone_that_is_not_finite_is_told_as_the_updates():
     assert {"rival_skipped", "rival_hopeless"}.isdisjoint(told)
 
 
+class _Judged(nn.Module):
+    """A player whose model has a batch normalisation that the other calls, too, on what it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
+        self.calls: tuple[nn.Module, ...] = ()
+
+    def forward(self, batch):
+        (called,) = self.calls
+        x_BCYX = batch["x_BCYX"] if called is self.model else self.model(batch["x_BCYX"]) * batch["spoilt"]
+        loss = called(x_BCYX).square().mean() + batch["x_BCYX"].new_zeros(())
+        return loss, {"loss": loss.detach()}
+
+
+def test_statistics_that_the_models_move_has_spoilt_are_put_back_too():
+    own, other = _Judged(), _Judged()
+    own.calls, other.calls = (other.model,), (other.model,)
+    schedule = Optimizer(Schedule(1e-3, 1e-3))
+    players = Players({"rival": Opponent(other, schedule)}, own, schedule, RUN, World(0, 1, DEVICE))
+
+    def batches(spoilt):
+        x_BCYX = torch.arange(8.0, device=DEVICE).view(2, 1, 2, 2)
+        return [{"x_BCYX": x_BCYX, "spoilt": torch.tensor(spoilt, device=DEVICE)} for _ in range(2)]
+
+    assert players.update(batches(1.0), 0, 1e-3)["skipped"] == 0
+    assert players.update(batches(torch.nan), 1, 1e-3)["skipped"] == 1
+    assert other.model[1].running_mean.isfinite().all()
+    before = other.model[1].running_mean.clone()
+    players.update(batches(1.0), 2, 1e-3)
+    assert not torch.equal(other.model[1].running_mean, before)
+
+
 def test_a_checkpoint_has_both_and_the_models_names_are_those_of_a_model_alone():
     players, _, _ = _players()
     players.update(_batches(), 0, 0.01)

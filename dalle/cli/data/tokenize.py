@@ -24,7 +24,7 @@ def tokenize(argv: list[str] | None = None) -> None:
     """Parse, check, encode."""
     config = arguments.parse(Tokenize, _COMMAND, argv)
     from dalle.data.naming import expand
-    from dalle.data.token_files.parts import META, other_parts, part_folder, share_of
+    from dalle.data.token_files.parts import META, number_of_parts, other_parts, part_folder, share_of
     from dalle.models.folder import codes_hash, read_config
     from dalle.ready.names import find_part
 
@@ -35,11 +35,21 @@ def tokenize(argv: list[str] | None = None) -> None:
     if config.part is not None:
         if (output / META).is_file():
             raise ValueError(f"output {output}: holds token shards that are no parts: name another --output")
-        files, output = share_of(files, *config.number_of_parts), part_folder(output, *config.number_of_parts)
+        number, parts = config.number_of_parts
+        files, output = share_of(files, number, parts), part_folder(output, number, parts)
+        if other := [path for path in other_parts(output) if number_of_parts(path) != parts]:
+            raise ValueError(
+                f"part {config.part}: {other[0]} is of another number of parts; take that, or name another --output"
+            )
     with claimed(output, _COMMAND, overwrite=config.overwrite) as folder:
         for made in [] if config.overwrite else [folder, *other_parts(folder)]:
             _check_request(made, request)
-        _encode(config, folder, model, digest, request, files)
+        try:
+            _encode(config, folder, model, digest, request, files)
+        except ValueError as error:  # such as of a share of which nothing can be used
+            if config.part is None:
+                raise
+            raise ValueError(f"part {config.part}: {error}; or take fewer parts") from error
 
 
 def _request(config: Tokenize, digest: str, files: list[str]) -> dict[str, Any]:

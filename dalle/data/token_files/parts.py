@@ -10,8 +10,10 @@ from pathlib import Path
 
 from dalle.data.counts import Counts
 from dalle.data.token_files.reading import Meta, read_meta
+from dalle.outputs.ownership import read_mark
 
 META = "meta.json"
+WRITTEN_BY = "dalle-tokenize"
 _NAME = re.compile(r"part-(\d{5,})-of-(\d{5,})")
 
 
@@ -27,17 +29,22 @@ def share_of(files: Sequence[str], number: int, parts: int) -> list[str]:
     return list(files[number - 1 :: parts])
 
 
+def number_of_parts(folder: Path) -> int:
+    """Of how many parts a folder holds one, by its name; 0 of another folder."""
+    name = _NAME.fullmatch(folder.name)
+    return int(name[2]) if name else 0
+
+
 def find_parts(folder: Path) -> list[Path]:
     """The folders of all parts, in order; [] where there is none.
 
     Raises:
         ValueError: some are missing or not finished, or they are parts of different wholes
     """
-    found = {path: _NAME.fullmatch(path.name) for path in folder.glob("part-*-of-*")}
-    numbers = {int(name[1]): int(name[2]) for name in found.values() if name}
-    if not numbers:
+    wholes = sorted({number_of_parts(path) for path in folder.glob("part-*-of-*")} - {0})
+    if not wholes:
         return []
-    if len(wholes := sorted(set(numbers.values()))) > 1:
+    if len(wholes) > 1:
         raise ValueError(
             f"{folder} holds parts of {wholes[0]} and of {wholes[1]}: leave those of one number there, or name another folder"
         )
@@ -54,27 +61,27 @@ def find_parts(folder: Path) -> list[Path]:
 
 def other_parts(folder: Path) -> list[Path]:
     """The folders beside that of a part; [] of a folder that is none."""
-    if not _NAME.fullmatch(folder.name):
+    if not number_of_parts(folder):
         return []
-    return sorted(path for path in folder.parent.glob("part-*-of-*") if _NAME.fullmatch(path.name) and path != folder)
+    return sorted(path for path in folder.parent.glob("part-*-of-*") if number_of_parts(path) and path != folder)
 
 
 def find_shards(folder: Path) -> tuple[Meta, list[Path]]:
     """What lies in a folder of token shards, in one piece or in parts, and the shards' files.
 
     Raises:
-        ValueError: there is none, it is incomplete or damaged, or parts were made by different dVAEs
+        ValueError: there is none, it is incomplete or damaged, or parts were made with different settings
     """
     folders = [folder] if (folder / META).is_file() else find_parts(folder)
     if not folders:
         raise ValueError(f"{folder} holds no token shards (no {META}): run dalle-tokenize to its end first")
     metas = [read_meta(path / META) for path in folders]
     first, *others = metas
-    for path, meta in zip(folders[1:], others, strict=True):
-        if _of_codes(meta) != _of_codes(first):
-            raise ValueError(
-                f"{path} has codes of another dVAE or precision than {folders[0]}; make it again with dalle-tokenize"
-            )
+    made = [(_of_codes(meta), read_mark(path, WRITTEN_BY)) for path, meta in zip(folders, metas, strict=True)]
+    if differing := [path for path, how in zip(folders, made, strict=True) if how != made[0]]:
+        raise ValueError(
+            f"{differing[0]} was made with other settings than {folders[0]}; make one of them again with dalle-tokenize --overwrite"
+        )
     paths = [
         path / meta.shard_name(number)
         for path, meta in zip(folders, metas, strict=True)
