@@ -77,11 +77,6 @@ def find_shards(folder: Path) -> tuple[Meta, list[Path]]:
         raise ValueError(f"{folder} holds no token shards (no {META}): run dalle-tokenize to its end first")
     metas = [read_meta(path / META) for path in folders]
     first, *others = metas
-    made = [(_of_codes(meta), read_mark(path, WRITTEN_BY)) for path, meta in zip(folders, metas, strict=True)]
-    if differing := [path for path, how in zip(folders, made, strict=True) if how != made[0]]:
-        raise ValueError(
-            f"{differing[0]} was made with other settings than {folders[0]}; make one of them again with dalle-tokenize --overwrite"
-        )
     paths = [
         path / meta.shard_name(number)
         for path, meta in zip(folders, metas, strict=True)
@@ -89,6 +84,11 @@ def find_shards(folder: Path) -> tuple[Meta, list[Path]]:
     ]
     if not others:
         return first, paths
+    made = [(_of_codes(meta), read_mark(path, WRITTEN_BY)) for path, meta in zip(folders, metas, strict=True)]
+    if differing := [path for path, how in zip(folders, made, strict=True) if how != made[0]]:
+        raise ValueError(
+            f"{differing[0]} was made with other settings than {folders[0]}; make one of them again with dalle-tokenize --overwrite"
+        )
     counts = [meta.counts for meta in metas]
     samples = sum((each for each in counts if each is not None), Counts()).to_json() if None not in counts else {}
     sizes = tuple(itertools.chain.from_iterable(meta.shard_sizes for meta in metas))
