@@ -16,7 +16,7 @@ from dalle.cli import arguments
 from dalle.config import CharCNNRNNModel, CLIPModel, DVAEModel, Export, PriorModel, StackGANModel
 from dalle.config.checks import warn
 from dalle.outputs.ownership import claimed, read_mark, remove_mark, unfinished
-from dalle.outputs.whole import replace_bytes, replace_text
+from dalle.outputs.whole import copy_file, replace_text
 from dalle.ready.files import ATTRIBUTION, CARD, PART_FILES, PARTS, STAGE_ONE, WEIGHTS
 
 if TYPE_CHECKING:
@@ -116,7 +116,8 @@ def _export_checkpoint(config: Export, path: Path, partial: Path) -> str:
 
     checkpoint = open_checkpoint(path)
     kind, sizes, links = _identity(checkpoint)
-    run, renamed = checkpoint.path.absolute().parent.parent, dict[str, str]()
+    run = checkpoint.path.absolute().parent.parent
+    renamed: dict[str, str] = {}
     weights = CheckpointWeights(checkpoint, config.weights, config.dtype)
     verify(checkpoint.path, World(0, 1, torch.device("cpu")))
     _export_stage_one(config, sizes, run, partial, renamed)
@@ -184,7 +185,7 @@ def _links_of(links: dict[str, str], converted: bool) -> dict[str, str]:
 def _copy(names: tuple[str, ...], source: Path, target: Path) -> None:
     for name in names:
         if (source / name).is_file():
-            replace_bytes(target / name, (source / name).read_bytes())
+            copy_file(source / name, target / name)
 
 
 def _say_links(path: Path, dtype: str, renamed: dict[str, str]) -> None:

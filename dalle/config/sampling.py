@@ -20,8 +20,6 @@ def check_shortlist(shortlist: int | None, n: int) -> None:
 
 DEFAULT_MODEL = "icons"
 """What draws where no model is named: it comes with the package."""
-
-
 LEAST_TEMPERATURE = 1e-30
 """Logits that are divided by less may leave the range of fp32."""
 

@@ -29,7 +29,7 @@ from torch.utils.data import Dataset
 from dalle.data.counts import Counts
 from dalle.data.loading import load
 from dalle.data.token_files.parts import WRITTEN_BY, find_shards
-from dalle.data.token_files.reading import Meta, load_shard, look_at_shard, read_pair
+from dalle.data.token_files.reading import META, Meta, load_shard, look_at_shard, read_pair
 from dalle.outputs.ownership import check, unfinished, write_mark
 from dalle.outputs.whole import are_same, put_in_place, replace_bytes, replace_text, when_there_is_room
 from dalle.text import Cuts, Tokenizer, pad
@@ -113,10 +113,10 @@ class TokenWriter:
 
     def _publish(self, meta: Meta) -> None:
         """Cut off anywhere, there are the old shards, whole, or the new ones: `meta.json` comes last, and tells them apart."""
-        replace_text(self.folder / "meta.json", json.dumps(asdict(meta), indent=2))
+        replace_text(self.folder / META, json.dumps(asdict(meta), indent=2))
         write_mark(self.target, WRITTEN_BY, self.request)
         names = {self.meta.shard_name(number): meta.shard_name(number) for number in range(len(self._sizes))}
-        put_in_place(self.folder, self.target, names | {"meta.json": "meta.json"}, r"tokens-\d{5,}(-1)?\.safetensors")
+        put_in_place(self.folder, self.target, names | {META: META}, r"tokens-\d{5,}(-1)?\.safetensors")
 
 
 def packed(codes_NI: np.ndarray, captions: Sequence[list[str]]) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from dalle.config.checks import warn
-from dalle.outputs.whole import replace_bytes
+from dalle.outputs.whole import copy_file
 
 MOST_HEAD_WIDTH = 1024
 """That `native.cpp` has room for."""
@@ -112,7 +112,7 @@ def _compiled(compiler: str, folder: Path) -> Path:
             output = Path(partial) / path.name
             command = [compiler, *_FLAGS, "-shared", "-fPIC", "-o", str(output), str(_SOURCE)]
             subprocess.run(command, capture_output=True, text=True, check=True)
-            replace_bytes(path, output.read_bytes())
+            copy_file(output, path)
             path.chmod(0o700)  # whatever the umask lets a group do
     return path
 

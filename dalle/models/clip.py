@@ -207,11 +207,8 @@ def _ask_for_weights(architecture: str, pretrained: str | None) -> None:
     if not repository:
         return
     named = file or "open_clip_pytorch_model.bin"
-    names = [
-        named,
-        os.path.splitext(named)[0] + ".safetensors",
-        "open_clip_model.safetensors",
-    ]  # as open_clip looks for them
+    # as open_clip looks for them
+    names = [named, os.path.splitext(named)[0] + ".safetensors", "open_clip_model.safetensors"]
     try:
         ask_for(repository, names)
     except Exception as error:  # of many kinds
@@ -229,9 +226,8 @@ def _wants_quick_gelu(architecture: str, pretrained: str | None) -> bool:
 
 def _facts(architecture: str, pretrained: str | None) -> dict[str, Any]:
     """What open_clip's table says of weights; nothing of a file."""
-    return _open_clip().get_pretrained_cfg(
-        architecture.replace("/", "-"), pretrained or ""
-    )  # as it writes architectures
+    # its tables write architectures so
+    return _open_clip().get_pretrained_cfg(architecture.replace("/", "-"), pretrained or "")
 
 
 def _attention_kernel(inputs: torch.Tensor) -> AbstractContextManager:

@@ -8,7 +8,7 @@ from typing import Any
 
 from dalle.config import CLIPModel, DVAEModel, PriorModel
 from dalle.models.folder import read_config, read_header
-from dalle.outputs.whole import replace_bytes
+from dalle.outputs.whole import copy_file
 from dalle.own.facts import Machine, Pictures
 from dalle.own.plan import Sizes, choose_batch, choose_clip, choose_clip_batch
 
@@ -99,4 +99,4 @@ def copy_model(start: Start, stage: str, folder: Path) -> None:
     for name in (*_COPIED[1:], _COPIED[0]):  # the weights last: with them the folder is a model
         source = start.folder / stage / name
         if source.is_file():
-            replace_bytes(folder / name, source.read_bytes())
+            copy_file(source, folder / name)

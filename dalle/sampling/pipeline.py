@@ -146,9 +146,8 @@ class Pipeline:
             origin = read_drawing(variations_of)
             caption = origin.caption if caption is None else caption
             prompt_image = origin.image
-            known = known_codes(
-                *(variations_of, origin, codes_of(self.hashes)), self.prior.config, self.dvae.config.image_size_px
-            )
+            size_px = self.dvae.config.image_size_px
+            known = known_codes(variations_of, origin, codes_of(self.hashes), self.prior.config, size_px)
         prompt = None
         if prompt_image is not None or rows or region is not None:
             if prompt_image is None:

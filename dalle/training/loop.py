@@ -39,8 +39,6 @@ _BAD_UPDATES = 10
 """Skipped updates in a row that no smaller gradient scale could have saved, after which there is no point in going on."""
 _USUAL_SKIPS = 0.2
 """Share of skipped updates up to which nothing is said of them: the paper's gradient scales skip about 5%."""
-
-
 _OF_ALL_UPDATES = {"skipped", "finite", "in_a_row", "hopeless", "update_s"}
 """Figures that are means over all updates, and not over those whose losses were finite alone."""
 
@@ -105,7 +103,10 @@ class _Training:
             folder.mkdir(parents=True, exist_ok=True)
             for name, content in stage.files.items():  # never half of one: --resume reads config.yaml
                 (folder / name).parent.mkdir(exist_ok=True)
-                copy_file(content, folder / name) if isinstance(content, Path) else replace_text(folder / name, content)
+                if isinstance(content, Path):
+                    copy_file(content, folder / name)
+                else:
+                    replace_text(folder / name, content)
         self.telemetry = Telemetry(
             folder,
             folder.name,

@@ -20,7 +20,7 @@ def _pairs(shards: TokenShards) -> list[tuple[bytes, list[str]]]:
 
 @pytest.fixture(scope="module")
 def data(shapes_folder, tmp_path_factory) -> str:
-    """Three shards: those of the drawn data, one of them twice."""
+    """Three shards: those of the drawn data."""
     folder = tmp_path_factory.mktemp("data")
     for number, name in enumerate(("train-000.tar", "train-001.tar", "valid-000.tar")):
         shutil.copy(shapes_folder / name, folder / f"{number}.tar")

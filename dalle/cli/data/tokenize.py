@@ -24,7 +24,8 @@ def tokenize(argv: list[str] | None = None) -> None:
     """Parse, check, encode."""
     config = arguments.parse(Tokenize, _COMMAND, argv)
     from dalle.data.naming import expand
-    from dalle.data.token_files.parts import META, number_of_parts, other_parts, part_folder, share_of
+    from dalle.data.token_files.parts import number_of_parts, other_parts, part_folder, share_of
+    from dalle.data.token_files.reading import META
     from dalle.models.folder import codes_hash, read_config
     from dalle.ready.names import find_part
 
@@ -35,7 +36,7 @@ def tokenize(argv: list[str] | None = None) -> None:
     if config.part is not None:
         if (output / META).is_file():
             raise ValueError(f"output {output}: holds token shards that are no parts: name another --output")
-        number, parts = config.number_of_parts
+        number, parts = config.share
         files, output = share_of(files, number, parts), part_folder(output, number, parts)
         if other := [path for path in other_parts(output) if number_of_parts(path) != parts]:
             raise ValueError(
@@ -66,7 +67,7 @@ def _request(config: Tokenize, digest: str, files: list[str]) -> dict[str, Any]:
 def _check_request(folder: Path, request: dict[str, Any]) -> None:
     """Raises ValueError where there are shards made with other settings, which may have taken days."""
     from dalle.data.identity import difference
-    from dalle.data.token_files.parts import META
+    from dalle.data.token_files.reading import META
 
     before = read_mark(folder, _COMMAND) or {}
     if not (folder / META).is_file():

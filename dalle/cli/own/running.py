@@ -11,7 +11,7 @@ from dalle.cli.own.stages import MADE, Stages
 from dalle.cli.road import TRAININGS, options, say, train_stage
 from dalle.config import Images
 from dalle.outputs.ownership import read_mark
-from dalle.outputs.whole import replace_bytes
+from dalle.outputs.whole import copy_file
 from dalle.own.budget import gallery_s, in_words
 from dalle.own.plan_files import COMMANDS
 from dalle.own.progress import set_aside
@@ -149,7 +149,7 @@ class Running:
         start = self.stages.start
         assert start is not None
         if stage == "tokenizer":
-            replace_bytes(self.stages.folder / "tokenizer.json", start.tokenizer.read_bytes())
+            copy_file(start.tokenizer, self.stages.folder / "tokenizer.json")
         else:
             copy_model(start, stage, self.stages.folder / stage)
         print(f"as it is in {start.name}")

@@ -139,14 +139,14 @@ class Tokenize:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "crops", "pairs_per_shard", most=2**24)
-        number, parts = self.number_of_parts
+        number, parts = self.share
         require(
             1 <= number <= parts < 10**5,
             f"part {self.part}: must be NUMBER/PARTS, from 1/16 to 16/16 of sixteen",
         )
 
     @property
-    def number_of_parts(self) -> tuple[int, int]:
+    def share(self) -> tuple[int, int]:
         """Which part, counted from 1, of how many; 0 of 0 where it is no such thing."""
         found = re.fullmatch(r"(\d{1,5})/(\d{1,5})", self.part or "1/1")
         return (int(found[1]), int(found[2])) if found else (0, 0)

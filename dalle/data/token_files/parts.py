@@ -9,10 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from dalle.data.counts import Counts
-from dalle.data.token_files.reading import Meta, read_meta
+from dalle.data.token_files.reading import META, Meta, read_meta
 from dalle.outputs.ownership import read_mark
 
-META = "meta.json"
 WRITTEN_BY = "dalle-tokenize"
 _NAME = re.compile(r"part-(\d{5,})-of-(\d{5,})")
 
@@ -41,7 +40,7 @@ def find_parts(folder: Path) -> list[Path]:
     Raises:
         ValueError: some are missing or not finished, or they are parts of different wholes
     """
-    wholes = sorted({number_of_parts(path) for path in folder.glob("part-*-of-*")} - {0})
+    wholes = sorted({number_of_parts(path) for path in _parts_in(folder)})
     if not wholes:
         return []
     if len(wholes) > 1:
@@ -61,9 +60,11 @@ def find_parts(folder: Path) -> list[Path]:
 
 def other_parts(folder: Path) -> list[Path]:
     """The folders beside that of a part; [] of a folder that is none."""
-    if not number_of_parts(folder):
-        return []
-    return sorted(path for path in folder.parent.glob("part-*-of-*") if number_of_parts(path) and path != folder)
+    return [path for path in _parts_in(folder.parent) if path != folder] if number_of_parts(folder) else []
+
+
+def _parts_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("part-*-of-*") if number_of_parts(path))
 
 
 def find_shards(folder: Path) -> tuple[Meta, list[Path]]:

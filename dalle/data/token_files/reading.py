@@ -13,6 +13,9 @@ from dalle.config import plain_json
 from dalle.data.counts import Counts
 from dalle.text import clean
 
+META = "meta.json"
+"""Of a folder of tokens; it comes last, so that without it nobody takes the folder for one."""
+
 
 @dataclass(frozen=True)
 class Meta:

@@ -25,6 +25,7 @@ from dalle.cluster.topology import World
 from dalle.config import BestOf, TrainPrior
 from dalle.config.checks import SaidByAll, warn
 from dalle.data.identity import identity
+from dalle.data.token_files.reading import META
 from dalle.data.tokens import Meta, TokenShards, packed
 from dalle.models.folder import check_link, read_header
 from dalle.outputs.ownership import check, read_mark, write_mark
@@ -57,7 +58,7 @@ def draw_best(config: TrainPrior, world: World, mark: Callable[[str], None] = la
     """
     folder = Path(config.output) / FOLDER
     # one answer, whatever each file system shows
-    done = world.gather((folder / "meta.json").is_file())[0]
+    done = world.gather((folder / META).is_file())[0]
     if done and config.resume:
         return  # the models that drew may be gone by now
     shards = TokenShards(config.data, look=world.is_main)
@@ -179,7 +180,7 @@ def _conclude(config: TrainPrior, folder: Path, shards: TokenShards, parts: int,
         )
     remove_partial(folder)
     meta = Meta(shards.meta.grid, shards.meta.codebook_size, shards.meta.dvae_hash, tuple(sizes))
-    replace_text(folder / "meta.json", json.dumps(asdict(meta), indent=2))
+    replace_text(folder / META, json.dumps(asdict(meta), indent=2))
     for line in results["lines"]:
         print(f"{Path(config.output).name}: {line}", file=sys.stderr, flush=True)
     return None
