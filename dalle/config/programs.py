@@ -96,7 +96,7 @@ PROGRAMS = {
     ),
     "dalle-study": Program(Study, 'dalle-study --images "ours theirs" --output study'),
     "dalle-describe": Program(Describe, "dalle-describe paper/12b", "config_file"),
-    "dalle-plan": Program(Plan, "dalle-plan --config cluster/12b-hybrid --machines 128 --gpus 8 --memory 40"),
+    "dalle-plan": Program(Plan, "dalle-plan --config cluster/12b-hybrid --machines 128 --gpus 8 --memory 24"),
     "dalle-export": Program(Export, "dalle-export model --output smaller --dtype fp16", "run"),
     "dalle-publish": Program(Publish, "dalle-publish model --repo owner/name --licence mit --dry_run", "folder"),
     "dalle-completion": Program(Completion, "dalle-completion bash", "shell"),

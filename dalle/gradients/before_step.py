@@ -217,7 +217,8 @@ class BeforeStep:
 
     def error_buffers(self, writer: Callable[[str], int]) -> Iterator[tuple[str, Piece, torch.Tensor]]:
         """The sum over the machines of each error buffer, and the scales of the factors, on the one machine that writes it.
-        All processes have to take all.
+        All processes have to take all. Each machine goes on with an equal part of the sums, as it would if it was resumed from
+        them: the same run, bit for bit.
 
         Args:
             writer: from a tensor's name to that machine's number
@@ -225,10 +226,12 @@ class BeforeStep:
         if self.powersgd is None:
             return
         assert self.machines is not None
-        for name, values in self.powersgd.buffers():
-            total = values.clone()
-            dist.reduce(total, group=self.machines.replicas, group_dst=writer(f"error/{name}"))
-            if self.machines.number == writer(f"error/{name}"):
+        for name in self.powersgd.shapes:
+            number, total = writer(f"error/{name}"), self.powersgd.waiting(name)
+            dist.reduce(total, group=self.machines.replicas, group_dst=number)
+            dist.broadcast(total, group=self.machines.replicas, group_src=number)
+            self.powersgd.set_waiting(name, total / self.machines.count)
+            if self.machines.number == number:
                 # together they would be as large as the gradients
                 yield f"error/{name}", self.shards.pieces[name], total.cpu()
         if self.machines.number == writer("error_scales"):
@@ -241,13 +244,11 @@ class BeforeStep:
         if self.powersgd is None or "error_scales" not in restoring:
             return
         assert self.machines is not None
-        buffers = {}
         for name in self.powersgd.shapes:
             piece = self.shards.pieces[name]
-            values = torch.empty(piece.size, device=self.world.device)
-            restoring.fill(f"error/{name}", values, piece.start, piece.shared)
-            buffers[name] = values / self.machines.count
-        self.powersgd.load_buffers(buffers)
+            total = torch.empty(piece.size, device=self.world.device)
+            restoring.fill(f"error/{name}", total, piece.start, piece.shared)
+            self.powersgd.set_waiting(name, total / self.machines.count)
         scales = restoring.read("error_scales")
         self.powersgd.scales.copy_(scales[self._shard] if len(scales) == self._num_shards else scales.amin(dim=0))
 

@@ -263,15 +263,15 @@ class PowerSGD:
         for stacks in self._stacks:
             yield from stacks
 
-    def buffers(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Name and error buffer, flat fp32, of this process's rows of each matrix."""
-        for name, (stack, place) in self._places.items():
-            yield name, self._standing(decode(stack.buffer_NSL[place], self.format), name).flatten()
+    def waiting(self, name: str) -> torch.Tensor:
+        """What the error buffer has of this process's rows of a weight: a copy, flat, fp32."""
+        stack, place = self._places[name]
+        return self._standing(decode(stack.buffer_NSL[place], self.format), name).flatten().clone()
 
-    def load_buffers(self, buffers: dict[str, torch.Tensor]) -> None:
-        """Restore what `buffers` gave."""
-        for stack in self.stacks():
-            stack.buffer_NSL = encode(torch.cat([self._lying(buffers[n], n) for n in stack.names]), self.format)
+    def set_waiting(self, name: str, flat: torch.Tensor) -> None:
+        """Have this in the error buffer, in its format, in place of what is there: `waiting`, undone."""
+        stack, place = self._places[name]
+        stack.buffer_NSL[place].copy_(encode(self._lying(flat, name), self.format))
 
     def _lying(self, flat: torch.Tensor, name: str) -> torch.Tensor:
         """This process's rows of a matrix, or of several, with the shorter side first: [parts, short, long]."""

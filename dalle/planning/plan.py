@@ -39,7 +39,7 @@ class Machines:
         rates = Rates(
             1e12 * config.tflops * config.achieved, 1e9 * config.link / 8, 1e9 * config.inside, 1e9 * config.bandwidth
         )
-        return cls(1e9 * config.memory, rates, 1e9 * config.disk, config.price)
+        return cls(2**30 * config.memory, rates, 1e9 * config.disk, config.price)
 
     @classmethod
     def measured(cls, flops: float, memory_bytes: float) -> Machines:

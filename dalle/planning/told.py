@@ -9,7 +9,10 @@ from typing import Any
 def lines(plan: Mapping[str, Any]) -> list[str]:
     """What `dalle-plan` prints of `Planned.figures`."""
     verdict = "fits" if plan["fits"] else "does not fit"
+    left = plan["memory_bytes"] - plan["peak_bytes"]
     room = f"{gb(plan['peak_bytes'])} GB of {gb(plan['memory_bytes'])} at the peak"
+    if plan["fits"]:
+        room += f", {gb(left)} left for libraries and the allocator"
     told = [f"{plan['parameters']:,} parameters; {verdict}: {room}", *_settings(plan["settings"])]
     told += ["memory of a GPU that stays, GB", *_rows(plan["stays_bytes"]), _row("together", gb(plan["stay_bytes"]))]
     not_so = "activations" if plan["settings"]["run.recompute"] else "activations, recomputed"

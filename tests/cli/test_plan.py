@@ -32,7 +32,13 @@ def test_a_plan_that_fits_is_told_drawn_and_as_json(tmp_path, capsys):
     plan([*SMALL, *SHARDED, "--price", "2", "--timeline", str(picture), "--json"])
     told = json.loads(capsys.readouterr().out)
     assert told["fits"] and told["search"] is None
-    assert told["stay_bytes"] == sum(told["stays_bytes"].values()) < told["peak_bytes"] < told["memory_bytes"] == 16e9
+    assert (
+        told["stay_bytes"]
+        == sum(told["stays_bytes"].values())
+        < told["peak_bytes"]
+        < told["memory_bytes"]
+        == 16 * 2**30
+    )
     assert told["gpu_hours"] == pytest.approx(told["seconds"]["update"] * 1000 * 4 / 3600)
     assert told["days"] == pytest.approx(told["gpu_hours"] / 24 / 4) and told["cost"] == 2 * told["gpu_hours"]
     assert told["checkpoint_seconds"] == pytest.approx(told["checkpoint_bytes"] / 2e9)
@@ -41,7 +47,8 @@ def test_a_plan_that_fits_is_told_drawn_and_as_json(tmp_path, capsys):
     assert Image.open(picture).size == (1350, 435)
     plan([*SMALL, *SHARDED])
     lines = capsys.readouterr().out
-    assert f"{weights:,} parameters; fits: " in lines and "cost" not in lines
+    room = f"{weights:,} parameters; fits: 0.00 GB of 17.18 at the peak, 17.18 left for libraries and the allocator"
+    assert lines.splitlines()[0] == room and "cost" not in lines
     rows = dict(
         line.strip().rsplit(maxsplit=1) for line in lines.splitlines() if line.startswith("  ") and "--" not in line
     )
@@ -90,7 +97,7 @@ def test_a_wire_of_16_bits_halves_the_traffic_between_machines_alone(capsys):
 
 def test_what_does_not_fit_ends_with_one_and_what_would(capsys):
     with pytest.raises(SystemExit) as ended:
-        plan([*SMALL, *SHARDED, "--memory", "0.0018"])
+        plan([*SMALL, *SHARDED, "--memory", "0.0017"])
     assert ended.value.code == 1
     lines = capsys.readouterr().out
     assert "does not fit" in lines and "the fastest that fits, of" in lines and "--run.zero_stage" in lines
@@ -141,22 +148,23 @@ def test_what_cannot_be_planned_is_refused(options, said):
 def test_the_paper_s_figures_are_those_of_the_page(capsys):
     """12 B weights on 8 GPUs a machine, in GB of a GPU, beside docs/scaling-details.md's table made by hand."""
     config = arguments.parse(
-        Plan, "dalle-plan", ["--config", "cluster/12b-hybrid", "--machines", "128", "--gpus", "8", "--memory", "40"]
+        Plan, "dalle-plan", ["--config", "cluster/12b-hybrid", "--machines", "128", "--gpus", "8", "--memory", "16"]
     )
     from dalle.planning.layout import Layout, Sizes
     from dalle.planning.plan import Machines, Planned
 
     found = Planned(Layout(Sizes(config.model), config.run, config.optimizer, 128, 8), Machines.of(config)).figures()
     stays, comes = found["stays_bytes"], found["comes_and_goes_bytes"]
-    assert sum(stays.values()) - stays["buckets"] == pytest.approx(15.6e9, rel=0.02)
+    assert sum(stays.values()) - stays["buckets"] == pytest.approx(12.6e9, rel=0.01)
     assert stays["gradients"] == pytest.approx(0.1e9, rel=0.02)
     assert stays["buckets"] == pytest.approx(0.76e9, rel=0.01)
     assert comes["activations"] == pytest.approx(13.2e9, rel=0.02)
     assert comes["activations, recomputed"] == pytest.approx(1.5e9 - 36 * 1280 * 3968, rel=0.04)
-    assert found["checkpoint_bytes"] == pytest.approx(197e9, rel=0.005)
-    assert found["main_memory_bytes"] == pytest.approx(12e9, rel=0.03)  # twice, as a copy and as itself
+    assert found["checkpoint_bytes"] == pytest.approx(172.5e9, rel=0.005)
+    # the average in fp32, and the weights it is made from in 16 bits
+    assert found["main_memory_bytes"] == pytest.approx((4 + 2) / 8 * 12.3e9, rel=0.01)
     assert found["traffic_bytes"]["between replicas"] == pytest.approx(2 * 127 / 128 * 527e6, rel=0.01)
-    assert 20e9 < found["peak_bytes"] < 22e9
+    assert found["fits"] and 16e9 < found["peak_bytes"] < 16.9e9
 
 
 def test_sixteen_machines_take_what_the_walkthrough_says(capsys):

@@ -63,9 +63,11 @@ def test_the_whole_configuration_is_killed_and_goes_on(models, tmp_path):
     output = tmp_path / "prior"
     training = _launch(models, output, "--run.steps", "100000", "--run.checkpoint_every_minutes", "0.08")
     deadline_s = time.monotonic() + 200
-    # until some updates beyond a checkpoint are known
-    while not (found := latest(output)) or max(_lines(output), default=0) < int(found.name.removeprefix("step-")) + 3:
-        assert training.poll() is None and time.monotonic() < deadline_s, training.communicate()[1][-3000:]
+    # until an update beyond a checkpoint is known
+    while not (found := latest(output)) or max(_lines(output), default=0) <= int(found.name.removeprefix("step-")):
+        if training.poll() is not None or time.monotonic() > deadline_s:
+            training.kill()
+            raise AssertionError(training.communicate(timeout=60)[1][-3000:])
         time.sleep(0.1)
     os.kill(_rank(output, 2), signal.SIGKILL)
     complaint = training.communicate(timeout=120)[1]
@@ -81,15 +83,14 @@ def test_the_whole_configuration_is_killed_and_goes_on(models, tmp_path):
     after = _lines(output)
     assert sorted(after) == list(range(1, last + 1))
     for update in range(step + 1, min(last, max(before)) + 1):
-        # the same data and weights; the machines come back with equal parts of what waits in their error buffers, in 16 bits
-        assert after[update]["loss"] == pytest.approx(before[update]["loss"], abs=2e-3), update
-        assert after[update]["gradient_scales"] == before[update]["gradient_scales"]
+        for name in ("loss", "gradient_norm", "gradient_scales"):
+            assert after[update][name] == before[update][name], (update, name)
     assert after[last]["loss"] < after[1]["loss"]
     # all of it was switched on
     ran, meant = (yaml.safe_load(path.read_text()) for path in (output / "config.yaml", CONFIG))
     for section, names in {
         "optimizer": ("moments", "variance_limit", "clip_norm"),
-        "run": ("precision", "zero_stage", "recompute", "ema_decay"),
+        "run": ("precision", "weights", "zero_stage", "recompute", "ema_decay"),
     }.items():
         assert {name: ran[section][name] for name in names} == {name: meant[section][name] for name in names}
     assert ran["run"]["compression"]["format"] == meant["run"]["compression"]["format"] == "1-6-9"

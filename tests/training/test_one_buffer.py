@@ -123,10 +123,9 @@ def compared(world, format="fp32", spoilt=None, **run) -> dict:
         told["skipped"] += found["skipped"]
         assert bool(found["skipped"][0]) != finite
         assert len(calls) == engine.run.accumulation_steps
-        buffers = dict(powersgd.buffers())
         for name in written.parts:
             wanted = written.flat({k[1:]: b for k, b in written.buffers.items() if k[0] == machine}, name, shard)
-            told["buffers"].append(((buffers[name] - wanted).norm() / wanted.norm()).item())
+            told["buffers"].append(((powersgd.waiting(name) - wanted).norm() / wanted.norm()).item())
         if not finite:
             told["same"] = all(torch.equal(value, whole(engine)[name]) for name, value in weights.items())
             told["fallen"] = (engine.scales.scales < scales).nonzero().flatten().tolist() if engine.scales else None

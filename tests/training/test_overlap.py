@@ -30,8 +30,7 @@ def events(world, **run) -> dict:
         group, names = step._groups[number]
         order.append("exchange")
         if group is not None:
-            buffers = dict(step.powersgd.buffers())
-            seen.update({name: buffers[name].clone() for name in names})
+            seen.update({name: step.powersgd.waiting(name) for name in names})
         return exchange(number)
 
     def passed(loss):
@@ -41,8 +40,8 @@ def events(world, **run) -> dict:
 
     def watched():
         ps.append(cluster.bits(stack.p_NSK for stack in step.powersgd.stacks()))
-        buffers = dict(step.powersgd.buffers())
-        told["final"] = [bool(values.any()) and torch.equal(buffers[name], values) for name, values in seen.items()]
+        final = {name: step.powersgd.waiting(name) for name in seen}
+        told["final"] = [bool(values.any()) and torch.equal(final[name], values) for name, values in seen.items()]
         return squares()
 
     told = {}

@@ -27,7 +27,7 @@ class Plan:
         objective: loss of the training; ignored here
         machines: number of machines
         gpus: GPUs of each machine, one process each
-        memory: memory of each GPU, GB
+        memory: memory of each GPU in GiB, the gigabytes that GPUs are sold by: 16 is 17.2 GB, of which CUDA takes some for itself
         link: network rate from each machine to the others, in each direction, Gbit/s
         inside: rate from each GPU to the others of its machine, in each direction, GB/s
         tflops: rate of a GPU in matrix products of the run's precision, 10^12 operations/s; 125 is a V100's in 16 bits
