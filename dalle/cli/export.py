@@ -45,7 +45,7 @@ def main() -> None:
 def export(argv: list[str] | None = None) -> None:
     """Parse, check, read every file of the checkpoint for its hash, write."""
     config = arguments.parse(Export, _COMMAND, argv, positional="run")
-    if (Path(config.output) / "model.safetensors").exists() and read_mark(config.output, _COMMAND) is None:
+    if (Path(config.output) / WEIGHTS).exists() and read_mark(config.output, _COMMAND) is None:
         raise ValueError(f"output {config.output} is not empty: it holds a model already; name another --output")
     with claimed(config.output, _COMMAND) as output:
         _export(config, output)
@@ -139,7 +139,7 @@ def _export_finished(config: Export, folder: Path, partial: Path, renamed: dict[
     sizes = read_config(folder, header["kind"])
     _export_stage_one(config, sizes, folder, partial, renamed)
     links = {name: renamed.get(said, said) for name, said in header.items() if name not in _NO_LINKS}
-    with WeightsFile(folder / "model.safetensors") as file:
+    with WeightsFile(folder / WEIGHTS) as file:
         weights = FinishedWeights(file, config.dtype)
         save_weights(partial, header["kind"], weights, sizes, _links_of(links, weights.converts), weights.like())
     known_by = codes_hash if header["kind"] == "dvae" else lambda model: read_header(model)["hash"]

@@ -15,6 +15,7 @@ from dalle.config import Images, Sampling, plain_json
 from dalle.config.checks import printable
 from dalle.data.samples import Pair, read_pairs
 from dalle.outputs.whole import replace_text, save_picture
+from dalle.ready.files import WEIGHTS
 from dalle.sampling.gallery import Gallery
 from dalle.sampling.loading import load_transformer
 
@@ -67,7 +68,7 @@ def draw_gallery(
     Returns:
         the captions, held-out ones first; files are relative to `gallery/`
     """
-    reranked = (folder / "clip" / "model.safetensors").is_file()
+    reranked = (folder / "clip" / WEIGHTS).is_file()
     pipeline = load_transformer(folder, rerank=reranked)
     size_px = pipeline.dvae.config.image_size_px
     kinds = {True: _distinct(valid, images, size_px) if valid else [], False: _distinct(train, images, size_px)}

@@ -11,10 +11,10 @@ from dalle.models.folder import read_config, read_header
 from dalle.outputs.whole import copy_file
 from dalle.own.facts import Machine, Pictures
 from dalle.own.plan import Sizes, choose_batch, choose_clip, choose_clip_batch
+from dalle.ready.files import PART_FILES, WEIGHTS
 
 _GENTLER = 0.3
 """Of the step size that a training from nothing has: what is known should not be forgotten in the first updates."""
-_COPIED = ("model.safetensors", "config.yaml", "tokenizer.json", "tokenizer.words.json")
 _FRESH_STEP_SIZE = {"dvae": 2e-3, "prior": 1.5e-3, "clip": 1e-3}
 
 
@@ -68,7 +68,7 @@ def read_start(name: str, folder: Path, freeze: str | None) -> Start:
     Raises:
         ValueError: a model is missing or damaged; one line
     """
-    kinds = ["dvae", "prior"] + (["clip"] if (folder / "clip" / "model.safetensors").is_file() else [])
+    kinds = ["dvae", "prior"] + (["clip"] if (folder / "clip" / WEIGHTS).is_file() else [])
     configs = {kind: read_config(folder / kind, kind) for kind in kinds}
     if not (folder / "prior" / "tokenizer.json").is_file():
         raise ValueError(
@@ -96,7 +96,7 @@ def sizes_of(start: Start, pictures: Pictures, machine: Machine) -> Sizes:
 def copy_model(start: Start, stage: str, folder: Path) -> None:
     """A model that stays as it is, in a folder of the new set."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (*_COPIED[1:], _COPIED[0]):  # the weights last: with them the folder is a model
+    for name in (*PART_FILES[1:], PART_FILES[0]):  # the weights last: with them the folder is a model
         source = start.folder / stage / name
         if source.is_file():
             copy_file(source, folder / name)

@@ -15,9 +15,9 @@ from dalle.outputs.whole import copy_file
 from dalle.own.budget import gallery_s, in_words
 from dalle.own.plan_files import COMMANDS
 from dalle.own.progress import set_aside
+from dalle.ready.files import WEIGHTS
 from dalle.reporting.report import read_lines
 
-_WEIGHTS = "model.safetensors"
 _WHAT = {
     "tokenizer": "learning the captions' tokens",
     "dvae": "the dVAE: pixels become codes, and codes pixels",
@@ -73,7 +73,7 @@ class Running:
         made = self.stages.folder / MADE[stage][0]
         if (
             self.stages.progress.is_finished(stage, inputs)
-            and (made / _WEIGHTS if stage in TRAININGS else made).exists()
+            and (made / WEIGHTS if stage in TRAININGS else made).exists()
         ):
             print(f"[{number}] {stage}: done already", flush=True)
             return
