@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs without an installation
 
-from benchmarks import compress, dvae, link, measures, prior, ready, rerank, sample, stackgan, synced
+from benchmarks import compress, dvae, link, measures, plan, prior, ready, rerank, sample, stackgan, synced
 
 BENCHMARKS = {
     "dvae": dvae,
@@ -31,6 +31,7 @@ BENCHMARKS = {
     "sample": sample,
     "rerank": rerank,
     "measures": measures,
+    "plan": plan,
     "ready": ready,
     "stackgan": stackgan,
     "synced": synced,

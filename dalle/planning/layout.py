@@ -7,18 +7,21 @@ as `gradients/partition.py` reads it there; tests count the bytes of trainings a
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from dalle.config import Optimizer, PriorModel, Run
 from dalle.config.checks import require
 from dalle.models.flops import attention_flops, prior_flops
 from dalle.models.folder import Weightless
 from dalle.models.prior import Prior
+from dalle.optim.optimizer import orthogonalized
 from dalle.training.deepspeed_adapter import communicated_in_16_bit, largest_resblock
 
 META = torch.device("meta")
@@ -68,6 +71,20 @@ class Sizes:
         for number, kind in enumerate(self.prior.kinds):
             products[2 * number] += attention_flops(kind, self.config)
         return [*products, prior_flops(self.config) // 3 - sum(products)]
+
+    @cached_property
+    def muon_flops(self) -> int:
+        """Of an update by Muon, which orthogonalises every matrix."""
+        shapes: Counter[tuple[int, int]] = Counter()
+        for name, parts in self.matrices.items():
+            short, long = sorted(self.parameters[name].shape)
+            shapes[(long // parts, short) if parts > 1 else (short, long)] += parts
+        total = 0
+        for shape, count in shapes.items():
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                orthogonalized(torch.empty(1, *shape, device=META))
+            total += count * counter.get_total_flops()
+        return total
 
     def wire_bytes(self, run: Run) -> dict[str, int]:
         """By name, bytes of a weight while processes that shard gather it, and of its gradient while they reduce it."""

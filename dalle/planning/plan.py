@@ -42,9 +42,10 @@ class Machines:
         return cls(2**30 * config.memory, rates, 1e9 * config.disk, config.price)
 
     @classmethod
-    def measured(cls, flops: float, memory_bytes: float) -> Machines:
-        """Machines of which the rate of products and the memory are known; all else is what `dalle-plan` takes for granted."""
-        rates = Rates(flops, 1e9 * Plan.link / 8, 1e9 * Plan.inside, 1e9 * Plan.bandwidth)
+    def measured(cls, flops: float, bandwidth: float, memory_bytes: float) -> Machines:
+        """Machines of which a training's operations/s, bytes/s of the memory and its size are known; all else is what `dalle-plan`
+        takes for granted."""
+        rates = Rates(flops, 1e9 * Plan.link / 8, 1e9 * Plan.inside, bandwidth)
         return cls(memory_bytes, rates, 1e9 * Plan.disk, None)
 
 

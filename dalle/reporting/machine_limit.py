@@ -22,8 +22,18 @@ def best_rate(call: Callable[[], Any], work: float, device: torch.device, least_
     Args:
         call: does the work
         work: of one call, in operations or bytes
+        device, least_calls: as for `seconds_of`
+    """
+    return work / min(seconds_of(call, device, least_calls))
+
+
+def seconds_of(call: Callable[[], Any], device: torch.device, least_calls: int = 2) -> list[float]:
+    """What each of some calls took, after one that does not count.
+
+    Args:
+        call: does the work
         device: which does it
-        least_calls: timed after the first, however long they take; the others within a third of a second
+        least_calls: timed, however long they take; others only within a third of a second
     """
 
     def took_s() -> float:
@@ -38,7 +48,7 @@ def best_rate(call: Callable[[], Any], work: float, device: torch.device, least_
     until_s = time.perf_counter() + _MEASURED_S
     while len(times_s) < least_calls or time.perf_counter() < until_s:
         times_s.append(took_s())
-    return work / min(times_s)
+    return times_s
 
 
 def matrix_product(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], Any], float]:

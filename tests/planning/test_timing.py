@@ -24,6 +24,12 @@ def test_alone_it_is_operations_and_memory():
     assert update(again, _sent(), 0, Rates(FLOPS, FAST, FAST, FAST)).seconds == pytest.approx(8 * (1 + blocks / FLOPS))
 
 
+def test_muon_comes_on_top():
+    muon = layout(1, 1, optimizer={"muon_step_size_factor": 10.0})
+    found = update(muon, _sent(), 0, Rates(FLOPS, FAST, FAST, FAST))
+    assert found.seconds == pytest.approx(8 + muon.sizes.muon_flops / FLOPS)
+
+
 def test_operations_are_those_that_are_counted():
     """All together, and of the heads alone."""
     sizes = layout(1, 1).sizes

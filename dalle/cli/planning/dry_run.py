@@ -26,18 +26,18 @@ def _of_prior(config: TrainPrior) -> list[str]:
 
     from dalle.planning.layout import Layout, Sizes
     from dalle.planning.plan import Machines, Planned
+    from dalle.planning.reached import copied_bytes_per_s, flops_per_s
     from dalle.planning.told import lines
-    from dalle.reporting.machine_limit import matrix_flops_per_s
 
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     here = int(os.environ.get("LOCAL_WORLD_SIZE", str(processes)))
     layout = Layout(Sizes(config.model), config.run, config.optimizer, max(1, processes // here), here)
-    machines = Machines.measured(matrix_flops_per_s(device, config.run.precision), _memory_bytes(on_gpu))
-    plan = Planned(layout, machines)
+    flops = flops_per_s(config.model, config.run.precision, layout.micro_batch, device)
+    plan = Planned(layout, Machines.measured(flops, copied_bytes_per_s(device), _memory_bytes(on_gpu)))
     where = "" if on_gpu else "; of a GPU are the activations, a CPU's attention keeps more"
-    told = f"on this machine, at {machines.rates.flops / 1e12:.2f} TFLOP/s, which matrix products reach here{where}"
+    told = f"on this machine, at {flops / 1e12:.2f} TFLOP/s, which its layers and heads reach here{where}"
     return [*lines(plan.figures()), told]
 
 
