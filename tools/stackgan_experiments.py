@@ -98,7 +98,8 @@ def train(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         _run("evaluation.evaluate", "main", settings, [])
     found = figures(folder)
     path.write_text(json.dumps(found))
-    print(f"{name}, seed {seed}: {found}", file=sys.stderr, flush=True)
+    told = {key: value for key, value in found.items() if key != "curve"}
+    print(f"{name}, seed {seed}: {told}", file=sys.stderr, flush=True)
     return found
 
 

@@ -73,14 +73,19 @@ class Sizes:
         return [*products, prior_flops(self.config) // 3 - sum(products)]
 
     @cached_property
-    def muon_flops(self) -> int:
-        """Of an update by Muon, which orthogonalises every matrix."""
+    def matrix_shapes(self) -> Counter[tuple[int, int]]:
+        """How many matrices there are of each shape, q, k and v being three; the shorter side first."""
         shapes: Counter[tuple[int, int]] = Counter()
         for name, parts in self.matrices.items():
             short, long = sorted(self.parameters[name].shape)
             shapes[(long // parts, short) if parts > 1 else (short, long)] += parts
+        return shapes
+
+    @cached_property
+    def muon_flops(self) -> int:
+        """Of an update by Muon, which orthogonalises every matrix."""
         total = 0
-        for shape, count in shapes.items():
+        for shape, count in self.matrix_shapes.items():
             with FlopCounterMode(display=False) as counter, torch.no_grad():
                 orthogonalized(torch.empty(1, *shape, device=META))
             total += count * counter.get_total_flops()

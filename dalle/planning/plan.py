@@ -37,15 +37,19 @@ class Machines:
     @classmethod
     def of(cls, config: Plan) -> Machines:
         rates = Rates(
-            1e12 * config.tflops * config.achieved, 1e9 * config.link / 8, 1e9 * config.inside, 1e9 * config.bandwidth
+            flops=1e12 * config.tflops * config.achieved,
+            muon=1e12 * config.tflops * config.achieved,
+            link=1e9 * config.link / 8,
+            inside=1e9 * config.inside,
+            memory=1e9 * config.bandwidth,
         )
         return cls(2**30 * config.memory, rates, 1e9 * config.disk, config.price)
 
     @classmethod
-    def measured(cls, flops: float, bandwidth: float, memory_bytes: float) -> Machines:
-        """Machines of which a training's operations/s, bytes/s of the memory and its size are known; all else is what `dalle-plan`
-        takes for granted."""
-        rates = Rates(flops, 1e9 * Plan.link / 8, 1e9 * Plan.inside, bandwidth)
+    def measured(cls, flops: float, muon: float, bandwidth: float, memory_bytes: float) -> Machines:
+        """Machines of which operations/s of passes and of Muon, bytes/s of the memory and its size are known; all else is
+        what `dalle-plan` takes for granted."""
+        rates = Rates(flops, muon, 1e9 * Plan.link / 8, 1e9 * Plan.inside, bandwidth)
         return cls(memory_bytes, rates, 1e9 * Plan.disk, None)
 
 

@@ -3,8 +3,10 @@ whose rate no training has."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -16,12 +18,15 @@ from dalle.masks import layer_kinds
 from dalle.models.attention import MaskedAttention
 from dalle.models.flops import prior_flops
 from dalle.models.prior import Head, Layer
+from dalle.optim.optimizer import orthogonalized
+from dalle.planning.layout import Layout, Sizes
+from dalle.planning.plan import Machines
 from dalle.reporting.machine_limit import matrix_flops_per_s, seconds_of
 
 _PASS_S = 0.5
 """At the rate of matrix products, of all layers' passes by so many samples at a time; real ones take two or three times as long."""
-_COPIED = 2**26
-"""Numbers of fp32, more than caches hold."""
+_ELEMENTS = 2**26
+"""Numbers of fp32 that are copied, or orthogonalised, at once: more than caches hold."""
 
 
 def flops_per_s(config: PriorModel, precision: str, micro_batch: int, device: torch.device) -> float:
@@ -42,9 +47,27 @@ def flops_per_s(config: PriorModel, precision: str, micro_batch: int, device: to
     return samples * flops / (took_s + median(seconds_of(_heads(config, precision, samples, device), device)))
 
 
+def muon_flops_per_s(sizes: Sizes, device: torch.device) -> float:
+    """Operations, as `Sizes.muon_flops` counts them, by the seconds that all matrices take to be orthogonalised, those of one shape
+    together. A few of them are timed where all are large."""
+    took_s = 0.0
+    for shape, count in sizes.matrix_shapes.items():
+        some = max(1, min(count, _ELEMENTS // math.prod(shape)))
+        matrices_NRC = torch.randn(some, *shape, device=device)
+        took_s += count / some * median(seconds_of(partial(orthogonalized, matrices_NRC), device))
+    return sizes.muon_flops / took_s
+
+
+def this_machine(layout: Layout, device: torch.device, memory_bytes: float) -> Machines:
+    """This machine, as the training of a layout meets it."""
+    flops = flops_per_s(layout.sizes.config, layout.run.precision, layout.micro_batch, device)
+    muon = muon_flops_per_s(layout.sizes, device) if layout.optimizer.muon_step_size_factor else flops
+    return Machines.measured(flops, muon, copied_bytes_per_s(device), memory_bytes)
+
+
 def copied_bytes_per_s(device: torch.device) -> float:
     """Bytes that a copy within the memory reads and writes."""
-    source = torch.zeros(_COPIED, device=device)
+    source = torch.zeros(_ELEMENTS, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / median(seconds_of(lambda: target.copy_(source), device))
 

@@ -28,13 +28,15 @@ class Rates:
     """Of the machines.
 
     Args:
-        flops: operations/s that a GPU reaches in a training's products
+        flops: operations/s that a GPU reaches in forward and backward passes
+        muon: operations/s that it reaches in Muon's products
         link: bytes/s from a machine to the others, each way
         inside: bytes/s of a GPU to the others of its machine, each way
         memory: bytes/s of a GPU's memory
     """
 
     flops: float
+    muon: float
     link: float
     inside: float
     memory: float
@@ -103,7 +105,7 @@ def update(layout: Layout, exchanged: Exchanged, state_bytes: int, rates: Rates)
     reduced_s = _reduced_by_deepspeed(layout, rates, inside, between, backward_s)
     there_s = max(between.free_s, inside.free_s, backward_s, reduced_s)
     compute.add("compression", exchanged.flops * _FP32_SLOWER / rates.flops, there_s)
-    muon_s = layout.sizes.muon_flops / rates.flops if layout.optimizer.muon_step_size_factor else 0.0
+    muon_s = layout.sizes.muon_flops / rates.muon if layout.optimizer.muon_step_size_factor else 0.0
     done_s = compute.add("update", 2 * state_bytes / rates.memory + muon_s, there_s)
     if layout.run.zero_stage in (1, 2):  # the weights that others have updated
         _shared(layout, rates, inside, between, "gather", layout.weight_bytes(layout.whole), done_s)

@@ -184,7 +184,7 @@ PRIOR = ["--data", "tokens", "--dvae", "dvae", "--tokenizer", "tokenizer.json"]
 
 def test_a_dry_run_tells_and_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dalle.reporting.machine_limit.matrix_flops_per_s", lambda device, precision: 1e10)
+    monkeypatch.setattr("dalle.planning.reached.flops_per_s", lambda *_: 1e10)
     assert train("prior", TrainPrior, [*PRIOR, *SMALL, "--output", "out", "--dry-run"])
     lines = capsys.readouterr().out
     assert " parameters; fits: " in lines and "at 0.01 TFLOP/s" in lines and "all 1,000 updates" in lines

@@ -68,8 +68,31 @@ def test_the_work_is_that_of_a_training(monkeypatch, precision, dtype):
 
 def test_a_copy_reads_and_writes(monkeypatch):
     _watched(monkeypatch, 0.5)
-    monkeypatch.setattr(reached, "_COPIED", 1000)
+    monkeypatch.setattr(reached, "_ELEMENTS", 1000)
     assert reached.copied_bytes_per_s(CPU) == pytest.approx(2 * 4 * 1000 / 0.5)
+
+
+def test_muon_s_matrices_are_timed_by_shape(monkeypatch):
+    """All of a shape together where that is few numbers, else some of them for all."""
+    seen, d, sizes = [], MODEL.width, layout(1, 1).sizes
+    monkeypatch.setattr(reached, "orthogonalized", lambda matrices: seen.append(tuple(matrices.shape)))
+    _watched(monkeypatch, 0.25)
+    square, wide = 4 * MODEL.depth, 2 * MODEL.depth
+    assert reached.muon_flops_per_s(sizes, CPU) == pytest.approx(sizes.muon_flops / 0.5)
+    assert set(seen) == {(square, d, d), (wide, d, 4 * d)}
+    seen.clear()
+    monkeypatch.setattr(reached, "_ELEMENTS", 2 * d * d)
+    found = reached.muon_flops_per_s(sizes, CPU)
+    assert set(seen) == {(2, d, d), (1, d, 4 * d)}
+    assert found == pytest.approx(sizes.muon_flops / (0.25 * (square / 2 + wide)))
+
+
+def test_this_machine_has_what_was_timed(monkeypatch):
+    for name, rate in (("flops_per_s", 1.0), ("muon_flops_per_s", 2.0), ("copied_bytes_per_s", 3.0)):
+        monkeypatch.setattr(reached, name, lambda *_, rate=rate: rate)
+    for factor, muon in ((None, 1.0), (10.0, 2.0)):
+        found = reached.this_machine(layout(1, 1, optimizer={"muon_step_size_factor": factor}), CPU, 4.0)
+        assert (found.rates.flops, found.rates.muon, found.rates.memory, found.memory_bytes) == (1.0, muon, 3.0, 4.0)
 
 
 def test_muon_is_counted_by_its_matrices():

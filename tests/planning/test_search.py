@@ -8,7 +8,7 @@ from dalle.planning.search import _NOTHING, _in_full, layouts, search
 from dalle.planning.timing import Rates
 from tests.planning.small import layout
 
-RATES = Rates(1e9, 2e7, 1e9, 1e10)
+RATES = Rates(1e9, 1e9, 2e7, 1e9, 1e10)
 
 
 def _machines(memory: float) -> Machines:

@@ -34,8 +34,8 @@ def run(options: argparse.Namespace) -> list[dict]:
     from dalle.models.flops import prior_flops
     from dalle.own.measure import update_s
     from dalle.planning.layout import Layout, Sizes
-    from dalle.planning.plan import Machines, Planned
-    from dalle.planning.reached import copied_bytes_per_s, flops_per_s
+    from dalle.planning.plan import Planned
+    from dalle.planning.reached import this_machine
 
     keep_freed_memory()
     device, cases = torch.device(DEVICE), []
@@ -45,9 +45,7 @@ def run(options: argparse.Namespace) -> list[dict]:
         layout = Layout(Sizes(config.model), config.run, config.optimizer, 1, 1)
         rates: dict[str, list[float]] = {"ours": [], "trained": []}
         for _ in range(options.repeats):
-            flops = flops_per_s(config.model, config.run.precision, layout.micro_batch, device)
-            machines = Machines.measured(flops, copied_bytes_per_s(device), 1e12)
-            rates["ours"].append(1 / Planned(layout, machines).update.seconds)
+            rates["ours"].append(1 / Planned(layout, this_machine(layout, device, 1e12)).update.seconds)
             with joined() as world:
                 rates["trained"].append(1 / update_s("prior", config, world, options.seconds))
         flops = prior_flops(config.model) * config.run.batch_size

@@ -25,8 +25,8 @@ def _of_prior(config: TrainPrior) -> list[str]:
     import torch
 
     from dalle.planning.layout import Layout, Sizes
-    from dalle.planning.plan import Machines, Planned
-    from dalle.planning.reached import copied_bytes_per_s, flops_per_s
+    from dalle.planning.plan import Planned
+    from dalle.planning.reached import this_machine
     from dalle.planning.told import lines
 
     on_gpu = torch.cuda.is_available()
@@ -34,10 +34,12 @@ def _of_prior(config: TrainPrior) -> list[str]:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     here = int(os.environ.get("LOCAL_WORLD_SIZE", str(processes)))
     layout = Layout(Sizes(config.model), config.run, config.optimizer, max(1, processes // here), here)
-    flops = flops_per_s(config.model, config.run.precision, layout.micro_batch, device)
-    plan = Planned(layout, Machines.measured(flops, copied_bytes_per_s(device), _memory_bytes(on_gpu)))
+    machines = this_machine(layout, device, _memory_bytes(on_gpu))
+    plan = Planned(layout, machines)
     where = "" if on_gpu else "; of a GPU are the activations, a CPU's attention keeps more"
-    told = f"on this machine, at {flops / 1e12:.2f} TFLOP/s, which its layers and heads reach here{where}"
+    told = (
+        f"on this machine, at {machines.rates.flops / 1e12:.2f} TFLOP/s, which its layers and heads reach here{where}"
+    )
     return [*lines(plan.figures()), told]
 
 
