@@ -31,7 +31,9 @@ def test_layers_are_freed_one_after_the_other_while_machines_exchange(ended, lay
     assert MODEL.depth == 2
     found = layout(2, 2, rank=8, zero_stage=3, recompute=True)
     planned = Planned(
-        found, Machines.measured(1e12, 16e9), Exchanged((), 0, 0, tuple(MANY * (e == ended) for e in range(7)), 0)
+        found,
+        Machines.measured(1e12, 1e12, 9e11, 16e9),
+        Exchanged((), 0, 0, tuple(MANY * (e == ended) for e in range(7)), 0),
     )
     kept = planned.activations(True)
     gathered = max(at_work(found), at_the_turn(found, ended))
@@ -53,13 +55,15 @@ def test_what_is_reduced_together_is_laid_end_to_end_as_it_travels():
 
 def test_below_stage_3_machines_exchange_when_all_has_been_freed():
     found = layout(2, 2, rank=8, zero_stage=0)
-    planned = Planned(found, Machines.measured(1e12, 16e9), Exchanged((), 0, 0, (0, 0, 0, 0, 0, 0, MANY), 0))
+    planned = Planned(
+        found, Machines.measured(1e12, 1e12, 9e11, 16e9), Exchanged((), 0, 0, (0, 0, 0, 0, 0, 0, MANY), 0)
+    )
     assert planned.comes_and_goes(False) == MANY
 
 
 def test_without_an_exchange_it_is_at_the_turn():
     found = layout(1, 2, zero_stage=3)
-    planned = Planned(found, Machines.measured(1e12, 16e9), Exchanged((), 0, 0, (), 0))
+    planned = Planned(found, Machines.measured(1e12, 1e12, 9e11, 16e9), Exchanged((), 0, 0, (), 0))
     assert planned.comes_and_goes(False) == planned.activations(False).peak + at_the_turn(found)
 
 
@@ -100,7 +104,7 @@ def test_what_deepspeed_has_for_a_moment_while_it_takes_the_weights_over(weights
 
 def test_a_plan_counts_what_is_there_before_the_first_update():
     small = layout(1, 2, zero_stage=3)
-    planned = Planned(small, Machines.measured(1e12, 16e9))
+    planned = Planned(small, Machines.measured(1e12, 1e12, 9e11, 16e9))
     assert planned.peak_bytes > while_made(small) > 8 * sum(small.held.values())
     assert planned.figures()["peak_bytes"] == planned.peak_bytes
     planned = Planned(small, planned.machines, planned.sent)
@@ -121,7 +125,7 @@ def test_the_heads_have_their_most_before_a_resblock_s_gradients_come():
     many = replace(MODEL, text_vocabulary=8000)
     small = layout(2, 2, rank=8, zero_stage=3)
     found = Layout(Sizes(many), small.run, small.optimizer, 2, 2)
-    planned = Planned(found, Machines.measured(1e12, 16e9), Exchanged((), 0, 0, (), 0))
+    planned = Planned(found, Machines.measured(1e12, 1e12, 9e11, 16e9), Exchanged((), 0, 0, (), 0))
     kept = planned.activations(False)
     resblock = kept.layer + gradients_at_work(found) + reduced_at_once(found)
     assert kept.heads > resblock
