@@ -11,6 +11,8 @@ from dalle.cli import arguments
 from dalle.cli.planning.command import plan
 from dalle.cli.train import train
 from dalle.config import Plan, TrainDVAE, TrainPrior, TrainTextEncoder
+from dalle.planning.plan import Machines
+from dalle.planning.timing import Rates
 from tests.conftest import ROOT
 from tests.errors.refused import refused
 
@@ -104,6 +106,15 @@ def test_what_does_not_fit_ends_with_one_and_what_would(capsys):
     with pytest.raises(SystemExit):
         plan([*SMALL, *SHARDED, "--memory", "0.000001"])
     assert "nothing fits, of" in capsys.readouterr().out
+
+
+def test_rates_are_those_that_were_given():
+    """Of passes and of Muon the share that is reached of the GPU's; a link's bits are bytes; GiB are 2³⁰ bytes."""
+    given = ["--tflops", "100", "--achieved", "0.5", "--link", "80", "--inside", "300", "--bandwidth", "2000"]
+    found = Machines.of(
+        arguments.parse(Plan, "dalle-plan", [*SMALL, *given, "--memory", "24", "--disk", "3", "--price", "2"])
+    )
+    assert found == Machines(24 * 2**30, Rates(5e13, 5e13, 1e10, 3e11, 2e12), 3e9, 2.0)
 
 
 def test_a_search_tells_the_plan_that_it_found(capsys):
