@@ -16,8 +16,9 @@ from dalle.cli import arguments
 from dalle.config import CharCNNRNNModel, CLIPModel, DVAEModel, Export, PriorModel, StackGANModel
 from dalle.config.checks import warn
 from dalle.outputs.ownership import claimed, read_mark, remove_mark, unfinished
+from dalle.outputs.run_files import WEIGHTS
 from dalle.outputs.whole import copy_file, replace_text
-from dalle.ready.files import ATTRIBUTION, CARD, PART_FILES, PARTS, STAGE_ONE, WEIGHTS
+from dalle.ready.files import ATTRIBUTION, CARD, PART_FILES, PARTS, STAGE_ONE
 
 if TYPE_CHECKING:
     from dalle.checkpoints.checkpoint import Checkpoint

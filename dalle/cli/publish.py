@@ -55,7 +55,8 @@ def publish(argv: list[str] | None = None) -> None:
 def _check(folder: Path) -> None:
     """Raises ValueError unless the model loads, all hashes are those of its weights, and what leaves is what lies in the folder."""
     from dalle.models.folder import check_hash
-    from dalle.ready.files import WEIGHTS, model_files, parts_of
+    from dalle.outputs.run_files import WEIGHTS
+    from dalle.ready.files import model_files, parts_of
     from dalle.sampling.loading import load
     from dalle.text import Tokenizer
 

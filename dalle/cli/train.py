@@ -26,7 +26,7 @@ from dalle.config import (
 )
 from dalle.config.checks import SaidByAll
 from dalle.outputs.ownership import check, claimed, read_mark
-from dalle.outputs.run_files import WRITES
+from dalle.outputs.run_files import WEIGHTS, WRITES
 
 if TYPE_CHECKING:
     from dalle.cluster.topology import World
@@ -262,7 +262,7 @@ def _check_run(folder: Path, command: str, resume: bool) -> None:
     """Raises ValueError for a run that is there and not to be resumed, and the other way round."""
     if resume:
         _check_resumable(folder, command)
-    elif _holds_checkpoint(folder) or (folder / "model.safetensors").exists():
+    elif _holds_checkpoint(folder) or (folder / WEIGHTS).exists():
         raise ValueError(f"{folder} already holds a run: continue it with --resume, or name another --output")
 
 
@@ -275,7 +275,7 @@ def _check_resumable(folder: Path, command: str) -> None:
         )
     if _holds_checkpoint(folder):
         return
-    if read_mark(folder, command) is None or (folder / "model.safetensors").exists():
+    if read_mark(folder, command) is None or (folder / WEIGHTS).exists():
         raise ValueError(f"--resume: {folder} holds no checkpoint: leave --resume out, or name the folder of a run")
 
 

@@ -24,9 +24,9 @@ from dalle.models.prior import Prior
 from dalle.models.stackgan.generators import Generator, generator
 from dalle.models.weights import WeightsFile, load_weights, misfits, write_weights
 from dalle.models.weights import content_hash as content_hash
+from dalle.outputs.run_files import WEIGHTS
 from dalle.text import Tokenizer
 
-_WEIGHTS = "model.safetensors"
 _Model = TypeVar("_Model", bound=nn.Module)
 _DRAWS = (torch.Tensor.normal_, torch.Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
 _CONFIGS = {
@@ -62,14 +62,14 @@ def save_weights(
     """
     header = {"kind": kind, "config": json.dumps(asdict(model_config)), **links}
     folder.mkdir(parents=True, exist_ok=True)
-    return write_weights(folder / _WEIGHTS, tensors, header, like)
+    return write_weights(folder / WEIGHTS, tensors, header, like)
 
 
 def read_header(folder: str | Path) -> dict[str, str]:
     """The header of a folder's weights. Raises ValueError when the folder holds no model."""
     path = weights_file(folder)
     if not path.is_file():
-        raise ValueError(f"{folder} holds no trained model (no {_WEIGHTS}); name a folder with one")
+        raise ValueError(f"{folder} holds no trained model (no {WEIGHTS}); name a folder with one")
     with WeightsFile(path) as file:
         header = file.metadata
     if header.get("kind") not in _CONFIGS:
@@ -89,7 +89,7 @@ def check_hash(folder: str | Path) -> None:
     Raises:
         ValueError: it is not the one that the header says, by which other models know these weights
     """
-    path = Path(folder) / _WEIGHTS
+    path = Path(folder) / WEIGHTS
     with WeightsFile(path) as file:
         if file.content_hash() != file.metadata.get("hash"):
             raise ValueError(
@@ -139,13 +139,13 @@ def read_start(folder: str | Path, kind: str) -> Any:
         advice = "name the folder of a model"
         if (folder / "checkpoints").is_dir() or (folder / "state.json").is_file():
             advice = f"make a model of its checkpoint with dalle-export {folder} --output MODEL, and name that"
-        raise ValueError(f"start_from {folder}: holds no finished model (no {_WEIGHTS}); {advice}")
+        raise ValueError(f"start_from {folder}: holds no finished model (no {WEIGHTS}); {advice}")
     return read_config(folder, kind)
 
 
 def weights_file(folder: str | Path) -> Path:
     """The file of a model's weights."""
-    return Path(folder) / _WEIGHTS
+    return Path(folder) / WEIGHTS
 
 
 def load_dvae(folder: str | Path, device: str | torch.device = "cpu") -> DVAE:

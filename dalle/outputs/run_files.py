@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from fnmatch import fnmatch
 
+WEIGHTS = "model.safetensors"
+"""Of a finished model."""
 _WRITTEN = (
     "config.yaml",
-    "model.safetensors*",  # with what is left of one that was cut off
+    f"{WEIGHTS}*",  # with what is left of one that was cut off
     "tokenizer.json",
     "tokenizer.words.json",
     "metrics.jsonl",
@@ -19,7 +21,7 @@ _WRITTEN = (
     "checkpoints/step-*",
     "embeddings.safetensors*",
     "stage_one/config.yaml",
-    "stage_one/model.safetensors",
+    f"stage_one/{WEIGHTS}",
     "best-of/tokens-*.safetensors",
     "best-of/meta.json",
     "best-of/best-of.json",

@@ -14,8 +14,8 @@ from PIL import Image
 from dalle.config import Images, Sampling, plain_json
 from dalle.config.checks import printable
 from dalle.data.samples import Pair, read_pairs
+from dalle.outputs.run_files import WEIGHTS
 from dalle.outputs.whole import replace_text, save_picture
-from dalle.ready.files import WEIGHTS
 from dalle.sampling.gallery import Gallery
 from dalle.sampling.loading import load_transformer
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from dalle.config import CLIPModel, DVAEModel, PriorModel
 from dalle.models.folder import read_config, read_header
+from dalle.outputs.run_files import WEIGHTS
 from dalle.outputs.whole import copy_file
 from dalle.own.facts import Machine, Pictures
 from dalle.own.plan import Sizes, choose_batch, choose_clip, choose_clip_batch
-from dalle.ready.files import PART_FILES, WEIGHTS
+from dalle.ready.files import PART_FILES
 
 _GENTLER = 0.3
 """Of the step size that a training from nothing has: what is known should not be forgotten in the first updates."""

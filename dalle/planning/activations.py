@@ -126,7 +126,7 @@ def layer_work(
         x_BSD = torch.zeros(samples, config.slots, config.width, requires_grad=True)
         known = [*layer.parameters(), *(p.grad for p in layer.parameters() if p.grad is not None)]
         with Meter(known) as meter:
-            with _autocast(precision):
+            with autocast(precision, _CPU):
                 out_BSD = layer(x_BSD + 0, attention)
                 forward = meter.held
             kept = meter.held
@@ -190,8 +190,8 @@ def _product_dtype(precision: str) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float16
 
 
-def _autocast(precision: str) -> AbstractContextManager:
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     """As DeepSpeed and the objective have it; resblocks with gradient scales bring their own."""
     if precision in ("bf16", "fp16"):
-        return torch.autocast("cpu", _product_dtype(precision))
+        return torch.autocast(device.type, _product_dtype(precision))
     return nullcontext()

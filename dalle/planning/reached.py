@@ -19,6 +19,7 @@ from dalle.models.attention import MaskedAttention
 from dalle.models.flops import prior_flops
 from dalle.models.prior import Head, Layer
 from dalle.optim.optimizer import orthogonalized
+from dalle.planning.activations import autocast
 from dalle.planning.layout import Layout, Sizes
 from dalle.planning.plan import Machines
 from dalle.reporting.machine_limit import matrix_flops_per_s, seconds_of
@@ -81,7 +82,7 @@ def _layer(config: PriorModel, kind: Any, precision: str, samples: int, device: 
         GradientScales.per_block([layer.attention, layer.mlp], 1, device)
 
     def passes() -> None:
-        with _autocast(precision, device):
+        with autocast(precision, device):
             out_BSD = layer(x_BSD, masked)
         out_BSD.backward(torch.ones_like(out_BSD))
 
@@ -99,14 +100,8 @@ def _heads(config: PriorModel, precision: str, samples: int, device: torch.devic
             given.append((Head(config.width, vocabulary), x_ND, torch.randint(vocabulary, (samples * slots,))))
 
     def passes() -> None:
-        with _autocast(precision, device):
+        with autocast(precision, device):
             nats = sum(head(x_ND, targets_N) for head, x_ND, targets_N in given)
         nats.backward()
 
     return passes
-
-
-def _autocast(precision: str, device: torch.device) -> torch.autocast:
-    """As in a training; resblocks with gradient scales bring their own."""
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, dtype, enabled=precision in ("bf16", "fp16"))

@@ -12,7 +12,8 @@ from typing import Any
 from dalle.config import plain_yaml
 from dalle.models.folder import read_config
 from dalle.models.weights import WeightsFile
-from dalle.ready.files import CARD, WEIGHTS, model_files, parts_of
+from dalle.outputs.run_files import WEIGHTS
+from dalle.ready.files import CARD, model_files, parts_of
 from dalle.ready.names import ready_names, weights_folder
 
 NO_LICENCE = "unknown"

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dalle.config import plain_yaml
+from dalle.outputs.run_files import WEIGHTS
 
 PARTS = ("prior", "dvae", "clip", "codes-clip")
 """Folders of single models in that of a whole one; the first two make it one that draws."""
-WEIGHTS = "model.safetensors"
 STAGE_ONE = "stage_one"
 """The folder of a GAN's stage I, in that of its stage II."""
 CARD = "README.md"

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from dalle.data.sources.hub import hub_error, snapshot
 from dalle.models.folder import check_hash, read_header
-from dalle.ready.files import MODEL_FILES, PART_FILES, PARTS, WEIGHTS, parts_of
+from dalle.outputs.run_files import WEIGHTS
+from dalle.ready.files import MODEL_FILES, PART_FILES, PARTS, parts_of
 
 
 def fetch(name: str) -> Path:

@@ -14,7 +14,8 @@ from importlib import resources
 from pathlib import Path
 
 from dalle.config.checks import require, warn
-from dalle.ready.files import PARTS, WEIGHTS, parts_of
+from dalle.outputs.run_files import WEIGHTS
+from dalle.ready.files import PARTS, parts_of
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@.+)?", re.ASCII)
 

@@ -14,7 +14,7 @@ from dalle.config.checks import require
 from dalle.models.clip import CLIP, load_clip
 from dalle.models.folder import check_link, load_dvae, load_generator, load_prior
 from dalle.models.text_encoders import open_text_encoder
-from dalle.ready.files import WEIGHTS
+from dalle.outputs.run_files import WEIGHTS
 from dalle.ready.names import find_clip, find_model
 from dalle.sampling.adversarial.gan_pipeline import GANPipeline
 from dalle.sampling.adversarial.gan_set import GANModels, find_gan, is_gan

@@ -14,7 +14,8 @@ from dalle.config.checks import warn
 from dalle.decoding.kernels import kernels
 from dalle.models.clip import open_clip_name
 from dalle.models.folder import check_link, check_links, codes_hash, read_config, read_header
-from dalle.ready.files import WEIGHTS, read_settings
+from dalle.outputs.run_files import WEIGHTS
+from dalle.ready.files import read_settings
 from dalle.ready.names import find_clip, find_model, find_part
 from dalle.sampling.drawing import codes_of
 from dalle.text import Tokenizer, caption_tokens

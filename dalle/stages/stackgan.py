@@ -20,7 +20,8 @@ from dalle.models.stackgan.discriminator import Discriminator
 from dalle.models.stackgan.generators import Generator, generator
 from dalle.models.stackgan.noise import noise
 from dalle.objectives.stackgan import DiscriminatorObjective, GeneratorObjective, draw
-from dalle.ready.files import STAGE_ONE, WEIGHTS
+from dalle.outputs.run_files import WEIGHTS
+from dalle.ready.files import STAGE_ONE
 from dalle.stages.adversarial.collapse import Collapse
 from dalle.stages.adversarial.draws import labels, row_seeds
 from dalle.stages.adversarial.validation import Validation

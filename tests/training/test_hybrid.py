@@ -66,7 +66,7 @@ def test_the_whole_configuration_is_killed_and_goes_on(models, tmp_path):
     # until an update beyond a checkpoint is known
     while not (found := latest(output)) or max(_lines(output), default=0) <= int(found.name.removeprefix("step-")):
         if training.poll() is not None or time.monotonic() > deadline_s:
-            training.kill()
+            training.terminate()  # the launcher ends its processes, which hold its pipe
             raise AssertionError(training.communicate(timeout=60)[1][-3000:])
         time.sleep(0.1)
     os.kill(_rank(output, 2), signal.SIGKILL)

@@ -11,11 +11,11 @@ from dalle.cli.own.stages import MADE, Stages
 from dalle.cli.road import TRAININGS, options, say, train_stage
 from dalle.config import Images
 from dalle.outputs.ownership import read_mark
+from dalle.outputs.run_files import WEIGHTS
 from dalle.outputs.whole import copy_file
 from dalle.own.budget import gallery_s, in_words
 from dalle.own.plan_files import COMMANDS
 from dalle.own.progress import set_aside
-from dalle.ready.files import WEIGHTS
 from dalle.reporting.report import read_lines
 
 _WHAT = {

@@ -15,7 +15,8 @@ from dalle.config import Sampling
 from dalle.config.checks import require
 from dalle.config.stackgan import StackGANModel
 from dalle.models.folder import check_link, read_config, read_header
-from dalle.ready.files import STAGE_ONE, WEIGHTS
+from dalle.outputs.run_files import WEIGHTS
+from dalle.ready.files import STAGE_ONE
 from dalle.text import check_captions
 
 KERNELS = "pytorch"
