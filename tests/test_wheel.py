@@ -1,7 +1,9 @@
 """The sdist and the wheel made of it: all of the package, and what draws and trains with it in an environment that has nothing
 of the checkout."""
 
+import ast
 import email.parser
+import importlib.metadata
 import json
 import os
 import re
@@ -110,6 +112,38 @@ def test_the_wheel_says_what_it_needs_and_offers(wheel):
     assert versions == ["10", "11", "12", "13"]
     assert {"eval", "data", "text", "web", "cluster", "test"} <= set(told.get_all("Provides-Extra"))
     assert told["License-Expression"] == "MIT"
+
+
+def test_the_wheel_names_every_library_that_its_code_imports(wheel):
+    """Not those alone that others bring with them, which one day they may not."""
+    archive, code = zipfile.ZipFile(wheel), {}
+    for name in archive.namelist():
+        if name.endswith(".py"):
+            code.update(dict.fromkeys(_imported(ast.parse(archive.read(name))), name))
+    (path,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    told = email.parser.Parser().parsestr(archive.read(path).decode())
+    needed = [each for each in told.get_all("Requires-Dist") if not re.search(r'extra == "(test|docs|bench)"', each)]
+    declared = {_normal(re.split(r"[^\w.-]", each)[0]) for each in needed}
+    brought_by = importlib.metadata.packages_distributions()
+    libraries = set(code) - set(sys.stdlib_module_names) - {"dalle", "_typeshed"}
+    assert {"torch", "starlette", "sklearn", "pyarrow"} <= libraries
+    undeclared = {n: code[n] for n in libraries if not declared & {_normal(d) for d in brought_by.get(n, ())}}
+    assert undeclared == {}
+
+
+def _imported(tree: ast.Module) -> set[str]:
+    """The first words of what is imported, in functions and for type checkers too."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names}
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def test_the_package_draws_in_an_empty_environment_without_a_network(environment, tmp_path):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
 from contextlib import ExitStack
 from fnmatch import fnmatch
@@ -69,9 +68,12 @@ def _demo(argv: list[str] | None, held: ExitStack) -> None:
     arguments.parse(TrainCLIP, "clip", stages["clip"])
     from dalle.sampling.model_set import Tuning, settle
 
-    settle(
-        config.sampling, tuned.model, Tuning(tuned.caption_dropout, tuned.sampling_temperature, tuned.sampling_guidance)
+    tuning = Tuning(
+        caption_dropout=tuned.caption_dropout,
+        temperature=tuned.sampling_temperature,
+        guidance=tuned.sampling_guidance,
     )
+    settle(config.sampling, tuned.model, tuning)
     held.enter_context(claimed(folder, "dalle-demo"))
     _clear(folder)
 
@@ -103,9 +105,8 @@ def _demo(argv: list[str] | None, held: ExitStack) -> None:
 
 
 def _judge(config: Demo, folder: Path, valid_shards: str, began_s: float) -> None:
-    from tqdm import tqdm
-
     from dalle.evaluation import accuracy
+    from dalle.outputs.bar import progress_bar
     from dalle.sampling.gallery import write_gallery
     from dalle.sampling.grid import write_sheet
     from dalle.sampling.loading import load_transformer
@@ -113,7 +114,7 @@ def _judge(config: Demo, folder: Path, valid_shards: str, began_s: float) -> Non
     pipeline = load_transformer(folder, precision=config.sampling.precision)
     pairs = accuracy.distinct(valid_shards, pipeline.dvae.config.image_size_px, config.captions)
     judged = accuracy.judge(pipeline, pairs, config.candidates, config.seed, config.sampling)
-    judgements = list(tqdm(judged, total=len(pairs), unit=" captions", disable=not sys.stderr.isatty()))
+    judgements = list(progress_bar(iterable=judged, total=len(pairs), unit=" captions"))
     figures = {name: round(share, 4) for name, share in accuracy.figures(judgements)}
     shown = {judgement.caption: judgement.drawings for judgement in judgements[:_GALLERY_CAPTIONS]}
     facts = {f"caption accuracy, {name.replace('_', ' ')}": f"{share:.1%}" for name, share in figures.items()}

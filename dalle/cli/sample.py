@@ -68,8 +68,8 @@ def _list() -> None:
 
 def _sample(config: Sample, folder: Path) -> None:
     import torch
-    from tqdm import tqdm
 
+    from dalle.outputs.bar import progress_bar
     from dalle.sampling.candidates import Work
     from dalle.sampling.output import Output
     from dalle.sampling.ranking.shortlist import Shortlist
@@ -101,7 +101,7 @@ def _sample(config: Sample, folder: Path) -> None:
     total = config.n * len(output.todo)
     processes = config.processes or max(1, torch.cuda.device_count())
     stopped: BaseException | None = None
-    with tqdm(total=total, unit=" images", disable=not sys.stderr.isatty()) as bar:
+    with progress_bar(total=total, unit=" images") as bar:
         steps, worth_telling = models.steps
 
         def tell(step: int) -> None:

@@ -24,11 +24,13 @@ import faulthandler
 import json
 import os
 import secrets
+import select
 import socket
 import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from types import TracebackType
 from typing import NamedTuple
 
@@ -41,6 +43,7 @@ EXIT_CODE = 75
 --resume may well work. Because of another's error it is 1."""
 
 _CONNECT_S = 60.0
+_READ_WITHIN_S = 5.0
 
 
 class _Place(NamedTuple):
@@ -142,7 +145,8 @@ class Watch:
         self._send({"place": place[:3], "still_s": still_s, "stack": stack})
         # for when this thread cannot run, because the process is suspended or a call holds the interpreter's lock: the others
         # end then, and this timer, which needs neither, ends the process itself
-        faulthandler.dump_traceback_later(self.limits.still_s, exit=True, file=sys.__stderr__ or 2)
+        with suppress(RuntimeError):  # no memory for its thread: the next beat tries again
+            faulthandler.dump_traceback_later(self.limits.still_s, exit=True, file=sys.__stderr__ or 2)
 
     def _follow(self) -> None:
         """Beat, and hear the hub, until it says that all is over or who is at fault."""
@@ -181,10 +185,17 @@ class Watch:
             return  # a RuntimeError is what a collective raises when others are gone
         here = [m.rank for m in self.members if m.host == self.members[rank].host and m.rank not in verdict.gone]
         if rank == min(here, default=rank):
-            text = f"{verdict.line}\n{verdict.stacks}".encode()
-            # in a thread: nobody may be reading
-            Thread(os.write, 2, text).join(5)
+            _write_while_it_is_read(2, f"{verdict.line}\n{verdict.stacks}".encode())
         os._exit(EXIT_CODE if verdict.failed is None else 1)
+
+
+def _write_while_it_is_read(file: int, text: bytes) -> None:
+    """As much of it as is taken in time, for nobody may be reading; without a thread, for which there may be no memory."""
+    waiting, until_s = select.poll(), time.monotonic() + _READ_WITHIN_S
+    waiting.register(file, select.POLLOUT)
+    with suppress(OSError):
+        while text and waiting.poll(1000 * max(0.0, until_s - time.monotonic())):
+            text = text[os.write(file, text[: select.PIPE_BUF]) :]  # so much does not wait
 
 
 def _listener(size: int) -> socket.socket:

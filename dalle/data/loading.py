@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
+import numpy.random  # noqa: F401 - which workers seed: loaded here, none needs memory for it where there may be none
 import torch
 from torch.utils.data import DataLoader, Dataset
 

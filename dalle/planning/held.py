@@ -32,7 +32,7 @@ def stays(layout: Layout, exchanged: Exchanged) -> dict[str, int]:
 def while_made(layout: Layout) -> int:
     """Bytes of a GPU at the most while DeepSpeed takes the weights over, before the first update: all are fp32, and 16-bit copies are
     made beside them. At stage 3 it has made room by then for the gradients of all of them, of which those that are compressed need
-    none."""
+    none; and it gathers one parameter after the other to hook into its gradient."""
     run, held, whole = layout.run, layout.held, layout.whole
     in_16_bits = run.weights == "16-bit"
     if run.zero_stage == 0:
@@ -42,7 +42,8 @@ def while_made(layout: Layout) -> int:
         return 4 * (sum(whole.values()) + sum(held.values())) + copies
     gradients = 0 if run.offload == "cpu" else 4 * sum(held.values())
     copies = layout.weight_bytes(held) if in_16_bits else 0
-    return 4 * sum(held.values()) + gradients + copies + _buckets(layout)
+    gathered = 4 * max(whole.values())
+    return 4 * sum(held.values()) + gradients + max(copies, gathered) + _buckets(layout)
 
 
 def in_main_memory(layout: Layout) -> int:

@@ -20,10 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from dalle.config import Wandb
 from dalle.config.checks import printable
+from dalle.outputs.bar import progress_bar
 from dalle.outputs.whole import replace_text, save_picture
 from dalle.reporting.earlier_run import drop_after, set_aside
 from dalle.reporting.elsewhere import Elsewhere
@@ -92,7 +91,9 @@ class Telemetry:
         self._write_run("running")
         if show_progress and sys.stderr.isatty():
             layout = "{desc} {percentage:3.0f}%|{bar:8}| {n_fmt}/{total_fmt} {postfix}"
-            self._bar = tqdm(total=total_steps, initial=start_step, desc=title, dynamic_ncols=True, bar_format=layout)
+            self._bar = progress_bar(
+                total=total_steps, initial=start_step, desc=title, dynamic_ncols=True, bar_format=layout
+            )
         now_s = time.monotonic()
         self._origin_s = now_s - time_before_s
         self._paused_s = 0.0

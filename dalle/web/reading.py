@@ -59,7 +59,7 @@ def _read_image(ask: Ask, found: Models, most_pixels: int) -> tuple[Prompt, np.n
     try:
         image = decode(data, most_pixels)
     except ValueError as error:
-        raise ValueError(f"image: {error}; send another") from None
+        raise ValueError(f"image: {str(error).removeprefix('image ')}; send another") from None
     try:
         origin = drawing_of(data, "image", most_pixels)
     except ValueError:

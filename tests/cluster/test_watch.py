@@ -1,17 +1,20 @@
 """Hung, dead and differing ranks, with real gloo processes: all end in bounded time, and who was at fault is named."""
 
+import faulthandler
 import multiprocessing
 import os
 import re
 import signal
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from dalle.cluster import watch as watching
 from dalle.cluster.agreement import check_same, facts
 from dalle.cluster.topology import joined
 from dalle.cluster.watch import EXIT_CODE, Watch
@@ -148,6 +151,21 @@ def _finish_while_the_hub_is_slow(world, folder: Path) -> None:
     os._exit(0)
 
 
+def _without_a_timer(world, folder: Path) -> None:
+    """There is no memory for the timer's thread, as often as it is begun."""
+
+    def begin(*_, **options) -> None:
+        raise RuntimeError("unable to start watchdog thread")
+
+    faulthandler.dump_traceback_later = begin
+    with Watch(world, LIMIT_S) as watch:
+        (folder / f"{world.rank}.training").touch()
+        for step in range(6):
+            watch.mark(step, "update")
+            time.sleep(LIMITS.beat_s)
+    os._exit(0)
+
+
 def _differ(world, folder: Path) -> None:
     same = facts(DrawShapes(output="x"))
     check_same(world, same)
@@ -164,6 +182,29 @@ def test_a_killed_rank_is_named(tmp_path, act):
         assert ranks.exit_codes(0, 1) == [EXIT_CODE, EXIT_CODE]
         # one line in all, for all three share the machine, and none of the collective's own complaint
         assert re.fullmatch(RANK_2 + r" has ended, last seen .* update \d+; ending\n+", ranks.errors())
+
+
+def test_a_watch_without_memory_for_its_timer_goes_on(tmp_path):
+    with Ranks(tmp_path, 2, _without_a_timer) as ranks:
+        assert ranks.exit_codes(0, 1) == [0, 0] and ranks.errors() == ""
+
+
+def test_what_is_said_at_the_end_is_written_as_far_as_somebody_reads(monkeypatch):
+    monkeypatch.setattr(watching, "_READ_WITHIN_S", 0.2)
+    read, write = os.pipe()
+    text = bytes(range(256)) * 2000
+    began_s = time.monotonic()
+    watching._write_while_it_is_read(write, text)
+    assert 0.2 <= time.monotonic() - began_s < 2
+    found = os.read(read, 2**20)
+    assert 4096 <= len(found) < len(text) and text.startswith(found)
+    monkeypatch.setattr(watching, "_READ_WITHIN_S", 20.0)
+    reader = ThreadPoolExecutor(1).submit(lambda: b"".join(iter(lambda: os.read(read, 2**16), b"")))
+    watching._write_while_it_is_read(write, text)
+    os.close(write)
+    assert reader.result() == text
+    watching._write_while_it_is_read(write, text)  # which is closed by now
+    os.close(read)
 
 
 def test_a_suspended_rank_is_named_and_ends_itself(tmp_path):

@@ -1,8 +1,12 @@
 """The way of batches to a device."""
 
+import subprocess
+import sys
+
 import torch
 
 from dalle.data.loading import to_device
+from tests.conftest import clean_environment
 
 BATCH = {"images_BCYX": torch.arange(6, dtype=torch.uint8).reshape(1, 3, 2, 1), "captions": ["a caption"]}
 
@@ -19,3 +23,13 @@ def test_nothing_waits_for_a_gpu(waited_for):
     assert waited_for == []
     BATCH["images_BCYX"].to(gpu, non_blocking=True)
     assert waited_for == [(1, 3, 2, 1)]  # of memory that is not pinned it would
+
+
+def test_what_pytorch_s_workers_seed_is_there_before_they_are():
+    """One without memory to load it would end in a traceback of its own."""
+    code = "import sys, torch\nbefore = 'numpy.random' in sys.modules\nimport dalle.data.loading\n"
+    code += "print(before, 'numpy.random' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=clean_environment()
+    )
+    assert done.stdout.split()[-1] == "True"

@@ -89,9 +89,9 @@ WRONG = [
     ({"caption": "a", "image": GOOD, "region": [0, 0, 33, 8]}, "region 0,0,33,8: leaves the prompt image"),
     ({"caption": "a", "image": GOOD, "region": [0, 0, 32, 32]}, "is the whole image"),
     ({"caption": "a", "image": "!", "rows": 1}, "image: is no base64"),
-    ({"caption": "a", "image": _base64(b"GIF"), "rows": 1}, "image: image does not decode: no image in PNG"),
-    ({"caption": "a", "image": _base64(_picture()[:900]), "rows": 1}, "image: image does not decode"),
-    ({"caption": "a", "image": _base64(b"%!PS-Adobe-3.0 EPSF"), "rows": 1}, "image: image does not decode"),
+    ({"caption": "a", "image": _base64(b"GIF"), "rows": 1}, "image: does not decode: no image in PNG"),
+    ({"caption": "a", "image": _base64(_picture()[:900]), "rows": 1}, "image: does not decode"),
+    ({"caption": "a", "image": _base64(b"%!PS-Adobe-3.0 EPSF"), "rows": 1}, "image: does not decode"),
     ([], "the request: must be a JSON object"),
 ]
 
@@ -112,7 +112,7 @@ def test_a_hundred_megapixels_are_refused_by_their_header(server):
     answer = server.draw(image=_base64(bomb), rows=1)
     assert answer.status_code == 422
     assert answer.json()["error"] == (
-        "image: image of 10000×10000 pixels: over the limit of 25,000,000, so make it smaller; send another"
+        "image: of 10000×10000 pixels: over the limit of 25,000,000, so make it smaller; send another"
     )
     assert time.monotonic() - began_s < 2  # their pixels take longer to unpack
 

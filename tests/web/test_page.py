@@ -184,11 +184,24 @@ def test_an_image_is_kept_by_rows_by_a_drawn_rectangle_and_as_a_variation(page, 
     picture = Image.fromarray(np.random.default_rng(4).integers(0, 256, (40, 60, 3), dtype=np.uint8))
     picture.save(tmp_path / "wide.png")
     (tmp_path / "broken.png").write_bytes((tmp_path / "wide.png").read_bytes()[:300])
-    page.choose_file("#file", tmp_path / "broken.png")
-    page.wait("!at('alert').hidden")
-    assert page.run("at('alert').innerText") == "This file is no image that the browser can show."
+    Image.new("1", (5001, 5000)).save(tmp_path / "large.png")
+    (tmp_path / "heavy.png").write_bytes(bytes(1_480_001))
+    for name, told in (
+        ("heavy", "The file is larger than the 1.5 MB that this server takes."),
+        ("large", "The image has 5001 by 5000 pixels; this server takes 25 million of them."),
+        ("broken", "This file is no image that the browser can show."),
+    ):
+        page.choose_file("#file", tmp_path / f"{name}.png")
+        page.wait(f"at('alert').innerText === {json.dumps(told)}")
+        assert not page.run("at('alert').hidden") and page.run("at('editor').hidden && !at('file').files.length")
+    page.run("at('more').open = true")
     page.choose_file("#file", tmp_path / "wide.png")
     page.wait("!at('editor').hidden")
+    assert page.run("at('alert').hidden")  # which was of another file
+    # all of the editor is to be seen, above the button that stays at the foot
+    page.wait("at('kept').getBoundingClientRect().bottom <= at('draw').getBoundingClientRect().top")
+    assert page.run("document.querySelector('.modes').getBoundingClientRect().top") >= 0
+    page.run("at('more').open = false")
     page.run("at('rows').value = 3; at('rows').dispatchEvent(new Event('input'))")
     assert page.run("at('kept').innerText") == "The top 3 rows of cells are kept; the rest is drawn."
     page.run("at('board').focus()")
@@ -312,12 +325,19 @@ def test_of_several_models_one_is_chosen(started, shelved, limits):
         _nothing_wrong(started, server)
 
 
-@pytest.mark.parametrize(("width", "dark"), [(390, True), (320, False)])
-def test_it_fits_a_phone(page, server, shelved, width, dark):
-    page.show(width, 844, dark=dark, phone=True)
+PHONE, SCREEN = {"height": 844, "phone": True}, {"height": 860, "phone": False}
+
+
+@pytest.mark.parametrize(
+    ("width", "dark", "kind", "columns"),
+    [(390, True, PHONE, (3,)), (320, False, PHONE, (2,)), (1280, False, SCREEN, (5, 6))],
+)
+def test_it_fits_a_phone_and_a_screen(page, server, shelved, width, dark, kind, columns):
+    page.show(width, dark=dark, **kind)
     _open(page, server)
     fits = "document.documentElement.scrollWidth <= innerWidth"
     assert page.run(fits)
+    assert page.run("at('about').scrollWidth <= at('about').clientWidth")  # all that is told of the model
     with slowed(shelved, 0.01):
         _draw(page, "a very long caption " * 12 + "without_any_space_" * 8, n=8)
         page.wait("document.querySelectorAll('.tile.done').length >= 1")
@@ -326,11 +346,17 @@ def test_it_fits_a_phone(page, server, shelved, width, dark):
         )
         assert page.run(fits)
         page.wait(DONE)
-    assert page.run("new Set([...document.querySelectorAll('.tile')].map(tile => tile.offsetLeft)).size") in (2, 3)
+    assert page.run("new Set([...document.querySelectorAll('.tile')].map(tile => tile.offsetLeft)).size") in columns
+    cut = "[...document.querySelectorAll('.meta span')].filter(e => e.scrollWidth > e.clientWidth).map(e => e.textContent)"
+    assert page.run(cut) == []
+    meets = "(date, cross) => date.right > cross.left && date.left < cross.right && date.bottom > cross.top"
+    words = "(range => (range.selectNodeContents(document.querySelector('.entry small')), range.getBoundingClientRect()))(document.createRange())"
+    page.wait("document.querySelector('.entry') !== null")
+    assert not page.run(f"({meets})({words}, document.querySelector('.drop-entry').getBoundingClientRect())")
     page.run("document.querySelector('.tile button').click()")
     page.wait("at('one').open")
     box = page.run("at('one').getBoundingClientRect().toJSON()")
-    assert page.run(fits) and box["left"] >= 0 and box["right"] <= width and box["bottom"] <= 844
+    assert page.run(fits) and box["left"] >= 0 and box["right"] <= width and box["bottom"] <= kind["height"]
     assert page.run("getComputedStyle(at('one-image')).imageRendering") == "pixelated"
     small = "[...document.querySelectorAll('button, select, input[type=number], #save')].filter(e => e.offsetParent && !e.matches('.link')"
     small += " && e.getBoundingClientRect().height < 24).map(e => e.id || e.className)"

@@ -50,5 +50,6 @@ def run(options: argparse.Namespace) -> list[dict]:
                 rates["trained"].append(1 / update_s("prior", config, world, options.seconds))
         flops = prior_flops(config.model) * config.run.batch_size
         limit = matrix_flops_per_s(device, config.run.precision) / flops
-        cases.append(case(f"plan {name}", "updates/s", rates, limit, {"ours": peak_memory_bytes(device)}, {}))
+        settings = {"config": name, "more": options.more, "seconds": options.seconds, "repeats": options.repeats}
+        cases.append(case(f"plan {name}", "updates/s", rates, limit, {"ours": peak_memory_bytes(device)}, settings))
     return cases

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,9 +45,9 @@ def filter_pictures(argv: list[str] | None = None) -> None:
 @contextmanager
 def counted_images() -> Iterator[Callable[[str, int], None]]:
     """A bar on a terminal, moved by what `prepare` tells."""
-    from tqdm import tqdm
+    from dalle.outputs.bar import progress_bar
 
-    with tqdm(unit=" images", disable=not sys.stderr.isatty()) as bar:
+    with progress_bar(unit=" images") as bar:
 
         def told(what: str, number: int) -> None:
             bar.set_description(what, refresh=False)

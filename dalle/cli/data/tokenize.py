@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -87,13 +86,13 @@ def _encode(
     config: Tokenize, folder: Path, model: DVAEModel, digest: str, request: dict[str, Any], files: list[str]
 ) -> None:
     import torch
-    from tqdm import tqdm
 
     from dalle.data.counts import Counts
     from dalle.data.loading import load
     from dalle.data.pairs import PairPasses
     from dalle.data.tokens import Meta, TokenWriter
     from dalle.models.folder import load_dvae
+    from dalle.outputs.bar import progress_bar
 
     images = replace(config.images, augmentation=config.images.augmentation if config.crops > 1 else "none")
     passes = PairPasses(files, images, model.image_size_px, config.batch_size, config.crops, config.seed)
@@ -103,7 +102,7 @@ def _encode(
     meta = Meta(model.grid, model.codebook_size, digest, precision=config.precision)
     with (
         TokenWriter(folder, meta, config.pairs_per_shard, request) as writer,
-        tqdm(unit=" images", disable=not sys.stderr.isatty()) as bar,
+        progress_bar(unit=" images") as bar,
     ):
         for batch in batches:
             if isinstance(batch, Counts):

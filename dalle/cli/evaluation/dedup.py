@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,11 +46,10 @@ def dedup(argv: list[str] | None = None) -> None:
 
 
 def _embedded(folder: Path, shards: list[str], network: Features, config: Dedup) -> Index:
-    from tqdm import tqdm
-
     from dalle.evaluation.overlap.index import embed
+    from dalle.outputs.bar import progress_bar
 
-    with tqdm(unit=" images", desc=folder.name, disable=not sys.stderr.isatty()) as bar:
+    with progress_bar(unit=" images", desc=folder.name) as bar:
         index = embed(
             folder,
             shards,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from dalle.config import Evaluate, plain_json
 from dalle.evaluation.report.page import page
 from dalle.evaluation.report.section import Section, figure_text, prose, table
@@ -23,6 +20,7 @@ from dalle.evaluation.steps import manifest as manifests
 from dalle.evaluation.steps.drawn import SAMPLES, draw_all
 from dalle.evaluation.steps.evaluate import Evaluation
 from dalle.evaluation.steps.sources import Sources, device_here, find_sources
+from dalle.outputs.bar import progress_bar
 from dalle.outputs.whole import replace_text
 from dalle.sampling.candidates import Part, Source, Work, draw
 from dalle.sampling.drawing import read_drawing
@@ -125,7 +123,7 @@ def _draw(config: Evaluate, sources: Sources, models: Found, folder: Path, say: 
     say(f"{n} candidates of each of {len(sources.prompted):,} captions")
     with (
         warnings.catch_warnings(),
-        tqdm(total=total, unit=" images", disable=not sys.stderr.isatty()) as bar,
+        progress_bar(total=total, unit=" images") as bar,
     ):
         # what is cut from captions has just been said, once for all
         warnings.filterwarnings("ignore", category=CaptionWarning)

@@ -64,7 +64,7 @@ function card(entry) {
     strip.append(image);
   }
   caption.textContent = entry.ask.caption;
-  const when = new Date(entry.when).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+  const when = new Date(entry.when).toLocaleString([], { month: "short", day: "numeric", hour: "numeric", minute: "2-digit" });
   told.textContent = `${entry.drawings.length} · ${when}`;
   open.type = drop.type = "button";
   open.append(strip, caption, told);

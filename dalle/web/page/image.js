@@ -2,10 +2,10 @@
 
 const at = id => document.getElementById(id);
 const board = at("board"), picture = at("picture"), veil = at("veil"), SIDE = 640;
-let image = null, grid = 8, mode = "rows", rows = 4, cells = [2, 4, 6, 8], corner = null, most = Infinity;
-let complain = () => {};
+let image = null, grid = 8, mode = "rows", rows = 4, cells = [2, 4, 6, 8], corner = null, latest = 0;
+let most = { bytes: Infinity, pixels: Infinity }, complain = () => {};
 
-export function prepare(limit, onWrong) { most = limit; complain = onWrong; }
+export function prepare(limits, onWrong) { most = limits; complain = onWrong; }
 
 export function ofGrid(size) {
   if (size !== grid) {
@@ -18,11 +18,21 @@ export function ofGrid(size) {
   paint();
 }
 
-// Take an image, of a file or of a drawing. wanted: rows to keep; null leaves what was chosen.
+// Take an image, of a file or of a drawing, unless another was chosen meanwhile. wanted: rows to keep; null leaves what was chosen.
 export async function take(blob, wanted = null) {
-  if (blob.size > 0.74 * most) { complain(`The file is larger than the ${(0.74 * most / 1e6).toFixed(1)} MB that this server takes.`); return false; }
+  const turn = ++latest;
+  const refuse = why => { if (turn === latest) { complain(why); at("file").value = ""; } return false; };
+  const bytes = 0.74 * most.bytes; // as base64 takes a third more
+  if (blob.size > bytes) return refuse(`The file is larger than the ${(bytes / 1e6).toFixed(1)} MB that this server takes.`);
   let bitmap;
-  try { bitmap = await createImageBitmap(blob); } catch { complain("This file is no image that the browser can show."); return false; }
+  try { bitmap = await createImageBitmap(blob); } catch { return refuse("This file is no image that the browser can show."); }
+  if (bitmap.width * bitmap.height > most.pixels) {
+    const told = `The image has ${bitmap.width} by ${bitmap.height} pixels; this server takes ${most.pixels / 1e6} million of them.`;
+    bitmap.close();
+    return refuse(told);
+  }
+  if (turn !== latest) { bitmap.close(); return false; }
+  complain("");
   image = { blob, width: bitmap.width, height: bitmap.height };
   const side = Math.min(bitmap.width, bitmap.height), pen = picture.getContext("2d");
   picture.width = picture.height = SIDE;
@@ -34,11 +44,14 @@ export async function take(blob, wanted = null) {
   at("drop").hidden = true;
   at("rows").value = rows;
   paint();
+  at("editor").scrollIntoView({ block: "nearest" });
   return true;
 }
 
 export function drop() {
+  latest++;
   image = null;
+  complain("");
   at("editor").hidden = at("no-image").hidden = true;
   at("drop").hidden = false;
   at("file").value = "";

@@ -268,7 +268,6 @@ at("vary").addEventListener("click", async () => {
   settle();
   if (!await image.take(drawing.blob, Math.max(1, Math.floor(entry.grid / 2)))) return;
   at("caption").value = entry.ask.caption;
-  at("editor").scrollIntoView({ behavior: pace(), block: "nearest" });
   at("rows").focus({ preventScroll: true });
   toast("Choose how much of it is kept, then draw");
 });
@@ -317,7 +316,7 @@ try {
   at("n").max = at("n-range").max = limits.most_n;
   at("n").value = at("n-range").value = Math.min(2 * limits.chunk, limits.most_n);
   tiles.promise(Number(at("n").value));
-  image.prepare(limits.most_bytes, alarm);
+  image.prepare({ bytes: limits.most_bytes, pixels: limits.most_pixels }, alarm);
   anotherSeed();
   defaults();
   history.open(reopen);
