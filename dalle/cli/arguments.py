@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 _Settings = TypeVar("_Settings", bound="DataclassInstance")
+_WORKER_DIED = re.compile(r"DataLoader worker \(pid")
+"""How PyTorch's loader says so."""
 
 
 def parse(
@@ -150,6 +152,11 @@ def run(main: Callable[[], None], prog: str) -> None:
             why = " ".join(str(error).split())[:200]
             remedy = "make the batch, the chunk or the model smaller, or use a machine with more"
             print(f"{who}: out of memory{f' ({printable(why)})' if why else ''}; {remedy}", file=sys.stderr)
+            sys.exit(2)
+        if _WORKER_DIED.match(str(error)):
+            why = printable(" ".join(str(error).split())[:200])
+            remedy = "where memory or /dev/shm is full it is ended: make room there, or load with fewer processes"
+            print(f"{who}: a process that loads data has ended ({why}); {remedy}", file=sys.stderr)
             sys.exit(2)
         if not isinstance(error, OSError) or error.strerror is None:
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing.queues
 import os
 import signal
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ _PREFETCHED_BATCHES = 4
 
 
 def load(dataset: Dataset, workers: int, **options: Any) -> Iterator[dict]:
-    """Batches of a data set that makes whole batches itself. The workers begin at once.
+    """Batches of a data set that makes whole batches itself. The workers begin at once. One that ends before its time raises
+    PyTorch's RuntimeError, at any line of this process.
 
     Args:
         dataset: yields batches, or has them by number
@@ -28,7 +30,7 @@ def load(dataset: Dataset, workers: int, **options: Any) -> Iterator[dict]:
         ValueError: what a worker raised, as the one line it was
     """
     if workers:
-        options = {"prefetch_factor": _PREFETCHED_BATCHES, "worker_init_fn": _leave_signals_to_the_parent} | options
+        options = {"prefetch_factor": _PREFETCHED_BATCHES, "worker_init_fn": _as_a_worker} | options
     return _in_one_line(iter(DataLoader(dataset, batch_size=None, num_workers=workers, **options)))
 
 
@@ -53,7 +55,13 @@ def _in_one_line(batches: Iterator[dict]) -> Iterator[dict]:
         yield batch
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
+def _as_a_worker(worker: int) -> None:
+    _leave_signals_to_the_parent()
+    # of a batch that cannot be sent, such as for want of memory; left alone, it would be waited for without end
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(lambda error, batch: os._exit(1))  # type: ignore[attr-defined]
+
+
+def _leave_signals_to_the_parent() -> None:
     """Ctrl-C, SIGTERM and SIGUSR1 reach all processes of a terminal, a launcher or a Slurm step; the training process alone
     decides when its workers end, which it does with a SIGTERM of its own."""
     for number in (signal.SIGINT, signal.SIGUSR1):

@@ -1,11 +1,17 @@
 """The way of batches to a device."""
 
+import os
+import re
+import signal
 import subprocess
 import sys
 
+import pytest
 import torch
+from torch.utils.data import IterableDataset
 
-from dalle.data.loading import to_device
+from dalle.cli import arguments
+from dalle.data.loading import load, to_device
 from tests.conftest import clean_environment
 
 BATCH = {"images_BCYX": torch.arange(6, dtype=torch.uint8).reshape(1, 3, 2, 1), "captions": ["a caption"]}
@@ -33,3 +39,37 @@ def test_what_pytorch_s_workers_seed_is_there_before_they_are():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=clean_environment()
     )
     assert done.stdout.split()[-1] == "True"
+
+
+class Unsendable:
+    def __reduce__(self):
+        raise RuntimeError("can't start new thread")
+
+
+class Passes(IterableDataset):
+    """A batch, and then one at which its process ends."""
+
+    def __init__(self, ends):
+        self.ends = ends
+
+    def __iter__(self):
+        yield {"number": 0}
+        yield self.ends()
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [Unsendable, lambda: os._exit(1), lambda: os.kill(os.getpid(), signal.SIGKILL)],
+    ids=["that cannot be sent", "that it ends itself at", "killed"],
+)
+def test_a_loader_process_that_ends_is_told_in_one_line(ends, capfd):
+    received = []
+    with pytest.raises(SystemExit) as left:
+        arguments.run(lambda: received.extend(load(Passes(ends), workers=1)), "dalle-tokenize")
+    assert left.value.code == 2 and received in ([], [{"number": 0}])
+    said = capfd.readouterr().err.strip()
+    assert "\n" not in said and said.endswith("make room there, or load with fewer processes")
+    assert re.match(
+        r"dalle-tokenize: a process that loads data has ended \(DataLoader worker \(pid\S* \S+\) (exited unexpectedly|is killed)",
+        said,
+    )
