@@ -57,4 +57,4 @@ END
     rm -rf "${folder:?}/$version" "$folder/wheels-$version"
     tried="$tried $version"
 done
-echo "tried:$tried"
+echo "tried:${tried:? none is here}"

@@ -183,19 +183,34 @@ class Watch:
         rank = self.world.rank
         if self._error is not None and (rank == verdict.failed or not isinstance(self._error, RuntimeError)):
             return  # a RuntimeError is what a collective raises when others are gone
-        here = [m.rank for m in self.members if m.host == self.members[rank].host and m.rank not in verdict.gone]
-        if rank == min(here, default=rank):
-            _write_while_it_is_read(2, f"{verdict.line}\n{verdict.stacks}".encode())
-        os._exit(EXIT_CODE if verdict.failed is None else 1)
+        try:
+            here = [m.rank for m in self.members if m.host == self.members[rank].host and m.rank not in verdict.gone]
+            if rank == min(here, default=rank):
+                _write_within(_READ_WITHIN_S, 2, f"{verdict.line}\n{verdict.stacks}".encode())
+        finally:
+            os._exit(EXIT_CODE if verdict.failed is None else 1)
 
 
-def _write_while_it_is_read(file: int, text: bytes) -> None:
-    """As much of it as is taken in time, for nobody may be reading; without a thread, for which there may be no memory."""
-    waiting, until_s = select.poll(), time.monotonic() + _READ_WITHIN_S
+def _write_within(seconds: float, file: int, text: bytes) -> None:
+    """As much of it as is taken in time, for nobody may be reading."""
+
+    def write() -> None:
+        with suppress(OSError):
+            os.write(file, text)
+
+    try:
+        Thread(write).join(seconds)
+    except (RuntimeError, MemoryError):
+        _write_without_a_thread(seconds, file, text)
+
+
+def _write_without_a_thread(seconds: float, file: int, text: bytes) -> None:
+    """The same where there is no memory for one. A terminal whose output is held may wait all the same."""
+    waiting, until_s = select.poll(), time.monotonic() + seconds
     waiting.register(file, select.POLLOUT)
     with suppress(OSError):
         while text and waiting.poll(1000 * max(0.0, until_s - time.monotonic())):
-            text = text[os.write(file, text[: select.PIPE_BUF]) :]  # so much does not wait
+            text = text[os.write(file, text[: select.PIPE_BUF]) :]  # so much of a pipe does not wait
 
 
 def _listener(size: int) -> socket.socket:

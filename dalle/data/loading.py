@@ -12,6 +12,7 @@ import numpy.random  # noqa: F401 - which workers seed: loaded here, none needs 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from dalle.config.checks import printable
 from dalle.outputs.threads import Thread
 
 _PREFETCHED_BATCHES = 4
@@ -57,8 +58,16 @@ def _in_one_line(batches: Iterator[dict]) -> Iterator[dict]:
 
 def _as_a_worker(worker: int) -> None:
     _leave_signals_to_the_parent()
-    # of a batch that cannot be sent, such as for want of memory; left alone, it would be waited for without end
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(lambda error, batch: os._exit(1))  # type: ignore[attr-defined]
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_of_unsent)  # type: ignore[attr-defined]
+
+
+def _end_of_unsent(error: BaseException, batch: Any) -> None:
+    """Of a batch that cannot be sent, such as for want of memory; left alone, it would be waited for without end."""
+    told = (
+        f"a process that loads data cannot send what it has loaded: {type(error).__name__}: {printable(str(error))}\n"
+    )
+    os.write(2, told.encode())
+    os._exit(1)
 
 
 def _leave_signals_to_the_parent() -> None:

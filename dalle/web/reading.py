@@ -59,7 +59,8 @@ def _read_image(ask: Ask, found: Models, most_pixels: int) -> tuple[Prompt, np.n
     try:
         image = decode(data, most_pixels)
     except ValueError as error:
-        raise ValueError(f"image: {str(error).removeprefix('image ')}; send another") from None
+        why = str(error).removeprefix("image ").removeprefix("of ")
+        raise ValueError(f"image: {why}; send another") from None
     try:
         origin = drawing_of(data, "image", most_pixels)
     except ValueError:

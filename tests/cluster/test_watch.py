@@ -189,22 +189,57 @@ def test_a_watch_without_memory_for_its_timer_goes_on(tmp_path):
         assert ranks.exit_codes(0, 1) == [0, 0] and ranks.errors() == ""
 
 
-def test_what_is_said_at_the_end_is_written_as_far_as_somebody_reads(monkeypatch):
-    monkeypatch.setattr(watching, "_READ_WITHIN_S", 0.2)
-    read, write = os.pipe()
+@pytest.mark.parametrize("write", [watching._write_within, watching._write_without_a_thread])
+def test_what_is_said_at_the_end_is_written_as_far_as_somebody_reads(write):
     text = bytes(range(256)) * 2000
-    began_s = time.monotonic()
-    watching._write_while_it_is_read(write, text)
-    assert 0.2 <= time.monotonic() - began_s < 2
-    found = os.read(read, 2**20)
-    assert 4096 <= len(found) < len(text) and text.startswith(found)
-    monkeypatch.setattr(watching, "_READ_WITHIN_S", 20.0)
-    reader = ThreadPoolExecutor(1).submit(lambda: b"".join(iter(lambda: os.read(read, 2**16), b"")))
-    watching._write_while_it_is_read(write, text)
-    os.close(write)
-    assert reader.result() == text
-    watching._write_while_it_is_read(write, text)  # which is closed by now
-    os.close(read)
+
+    def written(seconds, reader):
+        """What is read of it by the end."""
+        end, into = os.pipe()
+        os.write(into, b"x")  # so that no number of whole pages fits
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(reader, end)
+            began_s = time.monotonic()
+            write(seconds, into, text)
+            took_s = time.monotonic() - began_s
+            rest = b"" if reader is _all_of else os.read(end, 2**20)
+            os.close(into)
+            found = reading.result() + rest
+        os.close(end)
+        return found[1:], took_s
+
+    found, took_s = written(0.3, lambda end: b"")
+    assert 0.3 <= took_s < 3 and 4096 <= len(found) < len(text) and text.startswith(found)
+    found, took_s = written(30.0, _all_of)
+    assert found == text and took_s < 10
+    found, took_s = written(0.3, _a_little_at_a_time)
+    assert 0.3 <= took_s < 3 and len(found) < len(text)
+    write(0.3, 2**20, text)  # no such file
+    with open(os.devnull) as unwritable:
+        write(0.3, unwritable.fileno(), text)
+
+
+def _all_of(end):
+    return b"".join(iter(lambda: os.read(end, 2**16), b""))
+
+
+def _a_little_at_a_time(end):
+    found, until_s = b"", time.monotonic() + 3
+    while time.monotonic() < until_s and len(found) < 2**17:
+        found += os.read(end, 4096)
+        time.sleep(0.05)
+    return found
+
+
+def test_without_memory_for_a_thread_the_last_words_are_written_all_the_same(monkeypatch):
+    def begin(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(watching, "Thread", begin)
+    end, into = os.pipe()
+    watching._write_within(5.0, into, b"ending")
+    assert os.read(end, 100) == b"ending"
+    os.close(end), os.close(into)
 
 
 def test_a_suspended_rank_is_named_and_ends_itself(tmp_path):

@@ -46,6 +46,9 @@ class Unsendable:
         raise RuntimeError("can't start new thread")
 
 
+UNSENT = "a process that loads data cannot send what it has loaded: RuntimeError: can't start new thread"
+
+
 class Passes(IterableDataset):
     """A batch, and then one at which its process ends."""
 
@@ -67,9 +70,23 @@ def test_a_loader_process_that_ends_is_told_in_one_line(ends, capfd):
     with pytest.raises(SystemExit) as left:
         arguments.run(lambda: received.extend(load(Passes(ends), workers=1)), "dalle-tokenize")
     assert left.value.code == 2 and received in ([], [{"number": 0}])
-    said = capfd.readouterr().err.strip()
-    assert "\n" not in said and said.endswith("make room there, or load with fewer processes")
+    *cause, said = capfd.readouterr().err.strip().splitlines()
+    assert cause == ([] if ends is not Unsendable else [UNSENT]) and said.endswith("or load with fewer processes")
     assert re.match(
         r"dalle-tokenize: a process that loads data has ended \(DataLoader worker \(pid\S* \S+\) (exited unexpectedly|is killed)",
         said,
+    )
+
+
+def test_a_loader_process_that_the_system_ends(capsys):
+    """In the words that PyTorch has for one whose end it is told of at once."""
+
+    def end():
+        raise RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. ")
+
+    with pytest.raises(SystemExit) as left:
+        arguments.run(end, "dalle-tokenize")
+    assert left.value.code == 2
+    assert (
+        "has ended (DataLoader worker (pid 12) is killed by signal: Killed.); where memory" in capsys.readouterr().err
     )

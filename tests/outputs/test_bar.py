@@ -1,10 +1,11 @@
 """A bar where somebody sees it."""
 
 import io
+import subprocess
 import sys
-import threading
 
 from dalle.outputs.bar import progress_bar
+from tests.conftest import clean_environment
 
 
 class Terminal(io.StringIO):
@@ -22,8 +23,18 @@ def test_a_bar_is_shown_on_a_terminal_alone(monkeypatch, capsys):
     assert "2/2" in terminal.getvalue()
 
 
-def test_it_begins_no_thread(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    before = threading.active_count()
-    with progress_bar(total=1):
-        assert threading.active_count() == before
+def test_it_goes_on_after_a_leap(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    with progress_bar(total=200_000, mininterval=0) as bar:
+        bar.update(100_000)
+        bar.update(1)
+        assert "100001/200000" in terminal.getvalue()
+
+
+def test_it_begins_no_thread():
+    code = "import threading; from dalle.outputs.bar import progress_bar; bar = progress_bar(total=1)\n"
+    code += "print(threading.active_count())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=clean_environment()
+    )
+    assert done.stdout == "1\n"

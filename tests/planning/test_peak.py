@@ -101,7 +101,7 @@ def test_what_deepspeed_has_for_a_moment_while_it_takes_the_weights_over(weights
         with sharded_construction(found.run, world):
             prior = Prior(model)
         engine = Engine(PriorLoss(prior, PriorObjective()), found.optimizer, found.run, world)
-    assert while_made(found) == pytest.approx(meter.peak, rel=0.05)
+    assert while_made(found) == pytest.approx(meter.peak, rel=1e-3)
     kept = [t for _, t in engine.shards.weights().values()] + [engine._engine.optimizer.grad_partitions_flat_buffer]
     if powersgd := engine.before_step.powersgd:
         kept += [t for stack in powersgd.stacks() for t in (stack.buffer_NSL, stack.q0_LK)]
@@ -120,6 +120,8 @@ def test_a_plan_counts_what_is_there_before_the_first_update():
     assert planned.peak_bytes == while_made(small)
     held, whole = (sum(each.values()) for each in (small.held, small.whole))
     matrices = sum(small.whole[name] for name in small.sizes.matrices)
+    gathered = 4 * max(small.whole.values())
+    assert while_made(small) == 8 * held + gathered + Planned(small, planned.machines).stays["buckets"]
     assert while_made(layout(1, 2, zero_stage=0)) == 4 * whole
     assert while_made(layout(1, 2, zero_stage=2)) == 4 * whole + 4 * held
     assert while_made(layout(1, 2, zero_stage=2, weights="16-bit")) == 4 * whole + 4 * held + 2 * matrices

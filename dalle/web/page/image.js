@@ -1,11 +1,21 @@
 // The image that some is kept of: its top rows, or all but a rectangle of cells.
 
+import { still } from "./tiles.js";
+
 const at = id => document.getElementById(id);
 const board = at("board"), picture = at("picture"), veil = at("veil"), SIDE = 640;
 let image = null, grid = 8, mode = "rows", rows = 4, cells = [2, 4, 6, 8], corner = null, latest = 0;
-let most = { bytes: Infinity, pixels: Infinity }, complain = () => {};
+let most = { bytes: Infinity, pixels: Infinity }, alarm = () => {}, complained = "";
 
-export function prepare(limits, onWrong) { most = limits; complain = onWrong; }
+export function prepare(limits, onWrong) { most = limits; alarm = onWrong; }
+
+function complain(why) { alarm(why); complained = why; }
+
+// Takes back what was said of another file, and nothing else.
+function settleComplaint() {
+  if (complained && at("alert").textContent === complained) alarm("");
+  complained = "";
+}
 
 export function ofGrid(size) {
   if (size !== grid) {
@@ -32,7 +42,7 @@ export async function take(blob, wanted = null) {
     return refuse(told);
   }
   if (turn !== latest) { bitmap.close(); return false; }
-  complain("");
+  settleComplaint();
   image = { blob, width: bitmap.width, height: bitmap.height };
   const side = Math.min(bitmap.width, bitmap.height), pen = picture.getContext("2d");
   picture.width = picture.height = SIDE;
@@ -44,14 +54,14 @@ export async function take(blob, wanted = null) {
   at("drop").hidden = true;
   at("rows").value = rows;
   paint();
-  at("editor").scrollIntoView({ block: "nearest" });
+  at("editor").scrollIntoView({ behavior: still.matches ? "auto" : "smooth", block: "nearest" });
   return true;
 }
 
 export function drop() {
   latest++;
   image = null;
-  complain("");
+  settleComplaint();
   at("editor").hidden = at("no-image").hidden = true;
   at("drop").hidden = false;
   at("file").value = "";
