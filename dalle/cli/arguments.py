@@ -20,7 +20,7 @@ from jsonargparse import ArgumentError, ArgumentParser, set_loader
 
 import dalle
 from dalle.cli import open_options
-from dalle.cli.allocator import keep_freed_memory
+from dalle.cli.allocator import keep_freed_memory, wait_briefly
 from dalle.config import plain_yaml, shape, shipped
 from dalle.config.checks import SaidByAll, out_of_memory, printable
 from dalle.config.programs import PROGRAMS, Program
@@ -128,6 +128,7 @@ def run(main: Callable[[], None], prog: str) -> None:
     """Run a command: user errors, a full disk and too little memory become one line and exit code 2, a training whose numbers have
     gone wrong 3, Ctrl-C 130."""
     keep_freed_memory()
+    wait_briefly()
     rank = os.environ.get("RANK", "0")
     who = prog if os.environ.get("WORLD_SIZE", "1") == "1" else f"{prog} (rank {rank})"
     try:
