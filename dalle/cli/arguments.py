@@ -22,7 +22,7 @@ import dalle
 from dalle.cli import open_options
 from dalle.cli.allocator import keep_freed_memory, wait_briefly
 from dalle.config import plain_yaml, shape, shipped
-from dalle.config.checks import SaidByAll, out_of_memory, printable
+from dalle.config.checks import SaidByAll, of_the_machine, printable
 from dalle.config.programs import PROGRAMS, Program
 from dalle.outputs.streams import kept_open
 
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 _Settings = TypeVar("_Settings", bound="DataclassInstance")
-_WORKER_DIED = re.compile(r"DataLoader worker \(pid")
-"""How PyTorch's loader says so."""
 
 
 def parse(
@@ -149,15 +147,8 @@ def run(main: Callable[[], None], prog: str) -> None:
     except (MemoryError, RuntimeError, ImportError, SystemError, OSError) as error:
         if os.environ.get("DALLE_DEBUG"):
             raise
-        if out_of_memory(error):
-            why = " ".join(str(error).split())[:200]
-            remedy = "make the batch, the chunk or the model smaller, or use a machine with more"
-            print(f"{who}: out of memory{f' ({printable(why)})' if why else ''}; {remedy}", file=sys.stderr)
-            sys.exit(2)
-        if _WORKER_DIED.match(str(error)):
-            why = printable(" ".join(str(error).split())[:200])
-            remedy = "where memory or /dev/shm is full it is ended: make room there, or load with fewer processes"
-            print(f"{who}: a process that loads data has ended ({why}); {remedy}", file=sys.stderr)
+        if said := of_the_machine(error):
+            print(f"{who}: {said}", file=sys.stderr)
             sys.exit(2)
         if not isinstance(error, OSError) or error.strerror is None:
             raise

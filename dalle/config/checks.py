@@ -73,6 +73,19 @@ def out_of_memory(error: BaseException) -> bool:
     return False
 
 
+def of_the_machine(error: BaseException) -> str:
+    """What to say of an error that the machine is too small for what was asked, or ended a process of PyTorch's loader, in one
+    line; empty for any other."""
+    why = printable(" ".join(str(error).split())[:200])
+    if out_of_memory(error):
+        remedy = "make the batch, the chunk or the model smaller, or use a machine with more"
+        return f"out of memory{f' ({why})' if why else ''}; {remedy}"
+    if str(error).startswith("DataLoader worker (pid"):
+        remedy = "where memory or /dev/shm is full it is ended: make room there, or load with fewer processes"
+        return f"a process that loads data has ended ({why}); {remedy}"
+    return ""
+
+
 def printable(text: str) -> str:
     """Text of somebody else in a line for a terminal: what a terminal would obey, and what Unicode cannot encode, is written out.
     What joins the parts of an emoji stays."""
