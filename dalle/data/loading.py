@@ -58,7 +58,7 @@ def _in_one_line(batches: Iterator[dict]) -> Iterator[dict]:
 
 def _as_a_worker(worker: int) -> None:
     _leave_signals_to_the_parent()
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_of_unsent)  # type: ignore[attr-defined]
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_of_unsent)  # type: ignore[attr-defined]  # a hook that its stubs lack
 
 
 def _end_of_unsent(error: BaseException, batch: Any) -> None:
