@@ -63,11 +63,11 @@ def _as_a_worker(worker: int) -> None:
 
 def _end_of_unsent(error: BaseException, batch: Any) -> None:
     """Of a batch that cannot be sent, such as for want of memory; left alone, it would be waited for without end."""
-    told = (
-        f"a process that loads data cannot send what it has loaded: {type(error).__name__}: {printable(str(error))}\n"
-    )
-    os.write(2, told.encode())
-    os._exit(1)
+    try:
+        why = f"{type(error).__name__}: {printable(str(error))}"
+        os.write(2, f"a process that loads data cannot send what it has loaded: {why}\n".encode())
+    finally:
+        os._exit(1)
 
 
 def _leave_signals_to_the_parent() -> None:
