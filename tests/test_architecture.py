@@ -59,7 +59,7 @@ def _module(path: Path) -> str:
 MODULES = {_module(path): path for path in FILES}
 
 
-def _imports(path: Path) -> list[str]:
+def imports(path: Path) -> list[str]:
     """All that a file imports by name, in functions and for type checkers too, and what it loads by name."""
     names = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -77,7 +77,7 @@ def _imports(path: Path) -> list[str]:
 
 def _files(path: Path) -> set[str]:
     """Modules of the house that a file imports; a package that is only on the way to one of its files does not count."""
-    found = {name for name in _imports(path) if name in MODULES} - {_module(path)}
+    found = {name for name in imports(path) if name in MODULES} - {_module(path)}
     return {name for name in found if not any(other.startswith(name + ".") for other in found)}
 
 
@@ -87,7 +87,7 @@ def test_imports_point_one_way(path):
     if str(relative) == "__init__.py":
         return
     room = relative.parts[0].removesuffix(".py")
-    for name in _imports(path):
+    for name in imports(path):
         if name.startswith("dalle."):
             assert ROOMS.index(name.split(".")[1]) <= ROOMS.index(room), f"{relative} imports {name}"
         for library, homes in HOMES.items():
@@ -134,7 +134,7 @@ def test_every_room_has_its_floor():
 
 def test_config_needs_no_torch():
     for path in (HOUSE / "config").glob("*.py"):
-        assert not [n for n in _imports(path) if n.startswith("torch")]
+        assert not [n for n in imports(path) if n.startswith("torch")]
 
 
 def test_no_room_and_no_file_grows_past_what_one_can_see_whole():

@@ -1,7 +1,6 @@
 """The sdist and the wheel made of it: all of the package, and what draws and trains with it in an environment that has nothing
 of the checkout."""
 
-import ast
 import email.parser
 import importlib.metadata
 import json
@@ -21,6 +20,7 @@ from PIL import Image
 from dalle.config import shipped
 from dalle.data.shapes import Claim, ClaimedObject, shows
 from tests.conftest import ROOT, clean_environment
+from tests.test_architecture import FILES, imports
 
 SOURCES = (".py", ".cpp", ".css", ".js", ".html")
 
@@ -116,10 +116,8 @@ def test_the_wheel_says_what_it_needs_and_offers(wheel):
 
 def test_the_wheel_names_every_library_that_its_code_imports(wheel):
     """Not those alone that others bring with them, which one day they may not."""
-    archive, code = zipfile.ZipFile(wheel), {}
-    for name in archive.namelist():
-        if name.endswith(".py"):
-            code.update(dict.fromkeys(_imported(ast.parse(archive.read(name))), name))
+    code = {name.partition(".")[0]: path for path in FILES for name in imports(path)}
+    archive = zipfile.ZipFile(wheel)
     (path,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
     told = email.parser.Parser().parsestr(archive.read(path).decode())
     needed = [each for each in told.get_all("Requires-Dist") if not re.search(r'extra == "(test|docs|bench)"', each)]
@@ -129,17 +127,6 @@ def test_the_wheel_names_every_library_that_its_code_imports(wheel):
     assert {"torch", "starlette", "sklearn", "pyarrow"} <= libraries
     undeclared = {n: code[n] for n in libraries if not declared & {_normal(d) for d in brought_by.get(n, ())}}
     assert undeclared == {}
-
-
-def _imported(tree: ast.Module) -> set[str]:
-    """The first words of what is imported, in functions and for type checkers too."""
-    names = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module is not None:
-            names.add(node.module)
-    return {name.partition(".")[0] for name in names}
 
 
 def _normal(name: str) -> str:
