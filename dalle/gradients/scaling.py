@@ -108,7 +108,7 @@ class GradientScales:
         """Whether a scale was too large for the last update and can still become smaller"""
         self.scales = self._scale * self._micro_batches
         """fp32 [number of scales], with their factor M"""
-        self._factors = torch.empty(len(parts) + 1, device=device)  # that take each scale out, the last none
+        self._factors = torch.full((len(parts) + 1,), float(replicas), device=device)  # that take each scale out, the last none
         self._set()
         self._of_loss: torch.Tensor | float = 1.0
         # by parameter the number of its scale, and whether the constant before the reduce is for it
@@ -147,7 +147,6 @@ class GradientScales:
     def _set(self) -> None:
         """What follows from scales and M."""
         self.scales.copy_(self._scale * self._micro_batches)
-        self._factors[-1] = self.replicas
         torch.div(self.replicas, self.scales, out=self._factors[:-1])
 
     def scaled(self, loss: torch.Tensor) -> torch.Tensor:

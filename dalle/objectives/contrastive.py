@@ -51,7 +51,7 @@ class ContrastiveLoss(nn.Module):
             false_BM = None
             if identities is not None:
                 false_BM = alike(identities, gathered(identities, self.world_size))
-                false_BM[torch.arange(len(own_B), device=own_B.device), own_B] = False
+                false_BM.scatter_(1, own_B[:, None], False)  # an assignment by index would wait for a GPU
             first, second = (
                 _nats(scale * a @ b.T, own_B, false_BM) for a, b in ((images_BE, texts_ME), (texts_BE, images_ME))
             )

@@ -128,7 +128,8 @@ class PaperAdamW(torch.optim.AdamW):
                 self.state[p].update(step=torch.zeros((), device=device), exp_avg=zeros(), exp_avg_sq=zeros())
         steps = [self.state[p]["step"] for p in parameters]
         skip = None if self.found_inf is None else self.found_inf.to(device) > 0
-        torch._foreach_add_(steps, 1.0 if skip is None else (~skip).float())
+        # a list, since a single tensor would be waited for
+        torch._foreach_add_(steps, 1.0 if skip is None else [(~skip).float()] * len(steps))
         # in double precision: 1 − 0.999 in fp32 has four digits
         beta1, beta2 = group["betas"]
         counts = torch.stack(steps).double()
@@ -139,24 +140,27 @@ class PaperAdamW(torch.optim.AdamW):
         constants = (beta1, beta2, group["eps"], group["variance_limit"])
         update: Callable[..., None] = _compiled_update() if device.type == "cuda" else _update
         for p, step_size, root, step in zip(parameters, step_sizes, roots, steps, strict=True):
-            for tensors, rounding in self._pieces(p, step):
+            # before the update: a compiler that meets a 16-bit parameter gives its stand-in the gradient, and fails at fp32
+            gradient, p.grad = p.grad, None
+            for tensors, rounding in self._pieces(p, gradient, step):
                 update(*tensors, step_size, root, decay, skip, rounding, *constants)
-            p.grad = None
 
-    def _pieces(self, p: torch.Tensor, step: torch.Tensor) -> Iterator[tuple[tuple, tuple | None]]:
+    def _pieces(
+        self, p: torch.Tensor, gradient: torch.Tensor | None, step: torch.Tensor
+    ) -> Iterator[tuple[tuple, tuple | None]]:
         """Parts of a parameter, its gradient and its moments; and, of what is in 16 bits, what tells its random bits: the
         parameter's key, the update and the position."""
         moments = self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"]
         if p.dtype == torch.float32:
-            assert p.grad is not None
-            yield from ((tensors, None) for tensors in _pieces(p, p.grad, *moments))
+            assert gradient is not None
+            yield from ((tensors, None) for tensors in _pieces(p, gradient, *moments))
             return
         for place in self.places[p]:
             held = [t.view(-1).narrow(0, place.offset, place.piece.size) for t in (p, *moments)]
             key = torch.full((), key_of(self.seed, place.name), device=p.device)
             position = place.piece.start
-            gradient = self.gradients[place.name].reshape(-1)
-            for tensors in _pieces(held[0], gradient, *held[1:]):
+            own = self.gradients[place.name].reshape(-1)
+            for tensors in _pieces(held[0], own, *held[1:]):
                 yield tensors, (key, step, torch.full((), position, device=p.device))
                 position += tensors[0].numel()
 

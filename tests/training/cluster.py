@@ -46,6 +46,7 @@ def train(
         if spoilt == (step, world.rank):
             for each in micro_batches:
                 each["text_targets"] = torch.tensor(float("nan"))
+        micro_batches = [{name: t.to(world.device) for name, t in each.items()} for each in micro_batches]
         metrics = engine.update(micro_batches, step, 1e-2)
         told["loss"].append(world.mean(metrics["loss"]).item())
         told["gradient_norm"].append(metrics["gradient_norm"].item())
@@ -93,7 +94,7 @@ def given(engine: Engine) -> dict[str, torch.Tensor]:
 
 def bits(tensors: Iterable[torch.Tensor]) -> str:
     """The same for the same bits alone."""
-    return hashlib.sha256(b"".join(t.detach().contiguous().numpy().tobytes() for t in tensors)).hexdigest()
+    return hashlib.sha256(b"".join(t.detach().cpu().contiguous().numpy().tobytes() for t in tensors)).hexdigest()
 
 
 def spoilt(world: World, name: str, folder: str, **run) -> tuple[list[float], list[str], list[float]]:

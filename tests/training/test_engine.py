@@ -69,7 +69,7 @@ def _clip():
 
 
 def _engine(objective: nn.Module, rank: int = 0, **run) -> Engine:
-    run = Run(steps=2, batch_size=2, precision="fp32", **run)
+    run = Run(**{"steps": 2, "batch_size": 2, "precision": "fp32"} | run)
     return Engine(objective, Optimizer(Schedule(1e-3, 1e-3)), run, World(rank, 1, DEVICE))
 
 
@@ -120,10 +120,16 @@ def test_compiled_is_eager(monkeypatch, make, zero_stage):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("make", [_dvae, _prior, _clip])
-def test_an_update_never_waits_for_the_gpu(make):
+@pytest.mark.parametrize(
+    ("make", "run"),
+    [(make, {}) for make in (_dvae, _prior, _clip)]
+    + [(_prior, {"precision": precision}) for precision in ("bf16", "fp16", "fp16-per-block")]
+    + [(_prior, {"precision": "bf16", "weights": "16-bit"})],
+)
+def test_an_update_never_waits_for_the_gpu(make, run):
+    """From stage 1 on DeepSpeed's own norm waits once, at the end."""
     objective, batch = make()
-    engine = _engine(objective)
+    engine = _engine(objective, **run)
     batch = {name: tensor.to(DEVICE) for name, tensor in batch.items()}
     engine.update([dict(batch)], 0, 1e-3)
     torch.cuda.set_sync_debug_mode("error")
