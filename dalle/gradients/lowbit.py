@@ -100,7 +100,8 @@ class Format:
 
     def _codes(self, x: torch.Tensor) -> torch.Tensor:
         """As int32, in the range of int16, so that the conversion to it is the same everywhere."""
-        largest = (((1 << self.exponent_bits + self.significand_bits) - 1) << self._dropped_bits) + self._rebias
+        # a product, since compilers of some versions of PyTorch shift no number by one that they hold for a variable
+        largest = (2 ** (self.exponent_bits + self.significand_bits) - 1) * 2**self._dropped_bits + self._rebias
         smallest_normal = (1 << _SIGNIFICAND_BITS) + self._rebias
         bits = x.view(torch.int32)
         magnitude = bits & _MAGNITUDE if self.sign_bits else bits.clamp(min=0)

@@ -176,6 +176,6 @@ def _scored(
 
 
 def _logits(x_CD: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor) -> torch.Tensor:
-    if x_CD.is_cuda and x_CD.dtype != torch.float32:
+    if x_CD.is_cuda and x_CD.dtype.itemsize == 2:
         return torch.mm(x_CD, weight_VD.mT, out_dtype=torch.float32).add_(bias_V)
     return (x_CD @ weight_VD.mT).float().add_(bias_V)

@@ -210,5 +210,5 @@ def test_two_processes_count_what_one_counts(models, pipeline):
 
 
 def test_a_worker_that_dies_is_named():
-    with pytest.raises(WorkerDied, match=r"worker [12] of 2 \(cpu\) died with exit code -9 \(SIGKILL"):
+    with pytest.raises(WorkerDied, match=r"worker [12] of 2 \((cpu|cuda:\d)\) died with exit code -9 \(SIGKILL"):
         list(draw_with_workers(_die, WORK, processes=2))

@@ -214,7 +214,11 @@ def test_the_command_finds_the_reader_and_says_what_was_decoded(folder, pipeline
     sample([*_base(folder, tmp_path), "--n", "10", "--keep", "3", "--shortlist", "4", CAPTION])
     expected = pipeline.generate(CAPTION, n=10, keep=3, seed=5, sampling=FAST, shortlist=4)
     lines = _results(tmp_path)
-    assert [(line["seed"], line["score"]) for line in lines] == [(d.seed, d.score) for d in expected]
+    assert [line["seed"] for line in lines] == [d.seed for d in expected]
+    # a CPU scores as it did before; a GPU chooses its products by their sizes, and may round otherwise
+    scores = [line["score"] for line in lines]
+    tolerance = 1e-3 if pipeline.device.type == "cuda" else 0
+    assert scores == pytest.approx([d.score for d in expected], rel=0, abs=tolerance)
     assert "the best 3 of 10, at most 4 decoded" in capsys.readouterr().out
     settings = lines[0]["settings"]
     assert settings["shortlist"] == 4
