@@ -104,6 +104,10 @@ class Telemetry:
         self._report_due_s = now_s + FIRST_REPORT_S
         self._report_failed = False
 
+    def warmed_up(self, step: int) -> None:
+        """What was before, such as a first update with its compilation, is no guide to the time that is left."""
+        self._first_log = (step, time.monotonic())
+
     def log(self, step: int, values: dict[str, float | list[float]], num_units: int, waited_s: float = 0.0) -> None:
         """Records `values` at `step`; `num_units` images or tokens were trained on, on all ranks, since the last call, in which
         this rank has waited `waited_s` for data. Of a list, such as of gradient scales, wandb gets three figures, the line none.
@@ -126,8 +130,8 @@ class Telemetry:
             record[key] = [round(each, 4) for each in value] if isinstance(value, list) else float(value)
         self._write(record)
         self._show_progress(record)
-        if self._num_logs == 0:  # the first interval holds compilation and warm-up: a bad guide to the time left
-            self._first_log = (step, time.monotonic())
+        if self._num_logs == 0:  # the first interval may hold more that does not come again
+            self.warmed_up(step)
         self._num_logs += 1
         if time.monotonic() >= self._report_due_s:
             self._refresh_report()

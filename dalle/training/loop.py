@@ -164,7 +164,7 @@ class _Training:
 
     def _updates(self, stop: Callable[[], bool]) -> bool:
         """Updates up to the last; False when stopped before."""
-        run, stage = self.run, self.stage
+        run, stage, start = self.run, self.stage, self.step
         self.engine.check_replicas()
         totals: dict[str, torch.Tensor] = {}
         counted = 0
@@ -176,6 +176,8 @@ class _Training:
             step_size = self._step_size(self.step)
             metrics = _finite_only(self.engine.update(micro_batches, self.step, step_size, self.ema))
             self.step += 1
+            if self.step == start + 1:
+                self.telemetry.warmed_up(self.step)
             counted += 1
             self.skipped_in_a_row = (self.skipped_in_a_row + 1) * metrics["skipped"]
             self.hopeless_in_a_row = (self.hopeless_in_a_row + 1) * metrics.pop("hopeless")

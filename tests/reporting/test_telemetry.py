@@ -194,6 +194,8 @@ def test_a_narrow_terminal_shows_speed_and_time_left(tmp_path, monkeypatch, caps
     telemetry = Telemetry(tmp_path, "dvae", 2000, "images", highlights=("psnr_db", "perplexity", "codes_used"))
     telemetry.tell("trains on much")
     telemetry.begin(20)
+    now_s += 1000  # to compile
+    telemetry.warmed_up(1)
     for step in (20, 40):
         now_s += 10
         values = {"loss": -0.4567, "psnr_db": 9.236, "perplexity": 11.94, "codes_used": 16, "step_size": 1e-3}
@@ -203,6 +205,7 @@ def test_a_narrow_terminal_shows_speed_and_time_left(tmp_path, monkeypatch, caps
     assert "dvae: trains on much" in lines
     if terminal:
         assert any("first figures after update 20" in line for line in lines)
+    assert any("17 min 22 s left  12.22 images/s  loss" in line[:80] for line in lines)
     assert any("16 min 20 s left  1,234 images/s  loss" in line[:80] for line in lines)
 
 
