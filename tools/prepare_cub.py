@@ -33,6 +33,8 @@ from dalle.data.sources.write import ShardWriter
 from dalle.outputs.ownership import claimed, unfinished
 
 IMAGES, TEST_IMAGES = 11_788, 589
+CAPTIONS = 10
+"""Of each image, at least."""
 RATIO = 0.75
 """What a bird's box has to take of the crop's side, and more."""
 _CAPTION_FOLDERS = ("text_c10", "text", "../text_c10")
@@ -47,7 +49,7 @@ class Bird:
         name: CLASS/NAME.jpg, below `images/`
         bird_class: as `classes.txt` has it
         box: x, y, width and height of the bird, in pixels
-        captions: at least one
+        captions: ten
     """
 
     name: str
@@ -67,6 +69,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="write over what OUTPUT holds")
     options = parser.parse_args(argv)
     try:
+        if not Path(options.folder).is_dir():
+            raise ValueError(f"there is no folder {options.folder}; name CUB_200_2011 as it is distributed")
         birds = read_birds(Path(options.folder), _captions_folder(Path(options.folder), options.captions))
         with claimed(options.output, _COMMAND, overwrite=options.overwrite) as folder:
             train, test = split(birds, options.seed)
@@ -204,6 +208,8 @@ def _box(text: str, path: Path, key: str) -> tuple[float, float, float, float]:
         x, y, width, height = map(float, text.split())
     except ValueError:
         raise ValueError(f"{path}: the box of image {key}, {text!r}, is not x, y, width and height") from None
+    if not all(map(math.isfinite, (x, y, width, height))) or width <= 0 or height <= 0:
+        raise ValueError(f"{path}: the box of image {key}, {text!r}, has no finite place and size above 0")
     return x, y, width, height
 
 
@@ -221,8 +227,10 @@ def _caption_file(captions: Path, name: str) -> Path:
 
 def _read_captions(path: Path) -> list[str]:
     found = list(_lines(path))
-    if not found:
-        raise ValueError(f"{path} holds no caption")
+    if len(found) < CAPTIONS:
+        raise ValueError(
+            f"{path} holds {len(found) or 'no'} caption{'s' * (len(found) != 1)}, not ten; copy it once more"
+        )
     return found
 
 

@@ -72,7 +72,10 @@ def parse(
         raise ValueError(_one_line(cls, str(error))) from None
     asked = namespace.as_dict()
     shape.check_values(cls, {field.name: asked.get(field.name) for field in dataclasses.fields(cls)})
-    values = parser.instantiate(namespace)
+    try:
+        values = parser.instantiate(namespace)
+    except ValueError as error:
+        raise ValueError(shape.within_section(cls, str(error))) from None
     values = {field.name: _at_home(field.name, values[field.name]) for field in dataclasses.fields(cls)}
     settings = cls(**values | {name: open_options.laid_over(values[name], more) for name, more in below.items()})
     _check_filled(settings)
@@ -299,7 +302,7 @@ def read_yaml(path: str) -> dict[str, Any]:
 
 def _one_line(cls: type, message: str) -> str:
     """jsonargparse's message in our one-line form."""
-    text = " ".join(message.split())
+    text = shape.within_section(cls, " ".join(message.split()))
     if match := re.match(r"(?i)unrecognized arguments: --?([\w.]+)", text):
         return shape.unknown(cls, match[1])
     if match := re.match(r"Parser key \"([\w.]+)\": (.*)", text):

@@ -51,6 +51,12 @@ def at_most(config: Any, most: float, *names: str) -> None:
         require(value is None or value <= most, f"{name} {value}: must be at most {most:,}")
 
 
+def multiples_near(value: int, of: int) -> str:
+    """The nearest values that would do where one has to be a multiple, in words: "6", or "6 or 9"."""
+    below = max(0, value // of * of)
+    return " or ".join(str(each) for each in (below, below + of) if each)
+
+
 _OUT_OF_MEMORY = (
     *("can't allocate memory", "cannot allocate memory", "out of memory", "alloc_failed", "bad_alloc"),
     *("failed to map segment", "can't start new thread"),  # a library to import, and a thread's stack

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dalle.config.checks import at_least, at_most, require
+from dalle.config.checks import at_least, at_most, multiples_near, require
 
 _MOST_SLOTS = 2**16
 """Of a sequence: 255 × 255 codes with 511 slots of text. A layer's mask is a table of slots × slots, so this is 4 GB."""
@@ -90,7 +90,7 @@ class DVAEModel:
         require(
             self.image_size_px > 0 and self.image_size_px % self.downsampling == 0,
             f"image_size_px {self.image_size_px}: must be a multiple of {self.downsampling}, the downsampling of "
-            f"{len(self.width_multipliers)} groups",
+            f"{len(self.width_multipliers)} groups, such as {multiples_near(self.image_size_px, self.downsampling)}",
         )
 
     @property
@@ -212,11 +212,14 @@ class CLIPModel:
         )
         require(
             self.image_size_px % self.patch_px == 0,
-            f"image_size_px {self.image_size_px}: must be a multiple of patch_px {self.patch_px}",
+            f"image_size_px {self.image_size_px}: must be a multiple of patch_px {self.patch_px}, such as "
+            f"{multiples_near(self.image_size_px, self.patch_px)}",
         )
         for name in ("vision_width", "text_width"):
+            width = getattr(self, name)
             require(
-                getattr(self, name) % 64 == 0, f"{name} {getattr(self, name)}: must be a multiple of 64, the head width"
+                width % 64 == 0,
+                f"{name} {width}: must be a multiple of 64, the head width, such as {multiples_near(width, 64)}",
             )
         if self.reads == "codes":
             require(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dalle.config.checks import at_least, at_most, require
+from dalle.config.checks import at_least, at_most, multiples_near, require
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Compression:
         """r / m. Raises ValueError when it does not divide."""
         require(
             self.rank % ranks_per_machine == 0,
-            f"run.compression.rank {self.rank}: must be a multiple of the {ranks_per_machine} processes of a machine",
+            f"run.compression.rank {self.rank}: must be a multiple of the {ranks_per_machine} processes of a machine, such as "
+            f"{multiples_near(self.rank, ranks_per_machine)}",
         )
         return self.rank // ranks_per_machine
 
@@ -193,6 +194,6 @@ class Run:
         require(
             self.batch_size % parts == 0,
             f"run.batch_size {self.batch_size}: must be a multiple of {world_size} processes × {self.accumulation_steps} "
-            "accumulation steps",
+            f"accumulation steps, such as {multiples_near(self.batch_size, parts)}",
         )
         return self.batch_size // parts

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from typing import Any
@@ -66,6 +67,26 @@ def unknown(cls: type, name: str, prefix: str = "") -> str:
     return f"unknown key {shown(name)}" + (
         f"; the nearest known one is {close[0]}" if close else f"; known are {', '.join(keys)}"
     )
+
+
+def within_section(cls: type, text: str) -> str:
+    """What jsonargparse says of a setting within a section that may be null, without all that it says around it: as of any other
+    setting, with its whole name. Any other text as it is."""
+    told = " ".join(text.split())
+    match = re.search(
+        r"Subtypes: \[<class '([\w.]+)'>, <class 'NoneType'>\] Errors: - (.*?) - Expected a <class 'NoneType'>", told
+    )
+    inner = {name: section(kind) for name, kind in keys_of(cls).items()}
+    names = [
+        name for name, kind in inner.items() if kind and match and f"{kind.__module__}.{kind.__name__}" == match[1]
+    ]
+    if match is None or not names:
+        return text
+    problem = re.sub(r"^Problem with given class_path '[\w.]+': ", "", match[2])
+    if problem.startswith(f"{names[0]}."):
+        return problem
+    # before the setting's own name
+    return re.sub(r'^(Parser key "|the following arguments are required: |)', rf"\g<1>{names[0]}.", problem, count=1)
 
 
 def allowed(kind: Any) -> str | None:

@@ -18,7 +18,7 @@ from dalle.models.stackgan.discriminator import Discriminator
 from dalle.models.stackgan.generators import Generator
 
 _SPREAD_PX = 8
-"""Side of the pictures in which spread is measured."""
+"""Side of the maps in which spread is measured."""
 
 
 def draw(model: Generator, batch: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -122,6 +122,7 @@ class GeneratorObjective(nn.Module):
         if against.unconditional is not None:
             loss = loss + config.unconditional_weight * self._loss(against.judge_image(features_BCYX))
         with torch.no_grad():
+            # of pixels: batch normalisation would make features of images that are all but alike differ as much as any
             real = spread(signed(batch["images_BCYX"]))
             metrics = {"adversarial": adversarial, "kl": kl, "spread": spread(fake_BCYX) / real.clamp(min=1e-8)}
         return loss, {"loss": loss.detach()} | {name: value.detach() for name, value in metrics.items()}
@@ -162,8 +163,8 @@ def gradient_penalty(
         return (squares_B ** (exponent / 2)).mean()
 
 
-def spread(images_BCYX: torch.Tensor) -> torch.Tensor:
-    """How much images differ from one another: the variance over the batch of their pixels at 8×8, averaged over these. 0 where all
-    are the same."""
-    small_BCYX = F.adaptive_avg_pool2d(images_BCYX.float(), min(_SPREAD_PX, images_BCYX.shape[-1]))
+def spread(maps_BCYX: torch.Tensor) -> torch.Tensor:
+    """How much images, or their features, differ from one another: the variance over the batch of their numbers at 8×8, or where they
+    are smaller as they are, averaged over these. 0 where all are the same."""
+    small_BCYX = F.adaptive_avg_pool2d(maps_BCYX.float(), min(_SPREAD_PX, maps_BCYX.shape[-1]))
     return small_BCYX.var(dim=0, correction=0).mean()

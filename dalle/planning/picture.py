@@ -42,10 +42,8 @@ def draw(update: Update, path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlim(0, last_s or 1)
     axes.set_xlabel("seconds", color=_INK, fontsize=9)
-    earlier = f", after {update.earlier_s:.3f} s of earlier micro-batches" if update.earlier_s else ""
-    axes.set_title(
-        f"An update of {update.seconds:.3f} s: the last micro-batch{earlier}", loc="left", fontsize=10, color=_INK
-    )
+    earlier = f": the last micro-batch, after {update.earlier_s:.3f} s of earlier ones" if update.earlier_s else ""
+    axes.set_title(f"An update of {update.seconds:.3f} s{earlier}", loc="left", fontsize=10, color=_INK)
     axes.grid(axis="x", color=_FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(colors=_INK, length=0, labelsize=9)

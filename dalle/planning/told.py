@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+_SCARCE_BYTES = 10**9
+"""What CUDA, NCCL and an allocator's gaps may well take."""
+
+
+_IF = {"activations": "activations, if kept", "activations, recomputed": "activations, if recomputed"}
+"""What they would take where they are the other way."""
+
 
 def lines(plan: Mapping[str, Any]) -> list[str]:
     """What `dalle-plan` prints of `Planned.figures`."""
@@ -12,11 +19,12 @@ def lines(plan: Mapping[str, Any]) -> list[str]:
     left = plan["memory_bytes"] - plan["peak_bytes"]
     room = f"{gb(plan['peak_bytes'])} GB of {gb(plan['memory_bytes'])} at the peak"
     if plan["fits"]:
-        room += f", {gb(left)} left for libraries and the allocator"
+        scarce = ", which may be too little: no plan knows what they take" if left < _SCARCE_BYTES else ""
+        room += f", {gb(left)} left for libraries and the allocator{scarce}"
     told = [f"{plan['parameters']:,} parameters; {verdict}: {room}", *_settings(plan["settings"])]
     told += ["memory of a GPU that stays, GB", *_rows(plan["stays_bytes"]), _row("together", gb(plan["stay_bytes"]))]
-    not_so = "activations" if plan["settings"]["run.recompute"] else "activations, recomputed"
-    goes = {kind: size for kind, size in plan["comes_and_goes_bytes"].items() if kind != not_so}
+    other = "activations" if plan["settings"]["run.recompute"] else "activations, recomputed"
+    goes = {_IF[kind] if kind == other else kind: size for kind, size in plan["comes_and_goes_bytes"].items()}
     told += ["memory that comes and goes, GB", *_rows(goes)]
     told.append(_row("while it is set up, GB", gb(plan["while_made_bytes"])))
     told.append(_row("main memory of a process, GB", gb(plan["main_memory_bytes"])))
@@ -26,7 +34,7 @@ def lines(plan: Mapping[str, Any]) -> list[str]:
     told.append(_row("operations, PFLOP", f"{plan['flops'] / 1e15:,.2f}"))
     told.append(_row("utilisation of that rate", f"{plan['utilisation']:.0%}"))
     told += [f"all {plan['updates']:,} updates", _row("days", f"{plan['days']:.2f}")]
-    told.append(_row("GPU hours", f"{plan['gpu_hours']:,.0f}"))
+    told.append(_row("GPU hours", f"{plan['gpu_hours']:,.{0 if plan['gpu_hours'] >= 100 else 2}f}"))
     if plan["cost"] is not None:
         told.append(_row("cost", f"{plan['cost']:,.0f}"))
     told.append(_row("a checkpoint, GB", gb(plan["checkpoint_bytes"])))
@@ -53,7 +61,8 @@ def gb(num_bytes: float) -> str:
 
 
 def _settings(settings: Mapping[str, Any]) -> list[str]:
-    return [f"  {options(settings)}", f"  {settings['micro_batch']} samples of a GPU at a time"]
+    count = settings["micro_batch"]
+    return [f"  {options(settings)}", f"  {count} sample{'s' if count > 1 else ''} of a GPU at a time"]
 
 
 def _rows(sizes: Mapping[str, float]) -> list[str]:

@@ -15,7 +15,7 @@ from dalle.config import Sampling, TrainPrior
 from dalle.config.training import Precision
 from dalle.data.tokens import TokenBatches, TokenLoader, TokenShards
 from dalle.models.flops import prior_flops
-from dalle.models.folder import check_link, codes_hash, load_dvae
+from dalle.models.folder import Weightless, check_link, codes_hash, load_dvae
 from dalle.models.likelihood import to_pixels
 from dalle.models.prior import Prior
 from dalle.objectives.prior import PriorObjective
@@ -28,6 +28,7 @@ from dalle.stages.best_of.mixture import Mixture
 from dalle.stages.cut_captions import CutCaptions
 from dalle.stages.starting import start_of
 from dalle.text import CaptionWarning, Tokenizer
+from dalle.training import weights16
 from dalle.training.engine import sharded_construction
 from dalle.training.stage import Stage
 
@@ -46,6 +47,9 @@ def stage(config: TrainPrior, world: World) -> Stage:
     _check(config, shards, valid_shards, tokenizer)
     links = {"dvae_hash": shards.meta.dvae_hash, "tokenizer_hash": tokenizer.hash}
     start = start_of(config, "prior", world, links)
+    if config.run.weights == "16-bit":
+        with Weightless(), torch.device("meta"):  # told before minutes are spent on values
+            weights16.check(Prior(config.model), config.run, world.device)
     torch.manual_seed(config.run.seed)
     with sharded_construction(config.run, world):
         model = Prior(config.model)

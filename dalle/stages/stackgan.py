@@ -65,7 +65,9 @@ def stage(config: TrainStackGAN, world: World) -> Stage:
 
     validation = None
     if world.is_main:
-        validation = Validation(config, model, embeddings.embed, low, world.device, keep)
+        validation = Validation(
+            config, model, embeddings.embed, low, discriminator.features_by_averages, world.device, keep
+        )
     against = Opponent(DiscriminatorObjective(discriminator, model, config.objective), config.discriminator_optimizer)
 
     def conclude() -> list[str]:

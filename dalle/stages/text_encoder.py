@@ -36,6 +36,11 @@ def stage(config: TrainTextEncoder, world: World) -> Stage:
     counts = {"data": Counts()}
     shards = expand(config.data, config.images.pipes)
     found = read_classes(config, config.data, network, counts["data"])
+    if len(found.names) < 2:
+        raise ValueError(
+            f"class_key {config.class_key}: all of {config.data} is of one class, and a class is learned by telling it from others; name "
+            "another key"
+        )
     if len(found.names) < config.run.batch_size:
         raise ValueError(
             f"run.batch_size {config.run.batch_size}: a batch is of so many different classes, and the data has "

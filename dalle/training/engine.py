@@ -56,8 +56,6 @@ class Engine:
         self.world, self.run = world, run
         self.objective = objective.to(world.device)
         self._client: Any = optimizers.build(objective, optimizer, run.weights)
-        if run.weights == "16-bit":
-            weights16.check(self.model, run, world.device)
         self.scales = _prepare(objective, run, world)
         roles = Roles(world.machines) if world.machines else None
         deepspeed.utils.groups.mpu = roles  # which it would keep from the engine before, in the same process

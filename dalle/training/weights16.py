@@ -32,7 +32,13 @@ def stored_dtype(run: Run) -> torch.dtype:
 
 
 def check(model: Any, run: Run, device: torch.device) -> None:
-    """Raises ValueError where a model's matrices cannot be kept in 16 bits on a device."""
+    """Raises ValueError where a model's matrices cannot be kept in 16 bits on a device.
+
+    Args:
+        model: that has `matrices`, perhaps without values
+        run: how it is to be trained
+        device: of this process
+    """
     if run.zero_stage < 3:
         require(
             _HAS_FP32_GRADIENTS,
@@ -40,11 +46,11 @@ def check(model: Any, run: Run, device: torch.device) -> None:
             "weights; install 2.10 or later, or set run.zero_stage to 3",
         )
     names = set(model.matrices())
-    size = sum(p.ds_numel if run.zero_stage == 3 else p.numel() for n, p in model.named_parameters() if n in names)
+    size = sum(p.numel() for n, p in model.named_parameters() if n in names)
     require(
         device.type != "cpu" or stored_dtype(run) != torch.float16 or size <= _MOST_ON_CPU,
         f"run.weights 16-bit with run.precision {run.precision} on a CPU: {size:,} weights in fp16, whose products are slow there, "
-        f"are more than {_MOST_ON_CPU:,}; set run.precision to bf16",
+        f"are more than {_MOST_ON_CPU:,}; set run.precision to bf16, or see by dalle-plan what other machines would do",
     )
 
 

@@ -87,6 +87,30 @@ def test_help(token, capsys):
     assert "--caption" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--run.compression.rank 0", "run.compression.rank 0: must be at least 1"),
+        ("--run.compression.rank 4 --run.compression.seed -1", "run.compression.seed -1: must be at least 0"),
+        ("--run.compression.rank x", "run.compression.rank x: must be a whole number"),
+        (
+            "--run.compression.rank 1 --run.compression.format x",
+            "run.compression.format x: must be one of fp32, bf16, 1-6-9",
+        ),
+        ("--best_of.share 2", "missing: --best_of.model; give it here or in a --config"),
+        (
+            "--best_of.model x --best_of.share 2",
+            "best_of.share 2.0: must lie in (0, 1]; without best_of all pairs are real",
+        ),
+    ],
+)
+def test_a_section_that_may_be_null_is_refused_as_any_other(options, said):
+    given = "--config demo/prior --data x --dvae y --tokenizer z --output o"
+    with pytest.raises(ValueError) as refusal:
+        parse(TrainPrior, "dalle-train-prior", [*given.split(), *options.split()])
+    assert str(refusal.value) == said
+
+
 def test_a_section_that_may_be_null_has_a_help_of_its_own(capsys):
     """As the help of all says; a setting, or a section that is always there, has none."""
     with pytest.raises(SystemExit) as left:

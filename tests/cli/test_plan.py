@@ -58,15 +58,18 @@ def test_a_plan_that_fits_is_told_drawn_and_as_json(tmp_path, capsys):
     assert float(rows["whole gradients, and sent"]) == round(
         told["comes_and_goes_bytes"]["whole gradients, and sent"] / 1e9, 2
     )
-    assert "activations" in rows and "activations, recomputed" not in rows
+    assert "activations" in rows and "activations, if recomputed" in rows
     plan([*SMALL, *SHARDED, "--run.recompute", "true"])
     recomputed = capsys.readouterr().out
-    assert "  activations, recomputed " in recomputed and "  activations  " not in recomputed
+    assert "  activations, recomputed " in recomputed and "  activations, if kept " in recomputed
     refused(
         f"timeline {picture}: is there already; give --overwrite, or another name",
         plan,
         [*SMALL, "--timeline", str(picture)],
     )
+    nowhere = tmp_path / "nowhere" / "update.png"
+    said = f"timeline {nowhere}: there is no folder {nowhere.parent}; make it first"
+    refused(said, plan, [*SMALL, "--timeline", str(nowhere)])
 
 
 def test_16_bit_weights_are_2_bytes_fewer_wherever_they_are(capsys):
@@ -123,6 +126,13 @@ def test_a_search_tells_the_plan_that_it_found(capsys):
     fastest = told["search"]["fastest"]
     assert told["settings"] == fastest["settings"] and told["search"]["layouts"] > 60
     assert told["seconds"] == fastest["seconds"]
+    plan([*SMALL, *SHARDED, "--search"])
+    *_, best, asked, settings = capsys.readouterr().out.splitlines()
+    assert best.startswith("the fastest that fits, of ") and best.endswith("s an update, as above")
+    assert asked.startswith("as asked for: ") and "--run.zero_stage" in settings
+    # no slower than what was asked for
+    seconds = [float(re.search(r"([\d.]+) s an update", line)[1]) for line in (best, asked)]
+    assert seconds[0] <= seconds[1]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +158,13 @@ def test_a_search_tells_the_plan_that_it_found(capsys):
         ),
         (
             "--gpus 8 --run.zero_stage 3 --run.compression.rank 4",
-            "run.compression.rank 4: must be a multiple of the 8 processes of a machine",
+            "run.compression.rank 4: must be a multiple of the 8 processes of a machine, such as 8",
+        ),
+        ("--run.compression.rank 0", "run.compression.rank 0: must be at least 1"),
+        (
+            "--run.compression.rank 1000",
+            "run.compression.rank 1000: is more than model.width 64, the shorter side of the matrices, so that nothing would be "
+            "compressed; take about a quarter of it, as the paper does, here 16",
         ),
     ],
 )

@@ -311,7 +311,11 @@ REFUSED = [
         dict(encoder_width=6),
         "encoder_width 6 × width_multipliers (1, 2, 4, 8): must be positive multiples of 4",
     ),
-    (DVAEModel, dict(image_size_px=33), "image_size_px 33: must be a multiple of 8, the downsampling of 4 groups"),
+    (
+        DVAEModel,
+        dict(image_size_px=33),
+        "image_size_px 33: must be a multiple of 8, the downsampling of 4 groups, such as 32 or 40",
+    ),
     (PriorModel, dict(text_slots=1), "text_slots 1: must be at least 2"),
     (PriorModel, dict(depth=0), "depth 0: must be at least 1"),
     (PriorModel, dict(codebook_size=2**40), "codebook_size 1099511627776: must be at most "),
@@ -335,8 +339,8 @@ REFUSED = [
     (CLIPModel, dict(text_layers=2**40), "text_layers 1099511627776: must be at most "),
     (CLIPModel, dict(text_slots=2**40), "text_slots 1099511627776: must be at most "),
     (CLIPModel, dict(architecture="a:b"), "architecture a:b: must be the name of one that open_clip has"),
-    (CLIPModel, dict(image_size_px=33), "image_size_px 33: must be a multiple of patch_px 8"),
-    (CLIPModel, dict(text_width=100), "text_width 100: must be a multiple of 64, the head width"),
+    (CLIPModel, dict(image_size_px=33), "image_size_px 33: must be a multiple of patch_px 8, such as 32 or 40"),
+    (CLIPModel, dict(text_width=100), "text_width 100: must be a multiple of 64, the head width, such as 64 or 128"),
     (codes, dict(architecture="ViT-B-32"), "architecture ViT-B-32: reads pixels; leave it null for reads codes"),
     (
         codes,
@@ -348,7 +352,7 @@ REFUSED = [
     (
         Compression(3).rank_of_shard,
         dict(ranks_per_machine=2),
-        "run.compression.rank 3: must be a multiple of the 2 processes",
+        "run.compression.rank 3: must be a multiple of the 2 processes of a machine, such as 2 or 4",
     ),
     (run, dict(steps=0), "steps 0: must be at least 1"),
     (run, dict(log_every_steps=0), "log_every_steps 0: must be at least 1"),
@@ -388,7 +392,12 @@ REFUSED = [
     (
         run().micro_batch_size,
         dict(world_size=3),
-        "run.batch_size 8: must be a multiple of 3 processes × 1 accumulation steps",
+        "run.batch_size 8: must be a multiple of 3 processes × 1 accumulation steps, such as 6 or 9",
+    ),
+    (
+        run(accumulation_steps=2).micro_batch_size,
+        dict(world_size=8),
+        "run.batch_size 8: must be a multiple of 8 processes × 2 accumulation steps, such as 16",
     ),
     (Sampling, dict(temperature=0.0), "temperature 0.0: must be at least 1e-30 and finite"),
     (Sampling, dict(temperature=1e-40), "temperature 1e-40: must be at least 1e-30 and finite"),

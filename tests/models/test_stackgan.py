@@ -29,7 +29,7 @@ def _on_meta(config, make=generator):
 def test_stage_one_has_the_printed_parameters_part_by_part():
     model = _on_meta(StackGANModel())
     augmented = _count(model.conditioning) + _count(model.project) + _count(model.project_norm)
-    assert augmented == 5_849_344
+    assert augmented == 5_849_344 and (_count(model.project), _count(model.project_norm)) == (5_603_328, 49_152)
     # the document's 2,655,366 for the second is a slip: its own total needs 2,655,360
     assert [_count(block) for block in model.upsample] == [10_619_136, 2_655_360, 664_128, 166_176]
     assert _count(model.output) == 2_595
@@ -44,6 +44,30 @@ def test_stage_two_has_the_printed_parameters_part_by_part():
     assert [_count(block) for block in model.upsample] == [2_655_360, 664_128, 166_176, 41_616]
     assert _count(model.output) == 1_299
     assert _count(model) == 58_313_731
+
+
+@pytest.mark.parametrize(("stage", "size_px", "all_of_it"), [(1, 64, 7_003_041), (2, 256, 154_479_777)])
+def test_a_discriminator_has_the_parameters_of_the_page(stage, size_px, all_of_it):
+    config = StackGANModel(stage=stage, image_size_px=size_px, joint_kernel=1, text="compressed")
+    model = _on_meta(config, Discriminator)
+    assert (_count(model.text), _count(model.joint), _count(model.conditional)) == (98_432, 690_432, 12_289)
+    assert _count(model) == all_of_it
+    assert _count(_on_meta(replace(config, unconditional=True), Discriminator)) == all_of_it + 12_289
+
+
+def test_features_by_averages_are_of_each_image_alone_and_teach_nothing():
+    model = Discriminator(SMALL)
+    images = torch.rand(4, 3, 16, 16) * 2 - 1
+    model(images, torch.rand(4, SMALL.text_width))
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    together = model.features_by_averages(images)
+    alone = torch.cat([model.features_by_averages(image[None]) for image in images])
+    torch.testing.assert_close(together, alone)
+    assert not torch.allclose(together, model.features(images))
+    assert model.training and not torch.allclose(together[0], together[1])
+    model.load_state_dict(before)
+    model.features_by_averages(images)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 
 @pytest.mark.parametrize(("stage", "size_px"), [(1, 64), (2, 256)])

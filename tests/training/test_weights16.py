@@ -233,7 +233,7 @@ def test_fp16_is_not_for_large_models_on_a_cpu(monkeypatch):
         weights16.check(prior, run, torch.device("cpu"))
     assert str(refusal.value) == (
         f"run.weights 16-bit with run.precision fp16-per-block on a CPU: {size:,} weights in fp16, whose products are slow there, "
-        f"are more than {size - 1:,}; set run.precision to bf16"
+        f"are more than {size - 1:,}; set run.precision to bf16, or see by dalle-plan what other machines would do"
     )
 
 

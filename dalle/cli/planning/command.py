@@ -12,6 +12,7 @@ from dalle.config import Plan
 from dalle.config.checks import require
 
 if TYPE_CHECKING:
+    from dalle.planning.plan import Planned
     from dalle.planning.search import Found
 
 _COMMAND = "dalle-plan"
@@ -26,10 +27,12 @@ def plan(argv: list[str] | None = None) -> None:
     """Parse, plan, tell; exit status 1 where the training does not fit, or nothing that a search looked at."""
     config = arguments.parse(Plan, _COMMAND, argv)
     picture = None if config.timeline is None else Path(config.timeline)
-    require(
-        picture is None or config.overwrite or not picture.exists(),
-        f"timeline {picture}: is there already; give --overwrite, or another name",
-    )
+    if picture is not None:
+        require(
+            config.overwrite or not picture.exists(),
+            f"timeline {picture}: is there already; give --overwrite, or another name",
+        )
+        require(picture.parent.is_dir(), f"timeline {picture}: there is no folder {picture.parent}; make it first")
     from dalle.planning.layout import Layout, Sizes
     from dalle.planning.plan import Machines, Planned
     from dalle.planning.search import search
@@ -37,7 +40,7 @@ def plan(argv: list[str] | None = None) -> None:
 
     machines = Machines.of(config)
     layout = Layout(Sizes(config.model), config.run, config.optimizer, config.machines, config.gpus)
-    found = Planned(layout, machines)
+    found = asked = Planned(layout, machines)
     fits, figures = found.fits, found.figures()
     searched = search(layout, machines) if config.search or not found.fits else None
     if config.search and searched is not None and searched.fastest is not None:
@@ -45,7 +48,7 @@ def plan(argv: list[str] | None = None) -> None:
     if config.json:
         print(json.dumps(figures | {"search": None if searched is None else _figures(searched)}))
     else:
-        print("\n".join([*lines(figures), *([] if searched is None else _told(searched, config.search))]))
+        print("\n".join([*lines(figures), *([] if searched is None else _told(searched, asked, config.search))]))
     if picture is not None:
         from dalle.planning.picture import draw
 
@@ -61,16 +64,21 @@ def _figures(searched: Found) -> dict[str, Any]:
     }
 
 
-def _told(searched: Found, asked: bool) -> list[str]:
+def _told(searched: Found, asked: Planned, above: bool) -> list[str]:
+    """What a search found; beside it what was asked for, where the lines above are of the fastest."""
     from dalle.planning.plan import settings
     from dalle.planning.told import gb, options
 
     count = f"of {searched.considered:,} layouts"
     if searched.fastest is not None:
         best = searched.fastest
-        what = f"the fastest that fits, {count}"
         told = f"{gb(best.peak_bytes)} GB at the peak, {best.update.seconds:.3f} s an update"
-        return [f"{what}: as above"] if asked else [f"{what}: {told}", f"  {options(settings(best.layout))}"]
+        lines = [f"the fastest that fits, {count}: {told}{', as above' if above else ''}"]
+        if not above:
+            return [*lines, f"  {options(settings(best.layout))}"]
+        fits = "" if asked.fits else ", which does not fit"
+        beside = f"as asked for: {gb(asked.peak_bytes)} GB at the peak{fits}, {asked.update.seconds:.3f} s an update"
+        return [*lines, beside, f"  {options(settings(asked.layout))}"]
     if searched.least is None:
         return [f"nothing fits, {count}"]
     least = searched.least

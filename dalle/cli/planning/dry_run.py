@@ -28,12 +28,15 @@ def _of_prior(config: TrainPrior) -> list[str]:
     from dalle.planning.plan import Planned
     from dalle.planning.reached import this_machine
     from dalle.planning.told import lines
+    from dalle.training import weights16
 
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     here = int(os.environ.get("LOCAL_WORLD_SIZE", str(processes)))
     layout = Layout(Sizes(config.model), config.run, config.optimizer, max(1, processes // here), here)
+    if config.run.weights == "16-bit":
+        weights16.check(layout.sizes.prior, config.run, device)
     machines = this_machine(layout, device, _memory_bytes(on_gpu))
     plan = Planned(layout, machines)
     where = "" if on_gpu else "; of a GPU are the activations, a CPU's attention keeps more"

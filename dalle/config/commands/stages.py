@@ -58,6 +58,16 @@ def check_sharding(optimizer: Optimizer, run: Run) -> None:
     )
 
 
+def check_rank(model: PriorModel, run: Run) -> None:
+    """Raises ValueError where gradients are to be compressed to more than they are."""
+    if run.compression is not None:
+        require(
+            run.compression.rank <= model.width,
+            f"run.compression.rank {run.compression.rank}: is more than model.width {model.width}, the shorter side of the matrices, "
+            f"so that nothing would be compressed; take about a quarter of it, as the paper does, here {max(1, model.width // 4)}",
+        )
+
+
 def check_prior_only(run: Run, precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")) -> None:
     """Raises ValueError where a training of another model asks for what works on the prior's resblocks, or for a precision that it
     does not know."""
@@ -180,6 +190,7 @@ class TrainPrior:
 
     def __post_init__(self) -> None:
         check_sharding(self.optimizer, self.run)
+        check_rank(self.model, self.run)
         require(0 <= self.bpe_dropout < 1, f"bpe_dropout {self.bpe_dropout}: must lie in [0, 1)")
         require(0 <= self.caption_dropout < 1, f"caption_dropout {self.caption_dropout}: must lie in [0, 1)")
         require(

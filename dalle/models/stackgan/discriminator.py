@@ -62,6 +62,16 @@ class Discriminator(nn.Module):
         """Maps [B, C, 4, 4] of images in [−1, 1]."""
         return self.image(images_BCYX)
 
+    def features_by_averages(self, images_BCYX: torch.Tensor) -> torch.Tensor:
+        """The same of each image by itself: batch normalisation takes what it has averaged so far in place of the batch's own, and
+        learns nothing of them."""
+        was_training = self.training
+        self.eval()
+        try:
+            return self.features(images_BCYX)
+        finally:
+            self.train(was_training)
+
     def judge(self, features_BCYX: torch.Tensor, text_BE: torch.Tensor) -> torch.Tensor:
         """A logit [B], fp32: is the image real, and of this caption?
 

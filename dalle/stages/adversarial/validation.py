@@ -34,6 +34,7 @@ class Validation:
         model: the generator, which has the averaged weights whenever this is asked
         embed: from captions to embeddings
         low: from embeddings and seeds to what stage two is given beside them; {} in stage one
+        features: of images in [−1, 1], in which they are compared
         device: of the model
         keep: takes the figures
     """
@@ -44,10 +45,12 @@ class Validation:
         model: Generator,
         embed: Embed,
         low: Low,
+        features: Callable[[torch.Tensor], torch.Tensor],
         device: torch.device,
         keep: Callable[[dict[str, float]], None],
     ):
         self.model, self.device, self._low, self._keep = model, device, low, keep
+        self._features = features
         count = min(_MOST_CAPTIONS, config.run.validation_batches * config.run.batch_size)
         images = replace(config.images, augmentation="none", cache_bytes=0)
         counts = Counts()
@@ -72,14 +75,17 @@ class Validation:
             drawn.append(self.model(text, given["noise_BZ"], given["epsilon_BC"], **self._low(text, seeds[rows]))[0])
         return torch.cat(drawn)
 
+    def _spread(self, images_BCYX: torch.Tensor) -> torch.Tensor:
+        return spread(torch.cat([self._features(some) for some in images_BCYX.split(_PICTURES)]))
+
     @torch.no_grad()
     def figures(self) -> dict[str, float]:
         """`caption_spread`, of images of different captions with one noise, and `noise_spread`, of images of one caption with different
-        noises: shares of the spread of as many real images, 1 where they differ as much."""
-        real = spread(signed(to_tensor(self.images))).clamp(min=1e-8)
-        by_caption = spread(self._drawn(self.text_BE, [0] * len(self.captions)).cpu())
+        noises: shares of the spread of as many real images, 1 where they differ as much. All in the space of `features`."""
+        real = self._spread(signed(to_tensor(self.images)).to(self.device)).clamp(min=1e-8)
+        by_caption = self._spread(self._drawn(self.text_BE, [0] * len(self.captions)))
         of_one = [
-            spread(self._drawn(text_E.expand(_NOISES, -1), list(range(_NOISES))).cpu())
+            self._spread(self._drawn(text_E.expand(_NOISES, -1), list(range(_NOISES))))
             for text_E in self.text_BE[:_VARIED]
         ]
         found = {

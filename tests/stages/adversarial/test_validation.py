@@ -27,7 +27,7 @@ class _Stub(nn.Module):
         return (number_B.tanh()[:, None, None, None].expand(-1, 3, 32, 32), None, None)
 
 
-def _validation(shapes_folder, follows, low=lambda text, seeds: {}):
+def _validation(shapes_folder, follows, low=lambda text, seeds: {}, features=lambda images: images):
     config = TrainStackGAN(
         data=f"{shapes_folder}/train-*.tar",
         output="x",
@@ -42,7 +42,7 @@ def _validation(shapes_folder, follows, low=lambda text, seeds: {}):
     kept = {}
     model = _Stub(follows)
     embed = lambda captions: HashEncoder().encode(captions)  # noqa: E731
-    return Validation(config, model, embed, low, torch.device("cpu"), kept.update), model, kept
+    return Validation(config, model, embed, low, features, torch.device("cpu"), kept.update), model, kept
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,23 @@ def test_a_spread_is_a_share_of_real_images(shapes_folder):
     real = pixels.reshape(16, 3, 8, 4, 8, 4).mean(axis=(3, 5)).var(axis=0).mean()
     drawn = np.tanh(validation.text_BE[:, 0].numpy()).var()
     assert validation.figures()["caption_spread"] == pytest.approx(drawn / real, rel=1e-4)
+
+
+def test_spreads_are_in_the_space_of_the_features(shapes_folder):
+    """Drawn images and real ones alike, a few at a time; what features do not tell apart is the same."""
+    seen = []
+
+    def first_rows(images_BCYX):
+        seen.append(len(images_BCYX))
+        return images_BCYX[:, :1, :4, :4]
+
+    validation, _, _ = _validation(shapes_folder, "text", features=first_rows)
+    pixels = np.stack(validation.images).transpose(0, 3, 1, 2)[:, :1, :4, :4] / 127.5 - 1
+    drawn = np.tanh(validation.text_BE[:, 0].numpy()).var()
+    assert validation.figures()["caption_spread"] == pytest.approx(drawn / pixels.var(axis=0).mean(), rel=1e-4)
+    assert seen == [8] * 12  # 16 real, 16 of captions, 8 of each of 8 captions
+    blind, _, _ = _validation(shapes_folder, "text", features=lambda images: 0 * images)
+    assert blind.figures()["caption_spread"] == 0
 
 
 def test_pictures_are_real_ones_above_two_of_each_caption(shapes_folder):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from dalle.config.best_of import BestOf
 from dalle.config.checks import at_least, require
-from dalle.config.commands.stages import check_sharding
+from dalle.config.commands.stages import check_rank, check_sharding
 from dalle.config.models import PriorModel
 from dalle.config.run import Run
 from dalle.config.training import Optimizer, PriorObjective
@@ -89,6 +89,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         check_sharding(self.optimizer, self.run)
+        check_rank(self.model, self.run)
         at_least(self, 1, "machines", "gpus", most=2**16)
         for name in ("memory", "link", "inside", "tflops", "bandwidth", "disk"):
             value = vars(self)[name]
