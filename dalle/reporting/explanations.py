@@ -40,7 +40,7 @@ FIGURES = {
     "adversarial": "The generator's loss without its KL: −log of how much fakes are believed, or less the hinge's judgement.",
     "kl": "Of a caption's Gaussian from the standard one, in nats a number; at 0 captions tell nothing.",
     "spread": "How much drawn images of a batch differ, as a share of what real ones do; near 0 all are alike.",
-    "caption_spread": "The same of different captions with one noise; near 0 the caption does not matter.",
+    "caption_spread": "The same of different captions with one noise, in the discriminator's features; near 0 the caption does not matter.",
     "noise_spread": "The same of one caption with different noises; near 0 a caption has one image.",
     "discriminator_loss": "Of right, wrong and drawn pairs; at its least, 0 where labels are 1 and 0, the generator learns nothing.",
     "discriminator_right": "Its part of real images with their captions.",

@@ -10,6 +10,7 @@ import torch
 
 from dalle.cluster.topology import World
 from dalle.config import TrainTextEncoder
+from dalle.config.checks import warn
 from dalle.data.captions import class_name
 from dalle.data.counts import Broken, Counts, LeftOut
 from dalle.data.naming import expand
@@ -45,6 +46,13 @@ def stage(config: TrainTextEncoder, world: World) -> Stage:
         raise ValueError(
             f"run.batch_size {config.run.batch_size}: a batch is of so many different classes, and the data has "
             f"{len(found.names)} by class_key {config.class_key}; set it to {len(found.names)} or less, or name another key"
+        )
+    counted_K = np.bincount(found.classes_N)
+    if counted_K.min() == 1 and world.is_main:
+        lone = np.flatnonzero(counted_K == 1)
+        warn(
+            f"class_key {config.class_key}: {len(lone):,} of {len(counted_K):,} classes have one image, such as "
+            f"{found.names[lone[0]]!r}, which then stands for all that its captions say; name a key of fewer classes if there is one"
         )
     size = replace(config.model, image_width=None if network.width == config.model.embedding_width else network.width)
     if config.model.image_width not in (None, size.image_width):

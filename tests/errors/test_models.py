@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -169,7 +170,9 @@ def test_sizes_of_stages(monkeypatch):
     network = SimpleNamespace(name="tiny", width=5)
     monkeypatch.setattr(text_encoder, "features", lambda *_: network)
     monkeypatch.setattr(text_encoder, "expand", lambda *_: [])
-    monkeypatch.setattr(text_encoder, "read_classes", lambda *_: SimpleNamespace(names=["a", "b"]))
+    monkeypatch.setattr(
+        text_encoder, "read_classes", lambda *_: SimpleNamespace(names=["a", "b"], classes_N=np.array([0, 0, 1, 1]))
+    )
     config = SimpleNamespace(
         features="f", data="d", images=SimpleNamespace(pipes=False), class_key="k", run=SimpleNamespace(batch_size=3),
         model=CharCNNRNNModel(image_width=7),

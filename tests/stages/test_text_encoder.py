@@ -269,6 +269,25 @@ def test_data_that_make_no_batch_are_refused(shards, tiny, options, message):
     assert "\n" not in str(refused.value)
 
 
+def _coloured(folder: Path, colours: list[str]) -> Path:
+    picture = encoded(flat(COLOURS["red"]))
+    named = [{"name": name, "captions": [f"a {name} picture"]} for name in colours]
+    write_shard(folder / "train.tar", [{"png": picture, "json": json.dumps(about).encode()} for about in named])
+    return folder
+
+
+def test_data_of_one_class_are_refused(tmp_path, tiny):
+    with pytest.raises(ValueError, match=r"class_key name: all of .*train\.tar is of one class, .* name another key$"):
+        stage(_config(_coloured(tmp_path, ["red", "red"])), _world())
+
+
+def test_a_class_with_one_image_is_told(tmp_path, tiny):
+    folder = _coloured(tmp_path, ["red", "red", "blue", "blue", "green"])
+    told = r"class_key name: 1 of 3 classes have one image, such as 'green'"
+    with pytest.warns(UserWarning, match=told):
+        stage(_config(folder, "--run.batch_size", "3"), _world())
+
+
 def test_features_that_are_not_there_are_refused(shards):
     with pytest.raises(ValueError, match=r"^features 'vgg': no such network"):
         stage(_config(shards, "--features", "vgg"), _world())
