@@ -190,7 +190,8 @@ class Trials:
             if done.code:
                 last = done.said.strip().splitlines()[-1]
                 assert str(self.place) in last, where
-                assert re.search(f"{os.strerror(error)}|disk is full|disk I/O error", last), where  # or SQLite's words
+                in_sqlites_words = "disk is full|disk I/O error|unable to open database file"
+                assert re.search(f"{os.strerror(error)}|{in_sqlites_words}", last), where
         return self._becomes(done, where)
 
     def try_after(self, after_s: float, victims: Sequence[int]) -> str:

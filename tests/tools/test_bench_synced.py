@@ -33,11 +33,32 @@ def test_sides_differ_by_their_syncs_alone(tmp_path, monkeypatch):
     synced.written(1, str(tmp_path))["save"]()
 
 
+def test_drawings_differ_by_their_syncs_alone(tmp_path, monkeypatch):
+    calls, real = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: calls.append(file) or real(file))
+    monkeypatch.setattr(os, "fdatasync", os.fdatasync)
+    held, synced_files = {}, {}
+    for name, build in (("ours", synced.drawing), ("unsynced", synced.unsynced_drawing)):
+        (tmp_path / name).mkdir()
+        before = len(calls)
+        drawn = build(2, str(tmp_path / name))  # whose folder goes with it
+        drawn["draw"]()
+        held[name] = {
+            path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.png") if "images" in path.parts
+        }
+        synced_files[name] = len(calls) - before
+    assert held["ours"] == held["unsynced"] and len(held["ours"]) in (1, 2)
+    assert synced_files["ours"] > len(held["ours"]) and synced_files["unsynced"] == 0
+
+
 def test_the_case_says_what_a_second_writes(tmp_path, monkeypatch, capsys):
     for name in ("fsync", "fdatasync"):
         monkeypatch.setattr(os, name, getattr(os, name))
     monkeypatch.setattr(synced, "Side", InThisProcess)
-    monkeypatch.setattr(sys, "argv", ["bench.py", "synced", "--mib", "1", "--folder", str(tmp_path), "--repeats", "1"])
+    monkeypatch.setattr(
+        sys, "argv", ["bench.py", "synced", "--mib", "1", "--n", "2", "--folder", str(tmp_path), "--repeats", "1"]
+    )
     bench.main()
     said = capsys.readouterr().out
+    assert '"name": "synced drawings"' in said and '"unit": "candidates/s"' in said
     assert '"name": "synced"' in said and '"unit": "bytes/s"' in said and '"unsynced"' in said

@@ -1,16 +1,19 @@
-"""What it costs that checkpoints survive a loss of power: bytes a second of checkpoints that are synced and proven, as trainings write
-them, beside the same with every sync left out. The limit is the same bytes written by one call, and not synced.
+"""What it costs that checkpoints and drawings survive a loss of power: bytes a second of checkpoints that are synced and proven, as
+trainings write them, beside the same with every sync left out; and candidates a second of `dalle-sample`, loading included. The limit
+is, of a checkpoint, its bytes written by one call and not synced; of drawing, what is not synced.
 
-To be read as a share of a training: its checkpoints' bytes, by what a second of them costs here, every `checkpoint_every_minutes`.
-It takes a disk and a processor with nothing else to do.
+A checkpoint is to be read as a share of a training: its bytes, by what a second of them costs here, every
+`checkpoint_every_minutes`. It takes a disk and a processor with nothing else to do.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -33,12 +36,15 @@ class _Alone:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Sizes."""
     parser.add_argument("--mib", type=int, default=512, help="of a checkpoint")
+    parser.add_argument(
+        "--n", type=int, default=256, help="candidates of the ready model `shapes`, of which all are kept"
+    )
     parser.add_argument("--folder", default=".", help="on the disk that is meant")
     parser.add_argument("--repeats", type=int, default=5, help="calls of each side that are counted")
 
 
 def run(options: argparse.Namespace) -> list[dict]:
-    """One case."""
+    """A case for checkpoints, and one for drawings."""
     builds = {"ours": ours, "unsynced": unsynced, "limit": written}
     made = {name: partial(build, mib=options.mib, folder=options.folder) for name, build in builds.items()}
     with running({name: partial(Side, name, build, True) for name, build in made.items()}) as sides:
@@ -46,7 +52,20 @@ def run(options: argparse.Namespace) -> list[dict]:
         peaks = {name: side.peak_memory_bytes for name, side in sides.items() if name != "limit"}
     rates = {name: [options.mib * 2**20 / took_s for took_s in values] for name, values in times_s.items()}
     limit = float(np.median(rates.pop("limit")))
-    return [case("synced", "bytes/s", rates, limit, peaks, {"mib": options.mib, "folder": options.folder})]
+    saved = case("synced", "bytes/s", rates, limit, peaks, {"mib": options.mib, "folder": options.folder})
+    made = {
+        "ours": partial(drawing, options.n, options.folder),
+        "unsynced": partial(unsynced_drawing, options.n, options.folder),
+    }
+    with running({name: partial(Side, name, build, True) for name, build in made.items()}) as sides:
+        times_s = seconds({name: partial(side.call, "draw") for name, side in sides.items()}, options.repeats)
+        peaks = {name: side.peak_memory_bytes for name, side in sides.items()}
+    rates = {name: [options.n / took_s for took_s in values] for name, values in times_s.items()}
+    limit = float(np.median(rates["unsynced"]))
+    return [
+        saved,
+        case("synced drawings", "candidates/s", rates, limit, peaks, {"n": options.n, "folder": options.folder}),
+    ]
 
 
 def ours(mib: int, folder: str) -> dict[str, Callable[[], None]]:
@@ -66,9 +85,34 @@ def ours(mib: int, folder: str) -> dict[str, Callable[[], None]]:
 
 def unsynced(mib: int, folder: str) -> dict[str, Callable[[], None]]:
     """The same in a process in which nothing is synced."""
+    _never_sync()
+    return ours(mib, folder)
+
+
+def drawing(n: int, folder: str) -> dict[str, Callable[[], None]]:
+    """`dalle-sample`, into a new folder each time."""
+    from dalle.cli.sample import sample
+
+    place = tempfile.TemporaryDirectory(dir=folder)
+    numbers = iter(range(10**9))
+
+    def draw(place=place) -> None:
+        output = str(Path(place.name) / str(next(numbers)))
+        with redirect_stdout(io.StringIO()):
+            sample(["--model", "shapes", "--n", str(n), "--keep", str(n), "--output", output, "a red circle"])
+
+    return {"draw": draw}
+
+
+def unsynced_drawing(n: int, folder: str) -> dict[str, Callable[[], None]]:
+    """The same in a process in which nothing is synced."""
+    _never_sync()
+    return drawing(n, folder)
+
+
+def _never_sync() -> None:
     for name in ("fsync", "fdatasync"):
         setattr(os, name, lambda file: None)
-    return ours(mib, folder)
 
 
 def written(mib: int, folder: str) -> dict[str, Callable[[], None]]:
