@@ -49,7 +49,7 @@ class Bird:
         name: CLASS/NAME.jpg, below `images/`
         bird_class: as `classes.txt` has it
         box: x, y, width and height of the bird, in pixels
-        captions: ten
+        captions: at least ten
     """
 
     name: str
@@ -228,9 +228,7 @@ def _caption_file(captions: Path, name: str) -> Path:
 def _read_captions(path: Path) -> list[str]:
     found = list(_lines(path))
     if len(found) < CAPTIONS:
-        raise ValueError(
-            f"{path} holds {len(found) or 'no'} caption{'s' * (len(found) != 1)}, not ten; copy it once more"
-        )
+        raise ValueError(f"{path} holds {len(found)} captions of {CAPTIONS}; copy it once more")
     return found
 
 

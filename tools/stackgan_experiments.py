@@ -53,6 +53,7 @@ COLUMNS = {
     "frechet": ("Fréchet distance, EfficientNet", "{:.1f}"),
     "frechet_clip": ("Fréchet distance, our CLIP", "{:.4f}"),
     "right": ("captions right", "{:.1%}"),
+    "facts": ("of their facts", "{:.1%}"),
     "found_1": ("found first", "{:.1%}"),
     "found_5": ("among 5", "{:.1%}"),
     "caption_spread": ("spread over captions", "{:.2f}"),
@@ -114,11 +115,13 @@ def figures(folder: Path) -> dict[str, Any]:
     by_network = {key: each["by_radius"][0] for key, each in metrics.items() if key.startswith("distances_")}
     clip = next(key for key in by_network if key.startswith("distances_clip"))
     judged = metrics["judged"]["samples"]
+    checked = metrics["compositional"]["captions"] if "compositional" in metrics else {}
     return {
         "stable": "yes" if stable(lines, config) else "no",
         "frechet": by_network["distances_efficientnet-lite0"]["frechet_distance"],
         "frechet_clip": by_network[clip]["frechet_distance"],
-        "right": metrics["compositional"]["captions"]["whole"] if "compositional" in metrics else None,
+        "right": checked.get("whole"),
+        "facts": checked.get("arithmetic"),
         "found_1": judged["image_to_caption_r1"],
         "found_5": judged["image_to_caption_r5"],
         "caption_spread": shown[-1]["valid/caption_spread"],
@@ -174,7 +177,9 @@ def _title(name: str) -> str:
 def table(results: dict[str, list[dict[str, Any]]]) -> str:
     """Markdown: means, ± standard deviation where there are several seeds; of "stable" how many were."""
     columns = {
-        name: told for name, told in COLUMNS.items() if any(r[name] is not None for rs in results.values() for r in rs)
+        name: told
+        for name, told in COLUMNS.items()
+        if all(r.get(name) is not None for rs in results.values() for r in rs)
     }
     rows = [["", "the document", *(title for title, _ in columns.values())]]
     rows.append(["---"] * len(rows[0]))

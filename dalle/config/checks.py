@@ -52,7 +52,7 @@ def at_most(config: Any, most: float, *names: str) -> None:
 
 
 def multiples_near(value: int, of: int) -> str:
-    """The nearest values that would do where one has to be a multiple, in words: "6", or "6 or 9"."""
+    """The nearest values above 0 that would do where one has to be a multiple, in words: "6", or "6 or 9"."""
     below = max(0, value // of * of)
     return " or ".join(str(each) for each in (below, below + of) if each)
 

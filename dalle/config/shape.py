@@ -64,9 +64,10 @@ def unknown(cls: type, name: str, prefix: str = "") -> str:
     close = difflib.get_close_matches(name, keys, n=1, cutoff=0.5)
     if not close:
         close = [k for k in keys if k.rpartition(".")[2] == name.rpartition(".")[2]][:1]
-    return f"unknown key {shown(name)}" + (
-        f"; the nearest known one is {close[0]}" if close else f"; known are {', '.join(keys)}"
-    )
+    if close:
+        return f"unknown key {shown(name)}; the nearest known one is {close[0]}"
+    outer = [key for key in keys if "." not in key.removeprefix(prefix)]  # those within them would fill a screen
+    return f"unknown key {shown(name)}; known are {', '.join(outer)}"
 
 
 def within_section(cls: type, text: str) -> str:

@@ -108,9 +108,8 @@ class GradientScales:
         """Whether a scale was too large for the last update and can still become smaller"""
         self.scales = self._scale * self._micro_batches
         """fp32 [number of scales], with their factor M"""
-        self._factors = torch.full(
-            (len(parts) + 1,), float(replicas), device=device
-        )  # that take each scale out, the last none
+        # that take each scale out, the last none
+        self._factors = torch.full((len(parts) + 1,), float(replicas), device=device)
         self._set()
         self._of_loss: torch.Tensor | float = 1.0
         # by parameter the number of its scale, and whether the constant before the reduce is for it

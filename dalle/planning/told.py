@@ -7,10 +7,8 @@ from typing import Any
 
 _SCARCE_BYTES = 10**9
 """What CUDA, NCCL and an allocator's gaps may well take."""
-
-
 _IF = {"activations": "activations, if kept", "activations, recomputed": "activations, if recomputed"}
-"""What they would take where they are the other way."""
+"""Names of `Planned.figures`, and how what is not so is told: what they would take where they are the other way."""
 
 
 def lines(plan: Mapping[str, Any]) -> list[str]:

@@ -99,14 +99,13 @@ class Telemetry:
         self._paused_s = 0.0
         self._pause_began_s: float | None = None
         self._last_active_s = now_s
-        self._first_log: tuple[int, float] = (start_step, now_s)
-        self._num_logs = 0
+        self._warm_since: tuple[int, float] = (start_step, now_s)
         self._report_due_s = now_s + FIRST_REPORT_S
         self._report_failed = False
 
     def warmed_up(self, step: int) -> None:
         """What was before, such as a first update with its compilation, is no guide to the time that is left."""
-        self._first_log = (step, time.monotonic())
+        self._warm_since = (step, time.monotonic())
 
     def log(self, step: int, values: dict[str, float | list[float]], num_units: int, waited_s: float = 0.0) -> None:
         """Records `values` at `step`; `num_units` images or tokens were trained on, on all ranks, since the last call, in which
@@ -130,9 +129,6 @@ class Telemetry:
             record[key] = [round(each, 4) for each in value] if isinstance(value, list) else float(value)
         self._write(record)
         self._show_progress(record)
-        if self._num_logs == 0:  # the first interval may hold more that does not come again
-            self.warmed_up(step)
-        self._num_logs += 1
         if time.monotonic() >= self._report_due_s:
             self._refresh_report()
 
@@ -260,7 +256,7 @@ class Telemetry:
         parts = [f"{_short(record[f'{self.unit}_per_s'])} {self.unit}/s", _join_values(shown)]
         for key, form in (("mfu", "mfu {:.0%}"), ("data_wait", "data {:.0%}"), ("memory_gb", "{:.1f} GB")):
             parts += [form.format(record[key])] if key in record else []
-        step_then, then_s = self._first_log
+        step_then, then_s = self._warm_since
         if self.step > step_then:
             left_s = (time.monotonic() - then_s) / (self.step - step_then) * (self.total_steps - self.step)
             parts.insert(0, f"{duration(max(left_s, 0))} left")

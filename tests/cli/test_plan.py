@@ -127,12 +127,15 @@ def test_a_search_tells_the_plan_that_it_found(capsys):
     assert told["settings"] == fastest["settings"] and told["search"]["layouts"] > 60
     assert told["seconds"] == fastest["seconds"]
     plan([*SMALL, *SHARDED, "--search"])
-    *_, best, asked, settings = capsys.readouterr().out.splitlines()
+    _, fastest_settings, *_, best, asked, settings = capsys.readouterr().out.splitlines()
     assert best.startswith("the fastest that fits, of ") and best.endswith("s an update, as above")
     assert asked.startswith("as asked for: ") and "--run.zero_stage" in settings
-    # no slower than what was asked for
-    seconds = [float(re.search(r"([\d.]+) s an update", line)[1]) for line in (best, asked)]
-    assert seconds[0] <= seconds[1]
+    assert "--machines 2 --gpus 2 --run.zero_stage 3 " in settings != fastest_settings
+    assert "does not fit" not in asked
+    plan([*SMALL, *SHARDED, "--search", "--memory", "0.0017"])
+    told = capsys.readouterr().out.splitlines()
+    assert told[-2].startswith("as asked for: ") and ", which does not fit, " in told[-2]
+    assert told[-1].startswith("  --machines 2 --gpus 2 --run.zero_stage 3 ") and told[0].count("; fits: ") == 1
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ WRONG = [
 ]
 GIVEN = {"data": "x", "dvae": "x", "tokenizer": "x", "output": "x", "image": "x", "captions": "x", "source": "x"}
 GIVEN |= {"evaluation": "x", "text_encoder": "x"}
+UNDER = {"stackgan/stage-two": "stackgan/f"}
+"""Of a configuration that is to be laid over another one, such a one."""
 
 
 def _of_configs():
@@ -57,7 +59,10 @@ def _try(path, command: str, name: str | None, key: str, value) -> str | None:
     cls = PROGRAMS[command].config
     kinds = typing.get_type_hints(cls)
     values = {field: text for field, text in GIVEN.items() if kinds.get(field) in (str, str | None)}
-    values |= plain_yaml.read_mapping(shipped.find(name)) if name else {}
+    for each in filter(None, (UNDER.get(name or ""), name)):
+        for section, its in plain_yaml.read_mapping(shipped.find(each)).items():
+            values[section] = {**values.get(section, {}), **its} if isinstance(its, dict) else its
+    values |= {"stage_one": "x"} if name and values.get("model", {}).get("stage") == 2 else {}
     values |= {"start_from": "x"} if "freeze" in values else {}
     values |= {"best_of": {"model": "x"}} if key.startswith("best_of.") else {}
     values = _put(values, key, value)

@@ -68,6 +68,8 @@ def test_features_by_averages_are_of_each_image_alone_and_teach_nothing():
     model.load_state_dict(before)
     model.features_by_averages(images)
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    model.eval().features_by_averages(images)
+    assert not model.training
 
 
 @pytest.mark.parametrize(("stage", "size_px"), [(1, 64), (2, 256)])

@@ -206,7 +206,7 @@ def test_a_narrow_terminal_shows_speed_and_time_left(tmp_path, monkeypatch, caps
     if terminal:
         assert any("first figures after update 20" in line for line in lines)
     assert any("17 min 22 s left  12.22 images/s  loss" in line[:80] for line in lines)
-    assert any("16 min 20 s left  1,234 images/s  loss" in line[:80] for line in lines)
+    assert any("16 min 45 s left  1,234 images/s  loss" in line[:80] for line in lines)
 
 
 def test_the_page_shows_pictures_first_and_folds_what_says_nothing(tmp_path):

@@ -288,6 +288,11 @@ def test_a_class_with_one_image_is_told(tmp_path, tiny):
         stage(_config(folder, "--run.batch_size", "3"), _world())
 
 
+def test_classes_of_two_images_are_as_good_as_any(tmp_path, tiny, recwarn):
+    stage(_config(_coloured(tmp_path, ["red", "red", "blue", "blue"]), "--run.batch_size", "2"), _world())
+    assert not [each for each in recwarn if "one image" in str(each.message)]
+
+
 def test_features_that_are_not_there_are_refused(shards):
     with pytest.raises(ValueError, match=r"^features 'vgg': no such network"):
         stage(_config(shards, "--features", "vgg"), _world())

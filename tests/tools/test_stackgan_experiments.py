@@ -68,7 +68,15 @@ def test_soft_labels_leave_a_loss_that_is_no_win():
 
 
 def test_the_table():
-    one = {"stable": "yes", "frechet": 100.0, "frechet_clip": 0.5, "right": None, "found_1": 0.25, "found_5": 0.5}
+    one = {
+        "stable": "yes",
+        "frechet": 100.0,
+        "frechet_clip": 0.5,
+        "right": None,
+        "facts": None,
+        "found_1": 0.25,
+        "found_5": 0.5,
+    }
     one |= {"caption_spread": 0.5, "noise_spread": 0.25, "discriminator_loss": 1.0, "minutes": 9.6}
     other = {**one, "stable": "no", "frechet": 110.0}
     title, _, a, b = (
@@ -125,7 +133,8 @@ def test_the_whole_of_it(shapes_folder, models, tmp_path):
     result = json.loads((output / "f-0/result.json").read_text())
     metrics = json.loads((output / "f-0/evaluation/metrics.json").read_text())
     assert result["frechet"] == metrics["distances_efficientnet-lite0"]["by_radius"][0]["frechet_distance"]
-    assert result["right"] == metrics["compositional"]["captions"]["whole"]
+    checked = metrics["compositional"]["captions"]
+    assert (result["right"], result["facts"]) == (checked["whole"], checked["arithmetic"])
     assert [step for step, *_ in result["curve"]] == [1, 2, 3]
     assert "| F | " in done.stdout and (output / "curves.png").stat().st_size > 1000
     (output / "f-0/result.json").write_text(json.dumps({**result, "frechet": 12.5}))

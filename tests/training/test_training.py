@@ -23,6 +23,7 @@ from dalle.cli.train import train
 from dalle.config import TrainCLIP, TrainDVAE, TrainPrior
 from dalle.data.tokens import TokenLoader, TokenShards, TokenWriter
 from dalle.objectives.prior import PriorObjective
+from dalle.reporting.telemetry import Telemetry
 from tests.conftest import ROOT, TINY_CLIP, TINY_DVAE, TINY_PRIOR, clean_environment
 from tests.processes import ON_CPU, begin_alone, free_port, run_processes
 
@@ -42,7 +43,10 @@ def _same_weights(first: Path, second: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_dvae_resumed_is_uninterrupted(shapes_folder, tmp_path):
+def test_dvae_resumed_is_uninterrupted(shapes_folder, tmp_path, monkeypatch):
+    warm = []
+    monkeypatch.setattr(Telemetry, "warmed_up", lambda telemetry, step: warm.append(step))
+
     def arguments(name, *more):
         data = ["--data", f"{shapes_folder}/train-*.tar", "--output", str(tmp_path / name)]
         return [*TINY_DVAE, *data, "--images.augmentation", "dvae", *more]
@@ -54,6 +58,7 @@ def test_dvae_resumed_is_uninterrupted(shapes_folder, tmp_path):
     assert _metrics(tmp_path / "parts") == _metrics(tmp_path / "whole")
     assert len(_metrics(tmp_path / "whole")) == 12
     assert _same_weights(tmp_path / "whole", tmp_path / "parts")
+    assert warm == [1, 1, 6], "the first update of each"
     # a resumed run is described as the whole one, so that another can repeat it
     described = (tmp_path / "parts" / "config.yaml").read_text()
     assert described.replace("/parts", "/whole") == (tmp_path / "whole" / "config.yaml").read_text()

@@ -61,10 +61,11 @@ def check_sharding(optimizer: Optimizer, run: Run) -> None:
 def check_rank(model: PriorModel, run: Run) -> None:
     """Raises ValueError where gradients are to be compressed to more than they are."""
     if run.compression is not None:
+        quarter = model.width // 32 * 8 or 1  # which the processes of a machine divide
         require(
             run.compression.rank <= model.width,
             f"run.compression.rank {run.compression.rank}: is more than model.width {model.width}, the shorter side of the matrices, "
-            f"so that nothing would be compressed; take about a quarter of it, as the paper does, here {max(1, model.width // 4)}",
+            f"so that nothing would be compressed; take about a quarter of it, as the paper does, here {quarter}",
         )
 
 
