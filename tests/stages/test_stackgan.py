@@ -19,6 +19,7 @@ from dalle.models.folder import load_generator, read_header
 from dalle.models.stackgan.generators import generator
 from dalle.sampling.adversarial.gan_set import find_gan
 from dalle.stages import stackgan
+from dalle.stages.adversarial import collapse
 from tests.processes import ON_CPU, run_processes
 from tests.stages.adversarial.text import HashCache, HashEncoder, embeddings_of
 
@@ -295,7 +296,7 @@ def test_stage_one_goes_with_stage_two(shapes_folder, whole, tmp_path, monkeypat
 
 def test_a_collapsed_run_ends_if_it_was_asked_to(shapes_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("dalle.stages.adversarial.collapse._FIRST_STEPS", 1)
-    monkeypatch.setattr("dalle.stages.adversarial.collapse._ALIKE", 1e9)
+    monkeypatch.setitem(collapse._SPREADS, "spread", ("images", 1e9))
     arguments = _arguments(shapes_folder, tmp_path / "run", "--run.steps", "20", "--stop_on_collapse")
     with pytest.raises(Hopeless, match="stop_on_collapse: all images are alike since update 2"):
         train("stackgan", TrainStackGAN, arguments)
