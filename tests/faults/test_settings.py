@@ -18,6 +18,9 @@ WRONG = [
 GIVEN = {"data": "x", "dvae": "x", "tokenizer": "x", "output": "x", "image": "x", "captions": "x", "source": "x"}
 GIVEN |= {"evaluation": "x", "text_encoder": "x"}
 UNDER = {"stackgan/stage-two": "stackgan/f"}
+UNDER |= {
+    name: "ablations/base" for name in shipped.names() if name.startswith("ablations/") and not name.endswith("/base")
+}
 """Of a configuration that is to be laid over another one, such a one."""
 
 
