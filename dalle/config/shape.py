@@ -77,11 +77,11 @@ def within_section(cls: type, text: str) -> str:
     match = re.search(
         r"Subtypes: \[<class '([\w.]+)'>, <class 'NoneType'>\] Errors: - (.*?) - Expected a <class 'NoneType'>", told
     )
+    if match is None:
+        return text
     inner = {name: section(kind) for name, kind in keys_of(cls).items()}
-    names = [
-        name for name, kind in inner.items() if kind and match and f"{kind.__module__}.{kind.__name__}" == match[1]
-    ]
-    if match is None or not names:
+    names = [name for name, kind in inner.items() if kind and f"{kind.__module__}.{kind.__name__}" == match[1]]
+    if not names:
         return text
     problem = re.sub(r"^Problem with given class_path '[\w.]+': ", "", match[2])
     if problem.startswith(f"{names[0]}."):

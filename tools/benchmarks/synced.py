@@ -12,7 +12,7 @@ import argparse
 import io
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -45,27 +45,33 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> list[dict]:
     """A case for checkpoints, and one for drawings."""
-    builds = {"ours": ours, "unsynced": unsynced, "limit": written}
-    made = {name: partial(build, mib=options.mib, folder=options.folder) for name, build in builds.items()}
-    with running({name: partial(Side, name, build, True) for name, build in made.items()}) as sides:
-        times_s = seconds({name: partial(side.call, "save") for name, side in sides.items()}, options.repeats)
-        peaks = {name: side.peak_memory_bytes for name, side in sides.items() if name != "limit"}
-    rates = {name: [options.mib * 2**20 / took_s for took_s in values] for name, values in times_s.items()}
-    limit = float(np.median(rates.pop("limit")))
-    saved = case("synced", "bytes/s", rates, limit, peaks, {"mib": options.mib, "folder": options.folder})
-    made = {
-        "ours": partial(drawing, options.n, options.folder),
-        "unsynced": partial(unsynced_drawing, options.n, options.folder),
+    sizes = {"mib": options.mib, "folder": options.folder}
+    saving = {
+        name: partial(build, **sizes) for name, build in (("ours", ours), ("unsynced", unsynced), ("limit", written))
     }
-    with running({name: partial(Side, name, build, True) for name, build in made.items()}) as sides:
-        times_s = seconds({name: partial(side.call, "draw") for name, side in sides.items()}, options.repeats)
-        peaks = {name: side.peak_memory_bytes for name, side in sides.items()}
-    rates = {name: [options.n / took_s for took_s in values] for name, values in times_s.items()}
+    rates, peaks = _timed(saving, "save", options.mib * 2**20, options.repeats)
+    limit = float(np.median(rates.pop("limit")))
+    del peaks["limit"]
+    saved = case("synced", "bytes/s", rates, limit, peaks, sizes)
+    sizes = {"n": options.n, "folder": options.folder}
+    rates, peaks = _timed(
+        {"ours": partial(drawing, **sizes), "unsynced": partial(unsynced_drawing, **sizes)},
+        "draw",
+        options.n,
+        options.repeats,
+    )
     limit = float(np.median(rates["unsynced"]))
-    return [
-        saved,
-        case("synced drawings", "candidates/s", rates, limit, peaks, {"n": options.n, "folder": options.folder}),
-    ]
+    return [saved, case("synced drawings", "candidates/s", rates, limit, peaks, sizes)]
+
+
+def _timed(
+    builds: Mapping[str, Callable], what: str, work: int, repeats: int
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Work a second of each call of each side, by turns, and each side's peak memory, bytes."""
+    with running({name: partial(Side, name, build, True) for name, build in builds.items()}) as sides:
+        times_s = seconds({name: partial(side.call, what) for name, side in sides.items()}, repeats)
+        peaks = {name: side.peak_memory_bytes for name, side in sides.items()}
+    return {name: [work / took_s for took_s in values] for name, values in times_s.items()}, peaks
 
 
 def ours(mib: int, folder: str) -> dict[str, Callable[[], None]]:
