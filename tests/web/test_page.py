@@ -15,7 +15,7 @@ from PIL import Image
 from dalle.sampling.again import count_differing_pixels
 from dalle.sampling.drawing import drawing_of, read_drawing
 from tests.evaluation.chromium import PROGRAM, Browser
-from tests.web.running import running, slowed
+from tests.web.running import gated, running, slowed, wait_for
 
 if PROGRAM is None:
     warnings.warn("no Chromium here: the page of dalle-serve is not tried in a browser", stacklevel=1)
@@ -302,25 +302,29 @@ def test_of_files_that_are_chosen_one_after_the_other_the_last_counts(page, serv
 
 def test_two_tabs_draw_at_once_and_share_what_was_drawn(page, server, shelved):
     other = page.tab()
-    with slowed(shelved, 0.01):
-        _draw(page, "the first tab", n=16, seed=1)
-        first = page.at(other)
-        try:
-            page.call("Page.addScriptToEvaluateOnNewDocument", source="const at = id => document.getElementById(id)")
+    try:
+        with gated(shelved) as gate:
+            _draw(page, "the first tab", n=16, seed=1)
+            first = page.at(other)
+            page.call(
+                "Page.addScriptToEvaluateOnNewDocument", source="const at = id => document.getElementById(id)"
+            )
             _open(page, server)
             _draw(page, "the second tab", n=4, seed=100)
+            wait_for(lambda: server.turns.drawing + server.turns.waiting == 2)  # before the first has drawn anything
+            gate.open()
             page.wait(DONE)
-            assert page.run("at('title').innerText") == "the second tab"
-            assert set(_seeds(page)) <= {100, 101, 102, 103}
-        finally:
-            page.at(first)
+        assert page.run("at('title').innerText") == "the second tab"
+        assert set(_seeds(page)) <= {100, 101, 102, 103}
+        page.at(first)
         page.wait(DONE)
-    assert _seeds(page) == _ranked(server, caption="the first tab", n=16, seed=1)
-    page.wait("document.querySelectorAll('.entry').length === 2")
-    assert page.run("at('entries').innerText").index("first") < page.run("at('entries').innerText").index("second")
-    page.at(other)
-    page.call("Page.close")
-    page.at(first)
+        assert _seeds(page) == _ranked(server, caption="the first tab", n=16, seed=1)
+        page.wait("document.querySelectorAll('.entry').length === 2")
+        assert page.run("at('entries').innerText").index("first") < page.run("at('entries').innerText").index("second")
+    finally:
+        page.at(other)
+        page.call("Page.close")
+        page.at(first)
 
 
 def test_reloaded_in_the_middle_it_draws_the_same_once_more(page, server, shelved):
