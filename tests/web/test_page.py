@@ -306,9 +306,7 @@ def test_two_tabs_draw_at_once_and_share_what_was_drawn(page, server, shelved):
         with gated(shelved) as gate:
             _draw(page, "the first tab", n=16, seed=1)
             first = page.at(other)
-            page.call(
-                "Page.addScriptToEvaluateOnNewDocument", source="const at = id => document.getElementById(id)"
-            )
+            page.call("Page.addScriptToEvaluateOnNewDocument", source="const at = id => document.getElementById(id)")
             _open(page, server)
             _draw(page, "the second tab", n=4, seed=100)
             wait_for(lambda: server.turns.drawing + server.turns.waiting == 2)  # before the first has drawn anything
