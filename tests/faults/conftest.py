@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.faults import counts
+from tests.faults.frame import counts
 
 
 def pytest_collection_modifyitems(config, items) -> None:

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 
 from tests.conftest import ROOT
-from tests.faults import counts
+from tests.faults.frame import counts
 
 
 def test_outcomes_are_counted_told_and_added_up(monkeypatch):

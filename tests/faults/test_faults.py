@@ -13,15 +13,17 @@ from functools import partial
 
 import pytest
 
-from tests.faults import counts
-from tests.faults.frame import ERRORS, KILL, Command, Server, Trials, commands
+from tests.faults.frame import counts
+from tests.faults.frame.commands import commands
+from tests.faults.frame.trials import ERRORS, KILL, Command, Server, Trials
 
 QUICK = {"train-tokenizer": 7, "train-tokenizer over": 4, "tokenize over": 3, "filter": 5, "export": 6}
 """Calls of each that are tried with a kill; half as many with each error."""
 NAMES = (
-    *("train-tokenizer", "train-tokenizer over", "tokenize", "tokenize over", "filter", "export", "sample"),
-    *("sample many", "train-dvae", "train-prior", "train-clip"),
+    *("train-tokenizer", "train-tokenizer over", "tokenize", "tokenize over", "filter", "draw-shapes"),
+    *("train-dvae", "train-prior", "train-clip", "train-text-encoder", "train-stackgan"),
     *("train-prior, two processes", "train-dvae, two processes"),
+    *("export", "publish", "sample", "sample many", "evaluate", "dedup", "study", "plan"),
 )
 
 
@@ -30,8 +32,8 @@ SEED = os.environ.get("DALLE_FAULTS_SEED", "0")
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("faults") / "server")
+def server(tmp_path_factory, request):
+    server = Server(tmp_path_factory.mktemp("faults") / "server", of_all="faults" in request.config.option.markexpr)
     yield server
     server.close()
 
@@ -128,7 +130,7 @@ def test_quick_commands_with_a_clock_that_jumps_and_too_little_memory(server, tr
 
 def test_the_frame_finds_what_is_lost(server, tmp_path):
     """A command that takes half of its work for all of it."""
-    trials = Trials(server, Command("tests.faults.loses:main", []), tmp_path / "trials")
+    trials = Trials(server, Command("tests.faults.frame.loses:main", []), tmp_path / "trials")
     outcomes = []
     for at in range(trials.calls):
         try:

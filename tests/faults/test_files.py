@@ -30,8 +30,8 @@ from dalle.sampling.again import read_record
 from dalle.sampling.drawing import Drawing, read_drawing, save_drawing
 from dalle.sampling.gallery import Gallery
 from dalle.text import Tokenizer
-from tests.faults import counts
 from tests.faults.damage import Kind, fuzz
+from tests.faults.frame import counts
 
 CAPTIONS = ["a red circle", "ein Bär", "two blue squares above a green star", "日本"]
 

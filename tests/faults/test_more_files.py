@@ -31,8 +31,8 @@ from dalle.reporting import best_of
 from dalle.sampling.candidates import Work
 from dalle.sampling.captioning import read_captions_file
 from dalle.sampling.output import Output
-from tests.faults import counts
 from tests.faults.damage import Kind, fuzz
+from tests.faults.frame import counts
 from tests.faults.test_files import CAPTIONS, _weights
 
 

@@ -107,8 +107,10 @@ def _watched(children: list[int], trial: dict) -> dict:
 def main() -> None:
     import torch
 
+    from dalle.models.clip import ready_torchvision
     from dalle.outputs import threads, whole
 
+    ready_torchvision()
     for module in sys.argv[1:]:
         importlib.import_module(module)
     torch.set_num_threads(1)

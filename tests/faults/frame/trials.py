@@ -14,21 +14,36 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
 from dalle.cluster.watch import EXIT_CODE
-from tests.conftest import ROOT, TINY_CLIP, TINY_DVAE, TINY_PRIOR, clean_environment
+from tests.conftest import ROOT, clean_environment
 
 KILL = 0
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS)
 _NO_THREAD_DATA = 127
 """The exit code of glibc's dynamic loader for an error that it cannot go on from."""
 _SHIM = Path(__file__).with_name("shim.c")
-_VOLATILE = ("metrics.jsonl", "run.json", "report.html", ".dalle-lock")
-"""Of a training, what tells of the clock; the same lines are there for other times. And a lock that somebody was killed while
-asking for, which goes some minutes later; and `previous-1`, where a training puts what one left that had no checkpoint yet."""
+_VOLATILE = ("*/.dalle-lock*", "out/previous-*")
+"""A lock that somebody was killed while asking for, which goes some minutes later; and `previous-1`, where a training puts what one
+left that had no checkpoint yet."""
+
+
+_IMPORTED = (
+    *("dalle.cli.train", "dalle.cli.sample", "dalle.cli.data.tokenize", "dalle.cli.export", "deepspeed"),
+    *("dalle.training.loop", "dalle.stages.dvae", "dalle.stages.prior", "dalle.stages.clip", "pyarrow"),
+    *("dalle.sampling.loading", "dalle.sampling.workers", "dalle.sampling.output", "dalle.evaluation.layout_gallery"),
+    *("dalle.cli.data.filter", "dalle.cli.data.train_tokenizer", "dalle.data.pairs"),
+)
+_IMPORTED_FOR_ALL = (
+    *_IMPORTED,
+    *("dalle.stages.stackgan", "dalle.stages.text_encoder", "dalle.ready.publishing", "dalle.planning.search"),
+    *("open_clip", "torch._dynamo", "torch_fidelity", "torchmetrics", "prdc", "matplotlib.pyplot", "einops", "wandb"),
+)
+"""Before anything is run."""
 
 
 @dataclass
@@ -37,8 +52,9 @@ class Command:
 
     main: `module:function` of its console script. arguments: without the output. made: from the output to the state to begin
     from, such as of an earlier making; null for nothing. again: arguments that a user adds to call it again. overwrites: the
-    remedy that its refusal names is `--overwrite`. output: what is written, below the folder whose changes are counted. processes:
-    as many as a launcher starts.
+    remedy that its refusal names is `--overwrite`. output: what is written, below the folder whose changes are counted. output_key:
+    of the setting that names it. processes: as many as a launcher starts. volatile: patterns of files, below the output, that it
+    may make otherwise or do without.
     """
 
     main: str
@@ -46,7 +62,9 @@ class Command:
     made: Callable[[Path], None] | None = None
     again: list[str] = field(default_factory=list)
     output: str = "out"
+    output_key: str = "--output"
     processes: int = 1
+    volatile: tuple[str, ...] = ()
 
 
 @dataclass
@@ -63,9 +81,9 @@ class Outcome:
 
 
 class Server:
-    """Runs commands, with faults: see `server`."""
+    """Runs commands, with faults: see `server`. of_all: it is to be quick for all commands, and begins later."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, of_all: bool = False):
         self.folder = folder
         folder.mkdir()
         compiler = os.environ.get("CXX") or shutil.which("gcc") or shutil.which("cc") or shutil.which("g++")
@@ -75,18 +93,9 @@ class Server:
         subprocess.run([compiler, "-x", "c", "-O1", "-shared", "-fPIC", "-o", shim, _SHIM, "-ldl"], check=True)
         environment = {**clean_environment(), "LD_PRELOAD": str(shim), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         environment |= {"XDG_CACHE_HOME": str(folder / "cache")}
-        modules = ["dalle.cli.train", "dalle.cli.sample", "dalle.cli.data.tokenize", "dalle.cli.export", "deepspeed"]
-        modules += ["dalle.training.loop", "dalle.stages.dvae", "dalle.stages.prior", "dalle.stages.clip"]
-        modules += ["dalle.sampling.loading", "dalle.sampling.workers", "dalle.evaluation.layout_gallery", "pyarrow"]
-        modules += [
-            "dalle.cli.data.filter",
-            "dalle.cli.data.train_tokenizer",
-            "dalle.sampling.output",
-            "dalle.data.pairs",
-        ]
         self._errors = (folder / "server").open("w")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.server", *modules],
+            [sys.executable, "-m", "tests.faults.frame.server", *(_IMPORTED_FOR_ALL if of_all else _IMPORTED)],
             env=environment,
             cwd=ROOT,
             stdin=subprocess.PIPE,
@@ -127,16 +136,16 @@ class Server:
         return Outcome(answer["codes"][0], said, answer["calls"], answer["took_s"], answer["codes"], answer["ended"])
 
 
-def content(folder: Path) -> dict[str, str]:
-    """All files below a folder that the clock does not change, by what they hold, and their folders."""
+def content(folder: Path, volatile: Sequence[str] = ()) -> dict[str, str]:
+    """All files below a folder but volatile ones, by what they hold, and their folders; of checkpoints the last."""
     found = {}
-    last = max((path.name for path in folder.glob("out/checkpoints/step-*")), default="")
+    last = {path.parent: path for path in sorted(folder.rglob("checkpoints/step-*")) if path.is_dir()}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.name in _VOLATILE or ".dalle-lock." in path.name or name.startswith("out/previous-"):
+        if any(fnmatch(name, pattern) for pattern in (*_VOLATILE, *volatile)):
             continue
-        if "/pictures" in name or ("/step-" in name and last not in name):
-            continue  # a run does without them, and says so
+        if any(each.parent in last and each != last[each.parent] for each in (path, *path.parents)):
+            continue
         if path.is_dir():
             found[name] = "folder"
         elif path.name == "state.json":
@@ -164,18 +173,21 @@ class Trials:
         self._reset()
         undisturbed = self._again([])
         self.calls, self.took_s = undisturbed.calls, undisturbed.took_s
-        self.expected = content(self.place)
+        self.expected = self._content()
 
     def _reset(self) -> None:
         shutil.rmtree(self.place, ignore_errors=True)
         shutil.copytree(self.before, self.place)
 
     def _again(self, more: list[str], allow: Sequence[int] = (0,), **fault) -> Outcome:
-        words = [*self.command.arguments, "--output", str(self.place / self.command.output), *more]
+        words = [*self.command.arguments, self.command.output_key, str(self.place / self.command.output), *more]
         done = self.server.run(self.command.main, words, self.place, self.command.processes, **fault)
         if not fault:
             assert all(code in allow for code in done.codes), done.said
         return done
+
+    def _content(self) -> dict[str, str]:
+        return content(self.place, [f"{self.command.output}/{pattern}" for pattern in self.command.volatile])
 
     def try_at(self, at: int, error: int = KILL) -> str:
         """A fault at one call, and what becomes of it, in a word. Fails where something is lost, mixed or a dead end."""
@@ -183,7 +195,7 @@ class Trials:
         done = self._again([], at=at, error=error)
         where = f"call {at} of {self.calls}, {errno.errorcode.get(error, 'a kill')}: {done.said}"
         if error == KILL:
-            assert -9 in done.codes or content(self.place) == self.expected, where
+            assert -9 in done.codes or self._content() == self.expected, where
         else:
             assert "Traceback" not in done.said, where
             assert done.code in (0, 2), where
@@ -201,7 +213,7 @@ class Trials:
         done = self._again([], after_s=after_s, victims=[*victims])
         where = f"killed {[*victims]} after {after_s:.3f} of {self.took_s:.3f} s, {done.codes}: {done.said}"
         if all(code == 0 for code in done.codes):
-            assert content(self.place) == self.expected, where
+            assert self._content() == self.expected, where
             return "over before"
         assert all(code >= 0 or rank in (*victims, *done.ended) for rank, code in enumerate(done.codes)), where
         return self._becomes(done, where)
@@ -230,14 +242,14 @@ class Trials:
         """While the clock of the day is set again and again; nothing comes of it."""
         self._reset()
         done = self._again([], clock=True)
-        assert done.code == 0 and content(self.place) == self.expected, done.said
+        assert done.code == 0 and self._content() == self.expected, done.said
         return "as if nothing had been"
 
     def _becomes(self, done: Outcome, where: str) -> str:
         """It is called again, as a user would."""
-        if done.code == 0 and content(self.place) == self.expected:
+        if done.code == 0 and self._content() == self.expected:
             return "as if nothing had been"
-        was_whole = content(self.place) == self.expected
+        was_whole = self._content() == self.expected
         again = self._again(self.command.again, allow=(0, 2))
         word = "whole when called again"
         if again.code == 2 and was_whole:  # killed behind its last file, such as while it gave the lock back
@@ -250,59 +262,7 @@ class Trials:
             assert remedy is not None and "Traceback" not in again.said, f"{where}\n{again.said}"
             self._again(remedy)
             word = "whole with the remedy that is named"
-        found = content(self.place)
+        found = self._content()
         differing = {name for name in {*found, *self.expected} if found.get(name) != self.expected.get(name)}
         assert not differing, f"{where}\ndiffers: {sorted(differing)}"
         return word
-
-
-def commands(models: Path, shapes: Path, tokenizer: Path, folder: Path) -> dict[str, Command]:
-    """All commands that write, on tiny models; with `again` of a making that is there already."""
-    data = ["--data", f"{shapes}/train-000.tar"]
-    inputs = ["--dvae", f"{models}/dvae", "--tokenizer", str(tokenizer)]
-    draw = ["--model", str(models), "--n", "2", "--sampling.chunk", "2", "--sampling.precision", "fp32"]
-    (folder / "captions.txt").write_text("a red circle\na blue cross\n")
-    pictures = folder / "pictures"
-    pictures.mkdir()
-    from PIL import Image
-
-    for i in range(6):
-        Image.new("RGB", (40, 40), (40 * i, 20, 90)).save(pictures / f"a picture of number {i}.png")
-
-    def older_tokens(output: Path) -> None:
-        shutil.copytree(models / "tokens/train", output)
-
-    def older_tokenizer(output: Path) -> None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(tokenizer, output)
-
-    steps = ["--run.steps", "3", "--run.checkpoint_every_minutes", "1e-6"]  # one after each update
-    train, sharded = {"again": ["--resume"]}, ["--run.zero_stage", "3"]
-    tokenize = [*data, "--dvae", f"{models}/dvae", "--pairs_per_shard", "12"]
-    bpe = [*data, "--vocabulary", "280"]
-    return {
-        "train-tokenizer": Command("dalle.cli.data.train_tokenizer:main", bpe, output="tokenizer.json"),
-        "train-tokenizer over": Command(
-            "dalle.cli.data.train_tokenizer:main", [*bpe, "--overwrite"], older_tokenizer, output="tokenizer.json"
-        ),
-        "tokenize": Command("dalle.cli.data.tokenize:main", tokenize),
-        "tokenize over": Command("dalle.cli.data.tokenize:main", [*tokenize, "--overwrite"], older_tokens),
-        "filter": Command("dalle.cli.data.filter:main", [str(pictures), "--valid_share", "0.3", "--workers", "1"]),
-        "export": Command("dalle.cli.export:main", [f"{models}/dvae"]),
-        "sample": Command("dalle.cli.sample:main", [*draw, "a red circle"]),
-        "sample many": Command("dalle.cli.sample:main", [*draw, "--captions", f"{folder}/captions.txt"]),
-        "train-dvae": Command("dalle.cli.train:train_dvae", [*TINY_DVAE, *steps, *data], **train),
-        "train-prior": Command(
-            "dalle.cli.train:train_prior", [*TINY_PRIOR, *steps, "--data", f"{models}/tokens/train", *inputs], **train
-        ),
-        "train-clip": Command("dalle.cli.train:train_clip", [*TINY_CLIP, *steps, *data, *inputs], **train),
-        "train-prior, two processes": Command(
-            "dalle.cli.train:train_prior",
-            [*TINY_PRIOR, *steps, *sharded, "--data", f"{models}/tokens/train", *inputs],
-            **train,
-            processes=2,
-        ),
-        "train-dvae, two processes": Command(
-            "dalle.cli.train:train_dvae", [*TINY_DVAE, *steps, *data], **train, processes=2
-        ),
-    }
