@@ -27,7 +27,7 @@ ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS)
 _NO_THREAD_DATA = 127
 """The exit code of glibc's dynamic loader for an error that it cannot go on from."""
 _SHIM = Path(__file__).with_name("shim.c")
-_VOLATILE = ("*/.dalle-lock*", "out/previous-*")
+_VOLATILE = ("*.dalle-lock", "*.dalle-lock.*", "out/previous-*")
 """A lock that somebody was killed while asking for, which goes some minutes later; and `previous-1`, where a training puts what one
 left that had no checkpoint yet."""
 
