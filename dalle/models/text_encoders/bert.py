@@ -11,6 +11,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +27,8 @@ from dalle.models.weights import check_finite
 Pool = Literal["first", "mean"]
 _MOST_TOKENS = 512
 """Read of a caption where a model says nothing: what BERT was trained with."""
+_LEAST_TOKENS = 16
+"""To which captions are filled up, or else to the next power of two: few lengths, of which each is read by itself."""
 _FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 """Of a repository: settings, vocabularies and weights."""
 _MINILM = "all-minilm-l6-v2"
@@ -51,7 +54,9 @@ def bert(source: str, pool: Pool, device: torch.device) -> TextEncoder:
     try:
         with _quiet(transformers):
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model = transformers.AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+            # "eager" takes the same way whether or not any caption is filled up
+            how = {"use_safetensors": True, "attn_implementation": "eager"}
+            model = transformers.AutoModel.from_pretrained(folder, local_files_only=True, **how)
     except Exception as error:  # transformers raises many kinds for a damaged file, or one that is missing
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"{source} holds no BERT with its tokenizer: {reason}; name one that does") from error
@@ -65,10 +70,13 @@ def bert(source: str, pool: Pool, device: torch.device) -> TextEncoder:
     if tokenizer.pad_token is None:
         raise ValueError(f"{source} has no padding token, so it is no encoder of the BERT family; name one")
 
+    def padded_length(caption: str) -> int:
+        count = len(tokenizer(caption, truncation=True, max_length=most)["input_ids"])
+        return min(max(_LEAST_TOKENS, 1 << (count - 1).bit_length()), most)
+
     def read(captions: Sequence[str]) -> torch.Tensor:
-        tokens = tokenizer(list(captions), padding=True, truncation=True, max_length=most, return_tensors="pt").to(
-            device
-        )
+        sizes = {"padding": "max_length", "max_length": max(map(padded_length, captions)), "truncation": True}
+        tokens = tokenizer(list(captions), **sizes, return_tensors="pt").to(device)
         return pooled(model(**tokens).last_hidden_state, tokens["attention_mask"], pool)
 
     # a pooler, which some have and others not, takes no part
@@ -77,7 +85,7 @@ def bert(source: str, pool: Pool, device: torch.device) -> TextEncoder:
     vocabulary = [sorted(tokens, key=tokens.get), most, tokenizer("Aé")["input_ids"]]  # the last for capitals, accents
     kind = "bert" if pool == "first" else "bert-mean"
     hashed = encoder_hash(kind, weights, vocabulary)
-    return TextEncoder(f"{kind}:{source}", model.config.hidden_size, hashed, device, read)
+    return TextEncoder(f"{kind}:{source}", model.config.hidden_size, hashed, device, read, padded_length)
 
 
 def minilm(pool: Pool, device: torch.device) -> TextEncoder:
@@ -97,7 +105,7 @@ def minilm(pool: Pool, device: torch.device) -> TextEncoder:
             ) from error
         encoder = bert(folder, pool, device)
     name = f"{encoder.name.partition(':')[0]}:{_MINILM}"
-    return TextEncoder(name, encoder.width, encoder.hash, encoder.device, encoder.read)
+    return replace(encoder, name=name)
 
 
 def pooled(states_BUD: torch.Tensor, mask_BU: torch.Tensor, pool: Pool) -> torch.Tensor:

@@ -62,8 +62,7 @@ class EmbeddingCache:
     def _compute(self, keys_B: np.ndarray, captions: Sequence[str]) -> None:
         known_B, _ = self._stored.find(keys_B)
         missing = {int(keys_B[row]): captions[row] for row in np.flatnonzero(~known_B).tolist()}
-        # the shortest first: what is read together is filled up to the longest
-        wanted = sorted((key for key in missing if key not in self._fresh), key=lambda key: (len(missing[key]), key))
+        wanted = [key for key in missing if key not in self._fresh]
         features_NE = self.encoder.encode([missing[key] for key in wanted]).cpu()
         self._fresh |= dict(zip(wanted, features_NE, strict=True))
 

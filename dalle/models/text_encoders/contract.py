@@ -12,9 +12,9 @@ import torch
 from dalle.models.weights import content_hash
 from dalle.text.words import clean
 
-_BATCH = 128
-"""Captions that go through an encoder at a time: activations of a BERT of 12 layers stay below 1 GB, whatever the caller's
-batch."""
+_BATCH = 32
+"""Captions that go through an encoder at a time, never more and never fewer: matrix products of another shape round differently,
+so a caption's vector would depend on those that were read beside it, and a run that goes on on those that are known already."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class TextEncoder:
         hash: SHA-256 over kind, weights and vocabulary, as hex: the same wherever the same files are opened
         device: where its weights are
         read: captions to vectors [B, E] on the device
+        padded_length: to how many tokens a caption is filled up; only those of one length are read together
     """
 
     name: str
@@ -34,27 +35,33 @@ class TextEncoder:
     hash: str
     device: torch.device
     read: Callable[[Sequence[str]], torch.Tensor]
+    padded_length: Callable[[str], int] = lambda caption: 0
 
     def encode(self, captions: Sequence[str]) -> torch.Tensor:
-        """features_BE, fp32 [B, E], on the encoder's device, of any number of captions. They need no gradient, and whoever
-        reads them may have one: they are no inference tensors.
+        """features_BE, fp32 [B, E], on the encoder's device, of any number of captions, each the same bits whichever are beside
+        it. They need no gradient, and whoever reads them may have one: they are no inference tensors.
 
         Raises:
             ValueError: a vector is not finite
         """
-        parts = [torch.zeros(0, self.width, device=self.device)]
+        cleaned = [clean(caption) for caption in captions]
+        features_BE = torch.zeros(len(captions), self.width, device=self.device)
+        by_length: dict[int, list[int]] = {}
+        for row, caption in enumerate(cleaned):
+            by_length.setdefault(self.padded_length(caption), []).append(row)
         # 16-bit products would make another encoder of it
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            for first in range(0, len(captions), _BATCH):
-                some = [clean(caption) for caption in captions[first : first + _BATCH]]
-                features_BE = self.read(some).float()
-                if not bool(features_BE.isfinite().all()):
-                    at = int((~features_BE.isfinite()).any(dim=1).nonzero()[0])
-                    raise ValueError(
-                        f"text encoder {self.name}: not finite for the caption {some[at]!r}: it is broken; take another"
-                    )
-                parts.append(features_BE)
-        return torch.cat(parts)
+            for rows in by_length.values():
+                for first in range(0, len(rows), _BATCH):
+                    some = rows[first : first + _BATCH]
+                    filled = [cleaned[row] for row in some] + [cleaned[some[-1]]] * (_BATCH - len(some))
+                    features_BE[some] = self.read(filled).float()[: len(some)]
+        if not bool(features_BE.isfinite().all()):
+            at = int((~features_BE.isfinite()).any(dim=1).nonzero()[0])
+            raise ValueError(
+                f"text encoder {self.name}: not finite for the caption {cleaned[at]!r}: it is broken; take another"
+            )
+        return features_BE
 
     def check_width(self, width: int, reader: str) -> None:
         """Raises ValueError unless its vectors have so many numbers. reader: what takes them, as a message begins with it."""

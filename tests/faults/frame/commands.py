@@ -19,6 +19,8 @@ _OF_A_RUN = ("metrics.jsonl", "run.json", "report.html", "pictures")
 """Of a training, what tells of the clock; the same lines are there for other times. And pictures, which a run does without, and says
 so."""
 _TRAINED = {"again": ["--resume"], "volatile": (*_OF_A_RUN, "pictures/*")}
+_TRAINED_ON_EMBEDDINGS = _TRAINED | {"volatile": (*_TRAINED["volatile"], "embeddings.safetensors")}
+"""What is lost of these is computed anew, where it is asked for again."""
 _TINY_TEXT_ENCODER = [
     *("--model.channels", "16", "--model.first_widths", "[16,16]", "--model.embedding_width", "8"),
     *("--model.caption_chars", "100", "--class_key", "name", "--optimizer.weight_decay", "0"),
@@ -113,7 +115,7 @@ def _of_trainings(models: Path, data: list[str], tokenizer: Path, folder: Path) 
             "dalle.cli.train:train_text_encoder", [*_TINY_TEXT_ENCODER, *_STEPS, *colours, *reads], **_TRAINED
         ),
         "train-stackgan": Command(
-            "dalle.cli.train:train_stackgan", [*_TINY_STACKGAN, *_STEPS, *colours, *says], **_TRAINED
+            "dalle.cli.train:train_stackgan", [*_TINY_STACKGAN, *_STEPS, *colours, *says], **_TRAINED_ON_EMBEDDINGS
         ),
         "train-prior, two processes": Command(
             "dalle.cli.train:train_prior", [*prior, *sharded], **_TRAINED, processes=2
@@ -145,7 +147,11 @@ def _of_judging(models: Path, shapes: Path, folder: Path) -> dict[str, Command]:
     sides = ["--data", f"{shapes}/train-000.tar", "--evaluation", f"{shapes}/valid-000.tar", "--size_px", "32"]
     study = ["--images", f"{folder}/ours {folder}/theirs", "--pairs_per_worker", "3"]
     return {
-        "evaluate": Command("dalle.cli.evaluation.evaluate:main", [*evaluate, "--sampling.precision", "fp32"]),
+        "evaluate": Command(
+            "dalle.cli.evaluation.evaluate:main",
+            [*evaluate, "--sampling.precision", "fp32"],
+            volatile=("report.html",),  # it tells the hour
+        ),
         "dedup": Command("dalle.cli.evaluation.dedup:main", [*sides, *clip]),
         "study": Command("dalle.cli.evaluation.study:main", study),
         "plan": Command(
