@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def _check(folder: Path) -> None:
         # a folder that somebody else made may call any file of this machine its card; weights have to be weights
         if path.is_symlink() and path.name != WEIGHTS:
             raise ValueError(
-                f"{path}: is a link to {path.resolve()}, and what leaves is what lies in the folder: put a copy in its place, or "
+                f"{path}: is a link to {os.path.realpath(path)}, and what leaves is what lies in the folder: put a copy in its place, or "
                 "publish a folder that dalle-export made"
             )
     for name in model_files(folder):
@@ -91,7 +92,7 @@ def _card(config: Publish, folder: Path) -> str | None:
                 f"{name} {value}: {folder / CARD} is as a person wrote it, and stays; say it there, or give --card overwrite"
             )
         return None
-    name = config.repo or folder.resolve().name
+    name = config.repo or os.path.basename(os.path.realpath(folder))
     told = Told(
         name,
         name.rpartition("/")[2],

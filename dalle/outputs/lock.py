@@ -89,7 +89,7 @@ def _write(file: BinaryIO, path: Path, command: str, token: str) -> None:
         "began": _began(process),
         "host": socket.gethostname(),
         "machine": _machine(),
-        "path": str(path.resolve()),
+        "path": os.path.realpath(path),
         "inode": os.fstat(file.fileno()).st_ino,  # a hard link keeps it, a copy has another
         "token": token,
     }
@@ -165,7 +165,7 @@ def _is_gone(
     holder: dict[str, Any], path: Path, held: BinaryIO, mine: Path, what: str, waiting: Callable[[], object]
 ) -> bool:
     inode = os.fstat(held.fileno()).st_ino
-    if holder and holder.get("inode") != inode and holder.get("path") != str(path.resolve()):
+    if holder and holder.get("inode") != inode and holder.get("path") != os.path.realpath(path):
         return True  # the lock of another output, copied with it
     if holder.get("machine") == _machine() and isinstance(holder.get("process"), int):
         return not _lives(holder["process"], holder.get("began"))

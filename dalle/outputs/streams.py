@@ -8,21 +8,32 @@ libraries then say to people is written into it.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""What a terminal would obey, but for tabs and ends of lines, and what Unicode cannot encode."""
+
 
 class _Stream:
-    """A stream that goes on after an error, which it remembers. All else is that of the one it stands for."""
+    """A stream that goes on after an error, which it remembers. All else is that of the one it stands for.
 
-    def __init__(self, stream: Any, ends_with_its_reader: bool) -> None:
-        self._stream, self._ends_with_its_reader = stream, ends_with_its_reader
+    Args:
+        stream: that one
+        ends_with_its_reader: a reader who has gone away is an error that is raised
+        is_text: it has no bar that moves: what a terminal would obey is somebody else's, such as a name of a file, and is written
+            out, as JSON would have it
+    """
+
+    def __init__(self, stream: Any, ends_with_its_reader: bool, is_text: bool) -> None:
+        self._stream, self._ends_with_its_reader, self._is_text = stream, ends_with_its_reader, is_text
         self.error: OSError | None = None
 
     def write(self, text: str) -> int:
-        self._try(self._stream.write, text)
+        self._try(self._stream.write, _OBEYED.sub(_written_out, text) if self._is_text else text)
         return len(text)
 
     def writelines(self, lines: Any) -> None:
@@ -49,6 +60,10 @@ class _Stream:
         return getattr(self._stream, name)
 
 
+def _written_out(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
+
+
 @contextmanager
 def kept_open() -> Iterator[None]:
     """Within the block what cannot be said ends nothing, except that a reader of the standard output who has gone away ends the
@@ -60,8 +75,8 @@ def kept_open() -> Iterator[None]:
     _open_closed()
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (
-        _Stream(before[0], ends_with_its_reader=True),
-        _Stream(before[1], ends_with_its_reader=False),
+        _Stream(before[0], ends_with_its_reader=True, is_text=True),
+        _Stream(before[1], ends_with_its_reader=False, is_text=False),
     )
     said = sys.stdout
     try:

@@ -4,6 +4,7 @@ logs, and in `config.yaml` no places of this machine.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ def staged(folder: Path, card: str) -> Iterator[Path]:
             if path.name == "config.yaml":
                 path.write_text(public_config(folder / file), encoding="utf-8")
             elif file != CARD:
-                path.symlink_to((folder / file).resolve())
+                path.symlink_to(os.path.realpath(folder / file))
         (stage / CARD).write_text(card, encoding="utf-8")
         yield stage
 

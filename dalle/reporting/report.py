@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import math
+import os
 import re
 import time
 from collections import defaultdict
@@ -78,7 +79,7 @@ def write_report(folder: Path) -> None:
     except ValueError:
         run = {}
     series = _collect_series(records)
-    title = run.get("title") or folder.resolve().name
+    title = run.get("title") or os.path.basename(os.path.realpath(folder))
     is_running = run.get("status") == "running"
     parts = [
         head(title, STYLE + MASKS_STYLE, refreshing.in_head(is_running)),

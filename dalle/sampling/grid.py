@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+from bisect import bisect_right
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -160,19 +162,31 @@ def _line_px(font_px: int) -> int:
 
 def _wrap(text: str, font: Any, width: int) -> list[str]:
     """`text` in lines no wider than `width` pixels, at spaces where there are any; cut with "…" after six lines."""
-    lines, line = [], ""
-    for word in text.split():
-        if line and font.getlength(f"{line} {word}") <= width:
+    lines: list[str] = []
+    line, words = "", deque(text.split())
+    while words and len(lines) <= MAX_CAPTION_LINES:
+        word = words.popleft()
+        fits = _fitting(word, font, width)
+        if line and fits == len(word) and font.getlength(f"{line} {word}") <= width:
             line = f"{line} {word}"
             continue
         if line:
             lines.append(line)
-        while font.getlength(word) > width:
-            fits = next(end for end in range(len(word) - 1, 0, -1) if end == 1 or font.getlength(word[:end]) <= width)
-            lines.append(word[:fits])
-            word = word[fits:]
-        line = word
+        line = word[:fits]
+        if fits < len(word):
+            words.appendleft(word[fits:])
     lines.append(line)
     if len(lines) > MAX_CAPTION_LINES:
         lines = [*lines[: MAX_CAPTION_LINES - 1], lines[MAX_CAPTION_LINES - 1] + " …"]
     return lines
+
+
+def _fitting(word: str, font: Any, width: int) -> int:
+    """How many of its letters, one at least, are no wider; of a word without end no more are measured than that takes."""
+    end = 1
+    while end < len(word) and font.getlength(word[: 2 * end]) <= width:
+        end *= 2
+    if end >= len(word):
+        return len(word)
+    widths = range(end + 1, min(2 * end, len(word)) + 1)
+    return end + bisect_right(widths, width, key=lambda end: font.getlength(word[:end]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -198,7 +199,7 @@ def _stage_one(config: TrainStackGAN, text_encoder_hash: str, world: World) -> G
 def _files_of_stage_one(folder: Path, output: Path) -> dict[str, str | Path]:
     """Those of the copy beside stage two, which cannot draw without it."""
     kept = output / STAGE_ONE
-    if folder.resolve() == kept.resolve():
+    if os.path.realpath(folder) == os.path.realpath(kept):
         return {}
     names = (name for name in ("config.yaml", WEIGHTS) if (folder / name).is_file())
     return {f"{STAGE_ONE}/{name}": folder / name for name in names}

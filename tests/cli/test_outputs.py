@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -16,10 +17,12 @@ from PIL import Image
 
 from dalle.cli import export as export_command
 from dalle.cli.data.draw_shapes import draw_shapes
+from dalle.cli.data.filter import filter_pictures
 from dalle.cli.data.tokenize import tokenize
 from dalle.cli.data.train_tokenizer import train_tokenizer
 from dalle.cli.demo import demo
 from dalle.cli.export import export
+from dalle.cli.own.train_folder import train_folder
 from dalle.cli.sample import sample
 from dalle.cli.train import train
 from dalle.config import TrainDVAE
@@ -348,3 +351,36 @@ def test_an_export_that_was_cut_off_begins_again(models, tmp_path, monkeypatch):
     ]
     with pytest.raises(ValueError, match="out is not empty: it holds a model already"):
         export(arguments)
+
+
+@pytest.mark.parametrize("as_source", [False, True], ids=["as the output", "as the source"])
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (filter_pictures, []),
+        (train_folder, ["--plan_only", "true"]),
+        (draw_shapes, ["--num_train", "2", "--num_valid", "1", "--workers", "1"]),
+        (tokenize, ["--dvae", "MODELS/dvae"]),
+        (train_tokenizer, []),
+        (export, []),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_link_to_itself_is_told_in_one_line(models, one, tmp_path, command, words, as_source):
+    loop, pictures = tmp_path / "loop", tmp_path / "pictures"
+    loop.symlink_to(loop)
+    pictures.mkdir()
+    for i in range(3):
+        Image.new("RGB", (32, 32), (90 * i, 0, 0)).save(pictures / f"number {i}.png")
+    words = [word.replace("MODELS", str(models)) for word in words]
+    given = {filter_pictures: str(pictures), train_folder: str(pictures), export: f"{models}/dvae"}.get(command, one)
+    source, output = (str(loop), str(tmp_path / "out")) if as_source else (given, str(loop))
+    if command in (tokenize, train_tokenizer):
+        words += ["--data", source]
+    elif command is not draw_shapes:
+        words = [source, *words]
+    elif as_source:
+        return
+    with pytest.raises((OSError, ValueError), match=re.escape(str(loop))) as raised:
+        command([*words, "--output", output])
+    assert "\n" not in str(raised.value) and loop.is_symlink()

@@ -1,11 +1,13 @@
 """What a command says stops no work, and is not lost in silence. In processes of their own, whose streams are broken."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from dalle.outputs.streams import kept_open
 from tests.conftest import ROOT, clean_environment
 
 _COMMAND = """
@@ -66,3 +68,16 @@ def test_a_reader_who_goes_away_ends_it(tmp_path):
     """As is the custom, such as in `dalle-describe ... | head`."""
     done = _run(tmp_path / "out", "| head -c 1", "flush", "much")
     assert not (tmp_path / "out").exists() and done.stderr.replace("said\n", "") == ""
+
+
+def test_what_a_terminal_would_obey_is_written_out_of_what_is_printed(capfd):
+    """Whoever named a file that is told of. A bar may move: it is on the standard error."""
+    text = "\x1b[2Ja\r\x07b\x9bc\udc80\td é 北京 \u202e👩\u200d🔬\n"
+    with kept_open():
+        print(text, end="")
+        print(json.dumps({"caption": text}))
+        print("\r\x1b[A", end="", file=sys.stderr)
+    out, err = capfd.readouterr()
+    told, as_json = out.splitlines()
+    assert told == r"\u001b[2Ja\u000d\u0007b\u009bc\udc80" + "\td é 北京 \u202e👩\u200d🔬"
+    assert json.loads(as_json) == {"caption": text} and err == "\r\x1b[A"

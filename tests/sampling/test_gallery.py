@@ -256,3 +256,32 @@ def test_small_pictures_are_enlarged_sharply_and_phones_show_them_first(tmp_path
     page = (tmp_path / "index.html").read_text()
     assert re.findall(r'<img( class="sharp")? src="images/of-(\d+)', page) == [(' class="sharp"', "32"), ("", "256")]
     assert "body > dl { order: 1;" in page.split("@media (max-width: 700px)")[1].splitlines()[0]
+
+
+@pytest.mark.parametrize("letter", ["x", "W", "北", "\u0301"])
+def test_a_caption_without_a_space_takes_no_longer_than_its_lines(letter):
+    """A word of a million letters, of which more are measured only where none has a width."""
+    font = ImageFont.load_default(size=12)
+    measured = []
+
+    class Counting:
+        def getlength(self, text):
+            measured.append(len(text))
+            return font.getlength(text)
+
+    lines = grid._wrap(f"a {1_000_000 * letter} b", Counting(), 200)
+    assert 1 <= len(lines) <= grid.MAX_CAPTION_LINES and sum(measured) < 20_000_000
+    if font.getlength(letter):
+        assert sum(measured) < 20_000 and len(lines) == grid.MAX_CAPTION_LINES and lines[-1].endswith(" …")
+        assert all(font.getlength(line.removesuffix(" …")) <= 200 for line in lines)
+        assert all(font.getlength(line + letter) > 200 for line in lines[1:-1])
+
+
+def test_lines_break_at_spaces_and_within_a_word_that_is_too_wide():
+    font = ImageFont.load_default(size=12)
+    wide = font.getlength("wwww")
+    assert grid._wrap("", font, wide) == [""]
+    assert grid._wrap("a b", font, wide) == ["a b"]
+    assert grid._wrap("i wwww i", font, wide) == ["i", "wwww", "i"]
+    assert grid._wrap("i wwwwwwi i i", font, wide) == ["i", "wwww", "wwi i i"]
+    assert grid._wrap("wwww " * 9, font, wide) == [*["wwww"] * 5, "wwww …"]

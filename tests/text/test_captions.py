@@ -47,6 +47,14 @@ def test_what_is_lost_is_shown_of_one_caption_and_counted_of_several(tokenizer):
     assert caption_tokens(tokenizer, ["a red"], 6).tolist() == [[*tokenizer.encode("a red"), PAD, PAD, PAD]]
 
 
+def test_of_a_caption_without_end_the_beginning_is_told(tokenizer):
+    (line,) = _said(tokenizer, ["a red" + 1000 * " circle"], 4)
+    assert line.startswith("the caption has ") and line.endswith("circ…'") and len(line) < 300
+    with pytest.raises(ValueError, match="is no text") as raised:
+        caption_tokens(tokenizer, ["a \ud83d cat" * 1000], 4)
+    assert len(str(raised.value)) < 500
+
+
 def test_words_of_no_training_caption_are_named(tokenizer):
     assert _said(tokenizer, ["An Orange RED circle"]) == ["'an' and 'orange' were in no training caption"]
     assert _said(tokenizer, ["a red circle", "an orange", "a zebra, 12 orange"], 99) == [

@@ -6,6 +6,7 @@ Looks, plans, then calls the commands that a person would call (`dalle.cli.own.r
 from __future__ import annotations
 
 import errno
+import os
 import time
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def _train(config: TrainFolder, output: Path, began_s: float) -> None:
 
 def _check_apart(source: Path, output: Path) -> None:
     """Raises ValueError where the output would be read as pictures, or the pictures' folder be written to."""
-    inner, outer = output.absolute().resolve(), source.absolute().resolve()
+    inner, outer = Path(os.path.realpath(output)), Path(os.path.realpath(source))
     if source.is_dir() and (inner == outer or outer in inner.parents):
         raise ValueError(
             f"output {output}: lies in the source {source}, and would be read as pictures; name another --output"

@@ -97,7 +97,7 @@ def _check_places(source: str, output: Path) -> None:
         )
     if not os.path.exists(source):
         return
-    inner, outer = Path(source).resolve(), output.resolve()
+    inner, outer = Path(os.path.realpath(source)), Path(os.path.realpath(output))
     if inner == outer or outer in inner.parents:
         raise ValueError(
             f"output {output}: holds the source {source}, which is never written into: name another folder"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -62,7 +63,7 @@ def run(config: Evaluate, folder: Path, manifest: dict[str, Any] | None, say: Ca
     sections = evaluation.sections()
     figures = _plain({part.key: part.figures for part in sections if part.figures})
     sections.append(_made_section(config, sources, identities))
-    title = f"Evaluation of {Path(config.model or config.images or '').resolve().name}"
+    title = f"Evaluation of {os.path.basename(os.path.realpath(config.model or config.images or ''))}"
     subtitle = f"{len(sources.prompted):,} captions · {time.strftime('%Y-%m-%d %H:%M')}"
     written = manifests.write_manifest(_settled(config, evaluation), sources.prompted, identities, figures)
     replace_text(folder / "metrics.json", json.dumps(figures, indent=1, allow_nan=False) + "\n")

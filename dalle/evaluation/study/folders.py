@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from dalle.evaluation.layout import read_layout
@@ -26,10 +27,10 @@ def first_images(folder: str | Path, setting: str) -> dict[str, Path]:
 def model_names(folders: list[str], setting: str) -> list[str]:
     """A name for each folder: its own, or its path where two have the same. Raises ValueError where one is named twice."""
     paths = [Path(folder) for folder in folders]
-    if len({path.resolve() for path in paths}) < len(paths):
+    if len(set(map(os.path.realpath, paths))) < len(paths):
         raise ValueError(f"{setting} {' '.join(folders)}: names one folder twice; name each once")
-    names = [path.resolve().name for path in paths]
-    return names if len(set(names)) == len(names) else [str(path.resolve()) for path in paths]
+    names = [os.path.basename(os.path.realpath(path)) for path in paths]
+    return names if len(set(names)) == len(names) else [*map(os.path.realpath, paths)]
 
 
 def same_captions(models: dict[str, dict[str, Path]], setting: str) -> list[str]:

@@ -45,7 +45,7 @@ def walk(root: Path, output: Path | None = None) -> Iterator[Listing]:
     Links are followed; a folder that is met twice, as where a link leads back, is read once.
     """
     seen: set[tuple[int, int]] = set()
-    ours = None if output is None else output.resolve()
+    ours = None if output is None else os.path.realpath(output)
     waiting = [""]
     while waiting:
         folder = waiting.pop()
@@ -60,7 +60,7 @@ def walk(root: Path, output: Path | None = None) -> Iterator[Listing]:
             yield Listing(folder, [], [("", Fate("OtherFile", "a link to a folder that is read already"))])
             continue
         seen.add((about.st_dev, about.st_ino))
-        if folder and (path.resolve() == ours or any(name.startswith(_OURS) for name in names)):
+        if folder and (os.path.realpath(path) == ours or any(name.startswith(_OURS) for name in names)):
             continue
         listing, folders = _sorted_out(folder, path, names)
         yield listing
