@@ -10,7 +10,7 @@ from dalle.outputs.ownership import claimed
 from tests.conftest import TINY_CLIP, TINY_DVAE, TINY_PRIOR
 
 
-def _write(path, options, steps):
+def write_config(path, options, steps):
     """Dotted options as a YAML file."""
     values: dict = {}
     for name, value in zip(options[::2], options[1::2], strict=True):
@@ -28,7 +28,7 @@ def result(tmp_path_factory):
     folder = tmp_path_factory.mktemp("road")
     (folder / "configs").mkdir()
     for name, options, steps in (("dvae", TINY_DVAE, 20), ("prior", TINY_PRIOR, 20), ("clip", TINY_CLIP, 6)):
-        _write(folder / "configs" / f"{name}.yaml", options, steps)
+        write_config(folder / "configs" / f"{name}.yaml", options, steps)
     import contextlib
     import io
 

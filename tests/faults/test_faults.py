@@ -24,6 +24,7 @@ NAMES = (
     *("train-dvae", "train-prior", "train-clip", "train-text-encoder", "train-stackgan"),
     *("train-prior, two processes", "train-dvae, two processes"),
     *("export", "publish", "sample", "sample many", "evaluate", "dedup", "study", "plan"),
+    *("demo", "train"),
 )
 
 
@@ -116,16 +117,50 @@ def test_too_little_memory(server, tried, tmp_path, name, capsys):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: errno.errorcode[error])
+def test_from_some_call_on_all_fail(server, tried, tmp_path, error, name, capsys):
+    """A disk that stays full, broken or read-only, until it is called again."""
+    trials = Trials(server, tried[name], tmp_path / "trials")
+    calls = _calls(trials, max(1, MOST // 3), seed=f"{error} lasts {SEED}")
+    _try_all(
+        f"{errno.errorcode[error]} from a write on",
+        name,
+        capsys,
+        [partial(trials.try_at, at, error, True) for at in calls],
+    )
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", NAMES)
+def test_a_small_disk(server, tried, tmp_path, name, capsys):
+    """A real one, which is full somewhere on the way."""
+    trials = Trials(server, tried[name], tmp_path / "trials")
+    shares = [step / 10 for step in range(0, 10, max(1, 30 // MOST))]
+    _try_all("a small disk", name, capsys, [partial(trials.try_with_disk, share) for share in shares])
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", NAMES)
+def test_a_slow_disk(server, tried, tmp_path, name, capsys):
+    trials = Trials(server, tried[name], tmp_path / "trials")
+    _try_all("a slow disk", name, capsys, [trials.try_slowly])
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", NAMES)
 def test_a_clock_that_jumps(server, tried, tmp_path, name, capsys):
     trials = Trials(server, tried[name], tmp_path / "trials")
     _try_all("a clock that jumps", name, capsys, [trials.try_with_jumps])
 
 
-def test_quick_commands_with_a_clock_that_jumps_and_too_little_memory(server, tried, tmp_path):
+def test_quick_commands_with_a_clock_that_jumps_too_little_memory_and_bad_disks(server, tried, tmp_path):
     for name in ("export", "filter"):
         trials = Trials(server, tried[name], tmp_path / name)
         trials.try_with_jumps()
         trials.try_with_memory(2**20)
+        trials.try_with_disk(0.5)
+        for error in ERRORS:
+            trials.try_at(trials.calls // 2, error, lasts=True)
 
 
 def test_the_frame_finds_what_is_lost(server, tmp_path):

@@ -13,6 +13,7 @@ from tests.conftest import TINY_CLIP, TINY_DVAE, TINY_PRIOR
 from tests.data.pictures import encoded, flat, write_shard
 from tests.evaluation.study_folders import CAPTIONS, write_images
 from tests.faults.frame.trials import Command
+from tests.test_road import write_config
 
 _STEPS = ["--run.steps", "3", "--run.checkpoint_every_minutes", "1e-6"]  # one after each update
 _OF_A_RUN = ("metrics.jsonl", "run.json", "report.html", "pictures")
@@ -53,6 +54,7 @@ def commands(models: Path, shapes: Path, tokenizer: Path, folder: Path) -> dict[
         **_of_trainings(models, data, tokenizer, folder),
         **_of_models(models, shapes, folder),
         **_of_judging(models, shapes, folder),
+        **_of_roads(folder),
     }
 
 
@@ -160,4 +162,24 @@ def _of_judging(models: Path, shapes: Path, folder: Path) -> dict[str, Command]:
             output="update.png",
             output_key="--timeline",
         ),
+    }
+
+
+def _of_roads(folder: Path) -> dict[str, Command]:
+    """All the way from data to pictures, by one command. What tells of the clock lies in the folders of their trainings."""
+    (folder / "configs").mkdir()
+    for kind, options in (("dvae", TINY_DVAE), ("prior", TINY_PRIOR), ("clip", TINY_CLIP)):
+        write_config(folder / "configs" / f"{kind}.yaml", options, steps=3)
+    of_runs = tuple(f"{kind}/{name}" for kind in ("dvae", "prior", "clip") for name in (*_OF_A_RUN, "pictures/*"))
+    demo = ["--configs", f"{folder}/configs", "--num_train", "32", "--captions", "2", "--candidates", "2"]
+    few = [
+        word
+        for kind in ("dvae", "prior", "clip")
+        for word in (f"--{kind}.run.steps", "3", f"--{kind}.run.loader_workers", "0")
+    ]
+    pictures = [f"{folder}/pictures", "--minutes", "0.2", "--candidates", "2", *few]
+    of_the_clock = ("plan/plan.json", "progress.json", "report.html")
+    return {
+        "demo": Command("dalle.cli.demo:main", demo, volatile=(*of_runs, "result.json")),
+        "train": Command("dalle.cli.own.train_folder:main", pictures, volatile=(*of_runs, *of_the_clock)),
     }

@@ -4,7 +4,8 @@ library: a trial takes the time of its work alone.
 On its standard input comes a line for each, JSON: `command`, a console script's function as `module:function`; `arguments`;
 `processes` that are to find one another, as a launcher starts them; `log`, the file for what the first says, that of the others
 with their number behind it. `folder` whose changes are counted; `at`, the number of the call, from 0, at which the fault is, −1
-for none; `error`, its errno, 0 for a kill. Or `clock`, which jumps. Or `memory_bytes` of address space beyond what is taken. Or
+for none; `error`, its errno, 0 for a kill; `lasts`, whether all calls from then on fail. Or `each_us` that each call takes longer.
+Or `clock`, which jumps. Or `memory_bytes` of address space beyond what is taken. Or
 `after_s`, when `victims` of the processes are killed. The answer is a line with `codes`, negative of a signal, `calls`, `took_s`,
 `late` where it took too long, and `ended`, which processes a launcher had to end after others were killed: it gives them some time
 to do so themselves.
@@ -44,9 +45,8 @@ def _run(trial: dict, rank: int, port: int, told: int) -> None:
     module, _, function = trial["command"].partition(":")
     sys.argv = [function, *trial["arguments"]]
     shim = ctypes.CDLL(os.environ["LD_PRELOAD"])
-    shim.fault_arm(
-        trial["folder"].encode(), ctypes.c_long(trial["at"] if trial["at"] >= 0 else 1 << 60), trial["error"]
-    )
+    at = ctypes.c_long(trial["at"] if trial["at"] >= 0 else 1 << 60)
+    shim.fault_arm(trial["folder"].encode(), at, trial["error"], trial["lasts"], trial["each_us"])
     if trial["clock"]:
         shim.fault_clock()
         assert abs(time.time() - time.time()) > 1e5, "the clock does not jump"
@@ -63,7 +63,7 @@ def _run(trial: dict, rank: int, port: int, told: int) -> None:
         traceback.print_exc()
         code = 1
     calls = shim.fault_calls()
-    shim.fault_arm(b"/", ctypes.c_long(-1), 0)
+    shim.fault_arm(b"/", ctypes.c_long(-1), 0, 0, 0)
     sys.stdout.flush()
     sys.stderr.flush()
     if not rank:

@@ -1,5 +1,6 @@
 /* Between a program and its C library: counts the calls that change files below a folder, and at a chosen one kills the
-   process, or has the call fail. For LD_PRELOAD. Of a write that kills, half is done before. */
+   process, or has the call fail, or from then on all calls; or has each take its time. For LD_PRELOAD. Of a write that kills,
+   half is done before. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -18,12 +19,13 @@
 
 static char folder[PATH_MAX];
 static atomic_long calls, at = -1;
-static int fault, process;
+static int fault, process, lasting, slow_us;
 
-/* error: an errno, 0 to kill. Counting begins anew, in this process alone. */
-void fault_arm(const char *below, long call, int error) {
+/* error: an errno, 0 to kill. lasts: from that call on. each_us: what each call takes longer. Counting begins anew, in this process
+   alone. */
+void fault_arm(const char *below, long call, int error, int lasts, int each_us) {
     strncpy(folder, below, sizeof folder - 1);
-    fault = error, process = getpid(), calls = 0, at = call;
+    fault = error, process = getpid(), lasting = lasts, slow_us = each_us, calls = 0, at = call;
 }
 long fault_calls(void) { return calls; }
 
@@ -50,7 +52,11 @@ static int below_of(int directory, const char *path) {
     ssize_t length = readlink(link, place, sizeof place - 1);
     return length > 0 && (place[length] = 0, below(place));
 }
-static int is_it(void) { return atomic_fetch_add(&calls, 1) == at; }
+static int is_it(void) {
+    long number = atomic_fetch_add(&calls, 1);
+    if (slow_us) usleep(slow_us);
+    return number == at || (lasting && number > at);
+}
 /* Whether this call is the one that fails, unless it is the one that kills. */
 static int fails(int counts) {
     if (!counts || !is_it()) return 0;
@@ -97,11 +103,14 @@ CALL(fsync, (int file), (file), below_of(file, ""))
 CALL(fdatasync, (int file), (file), below_of(file, ""))
 CALL(ftruncate, (int file, off_t size), (file, size), below_of(file, ""))
 CALL(ftruncate64, (int file, off64_t size), (file, size), below_of(file, ""))
-CALL(rename, (const char *from, const char *to), (from, to), below(to))
-CALL(renameat, (int one, const char *from, int other, const char *to), (one, from, other, to), below_of(other, to))
-CALL(unlink, (const char *path), (path), below(path))
-CALL(unlinkat, (int directory, const char *path, int flags), (directory, path, flags), below_of(directory, path))
-CALL(rmdir, (const char *path), (path), below(path))
+/* A full disk has room for what takes none. */
+#define FREES(name, parameters, arguments, counts) \
+    int name parameters { return fails(counts) && !(lasting && fault == ENOSPC) ? -1 : REAL(name) arguments; }
+FREES(rename, (const char *from, const char *to), (from, to), below(to))
+FREES(renameat, (int one, const char *from, int other, const char *to), (one, from, other, to), below_of(other, to))
+FREES(unlink, (const char *path), (path), below(path))
+FREES(unlinkat, (int directory, const char *path, int flags), (directory, path, flags), below_of(directory, path))
+FREES(rmdir, (const char *path), (path), below(path))
 CALL(mkdir, (const char *path, mode_t mode), (path, mode), below(path))
 CALL(mkdirat, (int directory, const char *path, mode_t mode), (directory, path, mode), below_of(directory, path))
 CALL(link, (const char *from, const char *to), (from, to), below(to))

@@ -12,7 +12,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -27,7 +28,7 @@ ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS)
 _NO_THREAD_DATA = 127
 """The exit code of glibc's dynamic loader for an error that it cannot go on from."""
 _SHIM = Path(__file__).with_name("shim.c")
-_VOLATILE = ("*.dalle-lock", "*.dalle-lock.*", "out/previous-*")
+_VOLATILE = ("*.dalle-lock", "*.dalle-lock.*", "*/previous-*")
 """A lock that somebody was killed while asking for, which goes some minutes later; and `previous-1`, where a training puts what one
 left that had no checkpoint yet."""
 
@@ -120,6 +121,8 @@ class Server:
             "processes": processes,
             "at": -1,
             "error": KILL,
+            "lasts": False,
+            "each_us": 0,
             "after_s": 0.0,
             "victims": [],
             "memory_bytes": -1,
@@ -155,6 +158,25 @@ def content(folder: Path, volatile: Sequence[str] = ()) -> dict[str, str]:
     return found
 
 
+def _room(folder: Path) -> int:
+    """Bytes that its files take, in whole pages."""
+    return sum(-(-path.stat().st_size // 4096) * 4096 for path in folder.rglob("*") if path.is_file())
+
+
+@contextmanager
+def _disk(place: Path, size: int) -> Iterator[Callable[[], None]]:
+    """A disk of so many bytes in a place, for the block, and what makes it a large one."""
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={max(size, 4096)}", "tmpfs", place], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("NOT TESTED: disks that are full. It takes the right to mount a tmpfs")
+    try:
+        yield lambda: subprocess.run(["mount", "-o", "remount,size=1g", place], check=True)
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
 class Trials:
     """Of one command.
 
@@ -174,37 +196,65 @@ class Trials:
         undisturbed = self._again([])
         self.calls, self.took_s = undisturbed.calls, undisturbed.took_s
         self.expected = self._content()
+        self.written = _room(self.place)
 
     def _reset(self) -> None:
         shutil.rmtree(self.place, ignore_errors=True)
         shutil.copytree(self.before, self.place)
 
-    def _again(self, more: list[str], allow: Sequence[int] = (0,), **fault) -> Outcome:
+    def _again(self, more: list[str], allow: Sequence[int] | None = (0,), **fault) -> Outcome:
         words = [*self.command.arguments, self.command.output_key, str(self.place / self.command.output), *more]
         done = self.server.run(self.command.main, words, self.place, self.command.processes, **fault)
-        if not fault:
+        if not fault and allow is not None:
             assert all(code in allow for code in done.codes), done.said
         return done
 
     def _content(self) -> dict[str, str]:
         return content(self.place, [f"{self.command.output}/{pattern}" for pattern in self.command.volatile])
 
-    def try_at(self, at: int, error: int = KILL) -> str:
-        """A fault at one call, and what becomes of it, in a word. Fails where something is lost, mixed or a dead end."""
+    def try_at(self, at: int, error: int = KILL, lasts: bool = False) -> str:
+        """A fault at one call, or from it on, and what becomes of it, in a word. Fails where something is lost, mixed or a dead end."""
         self._reset()
-        done = self._again([], at=at, error=error)
-        where = f"call {at} of {self.calls}, {errno.errorcode.get(error, 'a kill')}: {done.said}"
+        done = self._again([], at=at, error=error, lasts=lasts)
+        kind = f"{errno.errorcode.get(error, 'a kill')}{' from there on' if lasts else ''}"
+        where = f"call {at} of {self.calls}, {kind}: {done.said}"
         if error == KILL:
             assert -9 in done.codes or self._content() == self.expected, where
         else:
-            assert "Traceback" not in done.said, where
-            assert done.code in (0, 2), where
-            if done.code:
-                last = done.said.strip().splitlines()[-1]
-                assert str(self.place) in last, where
-                in_sqlites_words = "disk is full|disk I/O error|unable to open database file"
-                assert re.search(f"{os.strerror(error)}|{in_sqlites_words}", last), where
+            self._check_said(done, os.strerror(error), where)
         return self._becomes(done, where)
+
+    def _check_said(self, done: Outcome, reason: str, where: str) -> None:
+        """It says in its last line what was wrong with which file, or it needed nothing that failed."""
+        assert "Traceback" not in done.said, where
+        assert done.code in (0, 2), where
+        if done.code:
+            last = done.said.strip().splitlines()[-1]
+            assert str(self.place) in last, where
+            in_sqlites_words = "disk is full|disk I/O error|unable to open database file"
+            assert re.search(f"{reason}|{in_sqlites_words}", last), where
+
+    def try_slowly(self) -> str:
+        """Each of its calls takes some hundredths of a second; nothing comes of it."""
+        self._reset()
+        done = self._again([], each_us=20_000)
+        assert done.code == 0 and self._content() == self.expected, done.said
+        return "as if nothing had been"
+
+    def try_with_disk(self, share: float) -> str:
+        """On a disk of its own, which has room for a part of what it writes, and then for all; what becomes of it, in a word. Fails as
+        `try_at`, and skips without the right to mount a tmpfs."""
+        self._reset()
+        needed = _room(self.place)
+        shutil.rmtree(self.place)
+        self.place.mkdir()
+        with _disk(self.place, needed + int(share * (self.written - needed))) as enlarge:
+            shutil.copytree(self.before, self.place, dirs_exist_ok=True)
+            done = self._again([], allow=None)
+            where = f"a disk with room for {share:.0%}, {done.codes}: {done.said}"
+            self._check_said(done, os.strerror(errno.ENOSPC), where)
+            enlarge()
+            return self._becomes(done, where)
 
     def try_after(self, after_s: float, victims: Sequence[int]) -> str:
         """Some of its processes killed at a moment, and what becomes of it, in a word. Fails as `try_at`, and where another process
