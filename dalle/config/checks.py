@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 _NOT_THE_CALLERS = ("dalle", "torch", "contextlib")
@@ -90,6 +92,22 @@ def of_the_machine(error: BaseException) -> str:
         remedy = "where memory or /dev/shm is full it is ended: make room there, or load with fewer processes"
         return f"a process that loads data has ended ({why}); {remedy}"
     return ""
+
+
+@contextmanager
+def installed(otherwise: str) -> Iterator[None]:
+    """Within the block a library is imported that need not be there.
+
+    Raises:
+        ValueError: `otherwise`, where it is missing
+        ImportError: it is there, and no memory to load it
+    """
+    try:
+        yield
+    except ImportError as error:
+        if out_of_memory(error):
+            raise
+        raise ValueError(otherwise) from error
 
 
 def printable(text: str) -> str:

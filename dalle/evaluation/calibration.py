@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from dalle.config.checks import installed
 from dalle.evaluation.report.section import Section, curve, prose, table
 
 _FOLDS = 5
@@ -119,10 +120,8 @@ def section(found: Calibration) -> Section:
 
 
 def _sklearn() -> Any:
-    try:
+    with installed("calibration needs scikit-learn: pip install 'dalle[eval]'"):
         from sklearn import linear_model, metrics
-    except ImportError:
-        raise ValueError("calibration needs scikit-learn: pip install 'dalle[eval]'") from None
     return metrics, linear_model
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dalle.config.checks import installed
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -17,12 +19,9 @@ FOLDER = "tensorboard"
 
 def writer_class() -> type:
     """What writes the files. Raises ValueError where TensorBoard is not installed."""
-    try:
+    remedy = "`pip install 'dalle[tensorboard]'`, or switch it off"
+    with installed(f"run.tensorboard true: TensorBoard is not installed; {remedy}"):
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ValueError(
-            "run.tensorboard true: TensorBoard is not installed; `pip install 'dalle[tensorboard]'`, or switch it off"
-        ) from error
     return SummaryWriter
 
 

@@ -62,7 +62,8 @@ def check_captions(captions: Iterable[str]) -> None:
             raise ValueError("the caption is empty; say what to draw")
         if clean(caption) != caption:
             raise ValueError(
-                f"the caption {_beginning(caption)!r} is no text: it has bytes of another encoding than the terminal's, or half a character; type it as UTF-8"
+                f"the caption {_beginning(caption)!r} is no text: it has bytes of another encoding than the terminal's, or half a "
+                "character; type it as UTF-8"
             )
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dalle.cli import arguments
+from dalle.config.checks import installed
 
 
 @pytest.mark.parametrize(
@@ -64,3 +65,19 @@ def test_other_errors_keep_their_traceback(error):
 
     with pytest.raises(type(error)):
         arguments.run(fail, "dalle-export")
+
+
+@pytest.mark.parametrize(
+    "why", ["libx.so: failed to map segment from shared object", "error return without exception set"]
+)
+def test_a_library_for_which_there_is_no_memory_is_not_missing(why):
+    with pytest.raises(ImportError, match=why), installed("x is not installed: pip install x"):
+        raise ImportError(why)
+
+
+def test_a_library_that_is_missing_is_named():
+    with (
+        pytest.raises(ValueError, match=r"^x is not installed: pip install x$"),
+        installed("x is not installed: pip install x"),
+    ):
+        import no_such_library_as_this  # noqa: F401

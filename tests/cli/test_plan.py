@@ -29,6 +29,12 @@ SMALL = [
 SHARDED = ["--machines", "2", "--gpus", "2", "--run.zero_stage", "3", "--run.compression.rank", "8"]
 
 
+def test_what_a_plan_that_was_killed_left_of_its_picture_goes(tmp_path):
+    (tmp_path / ".update.png.0123abcd.partial").write_bytes(b"half")
+    plan([*SMALL, "--timeline", str(tmp_path / "update.png")])
+    assert [path.name for path in tmp_path.iterdir()] == ["update.png"]
+
+
 def test_a_plan_that_fits_is_told_drawn_and_as_json(tmp_path, capsys):
     picture = tmp_path / "update.png"
     plan([*SMALL, *SHARDED, "--price", "2", "--timeline", str(picture), "--json"])

@@ -23,7 +23,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 from messages.page import own_words  # noqa: E402
-from messages.places import CHECKS, Place, all_places, places  # noqa: E402
+from messages.places import Place, all_places, places  # noqa: E402
 
 KEPT_IN = "DALLE_SAID"
 """The environment variable with the name of the file."""
@@ -52,7 +52,7 @@ class _Noting(ast.NodeTransformer):
         call = ast.parse(f"__import__('sys').modules[{__name__!r}].note({place.name!r})").body[0]
         for part in ast.walk(call):
             ast.copy_location(part, node)
-        if isinstance(node, ast.Expr) and ast.unparse(node.value.func).rpartition(".")[2] in CHECKS:
+        if place.kind == "check":
             caught = ast.ExceptHandler(ast.Name("ValueError", ast.Load()), None, [call, ast.Raise()])
             return ast.fix_missing_locations(ast.copy_location(ast.Try([node], [caught], [], []), node))
         return [ast.fix_missing_locations(ast.copy_location(call, node)), node]

@@ -1,8 +1,9 @@
 """The places in the code at which an error or a warning is said on purpose.
 
-A place is a statement: a `raise` of something with a message, a check of a configuration (`require`, `at_least`, `at_most`), a
-warning (`warn`), or what a server answers (a `return` of a `refusal`, or `refuse` of a job). What is raised without a message
-steers the program and is told to nobody; `assert` and `AssertionError` are for ourselves, and `AttributeError` for Python.
+A place is a statement: a `raise` of something with a message, a check of a configuration (`require`, `at_least`, `at_most`) or of a
+library (`with installed`), a warning (`warn`), or what a server answers (a `return` of a `refusal`, or `refuse` of a job). What is
+raised without a message steers the program and is told to nobody; `assert` and `AssertionError` are for ourselves, and
+`AttributeError` for Python.
 """
 
 from __future__ import annotations
@@ -78,13 +79,20 @@ def _kind(node: ast.AST) -> str | None:
         name = ast.unparse(node.exc.func)
         return None if name in _NOT_FOR_USERS else name
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-        name = ast.unparse(node.value.func).rpartition(".")[2]
+        name = name_of(node.value)
         if name in CHECKS:
             return "check"
         if name == "refuse":
             return "answer"
         if name == "warn" and node.value.args:
             return "warning"
+    if isinstance(node, ast.With) and any(name_of(item.context_expr) == "installed" for item in node.items):
+        return "check"
     if isinstance(node, ast.Return) and isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "refusal":
         return "answer"
     return None
+
+
+def name_of(node: ast.expr) -> str:
+    """Of what is called, without where it is from; empty where nothing is."""
+    return ast.unparse(node.func).rpartition(".")[2] if isinstance(node, ast.Call) else ""

@@ -7,7 +7,7 @@ import itertools
 import re
 from dataclasses import dataclass, field
 
-from messages.places import Place
+from messages.places import Place, name_of
 from messages.source import around, assigned, function_of, module_of
 from messages.values import OF_FORM, constant, placeholder, shown
 
@@ -43,6 +43,10 @@ def wordings(place: Place) -> list[str]:
 
 
 def _of_statement(place: Place, scope: Scope) -> list[str]:
+    if isinstance(place.node, ast.With):
+        (asked,) = (item.context_expr for item in place.node.items if name_of(item.context_expr) == "installed")
+        assert isinstance(asked, ast.Call)
+        return _texts(asked.args[0], scope)
     assert isinstance(place.node, ast.Raise | ast.Expr | ast.Return)
     call = place.node.exc if isinstance(place.node, ast.Raise) else place.node.value
     assert isinstance(call, ast.Call)

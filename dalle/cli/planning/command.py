@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dalle.cli import arguments
 from dalle.config import Plan
 from dalle.config.checks import require
+from dalle.outputs.ownership import claimed_file
 
 if TYPE_CHECKING:
     from dalle.planning.plan import Planned
@@ -52,7 +53,8 @@ def plan(argv: list[str] | None = None) -> None:
     if picture is not None:
         from dalle.planning.picture import draw
 
-        draw(found.update, picture)
+        with claimed_file(picture, _COMMAND, config.overwrite) as path:
+            draw(found.update, path)
     if not fits:
         sys.exit(1)
 

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from dalle.config import Filters
+from dalle.config.checks import installed
 from dalle.data.counts import Filtered
 
 _MONTHS = "jan(uary)?|feb(ruary)?|mar(ch)?|apr(il)?|may|june?|july?|aug(ust)?|sept?(ember)?|oct(ober)?|nov(ember)?|dec(ember)?"
@@ -93,8 +94,6 @@ def check_language(filters: Filters) -> None:
 
 @lru_cache
 def _detector() -> Any:
-    try:
+    with installed("filters.language: needs a detector of languages: pip install 'dalle[data]'"):
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
-    except ImportError:
-        raise ValueError("filters.language: needs a detector of languages: pip install 'dalle[data]'") from None
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

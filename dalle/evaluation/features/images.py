@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from dalle.config.checks import installed
 from dalle.evaluation.features.contract import Seen
 from dalle.models.clip import ready_torchvision
 
@@ -91,7 +92,5 @@ def resized(images_BCYX: torch.Tensor, side_px: int) -> torch.Tensor:
 def extra(module: str) -> ModuleType:
     """A module of the extra `eval`, imported late. Raises ValueError with what to install where it is missing."""
     ready_torchvision()  # which many of them import
-    try:
+    with installed(f"{module.split('.')[0]} is not installed: pip install 'dalle[eval]'"):
         return import_module(module)
-    except ImportError as error:
-        raise ValueError(f"{module.split('.')[0]} is not installed: pip install 'dalle[eval]'") from error

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from dalle.config.checks import installed
+
 BLOCK_ROWS = 16_384
 """84 MB of 1,280 fp32 numbers each."""
 _MORE = 8
@@ -126,8 +128,6 @@ def _best(cosines_QK: np.ndarray, rows_QK: np.ndarray, k: int) -> Neighbours:
 
 
 def _faiss() -> Any:
-    try:
+    with installed("nearest neighbours need faiss: pip install 'dalle[eval]'"):
         import faiss
-    except ImportError:
-        raise ValueError("nearest neighbours need faiss: pip install 'dalle[eval]'") from None
     return faiss

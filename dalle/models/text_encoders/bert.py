@@ -19,6 +19,7 @@ from typing import Literal
 
 import torch
 
+from dalle.config.checks import installed
 from dalle.data.sources.hub import snapshot
 from dalle.models.clip import ready_torchvision
 from dalle.models.text_encoders.contract import TextEncoder, encoder_hash
@@ -151,8 +152,6 @@ def _quiet(transformers: ModuleType) -> Iterator[None]:
 def _transformers() -> ModuleType:
     """Imported late: an extra, and it takes a second."""
     ready_torchvision()  # which it imports
-    try:
+    with installed("transformers is not installed: pip install 'dalle[text]'"):
         import transformers
-    except ImportError as error:
-        raise ValueError("transformers is not installed: pip install 'dalle[text]'") from error
     return transformers

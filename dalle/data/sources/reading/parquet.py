@@ -7,15 +7,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from dalle.config.checks import installed
+
 _ROWS = 32
 """Read at a time: images may be in them."""
 
 
 def _pyarrow(path: Path) -> ModuleType:
-    try:
+    with installed(f"{path}: reading Parquet needs pyarrow: pip install 'dalle[data]'"):
         import pyarrow.parquet
-    except ImportError:
-        raise ValueError(f"{path}: reading Parquet needs pyarrow: pip install 'dalle[data]'") from None
     return pyarrow
 
 
