@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +78,24 @@ def _written(value: Any, as_yaml: bool) -> str:
     return json.dumps(value)
 
 
+def _places(draw: st.DrawFn, held: list, at: int) -> Iterator[tuple[list, int]]:
+    """Where a value and those within it are held, and at which index; of many alike the first, the last and some."""
+    yield held, at
+    value = held[at]
+    if isinstance(value, list):
+        last = len(value) - 1
+        few = (
+            {0, 1, last - 1, last, draw(st.integers(0, last)), draw(st.integers(0, last))}
+            if last > 16
+            else range(last + 1)
+        )
+        for each in few:
+            yield from _places(draw, *((value[each], 1) if isinstance(value, _Object) else (value, each)))
+
+
 def _place(draw: st.DrawFn, documents: list) -> tuple[list, int]:
-    """Any value, those near the root as often as those of a long list far from it: where it is held, and at which index."""
-    held, at = documents, draw(st.integers(0, len(documents) - 1))
-    while isinstance(held[at], list) and held[at] and draw(st.integers(0, 3)):
-        inner = held[at]
-        chosen = draw(st.integers(0, len(inner) - 1))
-        held, at = (inner[chosen], 1) if isinstance(inner, _Object) else (inner, chosen)
-    return held, at
+    chosen = draw(st.integers(0, len(documents) - 1))
+    return draw(st.sampled_from([*_places(draw, documents, chosen)]))
 
 
 def _copied(value: Any) -> Any:
@@ -104,13 +115,17 @@ def damaged(draw: st.DrawFn, text: str, place: str) -> str:
         held, at = _place(draw, documents)
         value = held[at]
         how = draw(
-            st.sampled_from(["replace", "replace", "put within", "swap", "leave out", "double", "rename", "add"])
+            st.sampled_from(
+                ["replace", "replace", "put within", "swap", "copy", "leave out", "double", "rename", "add"]
+            )
         )
         if how == "put within":
             held[at] = draw(st.sampled_from([[value], _Object([["x", value]]), [value, value]]))
-        elif how == "swap":
+        elif how in ("swap", "copy"):
             other, place_of_other = _place(draw, documents)
-            held[at], other[place_of_other] = _copied(other[place_of_other]), _copied(value)
+            held[at] = _copied(other[place_of_other])
+            if how == "swap":
+                other[place_of_other] = _copied(value)
         elif how in ("leave out", "double", "rename") and isinstance(value, list) and value:
             chosen = draw(st.integers(0, len(value) - 1))
             if how == "leave out":

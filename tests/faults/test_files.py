@@ -111,6 +111,15 @@ def test_a_plan_whose_record_is_lost_is_not_written_over(tmp_path):
         PlanFiles(tmp_path)
 
 
+@pytest.mark.parametrize("stage", ["../another", "/etc/x", "x" * 3000])
+def test_a_plan_that_names_files_elsewhere_is_refused(tmp_path, stage):
+    path = plan(tmp_path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"written": {stage: "0" * 16}}))
+    said = rf"^{path} is damaged: written names '.*, which is no stage; move the folder {tmp_path} away to plan anew$"
+    with pytest.raises(ValueError, match=said):
+        PlanFiles(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

@@ -13,7 +13,7 @@ from tests.faults.structure import CORPUS, STRUCTURED, fuzz_structure
 
 @pytest.mark.parametrize("name", STRUCTURED)
 def test_other_structure_is_refused_by_name(tmp_path, name):
-    fuzz_structure(tmp_path, name, KINDS[name], 20, 0)
+    fuzz_structure(tmp_path, name, KINDS[name], 16, 0)
 
 
 @pytest.mark.faults
