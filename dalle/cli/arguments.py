@@ -58,11 +58,8 @@ def parse(
         sys.exit()
     usage = f"{prog} [--config FILE] [--key value ...]" + "".join(f" {name.upper()}" for name in places)
     parser = ArgumentParser(prog=prog, description=program.summary, usage=usage, exit_on_error=False)
-    parser.add_argument(
-        "--config",
-        action="config",
-        help="YAML file, or one that is shipped, such as demo/prior; options after it override it",
-    )
+    told = "YAML file, or one that is shipped, such as demo/prior; options after it override it"
+    parser.add_argument("--config", action="config", help=told)
     parser.add_class_arguments(cls)
     argv = [_checked(cls, token) for token in argv]
     argv, below = open_options.taken_out(cls, argv)
@@ -113,16 +110,17 @@ def _at_home(name: str, value: Any) -> Any:
     return path
 
 
-def parse_model(cls: type[_Settings], values: dict[str, Any], where: str) -> _Settings:
-    """One section of a configuration, already read, as an instance of its dataclass. Raises ValueError in one line."""
-    shape.check_values(cls, values, where)
+def parse_model(cls: type[_Settings], values: dict[str, Any], where: str, prefix: str = "") -> _Settings:
+    """One section of a configuration, already read, as its dataclass; a ValueError begins with `where`. prefix: of keys, with the dot."""
+    shape.check_values(cls, values, where, prefix)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls)
     try:
         instance = parser.instantiate(parser.parse_object(values))
-    except (ArgumentError, TypeError) as error:
-        raise ValueError(where + _one_line(cls, str(error))) from None
-    return cls(**{field.name: instance[field.name] for field in dataclasses.fields(cls)})
+        return cls(**{field.name: instance[field.name] for field in dataclasses.fields(cls)})
+    except (ArgumentError, TypeError, ValueError) as error:  # the last is the dataclass's own
+        told = str(error) if isinstance(error, ValueError) else prefix + _one_line(cls, str(error))
+        raise ValueError(where + told) from None
 
 
 def run(main: Callable[[], None], prog: str) -> None:
@@ -257,7 +255,7 @@ def _normalise(cls: type, argv: list[str], places: tuple[str, ...]) -> list[str]
 
 def _checked(cls: type, token: str) -> str:
     """An argument as jsonargparse gets it: of a configuration its text in place of its name, so that this program alone opens and
-    reads it. Sections are looked at first: jsonargparse would import what a `class_path` in them names, and then refuse it."""
+    reads it. Values are looked at first: jsonargparse would import what a `class_path` in a section names, and take 1:30 for 90."""
     name, equals, value = token.removeprefix("--").partition("=")
     if not token.startswith("--"):
         return token
@@ -266,8 +264,8 @@ def _checked(cls: type, token: str) -> str:
         shape.check_values(cls, values, where=f"{value}: ")
         return f"--config={plain_yaml.dump(values)}"
     keys = shape.keys_of(cls)
-    if name in keys and shape.section(keys[name]) is not None and equals:
-        shape.check_values(cls, _nested(name, plain_yaml.load(value, name)))
+    if name in keys and equals:
+        shape.check_values(cls, _nested(name, plain_yaml.load(value, name) if shape.section(keys[name]) else value))
     elif name.endswith(".help") and shape.section(keys.get(name.removesuffix(".help"))) is not None:
         return token  # of a section that may be null, whose settings the help of all does not list
     elif name not in keys and name not in _OF_PARSERS and not open_options.is_below(cls, name):

@@ -46,7 +46,7 @@ def describe_file(path: str, tokenizer: str | None = None) -> dict:
     }
     # the kind whose keys these are, or most of them, so that a misspelt one is answered with its nearest
     kind = max(classes, key=lambda k: len(set(model) & set(classes[k].__dataclass_fields__)))
-    return described(kind, arguments.parse_model(classes[kind], model, "model."), tokenizer)
+    return described(kind, arguments.parse_model(classes[kind], model, f"{path}: ", "model."), tokenizer)
 
 
 def described(kind: str, config: Any, tokenizer_file: str | None) -> dict:

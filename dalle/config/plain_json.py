@@ -7,6 +7,7 @@ import json
 import math
 import types
 import typing
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,13 +28,20 @@ class Damaged(ValueError):
 
 
 def load(text: str | bytes, source: str, infinite: bool = False, halves: bool = False, loose: bool = False) -> Any:
-    """What JSON says. Raises ValueError, in one line that begins with `source`, where it is none, is not UTF-8, holds numbers that
-    are none, or text that no file takes. infinite: infinities are numbers here, as in settings that switch something off. halves: text
-    may hold halves of characters. loose: numbers may be none, where each value is looked at and a wrong one costs itself alone."""
+    """What JSON says. Raises ValueError, in one line that begins with `source`, where it is none, is not UTF-8, holds a key twice,
+    numbers that are none, or text that no file takes. infinite: infinities are numbers here, as in settings that switch something off.
+    halves: text may hold halves of characters. loose: numbers may be none, where each value is looked at and a wrong one costs itself
+    alone."""
     try:
         text = text.decode() if isinstance(text, bytes) else text
         constant = float if loose else _infinity if infinite else _refuse
-        value = json.loads(text, parse_constant=constant, parse_int=_whole, parse_float=float if loose else _finite)
+        value = json.loads(
+            text,
+            parse_constant=constant,
+            parse_int=_whole,
+            parse_float=float if loose else _finite,
+            object_pairs_hook=each_once,
+        )
         if "\\u" in text and not halves:
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:  # wrong UTF-8 and half characters are ValueErrors as well
@@ -92,6 +100,16 @@ def is_a(value: Any, kind: Any) -> bool:
     if kind in (float, int):
         return isinstance(value, int | kind) and not isinstance(value, bool) and abs(value) < 2**63
     return isinstance(value, kind)
+
+
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, for `json.loads` to make it with. Raises ValueError where a key is there twice: which of the two is meant nobody
+    can tell."""
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise Cause(f"key {_shown(twice)} is there twice")
+    return values
 
 
 def _infinity(word: str) -> float:

@@ -1,6 +1,6 @@
 """YAML as settings need it: mappings, lists, text, numbers, true, false and null, in UTF-8, whoever wrote the file. A key that is
 there twice is refused, so are references to itself, and both depth and what the references of a few lines add up to have a limit.
-Numbers are written as people do, so 1e-3 is one; dates are text."""
+Numbers are those of YAML 1.2, and 1e-3: 017 is seventeen, 0o17 fifteen; dates, times (1:30) and 1_000 are text."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ _MOST_CHARS = 1_000_000
 _MOST_LEVELS = 50
 _TAG = "tag:yaml.org,2002:"
 _KINDS = {_TAG + kind for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
+_WHOLE = re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$")
 _NUMBER = re.compile(
-    r"""^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
-    |[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
-    |[-+]?\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?
+    r"""^(?:[-+]?[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?
+    |[-+]?[0-9]+[eE][-+]?[0-9]+
+    |[-+]?\.[0-9]+(?:[eE][-+]?[0-9]+)?
     |[-+]?\.(?:inf|Inf|INF)
     |\.(?:nan|NaN|NAN))$""",
     re.X,
@@ -124,12 +125,21 @@ def _without(kinds: set[str]) -> dict[str, list]:
     return {first: [(tag, rule) for tag, rule in rules if tag not in kinds] for first, rules in found}
 
 
-_Loader.yaml_implicit_resolvers = _without({_TAG + kind for kind in ("float", "timestamp", "value")})
+def _whole(loader: _Loader, node: yaml.ScalarNode) -> int:
+    if not _WHOLE.match(node.value):
+        raise yaml.MarkedYAMLError(None, None, f"{node.value[:40]!a} is no whole number", node.start_mark)
+    return int(node.value, {"0o": 8, "0x": 16}.get(node.value[:2], 10))
+
+
+_Loader.yaml_implicit_resolvers = _without({_TAG + kind for kind in ("int", "float", "timestamp", "value")})
+_Loader.add_implicit_resolver(_TAG + "int", _WHOLE, list("-+0123456789"))
 _Loader.add_implicit_resolver(_TAG + "float", _NUMBER, list("-+0123456789."))
+_Loader.add_constructor(_TAG + "int", _whole)
 
 
 class _Dumper(yaml.SafeDumper):
     """Puts quotes around text that the loader above would take for a number."""
 
 
+_Dumper.add_implicit_resolver(_TAG + "int", _WHOLE, list("-+0123456789"))
 _Dumper.add_implicit_resolver(_TAG + "float", _NUMBER, list("-+0123456789."))

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 
+from dalle.config import plain_json
 from dalle.data.counts import Broken, Counts, Filtered, LeftOut, OtherFile
 from dalle.data.naming import check, names
 from dalle.data.shards import read
@@ -96,7 +97,7 @@ def json_values(sample: dict) -> tuple[dict, bool]:
     if "json" not in sample:
         return {}, True
     try:
-        extra = json.loads(sample["json"])
+        extra = json.loads(sample["json"], object_pairs_hook=plain_json.each_once)
     except (ValueError, RecursionError):
         return {}, False
     return {name.lower(): value for name, value in extra.items()} if isinstance(extra, dict) else {}, True

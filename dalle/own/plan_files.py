@@ -39,6 +39,9 @@ class PlanFiles:
             except plain_json.Damaged as error:
                 # without it what was changed by hand cannot be told from what may be written over
                 raise ValueError(f"{error.what}; move the folder {folder} away to plan anew") from None
+            if other := [*self._record["written"].keys() - {*STAGES}]:  # which would be files of another place
+                what = f"written names {ascii(other[0])[:60]}, which is no stage"
+                raise ValueError(f"{path} is damaged: {what}; move the folder {folder} away to plan anew")
 
     @property
     def request(self) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ from PIL import Image
 
 from dalle.config import Precision, RankBy
 from dalle.config.checks import warn
+from dalle.config.plain_json import each_once
 from dalle.data.captions import is_encodable
 from dalle.models.prior import Prior
 from dalle.sampling.pipeline import Pipeline
@@ -174,12 +175,12 @@ def read_prompts_file(path: str | Path) -> list[dict[str, Any]]:
 
 def _prompt_of(line: str, where: str) -> dict[str, Any]:
     try:
-        entry = json.loads(line)
+        entry = json.loads(line, object_pairs_hook=each_once)
         caption = entry["caption"] if "caption" in entry else entry["prompt"]
     except (ValueError, KeyError, TypeError, RecursionError):
         caption = None
     if not isinstance(caption, str):
-        raise ValueError(f'{where}: must be an object like {{"caption": "a red circle"}}')
+        raise ValueError(f'{where}: must be an object like {{"caption": "a red circle"}}, with each key once')
     if not caption.strip():
         raise ValueError(f"{where}: the caption is empty; write one")
     if not is_encodable(caption):

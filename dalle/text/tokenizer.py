@@ -22,7 +22,8 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
-from dalle.config.checks import Cause
+from dalle.config import plain_json
+from dalle.config.checks import Cause, printable
 from dalle.outputs.whole import replace_bytes
 from dalle.text.merging import merge
 from dalle.text.words import LOWER, WordCounts, clean, words
@@ -47,6 +48,8 @@ class Tokenizer:
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, words: WordCounts | None = None):
+        if misfit := _misnumbered(backend.get_vocab()):
+            raise Cause(misfit)
         self._content, self.words = backend.to_str(), words
         content = json.loads(self._content)
         model = content["model"]
@@ -55,7 +58,7 @@ class Tokenizer:
         # of what it says about its use nothing but how text becomes words
         content |= {"truncation": None, "padding": None, "post_processor": None, "added_tokens": []}
         content["model"] = model | {"dropout": None}
-        self._backend = tokenizers.Tokenizer.from_str(json.dumps(content))
+        self._backend = _of_library(json.dumps(content), content)
         self._backend.decoder = decoders.ByteLevel()
         self._ids: dict[str, int] = model["vocab"]
         self.vocabulary = 1 + max(backend.get_vocab().values())
@@ -107,13 +110,13 @@ class Tokenizer:
         if not path.is_file():
             raise ValueError(f"no such tokenizer file: {path}; train one with dalle-train-tokenizer")
         try:
-            backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except Exception as error:  # the library raises bare Exception
-            raise ValueError(
-                f"{path} is not a tokenizer file: {error}; train one with dalle-train-tokenizer"
-            ) from error
+            text = path.read_text(encoding="utf-8")
+            content = plain_json.load(text, "its JSON")
+        except (OSError, ValueError) as error:
+            what = error.what if isinstance(error, plain_json.Damaged) else error
+            raise ValueError(f"{path} is not a tokenizer file: {what}; train one with dalle-train-tokenizer") from None
         try:
-            tokenizer = cls(backend)
+            tokenizer = cls(_of_library(text, content))
         except ValueError as error:
             raise ValueError(f"the tokenizer {path}: {error}") from None
         tokenizer.words = WordCounts.load(counts_file(path), tokenizer.hash)
@@ -168,6 +171,38 @@ class Tokenizer:
         return self._backend.decode([int(i) for i in ids if i >= 0], skip_special_tokens=False)
 
 
+def _of_library(text: str, content: Any) -> tokenizers.Tokenizer:
+    """The library's tokenizer of JSON and what that says; the only place where one is made of what may be damaged. Raises ValueError
+    for whatever the library has against it: it raises bare Exception, and its Rust panics with what is no Exception."""
+    model = content.get("model") if isinstance(content, dict) else None
+    if isinstance(model, dict) and (marked := _marked(model)):  # at some of them it panics, and prints that itself
+        raise Cause(f"{marked}; train one with dalle-train-tokenizer")
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
+            raise
+        what = printable(" ".join(str(error).split())[:200])
+        raise Cause(
+            f"it is not a tokenizer file, says its library ({what}); train one with dalle-train-tokenizer"
+        ) from None
+
+
+def _misnumbered(ids: dict[str, int]) -> str | None:
+    """What is wrong with the ids of all tokens, in words."""
+    if sorted(ids.values()) == list(range(len(ids))):
+        return None
+    return f"its {len(ids):,} tokens do not have the ids 0 to {len(ids) - 1:,}, each once; train one with dalle-train-tokenizer"
+
+
+def _marked(model: dict) -> str | None:
+    """Which mark of their place in the word its tokens bear, in words."""
+    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if mark := model.get(name):
+            return f"its tokens bear a mark of their place in the word ({name} {ascii(mark)[:60]})"
+    return None
+
+
 def _misfit(content: dict) -> str | None:
     """Why training and sampling would read captions differently with a tokenizer file and what to do about it, or None where
     they would not."""
@@ -186,9 +221,8 @@ def _unlike(model: dict, splitting: dict) -> str | None:
     """What of a vocabulary is not as BPE over bytes has it."""
     if model["type"] != "BPE":
         return f"its model is {model['type']}, and BPE is needed"
-    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
-        if model.get(name):
-            return f"its tokens bear a mark of their place in the word ({name} {model[name]!r})"
+    if marked := _marked(model):
+        return marked
     if model.get("ignore_merges"):
         return "it takes some words without merging (ignore_merges), so that dropout would have nothing to skip"
     if (splitting.get("pretokenizers") or [splitting])[-1].get("type") != "ByteLevel":

@@ -43,6 +43,7 @@ def _json(**values) -> bytes:
         # what is damaged beside a caption that is whole
         ({"json": b"{bad", "txt": b"x"}, ["x"]),
         ({"json": b"[1]", "txt": b"x"}, ["x"]),
+        ({"json": b'{"caption": "a", "caption": "b"}', "txt": b"x"}, ["x"]),
         ({"json": _json(caption="a"), "txt": b"\xff"}, ["a"]),
         ({"json": _json(captions=["\ud800", "b"])}, ["b"]),
         ({"json": b"[" * 100_000, "txt": b"x"}, ["x"]),
@@ -71,6 +72,7 @@ def test_the_caption_that_is_there_is_used(files, expected):
         {"txt": b"\xff\xfe\xfa"},
         {"txt": b"caf\xe9"},
         {"json": b"{bad"},
+        {"json": b'{"caption": "a", "caption": "b"}'},
         {"json": b"\xff"},
         {"json": b"[" * 100_000},
         {"json": _json(captions=[1, 2])},

@@ -102,6 +102,15 @@ def test_stages_as_commands(tmp_path):
         describe.describe_file,
         f"{tmp_path}/a.yaml",
     )
+    for model, told in (
+        ("{first_widths: [1]}", "model.first_widths [1]: must be a list of whole numbers"),
+        ("{first_widths: [0, 1]}", "first_widths [0, 1]: must be two positive numbers"),
+        ("{width_multipliers: []}", "width_multipliers: needs at least one group"),
+        ("{depth: 1:30}", "model.depth 1:30: must be a whole number"),
+        ("{class_path: stranger.Thing}", "unknown key model.class_path; the nearest known one is model.image_size_px"),
+    ):
+        (tmp_path / "b.yaml").write_text(f"model: {model}")
+        refused(f"{tmp_path}/b.yaml: {told}", describe.describe_file, f"{tmp_path}/b.yaml")
 
 
 def test_gradients_and_resuming(monkeypatch):

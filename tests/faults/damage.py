@@ -5,28 +5,10 @@ from __future__ import annotations
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of file.
-
-    Args:
-        make: writes a sound one, with what belongs to it, into a folder; returns the file
-        read: what the program reads of it; given the folder
-        proven: it has checksums, so that what is not refused is the same
-        tolerant: what is damaged of it counts as not there
-    """
-
-    make: Callable[[Path], Path]
-    read: Callable[[Path], Any]
-    proven: bool = False
-    tolerant: bool = False
-
+from tests.faults.kinds import Kind
 
 JUNK = [
     b"null",
@@ -63,6 +45,19 @@ def _damaged(data: bytes, chance: random.Random) -> bytes:
     return data[:start] + chance.choice(JUNK) + data[end:]
 
 
+def outcome(kind: Kind, place: str, folder: Path, expected: Any) -> str:
+    """What becomes of a damaged file in its folder, in a word. Fails where it is anything but refused in a line with its name, or
+    read. expected: what is read of the sound one."""
+    try:
+        found = kind.read(folder)
+    except ValueError as error:
+        said = str(error)
+        assert (folder.name in said or Path(place).name in said) and "\n" not in said and len(said) < 1000, said
+        return "refused by name"
+    assert not kind.proven or found == expected
+    return "the same" if found == expected else "read as it is"
+
+
 def fuzz(folder: Path, name: str, kind: Kind, count: int, seed: int) -> Counter[str]:
     """What became of as many damaged files, in a word each. name: of the file, and what else tells it from others."""
     outcomes: Counter[str] = Counter()
@@ -78,14 +73,7 @@ def fuzz(folder: Path, name: str, kind: Kind, count: int, seed: int) -> Counter[
         it = folder / f"damaged-{number}"
         shutil.copytree(sound, it)
         (it / place).write_bytes(_damaged(data, chance))
-        try:
-            found = kind.read(it)
-            assert not kind.proven or found == expected
-            outcomes["the same" if found == expected else "read as it is"] += 1
-        except ValueError as error:
-            outcomes["refused by name"] += 1
-            said = str(error)
-            assert (it.name in said or Path(place).name in said) and "\n" not in said and len(said) < 1000, said
+        outcomes[outcome(kind, place, it, expected)] += 1
         shutil.rmtree(it)
     assert kind.tolerant or outcomes["refused by name"] > count / 10
     return outcomes

@@ -6,211 +6,23 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import load_file, save_file
 
-from dalle.config import DVAEModel, PriorModel, plain_json
-from dalle.data.counts import Broken, Counts
-from dalle.data.tokens import Meta, TokenShards, TokenWriter, packed
-from dalle.own.gallery import Row, read_rows
+from dalle.config import plain_json
+from dalle.data.tokens import TokenShards, packed
 from dalle.own.plan_files import PlanFiles
-from dalle.own.progress import Done, Progress
-from dalle.reporting.earlier_run import drop_after
-from dalle.reporting.report import read_run, write_report
-from dalle.reporting.samples import samples_section
 from dalle.sampling.again import read_record
 from dalle.sampling.drawing import Drawing, read_drawing, save_drawing
 from dalle.sampling.gallery import Gallery
-from dalle.text import Tokenizer
-from tests.faults.damage import Kind, fuzz
+from tests.faults.damage import fuzz
 from tests.faults.frame import counts
-
-CAPTIONS = ["a red circle", "ein Bär", "two blue squares above a green star", "日本"]
-
-
-def _tokens(folder: Path) -> Path:
-    with TokenWriter(folder, Meta(2, 16, "0" * 64, precision="fp32"), 3) as writer:
-        for i in range(4):
-            writer.add(np.arange(i, i + 4), [CAPTIONS[i], "another"])
-        counts = Counts()
-        counts.add({"__url__": "a.tar", "__key__": "1"}, Broken("no image"))
-        writer.close(counts)
-    return folder / "meta.json"
-
-
-def _read_tokens(folder: Path):
-    shards = TokenShards(folder)
-    pairs = [shards.pair(shard, row) for shard, size in enumerate(shards.meta.shard_sizes) for row in range(size)]
-    assert all(len(codes) == shards.meta.grid**2 and codes.max() < shards.meta.codebook_size for codes, _ in pairs)
-    return [(codes.tolist(), captions) for codes, captions in pairs]
-
-
-def _run(folder: Path) -> Path:
-    records = [
-        {"step": 10 * i, "time_s": 1.5 * i, "loss": 1 / i, "valid/loss": None, "scales": [1.0, 2.0]}
-        for i in range(1, 9)
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    run = {"title": "prior", "unit": "tokens", "total_steps": 80, "status": "finished", "flops_per_unit": 1e6}
-    (folder / "run.json").write_text(json.dumps({**run, "limit_flops_per_s": 1e9, "wandb_id": None}))
-    counts = Counts(5)
-    counts.add({"__url__": "a.tar", "__key__": "1"}, Broken("no image", "cut off"))
-    (folder / "samples.json").write_text(json.dumps({"data": counts.to_json()}))
-    return folder / "run.json"
-
-
-def _read_run(folder: Path):
-    write_report(folder)
-    samples_section(folder)
-    run = read_run(folder)
-    drop_after(folder, 40)
-    return run.get("title"), run.get("total_steps")
-
-
-def _gallery(folder: Path) -> Path:
-    gallery = Gallery(folder, "drawings")
-    for caption in CAPTIONS[:2]:
-        image = Image.fromarray(np.full((4, 4, 3), 7, np.uint8))
-        settings = {"models": {"prior": "0" * 64}, "temperature": 0.5}
-        gallery.put(
-            caption, [Drawing(image, caption, 0.5, seed, 0, settings, np.arange(4) + seed) for seed in (3, 4)], 8
-        )
-    gallery.write()
-    return folder / "results.jsonl"
-
-
-def _read_gallery(folder: Path):
-    gallery = Gallery(folder, "drawings")
-    done = gallery.resume(8)
-    gallery.write()
-    return len(done) >= 0
-
-
-def _drawing(folder: Path) -> Path:
-    image = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
-    save_drawing(
-        Drawing(image, "a cat", 0.25, 3, 0, {"models": {"prior": "0"}, "place": 1}, np.arange(4)), folder / "it.png"
-    )
-    return folder / "it.png"
-
-
-def _read_drawing(folder: Path):
-    found = read_drawing(folder / "it.png")
-    assert isinstance(found.caption, str) and isinstance(found.settings, dict)
-    return found.image.size
-
-
-def _progress(folder: Path) -> Path:
-    progress = Progress(folder)
-    progress.begin("dvae", {"data": "1", "plan": "2"})
-    progress.add("dvae", 2.5, True)
-    return folder / "progress.json"
-
-
-def _read_progress(folder: Path):
-    progress = Progress(folder)
-    assert all(isinstance(progress.of(stage), Done | None) for stage in ("dvae", "prior"))
-    return progress.spent_s() >= 0 or progress.changes("dvae", {"data": "1"})
-
-
-def _plan(folder: Path) -> Path:
-    request = {"data": "0", "minutes": 10.0, "changes": {}, "filters": {"max_aspect_ratio": float("inf")}}
-    settings = {"dvae": {"run": {"steps": 100}, "model": {"widths": [1, 2]}}, "prior": {"run": {"steps": 9}}}
-    PlanFiles(folder).write(settings, request, {"said": ["so it is"], "update_s": {"dvae": 0.1}})
-    return folder / "plan.json"
-
-
-def _read_plan(folder: Path):
-    files = PlanFiles(folder)
-    return (
-        len(files.stages),
-        files.request,
-        files.facts,
-        [files.digest(s) for s in files.stages if files.path(s).is_file()],
-    )
-
-
-def _rows(folder: Path) -> Path:
-    (folder / "gallery").mkdir()
-    path = folder / "gallery/rows.json"
-    path.write_text(
-        json.dumps([vars(Row(caption, True, "real/0.png", ["a.png"])) for caption in CAPTIONS]), encoding="utf-8"
-    )
-    return path
-
-
-def _tokenizer(folder: Path) -> Path:
-    Tokenizer.train(CAPTIONS * 3, 300).save(folder / "tokenizer.json")
-    return folder / "tokenizer.json"
-
-
-def _read_tokenizer(folder: Path):
-    tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    tokenizer.unknown = tokenizer.words.unknown(["a red cat"]) if tokenizer.words else None
-    return type(tokenizer.encode("a red circle"))
-
-
-def _weights(kind: str, model: Callable[[], Any]) -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        from dalle.models.folder import save_weights
-
-        torch.manual_seed(0)
-        made = model()
-        save_weights(folder, kind, made.state_dict(), made.config, {})
-        return folder / "model.safetensors"
-
-    return make
-
-
-def _dvae():
-    from dalle.models.dvae import DVAE
-
-    return DVAE(DVAEModel(8, 4, 4, (1, 1), 1, 4))
-
-
-def _prior():
-    from dalle.models.prior import Prior
-
-    return Prior(PriorModel(4, 2, 260, 4, 8, 1, 1, conv_kernel=1))
-
-
-def _read_dvae(folder: Path):
-    from dalle.models.folder import load_dvae
-
-    return {name: value.sum().item() for name, value in load_dvae(folder).state_dict().items()}
-
-
-def _read_prior(folder: Path):
-    from dalle.models.folder import load_prior
-
-    return {name: value.sum().item() for name, value in load_prior(folder).state_dict().items()}
-
-
-KINDS = {
-    "meta.json": Kind(_tokens, _read_tokens),
-    "tokens-00000.safetensors": Kind(_tokens, _read_tokens),
-    "run.json": Kind(_run, _read_run),
-    "metrics.jsonl": Kind(_run, _read_run, tolerant=True),
-    "samples.json": Kind(_run, _read_run, tolerant=True),
-    "results.jsonl": Kind(_gallery, _read_gallery),
-    "it.png": Kind(_drawing, _read_drawing),
-    "progress.json": Kind(_progress, _read_progress, tolerant=True),
-    "plan.json": Kind(_plan, _read_plan),
-    "dvae.yaml": Kind(_plan, _read_plan),
-    "gallery/rows.json": Kind(_rows, read_rows),
-    "tokenizer.json": Kind(_tokenizer, _read_tokenizer),
-    "tokenizer.words.json": Kind(_tokenizer, _read_tokenizer),
-    "model.safetensors of a dVAE": Kind(_weights("dvae", _dvae), _read_dvae, proven=True),
-    "model.safetensors of a prior": Kind(_weights("prior", _prior), _read_prior, proven=True),
-}
+from tests.faults.kinds import KINDS
+from tests.faults.kinds.outputs import gallery, plan, read_tokens, tokens
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -249,15 +61,15 @@ def test_many_damaged_files_are_refused_by_name(tmp_path, name, seed, capsys):
     ids=range(10),
 )
 def test_token_shards_of_another_shape_are_refused(tmp_path, change, said):
-    _tokens(tmp_path)
+    tokens(tmp_path)
     path = tmp_path / "tokens-00000.safetensors"
     save_file(change(load_file(path)), path)
     with pytest.raises(ValueError, match=rf"token shard {path}.*{said}"):
-        _read_tokens(tmp_path)
+        read_tokens(tmp_path)
 
 
 def test_shards_of_another_shape_are_refused_before_anything_is_read(tmp_path):
-    _tokens(tmp_path)
+    tokens(tmp_path)
     path = tmp_path / "tokens-00001.safetensors"
     tensors = load_file(path)
     save_file(tensors | {"codes_NI": np.zeros((1, 10), np.uint16)}, path)
@@ -274,7 +86,7 @@ def test_shards_of_another_shape_are_refused_before_anything_is_read(tmp_path):
     ],
 )  # fmt: skip
 def test_what_tokens_say_of_themselves_is_checked(tmp_path, values, said):
-    path = _tokens(tmp_path)
+    path = tokens(tmp_path)
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
     with pytest.raises(ValueError, match=rf"^{path} is damaged.*{said}"):
         TokenShards(tmp_path)
@@ -284,7 +96,7 @@ def test_what_tokens_say_of_themselves_is_checked(tmp_path, values, said):
     "file", ["../another's.png", "/etc/passwd", "images/../../x.png", "images/x.png/", "results.jsonl"]
 )
 def test_results_that_name_files_elsewhere_are_refused(tmp_path, file):
-    path = _gallery(tmp_path)
+    path = gallery(tmp_path)
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     path.write_text("".join(json.dumps(line | {"file": file}) + "\n" for line in lines), encoding="utf-8")
     with pytest.raises(ValueError, match=rf"^{path}, line 1: names a file of another place"):
@@ -293,9 +105,18 @@ def test_results_that_name_files_elsewhere_are_refused(tmp_path, file):
 
 def test_a_plan_whose_record_is_lost_is_not_written_over(tmp_path):
     """Else what was changed by hand would be."""
-    path = _plan(tmp_path)
+    path = plan(tmp_path)
     path.write_text(path.read_text()[:50])
     with pytest.raises(ValueError, match=rf"^{path} is damaged: .*; move the folder {tmp_path} away to plan anew"):
+        PlanFiles(tmp_path)
+
+
+@pytest.mark.parametrize("stage", ["../another", "/etc/x", "x" * 3000])
+def test_a_plan_that_names_files_elsewhere_is_refused(tmp_path, stage):
+    path = plan(tmp_path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"written": {stage: "0" * 16}}))
+    said = rf"^{path} is damaged: written names '.*, which is no stage; move the folder {tmp_path} away to plan anew$"
+    with pytest.raises(ValueError, match=said):
         PlanFiles(tmp_path)
 
 
@@ -375,7 +196,9 @@ def test_crafted_pictures_are_refused_in_one_line(tmp_path, chunks):
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 300
 
 
-@pytest.mark.parametrize("text", ["1e999", "NaN", "-Infinity", "9" * 41, '"\\ud800"', "[" * 100_000, b"\xff", "", "{"])
+@pytest.mark.parametrize(
+    "text", ["1e999", "NaN", "-Infinity", "9" * 41, '"\\ud800"', "[" * 100_000, b"\xff", "", "{", '{"a": 1, "a": 1}']
+)
 def test_json_that_is_none_is_refused_with_its_source(text):
     with pytest.raises(ValueError, match=r"^its\.json is damaged: ") as raised:
         plain_json.load(text, "its.json")

@@ -207,6 +207,38 @@ def test_yaml_that_is_taken(tmp_path):
     assert plain_yaml.load(plain_yaml.dump(many), "it") == many
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("017", 17), ("0o17", 15), ("0x1F", 31), ("-5", -5), ("+5", 5), ("0", 0), ("1e3", 1000.0), (".5", 0.5), ("5.", 5.0)),
+        *((text, text) for text in ("1:30", "1:30.5", "1_000", "1_0.5", "0b1", "0o8", "-0x1", "1_0e3")),
+    ],
+)  # fmt: skip
+def test_numbers_are_those_of_yaml_12(text, value):
+    found = plain_yaml.load(f"a: {text}", "it")["a"]
+    assert found == value and type(found) is type(value)
+    for each in (text, value):
+        assert plain_yaml.load(plain_yaml.dump({"a": [each]}), "it") == {"a": [each]}
+
+
+@pytest.mark.parametrize("value", ["x", "1:30", "1_000", "0x"])
+def test_what_is_tagged_as_a_whole_number_has_to_be_one(value):
+    with pytest.raises(
+        ValueError, match=rf"^it cannot be read: '{value}' is no whole number at, line 1.*; write it as YAML"
+    ):
+        plain_yaml.load(f"a: !!int {value}", "it")
+
+
+@pytest.mark.parametrize("value", ["1:30", "1_000"])
+def test_times_are_no_numbers_of_steps(tmp_path, value):
+    """Neither in a file nor on the command line, which jsonargparse would read as YAML 1.1 has it."""
+    path, values = tmp_path / "its.yaml", plain_yaml.read_mapping(shipped.find("demo/prior"))
+    path.write_text(plain_yaml.dump(values | GIVEN).replace(f"steps: {values['run']['steps']}\n", f"steps: {value}\n"))
+    for words in (["--config", str(path)], ["--config", "demo/prior", "--run.steps", value]):
+        with pytest.raises(ValueError, match=rf"run\.steps {value}: must be a whole number$"):
+            arguments.parse(PROGRAMS["dalle-train-prior"].config, "dalle-train-prior", words)
+
+
 def test_text_of_an_option_stays_what_it_was():
     for text in (
         "a cat:",

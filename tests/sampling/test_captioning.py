@@ -233,6 +233,7 @@ def test_files_of_captions(tmp_path):
         ('{"text": "a"}', "line 1: must be an object"),
         ('{"prompt": 5}', "line 1: must be an object"),
         ('{"caption": 5}', "line 1: must be an object"),
+        ('{"caption": "a"}\n{"caption": "a", "caption": "b"}', r"line 2: must be an object .*, with each key once$"),
         ('{"caption": "a"}\n{"caption": "a \\ud800"}', "line 2: the caption holds half a character"),
         (" \n", "has no caption"),
     ):

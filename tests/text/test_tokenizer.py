@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pickle
 
 import numpy as np
@@ -10,6 +11,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from dalle.text import Tokenizer
+from dalle.text import tokenizer as module
 
 CAPTIONS = ["A small red circle, left of 12 blue squares!", "two red circles - above a blue square", "red red red"] * 20
 
@@ -63,6 +65,13 @@ def test_bad_files_are_refused(tmp_path):
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(ValueError, match="not a tokenizer file"):
         Tokenizer.load(tmp_path / "bad.json")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="the file that cannot be read is Linux's")
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path):
+    (tmp_path / "t.json").symlink_to("/proc/self/mem")  # its first byte is an I/O error, whoever reads it
+    with pytest.raises(ValueError, match=r"t\.json is not a tokenizer file: .*Input/output error; train one with"):
+        Tokenizer.load(tmp_path / "t.json")
 
 
 def foreign(captions=CAPTIONS, **model) -> tokenizers.Tokenizer:
@@ -178,6 +187,56 @@ def test_a_vocabulary_that_would_be_read_in_two_ways_is_refused_in_one_line(tmp_
         _saved(backend, tmp_path / "t.json", **changes)
     assert str(raised.value).startswith(f"the tokenizer {tmp_path}/t.json: ")
     assert "\n" not in str(raised.value) and str(raised.value).endswith("train one with dalle-train-tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda ids, last: ids | {last: 0}, r"its \d+ tokens do not have the ids 0 to \d+, each once"),
+        (lambda ids, last: ids | {last: 2**31}, r"its \d+ tokens do not have the ids 0 to \d+, each once"),
+        (lambda ids, last: {token: ids[token] for token in ids if token != last}, "out of vocabulary"),
+        (lambda ids, last: ids | {last: -1}, "it is not a tokenizer file, says its library"),
+    ],
+)
+def test_a_file_whose_ids_are_not_those_of_its_tokens_is_refused(tokenizer, tmp_path, change, said):
+    ids = json.loads(tokenizer.to_json())["model"]["vocab"]
+    with pytest.raises(ValueError, match=said) as raised:
+        _saved(tokenizers.Tokenizer.from_str(tokenizer.to_json()), tmp_path / "t.json", vocab=change(ids, [*ids][-1]))
+    assert str(raised.value).startswith(f"the tokenizer {tmp_path}/t.json: ")
+    assert "\n" not in str(raised.value) and str(raised.value).endswith("train one with dalle-train-tokenizer")
+
+
+def test_a_key_that_is_there_twice_is_refused(tokenizer, tmp_path):
+    (tmp_path / "t.json").write_text(tokenizer.to_json().replace('"merges"', '"vocab": {}, "merges"', 1))
+    said = r"^\S+/t.json is not a tokenizer file: .* key 'vocab' is there twice; train one with dalle-train-tokenizer$"
+    with pytest.raises(ValueError, match=said):
+        Tokenizer.load(tmp_path / "t.json")
+
+
+def test_a_panic_of_the_library_is_an_error_of_the_file(tokenizer, tmp_path, monkeypatch, capfd):
+    """Those that are known are found first, as Rust prints the panics that are caught, too."""
+    marked = json.loads(tokenizer.to_json())
+    marked["model"]["continuing_subword_prefix"] = "nan"
+    (tmp_path / "t.json").write_text(json.dumps(marked))
+    with pytest.raises(ValueError, match="mark of their place in the word"):
+        Tokenizer.load(tmp_path / "t.json")
+    assert capfd.readouterr().err == ""
+    monkeypatch.setattr(module, "_marked", lambda model: None)
+    with pytest.raises(
+        ValueError, match=r"says its library \(range end index .*; train one with dalle-train-tokenizer$"
+    ):
+        Tokenizer.load(tmp_path / "t.json")
+
+
+def test_who_ends_the_program_ends_it(tokenizer, tmp_path, monkeypatch):
+    class Interrupted:
+        def from_str(self):
+            raise KeyboardInterrupt
+
+    tokenizer.save(tmp_path / "t.json")
+    monkeypatch.setattr(tokenizers, "Tokenizer", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Tokenizer.load(tmp_path / "t.json")
 
 
 def test_half_a_character_becomes_the_replacement_character(tokenizer):

@@ -286,6 +286,20 @@ def test_json_that_is_no_table(tmp_path, text):
     assert len(str(error.value)) < 500
 
 
+def test_a_key_that_is_there_twice_in_a_table(tmp_path):
+    """Of lines one is a broken item; of a whole .json nobody can tell which of two files or captions is meant."""
+    source = _folder(tmp_path / "in", ["1", "2"])
+    lines = ['{"file": "1.png", "caption": "one"}', '{"file": "2.png", "caption": "two", "caption": "three"}']
+    (source / "a.jsonl").write_text("\n".join(lines))
+    found = prepared(source / "a.jsonl", tmp_path / "out")
+    assert found.num_train == 1 and sum(r.count for r in found.counts.broken.values()) == 1
+    for text in (f"[{', '.join(lines)}]", '{"1.png": "a", "caption": "", "caption": "b"}'):
+        (source / "a.json").write_text(text)
+        said = r"a\.json is no JSON: key 'caption' is there twice; write it anew as JSON$"
+        with pytest.raises(ValueError, match=said):
+            prepared(source / "a.json", tmp_path / "other")
+
+
 def test_a_changed_image_of_a_table_is_noticed(tmp_path):
     source = _folder(tmp_path / "in", ["1", "2"])
     (source / "a.csv").write_text("file,caption\n1.png,one\n2.png,two\n2.png,zwei\n3.png,three\n")

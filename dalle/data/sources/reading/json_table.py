@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dalle.config.plain_json import each_once
 from dalle.data.sources.reading.delimited import ERRORS, bounded_lines, is_image_name, plain, text_encoding
 
 Row = dict[str, Any] | None
@@ -24,12 +25,12 @@ _FILE_KEY = re.compile(rb'"[^"\n]+\.(png|jpe?g|webp|bmp|gif|tiff?|ppm)"\s*:', re
 
 
 def line_rows(path: Path) -> Iterator[Row]:
-    """An object for each line. Raises ValueError where the file cannot be read."""
+    """An object for each line; one with a key twice is none. Raises ValueError where the file cannot be read."""
     try:
         with open(path, encoding=text_encoding(path), errors=ERRORS) as file:
             for line in filter(None, map(str.strip, bounded_lines(file, path))):
                 try:
-                    values = json.loads(line)
+                    values = json.loads(line, object_pairs_hook=each_once)
                 except (ValueError, RecursionError):
                     values = None
                 yield values if isinstance(values, dict) else None
@@ -58,7 +59,7 @@ def file_rows(path: Path) -> Iterator[Row]:
     """The rows of a .json. Raises ValueError where it cannot be read, or is none of these forms."""
     try:
         size = path.stat().st_size
-        values = json.loads(path.read_bytes()) if size <= _MOST_BYTES else None
+        values = json.loads(path.read_bytes(), object_pairs_hook=each_once) if size <= _MOST_BYTES else None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}; write it anew as JSON") from None
     except OSError as error:
