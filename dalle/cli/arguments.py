@@ -119,7 +119,9 @@ def parse_model(cls: type[_Settings], values: dict[str, Any], where: str) -> _Se
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls)
     try:
-        instance = parser.instantiate(parser.parse_object(values))
+        read = parser.parse_object(values)
+        shape.check_values(cls, read.as_dict(), where)  # a number that stood in quotes is one by now
+        instance = parser.instantiate(read)
     except (ArgumentError, TypeError) as error:
         raise ValueError(where + _one_line(cls, str(error))) from None
     return cls(**{field.name: instance[field.name] for field in dataclasses.fields(cls)})
