@@ -119,8 +119,7 @@ def parse_model(cls: type[_Settings], values: dict[str, Any], where: str) -> _Se
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls)
     try:
-        read = parser.parse_object(values)
-        shape.check_values(cls, read.as_dict(), where)  # a number that stood in quotes is one by now
+        shape.check_values(cls, (read := parser.parse_object(values)).as_dict(), where)  # what stood in quotes, too
         instance = parser.instantiate(read)
     except (ArgumentError, TypeError) as error:
         raise ValueError(where + _one_line(cls, str(error))) from None
@@ -140,8 +139,7 @@ def run(main: Callable[[], None], prog: str) -> None:
     except ValueError as error:
         if os.environ.get("DALLE_DEBUG"):
             raise
-        all_say_it = isinstance(error, SaidByAll)
-        if rank == "0" or not all_say_it:
+        if rank == "0" or not isinstance(error, SaidByAll):
             print(f"{who}: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.EXIT_CODE if isinstance(error, SaidByAll) else 2)
     except KeyboardInterrupt:
