@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from dalle.checkpoints.checkpoint import Checkpoint
-from dalle.models.weights import WeightsFile
+from dalle.models.weights import WeightsFile, is_finite
 
 
 class CheckpointWeights(Mapping):
@@ -103,9 +103,13 @@ class FinishedWeights(Mapping):
 
 
 def _converted(tensor: torch.Tensor, dtype: str, name: str) -> torch.Tensor:
-    """A weight as it is written. Raises ValueError where that cannot hold it."""
+    """A weight as it is written. Raises ValueError where that cannot hold it, and for one that is not finite."""
     converted = tensor.to(_stored_dtype(tensor.dtype, dtype))
-    if bool((converted.isinf() & ~tensor.isinf()).any()):
+    if not is_finite(tensor):
+        raise ValueError(
+            f"the weights {name} are not finite: the model is broken; export an earlier checkpoint, or train it again"
+        )
+    if not is_finite(converted):
         raise ValueError(f"dtype {dtype}: {name} has values beyond its range: take fp32")
     return converted
 

@@ -116,7 +116,9 @@ def parse_model(cls: type[_Settings], values: dict[str, Any], where: str, prefix
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls)
     try:
-        instance = parser.instantiate(parser.parse_object(values))
+        read = parser.parse_object(values)
+        shape.check_values(cls, read.as_dict(), "", prefix)  # what stood in quotes, too
+        instance = parser.instantiate(read)
         return cls(**{field.name: instance[field.name] for field in dataclasses.fields(cls)})
     except (ArgumentError, TypeError, ValueError) as error:  # the last is the dataclass's own
         told = str(error) if isinstance(error, ValueError) else prefix + _one_line(cls, str(error))
@@ -136,8 +138,7 @@ def run(main: Callable[[], None], prog: str) -> None:
     except ValueError as error:
         if os.environ.get("DALLE_DEBUG"):
             raise
-        all_say_it = isinstance(error, SaidByAll)
-        if rank == "0" or not all_say_it:
+        if rank == "0" or not isinstance(error, SaidByAll):
             print(f"{who}: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.EXIT_CODE if isinstance(error, SaidByAll) else 2)
     except KeyboardInterrupt:

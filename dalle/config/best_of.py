@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dalle.config.checks import at_least, at_most, require
+from dalle.config.checks import MOST_ASKED, at_least, at_most, require
 from dalle.config.sampling import Sampling
 
 Judge = Literal["clip", "codes-clip", "checker"]
@@ -48,7 +48,7 @@ class BestOf:
     def __post_init__(self) -> None:
         at_least(self, 1, "captions", "candidates", "keep")
         at_most(self, 2**31, "captions")
-        at_most(self, 2**24, "candidates")
+        at_most(self, MOST_ASKED, "candidates")
         require(
             self.keep <= self.candidates,
             f"best_of.keep {self.keep}: is more than the {self.candidates} candidates that are drawn; lower it",

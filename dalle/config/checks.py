@@ -12,6 +12,13 @@ from typing import Any
 _NOT_THE_CALLERS = ("dalle", "torch", "contextlib")
 """Packages whose lines stand between what warns and the line of a user: ours, and PyTorch's and Python's decorators."""
 
+MOST_UPDATES = 2**32
+"""Of a run, and of whatever is told in updates: thousands of times the longest training."""
+MOST_ASKED = 2**24
+"""Of what is drawn, shown, or asked of people at one time, one after the other: years of it."""
+MOST_PROCESSES = 1024
+"""That share the work of one machine."""
+
 
 class Cause(ValueError):
     """What is wrong with something that only the caller can name: half a message, which whoever catches it completes with a name

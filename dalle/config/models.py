@@ -7,14 +7,14 @@ from typing import Literal
 
 from dalle.config.checks import at_least, at_most, multiples_near, require
 
-_MOST_SLOTS = 2**16
+MOST_SLOTS = 2**16
 """Of a sequence: 255 × 255 codes with 511 slots of text. A layer's mask is a table of slots × slots, so this is 4 GB."""
 
 _MOST_CODES = 2**16
 """Of a codebook: token shards hold codes in 16 bits."""
 _MOST_TOKENS = 2**24
 """Of a vocabulary: a thousand times the paper's."""
-_MOST_SIDE_PX, _MOST_WIDTH, _MOST_LAYERS = 2**14, 2**20, 2**12
+MOST_SIDE_PX, MOST_WIDTH, MOST_LAYERS = 2**14, 2**20, 2**12
 """Far beyond what was ever trained: a layer of such a width is 4 TB."""
 
 
@@ -69,12 +69,16 @@ class DVAEModel:
         at_least(self, 2, "codebook_size")
         at_least(self, 1, "blocks_per_group", "decoder_input_width")
         at_most(self, _MOST_CODES, "codebook_size")
-        at_most(self, _MOST_SIDE_PX, "image_size_px")
-        at_most(self, _MOST_WIDTH, "encoder_width", "decoder_width", "decoder_input_width")
-        at_most(self, _MOST_LAYERS, "blocks_per_group", "decoder_blocks_per_group")
+        at_most(self, MOST_SIDE_PX, "image_size_px")
+        at_most(self, MOST_WIDTH, "encoder_width", "decoder_width", "decoder_input_width")
+        at_most(self, MOST_LAYERS, "blocks_per_group", "decoder_blocks_per_group")
         require(
             len(self.width_multipliers) <= 14,
             "width_multipliers: more than 14 groups halve an image to nothing; leave some out",
+        )
+        require(
+            self.min_ln_b is None or abs(self.min_ln_b) <= 80,
+            f"min_ln_b {self.min_ln_b}: must lie between -80 and 80, or fp32 holds no b that is so small or large; -1 works",
         )
         if self.decoder_blocks_per_group is not None:
             at_least(self, 1, "decoder_blocks_per_group")
@@ -83,7 +87,7 @@ class DVAEModel:
             first = getattr(self, name)
             widths = [first * m for m in self.width_multipliers] if first is not None else []
             require(
-                all(4 <= w <= _MOST_WIDTH and w % 4 == 0 for w in widths),
+                all(4 <= w <= MOST_WIDTH and w % 4 == 0 for w in widths),
                 f"{name} {first} × width_multipliers {self.width_multipliers}: "
                 "must be positive multiples of 4 (the hidden width is a quarter)",
             )
@@ -136,17 +140,17 @@ class PriorModel:
         at_least(self, 1, "grid", "text_vocabulary", "width", "depth", "heads")
         at_most(self, _MOST_CODES, "codebook_size")
         at_most(self, _MOST_TOKENS, "text_vocabulary")
-        at_most(self, _MOST_WIDTH, "width", "conv_kernel")
-        at_most(self, _MOST_LAYERS, "depth")
+        at_most(self, MOST_WIDTH, "width", "heads", "conv_kernel")
+        at_most(self, MOST_LAYERS, "depth")
         require(self.width % self.heads == 0, f"heads {self.heads}: must divide width {self.width}")
         require(
             self.conv_kernel >= 1 and self.conv_kernel % 2 == 1,
             f"conv_kernel {self.conv_kernel}: must be odd and positive",
         )
         require(
-            self.slots <= _MOST_SLOTS,
+            self.slots <= MOST_SLOTS,
             f"grid {self.grid} with text_slots {self.text_slots}: makes {self.slots:,} slots, of which a sequence has at most "
-            f"{_MOST_SLOTS:,}; lower one of them",
+            f"{MOST_SLOTS:,}; lower one of them",
         )
 
     @property
@@ -202,10 +206,10 @@ class CLIPModel:
         at_least(self, 2, "codebook_size")
         at_least(self, 3, "text_slots")
         at_most(self, _MOST_CODES, "codebook_size")
-        at_most(self, _MOST_SIDE_PX, "image_size_px")
-        at_most(self, _MOST_WIDTH, "vision_width", "text_width", "embedding_width")
-        at_most(self, _MOST_LAYERS, "vision_layers", "text_layers")
-        at_most(self, _MOST_SLOTS, "text_slots")
+        at_most(self, MOST_SIDE_PX, "image_size_px", "patch_px")
+        at_most(self, MOST_WIDTH, "vision_width", "text_width", "embedding_width")
+        at_most(self, MOST_LAYERS, "vision_layers", "text_layers")
+        at_most(self, MOST_SLOTS, "text_slots")
         require(
             self.architecture is None or ":" not in self.architecture,
             f"architecture {self.architecture}: must be the name of one that open_clip has, not a place to fetch one from",

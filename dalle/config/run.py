@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dalle.config.checks import at_least, at_most, multiples_near, require
+from dalle.config.checks import MOST_PROCESSES, MOST_UPDATES, at_least, at_most, multiples_near, require
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Compression:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "rank")
+        at_least(self, 1, "rank", most=2**20)
         at_least(self, 0, "seed")
 
     def rank_of_shard(self, ranks_per_machine: int) -> int:
@@ -124,10 +124,11 @@ class Run:
         at_least(self, 1, "steps", "batch_size", "accumulation_steps")
         at_least(self, 1, "log_every_steps", "validation_batches", "keep_checkpoints", "ema_every_steps")
         at_least(self, 0, "validate_every_steps", "checkpoint_every_minutes", "loader_workers", "seed")
-        at_most(self, 2**24, "batch_size")
-        at_most(self, 2**40, "steps")
-        at_most(self, 2**20, "validation_batches")
-        at_most(self, 1024, "loader_workers")
+        at_most(self, 2**24, "batch_size", "accumulation_steps")
+        at_most(self, MOST_UPDATES, "steps", "log_every_steps", "validate_every_steps", "ema_every_steps")
+        at_most(self, 2**20, "validation_batches", "keep_checkpoints")
+        at_most(self, MOST_PROCESSES, "loader_workers")
+        at_most(self, 2**20, "ranks_per_machine")
         at_most(self, 1e8, "checkpoint_every_minutes", "silence_limit_s")
         require(
             self.batch_size % self.accumulation_steps == 0,

@@ -63,4 +63,5 @@ class Sampling:
             f"guidance {self.guidance}: must be finite and not negative; 1 is none",
         )
         at_most(self, 2**20, "chunk")
+        at_most(self, 2**24, "top_k")
         require(self.chunk is None or self.chunk >= 1, f"chunk {self.chunk}: must be at least 1")

@@ -17,6 +17,8 @@ _MAY_BE_INFINITE = ("max_aspect_ratio",)
 """Settings that an infinity switches off."""
 _MOST_COUNTED = 2**62
 """Above it no file and no library takes a whole number."""
+_LARGEST = 1e30
+"""Of the size of any number with a fraction: fp32 ends at 3e38, and what is reckoned with it has to stay below."""
 
 
 def keys_of(cls: type, prefix: str = "") -> dict[str, Any]:
@@ -158,5 +160,9 @@ def _check_numbers(value: Any, name: str, may_be_infinite: bool) -> None:
             _check_numbers(each, name, may_be_infinite)
     elif isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and not may_be_infinite)):
         raise ValueError(f"{name} {value}: must be a finite number")
+    elif isinstance(value, float) and abs(value) > _LARGEST and not may_be_infinite:
+        raise ValueError(
+            f"{name} {value}: the products made with it would be infinite in fp32; give a number within ±{_LARGEST:g}"
+        )
     elif isinstance(value, int) and abs(value) > _MOST_COUNTED:
         raise ValueError(f"{name} {shown(value)}: no machine counts so far; give a smaller number")

@@ -11,7 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from dalle.config.checks import at_least, require
+from dalle.config.checks import at_least, at_most, require
+from dalle.config.models import MOST_LAYERS, MOST_SIDE_PX, MOST_SLOTS, MOST_WIDTH
 
 _KERNEL = 4
 """Of the text encoder's convolutions."""
@@ -62,7 +63,9 @@ class StackGANModel:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "text_width", "channels", "discriminator_channels", "noise_width", "condition_width")
-        at_least(self, 0, "resblocks")
+        at_least(self, 0, "resblocks", most=MOST_LAYERS)
+        at_most(self, MOST_WIDTH, "text_width", "channels", "discriminator_channels", "noise_width", "condition_width")
+        at_most(self, MOST_SIDE_PX, "image_size_px")
         least = 8 if self.stage == 1 else 32
         require(
             self.image_size_px >= least and self.image_size_px & (self.image_size_px - 1) == 0,
@@ -71,6 +74,13 @@ class StackGANModel:
         require(
             self.stage == 1 or self.channels % 2 == 0,
             f"channels {self.channels}: must be even in stage 2, whose last maps have half as many",
+        )
+        # of the maps of 4 × 4 that stage 1 begins with; stage 2's resblocks have eight times as many
+        widest = self.channels * (self.image_size_px // 4 if self.stage == 1 else 8)
+        require(
+            widest <= MOST_WIDTH,
+            f"channels {self.channels} with image_size_px {self.image_size_px}: makes maps of {widest:,} channels, of which a layer has "
+            f"at most {MOST_WIDTH:,}; lower one of them",
         )
         require(0 <= self.dropout < 1, f"dropout {self.dropout}: must lie in [0, 1)")
 
@@ -151,9 +161,11 @@ class CharCNNRNNModel:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "channels", "embedding_width", "caption_chars")
+        at_most(self, MOST_WIDTH, "channels", "embedding_width", "image_width")
+        at_most(self, MOST_SLOTS, "caption_chars")
         require(
-            len(self.first_widths) == 2 and min(self.first_widths) >= 1,
-            f"first_widths {list(self.first_widths)}: must be two positive numbers",
+            len(self.first_widths) == 2 and all(1 <= width <= MOST_WIDTH for width in self.first_widths),
+            f"first_widths {list(self.first_widths)}: must be two positive numbers, each at most {MOST_WIDTH:,}",
         )
         require(self.image_width is None or self.image_width >= 1, f"image_width {self.image_width}: must be positive")
         require(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from dalle.config.checks import at_least, at_most, require
+from dalle.config.checks import MOST_UPDATES, at_least, at_most, require
 
 Precision = Literal["fp32", "bf16"]
 
@@ -50,6 +50,7 @@ class Schedule:
             written = isinstance(value, int) or _SHARE.fullmatch(value)
             require(bool(written), f"{name} {value}: must be a number of updates, or a share of the run such as 70%")
         ramp = SimpleNamespace(**self._in_updates(_FINE))
+        at_most(ramp, MOST_UPDATES, "begin_step", "end_step", "warmup_steps")
         require(
             0 <= ramp.begin_step <= ramp.end_step,
             f"begin_step {self.begin_step} and end_step {self.end_step}: need 0 <= begin_step <= end_step",
@@ -185,7 +186,7 @@ class Plateau:
     max_reductions: int = 5
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "window_steps", "patience_windows", "max_reductions")
+        at_least(self, 1, "window_steps", "patience_windows", "max_reductions", most=MOST_UPDATES)
         require(0 <= self.threshold < 1, f"threshold {self.threshold}: must lie in [0, 1)")
         require(0 < self.factor < 1, f"factor {self.factor}: must lie between 0 and 1")
 
@@ -229,15 +230,19 @@ class Optimizer:
         for name in ("beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, f"{name} {getattr(self, name)}: must lie in [0, 1)")
         at_least(self, 0, "weight_decay")
-        require(self.epsilon > 0, f"epsilon {self.epsilon}: must be positive")
-        require(self.clip_norm is None or self.clip_norm > 0, f"clip_norm {self.clip_norm}: must be positive, or null")
+        at_least(self, 1e-30, "epsilon")  # fp32 may hold less as 0, and where a gradient is 0 it is what is divided by
+        largest = max(abs(self.step_size.start), abs(self.step_size.end)) * max(1.0, self.muon_step_size_factor or 1.0)
+        require(
+            self.weight_decay * largest <= 1,
+            f"weight_decay {self.weight_decay}: times {largest:g}, the largest step size, is over 1, so that an update takes more "
+            "than all of a weight; lower one of them",
+        )
+        for name in ("clip_norm", "variance_limit"):
+            limit = getattr(self, name)
+            require(limit is None or limit > 0, f"{name} {limit}: must be positive, or null")
         require(
             self.muon_step_size_factor is None or self.muon_step_size_factor > 0,
             f"muon_step_size_factor {self.muon_step_size_factor}: must be positive, or null for AdamW alone",
-        )
-        require(
-            self.variance_limit is None or self.variance_limit > 0,
-            f"variance_limit {self.variance_limit}: must be positive, or null",
         )
         require(
             self.muon_step_size_factor is None or self.moments == "fp32",
@@ -310,6 +315,6 @@ class Images:
             f"max_pixels {self.max_pixels}: must lie between 1 and {MOST_PIXELS}, the most that Pillow opens",
         )
         require(0 <= self.max_bad_fraction <= 1, f"max_bad_fraction {self.max_bad_fraction}: must lie in [0, 1]")
-        at_least(self, 0, "min_caption_chars", "shuffle_buffer", "cache_bytes")
-        at_least(self, 1, "streams")
-        at_most(self, 2**31, "shuffle_buffer", "streams")
+        at_least(self, 0, "min_caption_chars", "shuffle_buffer", most=2**31)
+        at_least(self, 0, "cache_bytes", most=10**15)
+        at_least(self, 1, "streams", most=2**31)

@@ -12,9 +12,10 @@ from dalle.checkpoints import checkpoint
 from dalle.checkpoints.checkpoint import Fragment
 from dalle.checkpoints.restoring import Restoring
 from dalle.config import Optimizer, Run
-from dalle.config.checks import warn
+from dalle.config.checks import Hopeless, warn
 from dalle.data.identity import difference, identity
 from dalle.models.folder import save_weights
+from dalle.models.weights import is_finite
 from dalle.optim.ema import EMA
 from dalle.optim.plateau import PlateauRule
 from dalle.training.engine import Engine
@@ -51,12 +52,14 @@ class Saver:
 
         Raises:
             NotSaved: on all ranks; older checkpoints are as they were
+            Hopeless: on all ranks: weights are not finite. Older checkpoints are as they were
         """
         fragments = list(self.engine.state())  # before anything may fail: ranks talk to one another meanwhile
         if self.ema:
             averages = self.ema.averages
             held = {name: piece for name, piece in self.ema.pieces.items() if self.engine.writes(name, piece)}
             fragments += [Fragment(f"ema/{n}", p.shape, p.start, averages[n]) for n, p in held.items()]
+        self._check_finite(step, fragments)
         values = {
             "loaders": self.world.gather(self.stage.loader.state_dict()),
             "plateau": self.plateau.state_dict() if self.plateau else None,
@@ -70,6 +73,19 @@ class Saver:
             },
         }
         checkpoint.save(self.folder, step, fragments, values, self.run.keep_checkpoints, self.world)
+
+    def _check_finite(self, step: int, fragments: list[Fragment]) -> None:
+        """Raises Hopeless on all ranks where the weights or averages that one of them writes are not finite."""
+        weights = [f for f in fragments if f.name.split("/")[-2:-1] in (["model"], ["ema"])]
+        broken = next((f.name.replace("model/", "") for f in weights if not is_finite(f.values)), None)
+        names = [name for name in self.world.gather(broken) if name]
+        if names:
+            is_earlier = any(self.world.gather(self.world.is_main and checkpoint.latest(self.folder) is not None))
+            advice = "go on from the checkpoint before with --resume and" if is_earlier else "begin once more with"
+            raise Hopeless(
+                f"the weights {names[0]} are not finite after {step} updates, so nothing is written of them: {advice} a smaller "
+                "optimizer.step_size"
+            )
 
     def resume(self, mark: Callable[[], None] = lambda: None) -> int:
         """Restore the newest checkpoint, perhaps of another number of processes and machines; the updates it has seen, or

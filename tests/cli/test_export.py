@@ -212,6 +212,12 @@ def test_bad_input(run, prior, tmp_path):
         tensor.view(-1)[-1:] = 1e5  # one value of each tensor
     _save(other, 5, "prior", PRIOR, {}, large)
     refused(other, "--dtype", "fp16", match="dtype fp16: .* has values beyond its range")
+    name = max(prior.state_dict())
+    _save(other, 6, "prior", PRIOR, {}, large | {f"ema/{name}": torch.full_like(large[f"model/{name}"], torch.nan)})
+    refused(
+        other, match=f"the weights {name} are not finite: the model is broken; export an earlier checkpoint, or train"
+    )
+    shutil.rmtree(other / "checkpoints/step-0000006")
     state = json.loads((other / "checkpoints/step-0000005/state.json").read_text())
     assert state["step"] == 5  # what was refused is left alone
 

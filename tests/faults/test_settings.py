@@ -1,6 +1,8 @@
 """Whatever stands in the place of a setting, a command takes it or refuses it in one line, and imports nothing that it names."""
 
+import dataclasses
 import random
+import shlex
 import sys
 import typing
 
@@ -24,15 +26,19 @@ UNDER |= {
 """Of a configuration that is to be laid over another one, such a one."""
 
 
+def _command_of(name: str) -> str:
+    """Which command a shipped configuration is for."""
+    model = plain_yaml.read_mapping(shipped.find(name)).get("model", {})
+    told = ("prior", "depth"), ("clip", "patch_px"), ("stackgan", "stage"), ("text-encoder", "recurrent")
+    kinds = [kind for kind, key in told if key in model]
+    return f"dalle-train-{kinds[0] if kinds else 'dvae'}"
+
+
 def _of_configs():
     """(command, configuration, dotted key) of all keys of each shipped configuration."""
     for name in shipped.names():
-        values = plain_yaml.read_mapping(shipped.find(name))
-        model = values.get("model", {})
-        told = ("prior", "depth"), ("clip", "patch_px"), ("stackgan", "stage"), ("text-encoder", "recurrent")
-        kinds = [kind for kind, key in told if key in model]
-        command = f"dalle-train-{kinds[0] if kinds else 'dvae'}"
-        for key in _keys(values):
+        command = _command_of(name)
+        for key in _keys(plain_yaml.read_mapping(shipped.find(name))):
             yield command, name, key
 
 
@@ -57,16 +63,20 @@ def _put(values: dict, key: str, value) -> dict:
     return values | {first: _put(inner if isinstance(inner, dict) else {}, rest, value) if dot else value}
 
 
-def _try(path, command: str, name: str | None, key: str, value) -> str | None:
-    """What is said, or null where it is taken."""
-    cls = PROGRAMS[command].config
-    kinds = typing.get_type_hints(cls)
+def _values(command: str, name: str | None) -> dict:
+    """What the command is given with a shipped configuration, or without one."""
+    kinds = typing.get_type_hints(PROGRAMS[command].config)
     values = {field: text for field, text in GIVEN.items() if kinds.get(field) in (str, str | None)}
     for each in filter(None, (UNDER.get(name or ""), name)):
         for section, its in plain_yaml.read_mapping(shipped.find(each)).items():
             values[section] = {**values.get(section, {}), **its} if isinstance(its, dict) else its
     values |= {"stage_one": "x"} if name and values.get("model", {}).get("stage") == 2 else {}
-    values |= {"start_from": "x"} if "freeze" in values else {}
+    return values | ({"start_from": "x"} if "freeze" in values else {})
+
+
+def _try(path, command: str, name: str | None, key: str, value) -> str | None:
+    """What is said, or null where it is taken."""
+    cls, values = PROGRAMS[command].config, _values(command, name)
     values |= {"best_of": {"model": "x"}} if key.startswith("best_of.") else {}
     values = _put(values, key, value)
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
@@ -310,6 +320,130 @@ def test_absurd_sizes_are_refused_before_anything_is_made(tmp_path, command, key
     )
     said = _try(tmp_path / "it.yaml", command, name, key, value)
     assert said is not None and key.rpartition(".")[2] in said and len(said) < 300, said
+
+
+SEED = "which random numbers, and not how many"
+MAY_BE_LARGE = {"seed": SEED, "cache_bytes": "a machine may have a terabyte of memory"}
+"""Whole numbers that may be 10¹², and why."""
+
+
+def _all_settings():
+    """An instance of each command's settings, as in the example of its help, and of each shipped configuration, with what names it."""
+    for command, program in PROGRAMS.items():
+        yield command, arguments.parse(program.config, command, shlex.split(program.example)[1:], program.positional)
+    for name in shipped.names():
+        command = _command_of(name)
+        program, line = PROGRAMS[command], [f"--{key}={value}" for key, value in _beside(command, name).items()]
+        under = [f"--config={UNDER[name]}"] if name in UNDER else []
+        yield name, arguments.parse(program.config, command, [*under, f"--config={name}", *line], program.positional)
+
+
+def _beside(command: str, name: str) -> dict:
+    """What has to be said beside a shipped configuration."""
+    return {key: value for key, value in _values(command, name).items() if value == "x"}
+
+
+def _of_type(kind, wanted: type) -> bool:
+    """Whether a setting holds such numbers, alone, in a list, or where it is not something else."""
+    return kind is wanted or any(_of_type(each, wanted) for each in typing.get_args(kind) if isinstance(each, type))
+
+
+def _changed(settings, value: int):
+    """(dotted key, what is made by setting it) of all whole numbers below some settings, those of sections that are null too."""
+    kinds = typing.get_type_hints(type(settings))
+    for field in dataclasses.fields(settings):
+        held, inner = getattr(settings, field.name), shape.section(kinds[field.name])
+        if inner is not None:
+            for key, make in _changed(_filled(inner) if held is None else held, value):
+                yield f"{field.name}.{key}", make
+        elif _of_type(kinds[field.name], int):
+            put = (value,) * max(1, len(held)) if isinstance(held, tuple) else value
+            yield field.name, lambda name=field.name, put=put: dataclasses.replace(settings, **{name: put})
+
+
+def _filled(cls: type):
+    """A section that is null by default, with something in the place of what it has to be told."""
+    needed = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
+    kinds = typing.get_type_hints(cls)
+    return cls(**{name: {int: 8, str: "x"}[kinds[name]] for name in needed if kinds[name] in (int, str)})
+
+
+def test_every_whole_number_has_an_upper_bound():
+    """Where a size is absurd nothing is made: no model, no list of shards, no table; and its key is named."""
+    met, let_in, kept = set(), set(), set()
+    for name, settings in _all_settings():
+        for key, make in _changed(settings, 10**12):
+            last = key.rpartition(".")[2]
+            met.add(key)
+            if last in MAY_BE_LARGE:
+                kept.add(last)
+                continue
+            try:
+                make()
+                let_in.add((name, key))
+            except ValueError as error:
+                assert last in str(error) and "\n" not in str(error) and len(str(error)) < 300, (name, key, str(error))
+    assert not let_in
+    assert kept == set(MAY_BE_LARGE)
+    listed = {
+        key
+        for program in PROGRAMS.values()
+        for key, kind in shape.keys_of(program.config).items()
+        if shape.section(kind) is None and _of_type(kind, int)
+    }
+    assert listed <= met  # so that none is left out
+
+
+def test_every_number_with_a_fraction_has_one_that_fp32_holds():
+    for program in PROGRAMS.values():
+        for key, kind in shape.keys_of(program.config).items():
+            if shape.section(kind) is not None or not _of_type(kind, float):
+                continue
+            for value in (1e300, -1e300):
+                put = [value] if typing.get_origin(kind) is tuple else value
+                values = _put({}, key, put)
+                if key.endswith("max_aspect_ratio"):  # which an infinity switches off
+                    shape.check_values(program.config, values)
+                    continue
+                told = rf"^{key} -?1e\+300: the products made with it would be infinite in fp32; give a number within ±1e\+30$"
+                with pytest.raises(ValueError, match=told):
+                    shape.check_values(program.config, values)
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "said"),
+    [
+        ("dalle-train-dvae", "--optimizer.weight_decay 1e300", "optimizer.weight_decay 1e+300: the products"),
+        ("dalle-train-dvae", "--optimizer.weight_decay 1e20", "weight_decay 1e+20: times 0.004, the largest step size"),
+        ("dalle-train-dvae", "--optimizer.epsilon 1e-300", "epsilon 1e-300: must be at least 1e-30"),
+        ("dalle-train-dvae", "--model.min_ln_b=-1e4", "min_ln_b -10000.0: must lie between -80 and 80, or fp32 holds"),
+        ("dalle-train-prior", "--optimizer.muon_step_size_factor 1e9 --optimizer.weight_decay 1", "weight_decay 1.0: times"),
+        ("dalle-train-prior", "--optimizer.step_size.start 1e31", "optimizer.step_size.start 1e+31: the products"),
+        ("dalle-sample", "--caption x --sampling.guidance 1e300", "sampling.guidance 1e+300: the products"),
+        ("dalle-sample", "--caption x --sampling.top_k 1000000000000", "top_k 1000000000000: must be at most 16,777,216"),
+        ("dalle-draw-shapes", "--output x --num_train 1000000000000", "num_train 1000000000000: must be at most"),
+        ("dalle-serve", "--seconds 1e20", "seconds 1e+20: must be at most"),
+        ("dalle-train", "x --output x --minutes 1e20", "minutes 1e+20: must be at most"),
+    ],
+)  # fmt: skip
+def test_absurd_options_are_named(command, words, said):
+    name = {"dalle-train-prior": "demo/prior", "dalle-train-dvae": "demo/dvae"}.get(command)
+    places = [f"--config={name}", "--data=x", "--output=x"] if name else []
+    places += ["--dvae=x", "--tokenizer=x"] if command == "dalle-train-prior" else []
+    with pytest.raises(ValueError) as refusal:
+        arguments.parse(PROGRAMS[command].config, command, [*places, *words.split()], PROGRAMS[command].positional)
+    assert said in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_number_in_quotes_is_looked_at_as_one_without():
+    """As the options of a stage come to `dalle-train`."""
+    for value in ("1e300", "inf", "nan"):
+        with pytest.raises(ValueError, match=r"^dvae: model.post_gain (1e\+300: the products|inf: must|nan: must)"):
+            arguments.parse_model(
+                PROGRAMS["dalle-train-dvae"].config,
+                {**_values("dalle-train-dvae", "demo/dvae"), "model": {"post_gain": value}},
+                "dvae: ",
+            )
 
 
 def test_an_infinite_aspect_ratio_lets_all_through(tmp_path):

@@ -108,10 +108,10 @@ for claim in sys.argv[2:]:
 def test_sizes_are_compared_with_the_file_before_memory_is_asked_for_them(tmp_path):
     # the largest that any model may have
     claims = {
-        "prior-width": {"width": sizes._MOST_WIDTH}, "prior-vocabulary": {"text_vocabulary": sizes._MOST_TOKENS},
-        "dvae-codes": {"codebook_size": sizes._MOST_CODES}, "dvae-width": {"decoder_input_width": sizes._MOST_WIDTH},
-        "clip-pixels": {"image_size_px": sizes._MOST_SIDE_PX}, "clip-slots": {"text_slots": sizes._MOST_SLOTS},
-        "clip-width": {"vision_width": sizes._MOST_WIDTH},
+        "prior-width": {"width": sizes.MOST_WIDTH}, "prior-vocabulary": {"text_vocabulary": sizes._MOST_TOKENS},
+        "dvae-codes": {"codebook_size": sizes._MOST_CODES}, "dvae-width": {"decoder_input_width": sizes.MOST_WIDTH},
+        "clip-pixels": {"image_size_px": sizes.MOST_SIDE_PX}, "clip-slots": {"text_slots": sizes.MOST_SLOTS},
+        "clip-width": {"vision_width": sizes.MOST_WIDTH},
     }  # fmt: skip
     for name, changes in claims.items():
         _save(tmp_path / name, name.split("-")[0])

@@ -9,14 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dalle.checkpoints.checkpoint import Fragment
 from dalle.cli import arguments
 from dalle.cli.train import train
+from dalle.cluster.topology import World
 from dalle.config import TrainDVAE, TrainPrior
 from dalle.config.checks import Hopeless
 from dalle.objectives.dvae import DVAEObjective
 from dalle.objectives.prior import PriorObjective
 from dalle.stages import dvae
-from dalle.training import loop
+from dalle.training import loop, saving
 from dalle.training.engine import Engine
 from tests.conftest import TINY_DVAE, TINY_PRIOR
 from tests.processes import ON_CPU, run_processes
@@ -213,6 +215,94 @@ with contextlib.redirect_stderr(io.StringIO()) as said:
     told = [line for line in said.splitlines() if "the weights of rank 1 of 2 differ from those of others" in line]
     assert len(told) == 1 and told[0].startswith("dalle-train-prior (rank 0): ")
     assert not (tmp_path / "run/checkpoints").exists()
+
+
+_NOT_FINITE = (
+    "the weights {} are not finite after {} updates, so nothing is written of them: {} a smaller optimizer.step_size"
+)
+_EARLIER = "go on from the checkpoint before with --resume and"
+
+
+def _spoil_weights(monkeypatch, step: int, averages: bool) -> None:
+    """Let a weight, or an average, be infinite after the update of this number."""
+    whole = Engine.update
+
+    def update(engine, micro_batches, number, step_size, ema):
+        told = whole(engine, micro_batches, number, step_size, ema)
+        held = ema.averages if averages else engine.model.state_dict()
+        if number == step:
+            held["image_head.weight"].view(-1)[-1] = math.inf
+        return told
+
+    monkeypatch.setattr(Engine, "update", update)
+
+
+@pytest.mark.parametrize(("averages", "name"), [(False, "image_head.weight"), (True, "ema/image_head.weight")])
+def test_weights_that_are_not_finite_replace_nothing(models, tmp_path, monkeypatch, averages, name):
+    """The checkpoints before them stay, there is no model, and the run goes on from the last of these."""
+    run, often = tmp_path / "run", ["--run.checkpoint_every_minutes", "1e-9", "--run.ema_decay", "0.9"]
+    with monkeypatch.context() as patched:
+        _spoil_weights(patched, 2, averages)
+        with pytest.raises(Hopeless) as ended:
+            train("prior", TrainPrior, _arguments(models, run, "--run.steps", "6", *often))
+    assert str(ended.value) == _NOT_FINITE.format(name, 3, _EARLIER)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-0000001", "step-0000002"]
+    assert not (run / "model.safetensors").exists()
+    train("prior", TrainPrior, _arguments(models, run, "--run.steps", "6", *often, "--resume"))
+    assert all(w.isfinite().all() for w in load_file(run / "model.safetensors").values())
+
+
+def test_weights_that_are_not_finite_at_the_end_make_no_model(models, tmp_path, monkeypatch):
+    _spoil_weights(monkeypatch, 2, averages=False)
+    with pytest.raises(Hopeless) as ended:
+        train("prior", TrainPrior, _arguments(models, tmp_path / "run", "--run.steps", "3"))
+    assert str(ended.value) == _NOT_FINITE.format("image_head.weight", 3, "begin once more with")
+    assert not list((tmp_path / "run").glob("model*")) and not (tmp_path / "run/checkpoints").exists()
+
+
+def test_a_shard_that_is_not_finite_ends_the_run_on_all(models, tmp_path):
+    """Sharded weights are looked at by who holds them, here the second process; both end alike, and nothing is written."""
+    script = f"""
+import contextlib, io, json, sys
+import torch
+from dalle.cli.train import train_prior
+from dalle.training.engine import Engine
+
+whole = Engine.update
+
+def update(engine, micro_batches, step, step_size, ema):
+    told = whole(engine, micro_batches, step, step_size, ema)
+    if step == 1 and engine.world.rank == 1:
+        held = [ema.averages[name] for name, piece in ema.pieces.items() if engine.writes(name, piece)]
+        held[0].view(-1)[-1:] = torch.inf
+    return told
+
+Engine.update = update
+often = ["--run.checkpoint_every_minutes", "1e-9", "--run.zero_stage", "3", "--run.ema_decay", "0.9"]
+sys.argv = ["dalle-train-prior", *{_arguments(models, tmp_path / "run", "--run.steps", "4")!r}, *often]
+with contextlib.redirect_stderr(io.StringIO()) as said:
+    try:
+        train_prior()
+    except SystemExit as ended:
+        print(json.dumps([ended.code, said.getvalue()]))
+"""
+    code, said = json.loads(run_processes(script, 2, 2, environment=ON_CPU).splitlines()[-1])
+    assert code == 3
+    told = [line for line in said.splitlines() if "are not finite" in line]
+    assert len(told) == 1 and told[0].startswith("dalle-train-prior (rank 0): the weights ema/")
+    assert told[0].endswith(_NOT_FINITE.partition("finite")[2].format(2, _EARLIER))
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-0000001"]
+    assert not (tmp_path / "run/model.safetensors").exists()
+
+
+def test_weights_of_an_opponent_count_and_moments_do_not():
+    """A moment may be infinite for a while, whose weights stay as they are."""
+    training = SimpleNamespace(world=World(0, 1, torch.device("cpu")), folder=Path("nowhere"))
+    infinite = torch.tensor([1.0, math.inf])
+    moment = Fragment("discriminator/exp_avg_sq/w", (2,), 0, infinite)
+    saving.Saver._check_finite(training, 4, [moment, Fragment("model/w", (2,), 0, torch.ones(2))])
+    with pytest.raises(Hopeless, match=r"^the weights discriminator/w are not finite after 4 updates"):
+        saving.Saver._check_finite(training, 4, [moment, Fragment("discriminator/model/w", (2,), 0, infinite)])
 
 
 def test_weights_are_compared_before_the_first_update_and_at_every_log_line(models, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dalle.config.checks import at_least, at_most, require
+from dalle.config.checks import MOST_PROCESSES, at_least, at_most, require
 from dalle.config.training import Images, Precision
 
 
@@ -57,6 +57,8 @@ class Filters:
             0 <= self.language_confidence <= 1, f"language_confidence {self.language_confidence}: must lie in [0, 1]"
         )
         at_least(self, 0, "language_min_chars")
+        at_most(self, 2**31, "min_caption_chars", "max_caption_chars", "language_min_chars")
+        at_most(self, 2**20, "min_side_px")
         for pattern in self.boilerplate or ():
             try:
                 re.compile(pattern)
@@ -99,8 +101,7 @@ class Filter:
 
     def __post_init__(self) -> None:
         require(0 <= self.valid_share <= 0.5, f"valid_share {self.valid_share}: must lie in [0, 0.5]")
-        at_least(self, 1, "workers")
-        at_most(self, 1024, "workers")
+        at_least(self, 1, "workers", most=MOST_PROCESSES)
         at_least(self, 0, "seed")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dalle.config.checks import at_least, require
+from dalle.config.checks import MOST_ASKED, at_least, at_most, require
 from dalle.config.commands.data import Filters
 
 
@@ -58,7 +58,8 @@ class TrainFolder:
     clip: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "candidates")
+        at_least(self, 1, "candidates", most=MOST_ASKED)
+        at_most(self, 1e7, "minutes")
         at_least(self, 0, "seed")
         require(self.minutes is None or self.minutes > 0, f"minutes {self.minutes}: must be positive")
         require(0 <= self.valid_share < 1, f"valid_share {self.valid_share}: must lie in [0, 1)")

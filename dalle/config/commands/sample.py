@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Literal
 
-from dalle.config.checks import at_least, at_most, require
+from dalle.config.checks import MOST_ASKED, MOST_PROCESSES, at_least, at_most, require
 from dalle.config.sampling import DEFAULT_MODEL, Sampling, check_shortlist
 
 
@@ -73,10 +73,9 @@ class Sample:
     sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "n", "keep")
-        at_most(self, 2**24, "n")
-        at_most(self, 1024, "processes")
-        at_least(self, 0, "rows")
+        at_least(self, 1, "n", "keep", most=MOST_ASKED)
+        at_most(self, MOST_PROCESSES, "processes")
+        at_least(self, 0, "rows", most=2**14)
         require(abs(self.seed) < 2**62, f"seed {self.seed}: must lie between −2⁶² and 2⁶²")
         require(
             self.processes is None or self.processes >= 1, f"processes {self.processes}: must be at least 1, or null"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
-from dalle.config.checks import at_least, require
+from dalle.config.checks import MOST_ASKED, at_least, at_most, require
 from dalle.config.sampling import DEFAULT_MODEL
 from dalle.config.training import MOST_PIXELS, Precision
 
@@ -52,7 +52,10 @@ class Serve:
     upload_megapixels: float = 25.0
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "chunk", "most_n", "most_waiting", "most_caption_chars")
+        at_least(self, 1, "chunk", "most_waiting", "most_caption_chars", most=2**20)
+        at_least(self, 1, "most_n", most=MOST_ASKED)
+        at_most(self, 1e8, "seconds")
+        at_most(self, 1e6, "upload_mb")
         require(0 <= self.port < 2**16, f"port {self.port}: must lie between 0, which takes a free one, and 65535")
         require(
             bool(self.host.strip()), "host: is empty; give 127.0.0.1 for this machine alone, 0.0.0.0 for all addresses"

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dalle.config.best_of import BestOf
-from dalle.config.checks import at_least, require
-from dalle.config.models import CLIPModel, DVAEModel, PriorModel
+from dalle.config.checks import MOST_ASKED, MOST_PROCESSES, at_least, at_most, require
+from dalle.config.models import MOST_SIDE_PX, CLIPModel, DVAEModel, PriorModel
 from dalle.config.run import Run
 from dalle.config.sampling import LEAST_TEMPERATURE, Sampling
 from dalle.config.training import DVAEObjective, Images, Optimizer, PriorObjective
@@ -42,6 +42,10 @@ class DrawShapes:
 
     def __post_init__(self) -> None:
         require(self.output is not None or self.skills is not None, "output: is missing; give --output FOLDER")
+        at_most(self, MOST_ASKED, "num_train", "num_valid")
+        at_most(self, MOST_SIDE_PX, "size_px")
+        at_most(self, MOST_PROCESSES, "workers")
+        at_most(self, 2**10, "skill_captions")
 
 
 def check_sharding(optimizer: Optimizer, run: Run) -> None:
@@ -103,7 +107,7 @@ class TrainTokenizer:
 
     def __post_init__(self) -> None:
         at_least(self, 256, "vocabulary", most=2**24)
-        at_least(self, 1, "min_count")
+        at_least(self, 1, "min_count", most=2**32)
 
 
 @dataclass(frozen=True)
@@ -291,4 +295,4 @@ class Demo:
     sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "captions", "candidates", "num_train", most=2**24)
+        at_least(self, 1, "captions", "candidates", "num_train", most=MOST_ASKED)

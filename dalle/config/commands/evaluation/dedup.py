@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from dalle.config.checks import at_least, at_most, require
+from dalle.config.checks import MOST_ASKED, at_least, at_most, require
+from dalle.config.models import MOST_SIDE_PX
 from dalle.config.training import Images
 
 EVERY_IMAGE = Images(augmentation="none", min_caption_chars=0, max_aspect_ratio=math.inf)
@@ -40,7 +41,8 @@ class Dedup:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "size_px", "shown")
-        at_most(self, 2**14, "size_px")
+        at_most(self, MOST_SIDE_PX, "size_px")
+        at_most(self, MOST_ASKED, "shown")
         require(
             self.threshold is None or -1 <= self.threshold <= 1,
             f"threshold {self.threshold}: a cosine lies in [-1, 1]; leave it out to be given one",

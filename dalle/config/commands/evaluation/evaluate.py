@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field, fields
 
-from dalle.config.checks import at_least, at_most, require
+from dalle.config.checks import MOST_ASKED, MOST_PROCESSES, at_least, at_most, require
 from dalle.config.sampling import Sampling
 
 PLACES = (
@@ -87,9 +87,9 @@ class Evaluate:
     sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "n", "keep", "batch_size")
-        at_most(self, 2**24, "n", "keep", "batch_size")
-        at_most(self, 1024, "processes")
+        at_least(self, 1, "n", "keep", "batch_size", most=MOST_ASKED)
+        at_most(self, 2**31, "most")
+        at_most(self, MOST_PROCESSES, "processes")
         require(self.most is None or self.most >= 2, f"most {self.most}: must be at least 2, or null")
         require(
             self.processes is None or self.processes >= 1, f"processes {self.processes}: must be at least 1, or null"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dalle.config.checks import at_least, require
+from dalle.config.checks import MOST_ASKED, at_least, at_most, require
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class WorkerChecks:
 
     def __post_init__(self) -> None:
         at_least(self, 0, "fast_s", "fast_share", "agreement", "catch_share", "same_side", "same_side_answers")
+        at_most(self, MOST_ASKED, "same_side_answers")
         for name, value in (("agreement", self.agreement), ("catch_share", self.catch_share)):
             require(value <= 1, f"checks.{name} {value}: must be at most 1, for it is a share")
 
@@ -77,8 +78,9 @@ class Study:
             (self.images is None) != (self.answers is None),
             "images and answers: give one of them, --images to make a study or --answers to score one",
         )
-        at_least(self, 1, "captions", "votes", "pairs_per_worker")
-        at_least(self, 0, "catch_trials", "repeats")
+        at_least(self, 1, "captions", "pairs_per_worker", most=MOST_ASKED)
+        at_least(self, 1, "votes", most=2**12)
+        at_least(self, 0, "catch_trials", "repeats", most=2**12)
         quality = self.jpeg_quality
         require(
             quality is None or 1 <= quality <= 100, f"jpeg_quality {quality}: must lie between 1 and 100, or be null"
