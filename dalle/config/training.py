@@ -191,6 +191,10 @@ class Plateau:
         require(0 < self.factor < 1, f"factor {self.factor}: must lie between 0 and 1")
 
 
+_MOST_STEP_SIZE = 1000
+"""Weights are about 0.01 to 1."""
+
+
 @dataclass(frozen=True)
 class Optimizer:
     """AdamW with decoupled weight decay. The defaults are the paper's for the dVAE (appendix A.3); for the prior it has
@@ -231,7 +235,14 @@ class Optimizer:
             require(0 <= getattr(self, name) < 1, f"{name} {getattr(self, name)}: must lie in [0, 1)")
         at_least(self, 0, "weight_decay")
         at_least(self, 1e-30, "epsilon")  # fp32 may hold less as 0, and where a gradient is 0 it is what is divided by
-        largest = max(abs(self.step_size.start), abs(self.step_size.end)) * max(1.0, self.muon_step_size_factor or 1.0)
+        for name in ("start", "end"):
+            size = getattr(self.step_size, name)
+            require(
+                0 <= size <= _MOST_STEP_SIZE,
+                f"step_size.{name} {size}: must lie between 0 and {_MOST_STEP_SIZE:,}: AdamW changes each weight by about so much in an "
+                "update",
+            )
+        largest = max(self.step_size.start, self.step_size.end) * max(1.0, self.muon_step_size_factor or 1.0)
         require(
             self.weight_decay * largest <= 1,
             f"weight_decay {self.weight_decay}: times {largest:g}, the largest step size, is over 1, so that an update takes more "

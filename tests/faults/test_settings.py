@@ -419,6 +419,8 @@ def test_every_number_with_a_fraction_has_one_that_fp32_holds():
         ("dalle-train-dvae", "--model.min_ln_b=-1e4", "min_ln_b -10000.0: must lie between -80 and 80, or fp32 holds"),
         ("dalle-train-prior", "--optimizer.muon_step_size_factor 1e9 --optimizer.weight_decay 1", "weight_decay 1.0: times"),
         ("dalle-train-prior", "--optimizer.step_size.start 1e31", "optimizer.step_size.start 1e+31: the products"),
+        ("dalle-train-dvae", "--optimizer.step_size.start 1e4", "step_size.start 10000.0: must lie between 0 and 1,000: AdamW"),
+        ("dalle-train-dvae", "--optimizer.step_size.end=-1e-4", "step_size.end -0.0001: must lie between 0 and 1,000: AdamW"),
         ("dalle-sample", "--caption x --sampling.guidance 1e300", "sampling.guidance 1e+300: the products"),
         ("dalle-sample", "--caption x --sampling.top_k 1000000000000", "top_k 1000000000000: must be at most 16,777,216"),
         ("dalle-draw-shapes", "--output x --num_train 1000000000000", "num_train 1000000000000: must be at most"),
