@@ -131,10 +131,17 @@ def _whole(loader: _Loader, node: yaml.ScalarNode) -> int:
     return int(node.value, {"0o": 8, "0x": 16}.get(node.value[:2], 10))
 
 
+def _fraction(loader: _Loader, node: yaml.ScalarNode) -> float:
+    if not (_NUMBER.match(node.value) or _WHOLE.match(node.value)):
+        raise yaml.MarkedYAMLError(None, None, f"{node.value[:40]!a} is no number", node.start_mark)
+    return float(loader.construct_yaml_float(node))
+
+
 _Loader.yaml_implicit_resolvers = _without({_TAG + kind for kind in ("int", "float", "timestamp", "value")})
 _Loader.add_implicit_resolver(_TAG + "int", _WHOLE, list("-+0123456789"))
 _Loader.add_implicit_resolver(_TAG + "float", _NUMBER, list("-+0123456789."))
 _Loader.add_constructor(_TAG + "int", _whole)
+_Loader.add_constructor(_TAG + "float", _fraction)
 
 
 class _Dumper(yaml.SafeDumper):

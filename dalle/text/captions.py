@@ -9,13 +9,10 @@ import numpy as np
 
 from dalle.config.checks import warn
 from dalle.text.tokenizer import Tokenizer
-from dalle.text.words import clean
+from dalle.text.words import beginning, clean
 
 PAD = -1
 """Fills a caption up to a fixed length. No token: the prior has a pad embedding for each position."""
-
-
-_MOST_TOLD_CHARS = 200
 
 
 class CaptionWarning(UserWarning):
@@ -62,13 +59,9 @@ def check_captions(captions: Iterable[str]) -> None:
             raise ValueError("the caption is empty; say what to draw")
         if clean(caption) != caption:
             raise ValueError(
-                f"the caption {_beginning(caption)!r} is no text: it has bytes of another encoding than the terminal's, or half a "
+                f"the caption {beginning(caption)!r} is no text: it has bytes of another encoding than the terminal's, or half a "
                 "character; type it as UTF-8"
             )
-
-
-def _beginning(text: str) -> str:
-    return text if len(text) <= _MOST_TOLD_CHARS else f"{text[:_MOST_TOLD_CHARS]}…"
 
 
 def caption_tokens(tokenizer: Tokenizer, captions: Sequence[str], limit: int) -> np.ndarray:
@@ -81,7 +74,7 @@ def caption_tokens(tokenizer: Tokenizer, captions: Sequence[str], limit: int) ->
     check_captions(captions)
     ids = [tokenizer.encode(" ".join(caption.split())) for caption in captions]
     if cut := [tokens for tokens in ids if len(tokens) > limit]:
-        lost = _beginning(tokenizer.decode(cut[0][limit:]))
+        lost = beginning(tokenizer.decode(cut[0][limit:]))
         told = f"the caption has {len(cut[0])} tokens, {limit} are read; cut off: {lost!r}"
         if len(ids) > 1:
             told = f"{Cuts(limit, len(ids), len(cut))}; the first of them loses {lost!r}"

@@ -20,6 +20,7 @@ _SPLIT = pre_tokenizers.Split(
 )
 LOWER = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
 _MOST_WORDS = 100_000
+_MOST_TOLD_CHARS = 200
 _MOST_NAMED = 8
 
 
@@ -74,8 +75,13 @@ class WordCounts:
         new = list(dict.fromkeys(word for caption in captions for word in words(caption) if word not in self.counts))
         if not new:
             return None
-        parts = [repr(word) for word in new[:_MOST_NAMED]]
+        parts = [repr(beginning(word)) for word in new[:_MOST_NAMED]]
         parts += [f"{len(new) - _MOST_NAMED:,} more"] if len(new) > _MOST_NAMED else []
         named = " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
         where = "no training caption" if self.fewer_than == 1 else f"fewer than {self.fewer_than:,} training captions"
         return f"{named} {'was' if len(new) == 1 else 'were'} in {where}"
+
+
+def beginning(text: str) -> str:
+    """Of a text in a message, which may have no end."""
+    return text if len(text) <= _MOST_TOLD_CHARS else f"{text[:_MOST_TOLD_CHARS]}…"

@@ -77,10 +77,11 @@ class Saver:
     def _check_finite(self, step: int, fragments: list[Fragment]) -> None:
         """Raises Hopeless on all ranks where the weights or averages that one of them writes are not finite."""
         weights = [f for f in fragments if f.name.split("/")[-2:-1] in (["model"], ["ema"])]
-        broken = next((f.name.replace("model/", "") for f in weights if not is_finite(f.values)), None)
-        names = [name for name in self.world.gather(broken) if name]
+        broken = next((f.name.replace("model/", "", 1) for f in weights if not is_finite(f.values)), None)
+        found = self.world.gather((broken, any(self.folder.glob("checkpoints/step-*"))))
+        names = [name for name, _ in found if name]
         if names:
-            is_earlier = any(self.world.gather(self.world.is_main and checkpoint.latest(self.folder) is not None))
+            is_earlier = any(there for _, there in found)
             advice = "go on from the checkpoint before with --resume and" if is_earlier else "begin once more with"
             raise Hopeless(
                 f"the weights {names[0]} are not finite after {step} updates, so nothing is written of them: {advice} a smaller "

@@ -173,4 +173,5 @@ def fuzz_structure(folder: Path, name: str, kind: Kind, count: int, number: int)
         shutil.rmtree(it)
 
     read()
+    assert kind.tolerant or outcomes["refused by name"] > count / 10, outcomes
     return outcomes

@@ -174,3 +174,10 @@ def test_the_frame_finds_what_is_lost(server, tmp_path):
             assert "differs: ['out/" in str(complaint)
             outcomes.append("lost")
     assert "lost" in outcomes and outcomes[0] == "whole when called again"
+
+
+@pytest.mark.parametrize("lasts", [False, True])
+def test_the_frame_finds_what_is_lost_in_silence(server, tmp_path, lasts):
+    trials = Trials(server, Command("tests.faults.frame.loses:in_silence", []), tmp_path / "trials")
+    with pytest.raises(AssertionError, match="something is missing, and nothing was said"):
+        trials.try_at(1, errno.ENOSPC, lasts)

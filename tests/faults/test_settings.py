@@ -239,6 +239,13 @@ def test_what_is_tagged_as_a_whole_number_has_to_be_one(value):
         plain_yaml.load(f"a: !!int {value}", "it")
 
 
+@pytest.mark.parametrize("value", ["x", "1:30", "1_000"])
+def test_what_is_tagged_as_a_number_has_to_be_one(value):
+    with pytest.raises(ValueError, match=rf"^it cannot be read: '{value}' is no number at, line 1.*; write it as YAML"):
+        plain_yaml.load(f"a: !!float {value}", "it")
+    assert plain_yaml.load("a: [!!float 1, !!float 1e3, !!float .inf]", "it") == {"a": [1.0, 1000.0, float("inf")]}
+
+
 @pytest.mark.parametrize("value", ["1:30", "1_000"])
 def test_times_are_no_numbers_of_steps(tmp_path, value):
     """Neither in a file nor on the command line, which jsonargparse would read as YAML 1.1 has it."""
@@ -418,6 +425,9 @@ def test_every_number_with_a_fraction_has_one_that_fp32_holds():
         ("dalle-train-dvae", "--optimizer.epsilon 1e-300", "epsilon 1e-300: must be at least 1e-30"),
         ("dalle-train-dvae", "--model.min_ln_b=-1e4", "min_ln_b -10000.0: must lie between -80 and 80, or fp32 holds"),
         ("dalle-train-prior", "--optimizer.muon_step_size_factor 1e9 --optimizer.weight_decay 1", "weight_decay 1.0: times"),
+        ("dalle-train-prior", "--optimizer.muon_step_size_factor 0.1 --optimizer.step_size.start 1 --optimizer.weight_decay 2",
+         "weight_decay 2.0: times 1, the largest step size"),
+        ("dalle-train-dvae", "--optimizer.step_size.end 100 --optimizer.weight_decay 0.1", "weight_decay 0.1: times 100, the"),
         ("dalle-train-prior", "--optimizer.step_size.start 1e31", "optimizer.step_size.start 1e+31: the products"),
         ("dalle-train-dvae", "--optimizer.step_size.start 1e4", "step_size.start 10000.0: must lie between 0 and 1,000: AdamW"),
         ("dalle-train-dvae", "--optimizer.step_size.end=-1e-4", "step_size.end -0.0001: must lie between 0 and 1,000: AdamW"),

@@ -48,6 +48,8 @@ def test_what_is_lost_is_shown_of_one_caption_and_counted_of_several(tokenizer):
 
 
 def test_of_a_caption_without_end_the_beginning_is_told(tokenizer):
+    (line,) = _said(tokenizer, [1_000_000 * "x"], 2_000_000)
+    assert line == f"'{200 * 'x'}…' was in no training caption"
     (line,) = _said(tokenizer, ["a red" + 1000 * " circle"], 4)
     assert line.startswith("the caption has ") and line.endswith("circ…'") and len(line) < 300
     with pytest.raises(ValueError, match="is no text") as raised:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -71,14 +71,20 @@ def bert(source: str, pool: Pool, device: torch.device) -> TextEncoder:
     if tokenizer.pad_token is None:
         raise ValueError(f"{source} has no padding token, so it is no encoder of the BERT family; name one")
 
-    def padded_length(caption: str) -> int:
-        count = len(tokenizer(caption, truncation=True, max_length=most)["input_ids"])
+    def ids(captions: str | Sequence[str]) -> Any:
+        return tokenizer(captions, truncation=True, max_length=most)
+
+    def padded(count: int) -> int:
         return min(max(_LEAST_TOKENS, 1 << (count - 1).bit_length()), most)
 
     def read(captions: Sequence[str]) -> torch.Tensor:
-        sizes = {"padding": "max_length", "max_length": max(map(padded_length, captions)), "truncation": True}
-        tokens = tokenizer(list(captions), **sizes, return_tensors="pt").to(device)
+        found = ids(list(captions))
+        length = padded(max(map(len, found["input_ids"])))
+        tokens = tokenizer.pad(found, padding="max_length", max_length=length, return_tensors="pt").to(device)
         return pooled(model(**tokens).last_hidden_state, tokens["attention_mask"], pool)
+
+    def padded_length(caption: str) -> int:
+        return padded(len(ids(caption)["input_ids"]))
 
     # a pooler, which some have and others not, takes no part
     weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("pooler.")}

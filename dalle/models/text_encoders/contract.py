@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import torch
 
 from dalle.models.weights import content_hash
-from dalle.text.words import clean
+from dalle.text.words import beginning, clean
 
-_BATCH = 32
+_BATCH = 8
 """Captions that go through an encoder at a time, never more and never fewer: matrix products of another shape round differently,
-so a caption's vector would depend on those that were read beside it, and a run that goes on on those that are known already."""
+so a caption's vector would depend on those that were read beside it, and a run that goes on on those that are known already. One
+alone takes the time of all."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class TextEncoder:
         if not bool(features_BE.isfinite().all()):
             at = int((~features_BE.isfinite()).any(dim=1).nonzero()[0])
             raise ValueError(
-                f"text encoder {self.name}: not finite for the caption {cleaned[at]!r}: it is broken; take another"
+                f"text encoder {self.name}: not finite for the caption {beginning(cleaned[at])!r}: it is broken; take another"
             )
         return features_BE
 

@@ -225,9 +225,11 @@ class Trials:
         return self._becomes(done, where)
 
     def _check_said(self, done: Outcome, reason: str, where: str) -> None:
-        """It says in its last line what was wrong with which file, or it needed nothing that failed."""
+        """It says in its last line what was wrong with which file, or it needed nothing that failed, or says what it did without."""
         assert "Traceback" not in done.said, where
         assert done.code in (0, 2), where
+        if not done.code and self._content() != self.expected:
+            assert reason in done.said, f"something is missing, and nothing was said: {where}"
         if done.code:
             last = done.said.strip().splitlines()[-1]
             assert str(self.place) in last, where
