@@ -177,7 +177,7 @@ def _of_roads(folder: Path) -> dict[str, Command]:
         for kind in ("dvae", "prior", "clip")
         for word in (f"--{kind}.run.steps", "3", f"--{kind}.run.loader_workers", "0")
     ]
-    pictures = [f"{folder}/pictures", "--minutes", "0.2", "--candidates", "2", *few]
+    pictures = [f"{folder}/pictures", "--minutes", "10", "--candidates", "2", *few]
     of_the_clock = ("plan/plan.json", "progress.json", "report.html")
     return {
         "demo": Command("dalle.cli.demo:main", demo, volatile=(*of_runs, "result.json")),
