@@ -87,11 +87,9 @@ class Schedule:
         return {n: round(float(v[:-1]) / 100 * run_steps) if isinstance(v, str) else v for n, v in told.items()}
 
     def _updates(self) -> tuple[int, int, int]:
-        begin_step, end_step, warmup_steps = self.begin_step, self.end_step, self.warmup_steps
-        assert isinstance(begin_step, int) and isinstance(end_step, int) and isinstance(warmup_steps, int), (
-            "`over` first"
-        )
-        return begin_step, end_step, warmup_steps
+        begin, end, warmup = self.begin_step, self.end_step, self.warmup_steps
+        assert isinstance(begin, int) and isinstance(end, int) and isinstance(warmup, int), "`over` first"
+        return begin, end, warmup
 
     @property
     def has_shares(self) -> bool:
@@ -191,10 +189,6 @@ class Plateau:
         require(0 < self.factor < 1, f"factor {self.factor}: must lie between 0 and 1")
 
 
-_MOST_STEP_SIZE = 1000
-"""Weights are about 0.01 to 1."""
-
-
 @dataclass(frozen=True)
 class Optimizer:
     """AdamW with decoupled weight decay. The defaults are the paper's for the dVAE (appendix A.3); for the prior it has
@@ -235,13 +229,7 @@ class Optimizer:
             require(0 <= getattr(self, name) < 1, f"{name} {getattr(self, name)}: must lie in [0, 1)")
         at_least(self, 0, "weight_decay")
         at_least(self, 1e-30, "epsilon")  # fp32 may hold less as 0, and where a gradient is 0 it is what is divided by
-        for name in ("start", "end"):
-            size = getattr(self.step_size, name)
-            require(
-                0 <= size <= _MOST_STEP_SIZE,
-                f"step_size.{name} {size}: must lie between 0 and {_MOST_STEP_SIZE:,}: AdamW changes each weight by about so much in an "
-                "update",
-            )
+        at_least(self.step_size, 0, "start", "end", most=1000)  # AdamW changes a weight by about so much in an update
         largest = max(self.step_size.start, self.step_size.end) * max(1.0, self.muon_step_size_factor or 1.0)
         require(
             self.weight_decay * largest <= 1,
