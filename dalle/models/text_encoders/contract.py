@@ -39,8 +39,9 @@ class TextEncoder:
     padded_length: Callable[[str], int] = lambda caption: 0
 
     def encode(self, captions: Sequence[str]) -> torch.Tensor:
-        """features_BE, fp32 [B, E], on the encoder's device, of any number of captions, each the same bits whichever are beside
-        it. They need no gradient, and whoever reads them may have one: they are no inference tensors.
+        """features_BE, fp32 [B, E], on the encoder's device, of any number of captions. Each has the same bits whichever are beside
+        it, where a product rounds all its rows alike: so it was on CPUs with one and two threads, not of odd widths with three, and
+        no GPU was tried. They need no gradient, and whoever reads them may have one: they are no inference tensors.
 
         Raises:
             ValueError: a vector is not finite
